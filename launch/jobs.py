@@ -1,0 +1,132 @@
+"""Runs of a sweep as child processes: a few at a time, watched, and none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE_S = 5.0
+"""Seconds between asking a run to end and ending it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One run: its name, its folder under the sweep's and the settings it changes."""
+
+    name: str
+    workdir: Path
+    settings: dict[str, str]
+
+    @property
+    def log(self) -> Path:
+        return self.workdir.with_name(self.workdir.name + ".log")
+
+    @property
+    def finished(self) -> bool:
+        return (self.workdir / "done.json").exists()
+
+    def progress(self) -> float:
+        """The share of RL steps done, for the time estimate only."""
+        try:
+            config = json.loads((self.workdir / "config.json").read_text())
+            with (self.workdir / "metrics.jsonl").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+                steps = re.findall(rb'"step": ?(\d+)', file.read())
+            return min(1.0, int(steps[-1]) / config["rl"]["steps"])
+        except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
+            return 0.0
+
+
+def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel: int) -> list[Job]:
+    """Runs jobs, at most `parallel` at a time, and returns those that failed.
+
+    Every child has its own process group, and none survives this function: not after ctrl-C either.
+    """
+    waiting, failed, start = list(jobs), [], time.monotonic()
+    running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+    ended = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop(0)
+                running[job] = _start(job, line_of(job)), time.monotonic()
+                say(f"start   {job.name}  (log: {job.log})")
+            time.sleep(0.2)
+            for job, (child, began) in list(running.items()):
+                if child.poll() is None:
+                    continue
+                del running[job]
+                ended += 1
+                if child.returncode:
+                    failed.append(job)
+                state = f"FAILED with status {child.returncode}" if child.returncode else "done  "
+                say(f"{state}  {job.name}  after {minutes(time.monotonic() - began)}")
+                say(f"        {_estimate(ended, running, len(jobs), start)}")
+            if sys.stdout.isatty():
+                print(f"\r\x1b[K{_estimate(ended, running, len(jobs), start)}", end="", flush=True)
+    finally:
+        _end([child for child, _ in running.values()])
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+    return failed
+
+
+def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
+    job.workdir.parent.mkdir(parents=True, exist_ok=True)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    with job.log.open("ab") as log:
+        log.write(f"$ {shlex.join(line)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends children with all that they started: asked first, then, after a while, forced."""
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # a second ctrl-C included
+        for child in children:
+            _signal(child, signal.SIGKILL)
+            child.wait()
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def say(text: str) -> None:
+    print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)
+
+
+def _estimate(ended: int, running: Iterable[Job], total: int, start: float) -> str:
+    """How far the sweep is and how long the rest takes at the pace so far."""
+    done = ended + sum(job.progress() for job in running)
+    spent = time.monotonic() - start
+    left = f", about {minutes(spent * (total - done) / done)} left" if done else ""
+    return f"{ended} of {total} runs ended, {minutes(spent)} spent{left}"
+
+
+def minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,220 @@
+"""Runs the product of settings one after the other and compares them in one report.
+
+    python launch/sweep.py --config=configs/tiny.py --workdir=runs/sweep \\
+        --sweep method=grpo,rapo --sweep seed=0,1,2
+    python launch/sweep.py --config=configs/tiny.py --workdir=runs/ablation \\
+        --sweep seed=0,1,2,3,4 --run method=grpo --run method=rapo \\
+        --run method=rapo,retrieval.noise=1.0 --run method=rapo,rl.m=0,rl.a=0 \\
+        --run method=rapo,retrieval.schedule=linear
+
+Each --run is one variant; it is crossed with the values of every --sweep. Flags of the form
+--config.KEY=VALUE go to all runs. Lists of values and of settings are cut at commas outside
+brackets and quotes: stages=('rl','evaluate') is one setting.
+
+The cold start and the Step-Trace Buffer are made once, in WORKDIR/shared, and every run takes them
+from there; a run that changes a key of sft, model, tokenizer or task makes its own cold start, one
+that changes a key of buffer, tokenizer or task its own buffer. Finished runs are skipped, so the
+same command goes on after an interruption, and more seeds or variants can be added later.
+
+WORKDIR/report.html, summary.md and summary.json compare the runs. The exit status is 1 if
+one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from jobs import ROOT, Job, run_jobs, say
+
+PROGRAM = ("-m", "rapo_jax.main")
+OWN_COLD_START = ("sft", "model", "tokenizer", "task")
+OWN_BUFFER = ("buffer", "tokenizer", "task")
+"""Groups of keys whose change makes the shared cold start or the shared buffer unfit."""
+
+
+def cut(text: str) -> list[str]:
+    """The parts of a list cut at its commas, those inside brackets or quotes excepted."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def setting(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as a pair."""
+    key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("--").removeprefix("config.")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ValueError(f"{text!r} is not KEY=VALUE, such as rl.m=0.1")
+    return key, value.strip()
+
+
+def plan(workdir: Path, sweeps: Sequence[str], variants: Sequence[str]) -> list[Job]:
+    """Every combination of a variant with one value of each swept key, which turn fastest."""
+    axes = [(key, cut(values)) for key, values in map(setting, sweeps)]
+    explicit = [dict(map(setting, cut(variant))) for variant in variants] or [{}]
+    swept = [key for key, _ in axes]
+    for key in swept:
+        if swept.count(key) > 1 or any(key in variant for variant in explicit):
+            raise ValueError(f"{key} is given twice: name each key in one --sweep or in --run")
+    jobs: dict[str, Job] = {}
+    for variant in explicit:
+        for values in itertools.product(*(values for _, values in axes)):
+            settings = variant | dict(zip(swept, values, strict=True))
+            name = name_of(settings)
+            if name in jobs or name == "shared":
+                raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
+            jobs[name] = Job(name, workdir / name, settings)
+    return list(jobs.values())
+
+
+def name_of(settings: dict[str, str]) -> str:
+    """A folder's name: the method first, then what else is set, the seed last."""
+    order = sorted(settings, key=lambda key: (key != "method", key == "seed"))
+    parts = [settings[key] if key == "method" else f"{key}={settings[key]}" for key in order]
+    return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
+
+
+def shared_job(workdir: Path) -> Job:
+    """Makes the cold start and the buffer that all runs share, with the config's own seed."""
+    return Job("shared", workdir / "shared", {"stages": "('sft', 'buffer')"})
+
+
+def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
+    """The command line of a run; what the run itself sets stands last and wins."""
+    settings: dict[str, str] = {}
+    if job.name != "shared":
+        shared = job.workdir.parent / "shared"
+        groups = {key.split(".")[0] for key in job.settings}
+        own_sft = not groups.isdisjoint(OWN_COLD_START)
+        own_buffer = not groups.isdisjoint(OWN_BUFFER)
+        stages = ["sft"] * own_sft + ["buffer"] * own_buffer + ["rl", "evaluate", "report"]
+        settings = {"stages": str(tuple(stages))}
+        if not own_sft:
+            settings["sft.folder"] = str(shared / "coldstart")
+        if not own_buffer:
+            settings["buffer.folder"] = str(shared / "buffer")
+    given = {setting(flag)[0] for flag in passed}
+    settings = {key: value for key, value in settings.items() if key not in given} | job.settings
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    where = [f"--config={config}", f"--workdir={job.workdir}"]
+    return [sys.executable, *program, *where, *passed, *flags]
+
+
+def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
+    """Runs the sweep that the flags describe; returns the exit status."""
+    flags, passed, jobs = _read(arguments)
+    folder: Path = flags.workdir.resolve()
+    shared = shared_job(folder)
+
+    def line_of(job: Job) -> list[str]:
+        return command(job, flags.config, passed, program)
+
+    if flags.dry_run:
+        for job in (shared, *jobs):
+            print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
+        return 0
+    _remember(folder, {"config": flags.config, "flags": passed})
+    failed: list[Job] = []
+    if not shared.finished:
+        say("the cold start and the buffer, shared by all runs")
+        failed = run_jobs([shared], line_of, 1)
+    todo = [] if failed else [job for job in jobs if not job.finished]
+    if skipped := len(jobs) - len(todo) if not failed else 0:
+        say(f"{skipped} of {len(jobs)} runs are finished already")
+    failed += run_jobs(todo, line_of, flags.jobs)
+    _compare([job.workdir for job in jobs if job.workdir.exists()], folder, flags.baseline)
+    for job in failed:
+        say(f"FAILED: {job.name}; its output is in {job.log}, which ends with:")
+        lines = job.log.read_text(errors="replace").splitlines()
+        say("\n".join(f"    {line}" for line in lines[-5:]))
+    return 1 if failed else 0
+
+
+def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[Job]]:
+    parser = argparse.ArgumentParser(
+        prog="python launch/sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="config file of all runs")
+    add("--workdir", required=True, type=Path, help="folder of the sweep")
+    add("--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE…", help="repeat for more")
+    add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
+    add("--jobs", type=int, default=1, help="runs at the same time")
+    add("--baseline", default="grpo", help="the variant that the others are compared with")
+    add("--dry-run", action="store_true", help="print the commands and stop")
+    flags, passed = parser.parse_known_args(arguments)
+    for flag in passed:
+        if not re.match(r"--config\.[\w.]+=", flag):
+            parser.error(f"unknown flag {flag!r}; keys of the config are --config.KEY=VALUE")
+    if flags.jobs < 1:
+        parser.error(f"--jobs={flags.jobs}: at least one run at a time")
+    try:
+        jobs = plan(flags.workdir.resolve(), flags.sweep, flags.run)
+        for key in {setting(flag)[0] for flag in passed}:
+            if any(key in job.settings for job in jobs):
+                raise ValueError(f"{key} is given twice: as --config.{key} and in --sweep or --run")
+    except ValueError as error:
+        parser.error(str(error))
+    return flags, passed, jobs
+
+
+def _remember(folder: Path, flags: dict[str, object]) -> None:
+    """Keeps the flags of all runs; a sweep that goes on with others would compare unlike runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.json"
+    if path.exists() and (before := json.loads(path.read_text())) != flags:
+        raise SystemExit(f"{folder} was begun with {before}, not {flags}: use another --workdir")
+    path.write_text(json.dumps(flags) + "\n")
+
+
+def _compare(workdirs: Sequence[Path], folder: Path, baseline: str) -> None:
+    from rapo_jax.report.page import write_report
+    from rapo_jax.report.summary import write_summary
+
+    if not workdirs:
+        return
+    say("\n" + write_summary(workdirs, folder, baseline=baseline))
+    say(f"report: {write_report(workdirs, folder / 'report.html', baseline=baseline)}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    own_python = ROOT / ".venv" / "bin" / "python"
+    if importlib.util.find_spec("matplotlib") is None and own_python.exists():
+        os.execv(own_python, [str(own_python), *sys.argv])
+    sys.path.insert(0, str(ROOT))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

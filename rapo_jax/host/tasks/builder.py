@@ -1,0 +1,85 @@
+"""Questions of any task as a tensorflow-datasets builder: array_record files, no TensorFlow.
+
+Importing this module imports tensorflow_datasets; `host/data.py` does so where it is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from rapo_jax.host.tasks import SPLITS, TASKS, Question
+
+
+@dataclasses.dataclass(kw_only=True)
+class QuestionsConfig(tfds.core.BuilderConfig):
+    """One data set: a task and the hyper-parameters of its world, its seed included."""
+
+    task: str
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: str, parameters: Mapping[str, Any]) -> QuestionsConfig:
+        """The config whose name says its content, so that two worlds never share a folder."""
+        content = json.dumps([task, dict(parameters)], sort_keys=True)
+        name = f"{task}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        return cls(name=name, description=content, task=task, parameters=dict(parameters))
+
+
+class TaskQuestions(tfds.core.GeneratorBasedBuilder):
+    """Splits train, eval and expert with rows id, question, answers, kind and source."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: QuestionsConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Questions of a task family of rapo_jax, generated from its parameters.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": text(),
+                    "question": text(),
+                    "answers": tfds.features.Sequence(text()),
+                    "kind": text(),
+                    "source": text(),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: _rows(self.generate(split)) for split in SPLITS}
+
+    def _generate_examples(self) -> None:
+        """Not used: the splits' generators already are in `_split_generators`."""
+
+    def generate(self, split: str) -> list[Question]:
+        """The questions of a split straight from the task, the reference the files must match."""
+        task = TASKS[self.builder_config.task]
+        return task.questions(task.make_world(**self.builder_config.parameters), split)
+
+
+def _rows(questions: list[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, question in enumerate(questions):
+        yield index, {**dataclasses.asdict(question), "answers": list(question.answers)}
+
+
+def prepared_builder(task: str, parameters: Mapping[str, Any], *, data_dir: str) -> TaskQuestions:
+    """A builder whose files lie below `data_dir`, generated now if they are not there yet.
+
+    `data.prepare_questions` calls this and checks that no row was lost.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task.name={task!r}: known tasks are {', '.join(TASKS)}")
+    tfds.disable_progress_bar()
+    config = QuestionsConfig.of(task, parameters)
+    builder = TaskQuestions(config=config, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return builder

@@ -1,0 +1,229 @@
+"""The tiny task: chains of invented facts. The world, its questions, and documents.
+
+A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word stands
+for a *chain* of decisions: relations to look up one after the other with the search tool, and for
+number words at last the attribute `age` and an arithmetic operation for the python tool. Entities,
+facts and words are invented from a seed. Start entities of the splits are disjoint, so a trace of
+another split holds no fact of the present question: only its decision transfers. The chains
+themselves are not held out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapo_jax.host.tasks.schema import SPLITS, Question
+
+RELATIONS = ("mentor", "rival", "friend", "heir")
+ATTRIBUTE = "age"
+OPERATIONS = {"double": "{}*2", "older": "{}+7", "younger": "{}-9", "half": "{}//2"}
+DONE = "done"
+AGES = range(10, 50)
+KINDS = ("one_hop", "two_hop", "number", "hidden", "hidden_number")
+HIDDEN_KINDS = ("hidden", "hidden_number")
+LONGEST_CHAIN = 4
+SYSTEM_PROMPT = "search facts , use python , answer ; retrieve may help ."
+SENTENCE_WORDS = (
+    "who",
+    "what",
+    "is",
+    "the",
+    "of",
+    "print",
+    "boxed",
+    "search",
+    "python",
+    "answer",
+)
+
+_CONSONANTS = "bdfgklmnprstvz"
+_VOWELS = "aeiou"
+
+Chain = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that is true. Only the tools and the checker may look at `facts` and `ages`."""
+
+    seed: int
+    starts: dict[str, tuple[str, ...]]
+    """Split -> the entities its questions start from; disjoint."""
+    facts: dict[tuple[str, str], str]
+    ages: dict[str, int]
+    chains: dict[str, Chain]
+    kinds: dict[str, str]
+    """Word -> its group, one of KINDS."""
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        return tuple(self.ages)
+
+    def answer(self, word: str, start: str) -> str:
+        """What the chain of `word` leads to from `start`."""
+        value: str | int = start
+        for decision in self.chains[word]:
+            if decision == ATTRIBUTE:
+                value = self.ages[str(value)]
+            elif decision in OPERATIONS:
+                value = apply_operation(decision, int(value))
+            else:
+                value = self.facts[str(value), decision]
+        return str(value)
+
+
+def make_world(
+    *,
+    seed: int,
+    n_entities: int,
+    n_train: int,
+    n_eval: int,
+    two_hop: int,
+    number: int,
+    hidden: int,
+    hidden_number: int,
+) -> World:
+    """Invents a world; the same values always give the same one.
+
+    Of `n_entities`, `n_train` start training questions, `n_eval` held-out ones, the rest those of
+    the off-policy agent. The last four are the numbers of words of each group.
+    """
+    n_expert = n_entities - n_train - n_eval
+    if min(n_train, n_eval, n_expert) < 1 or n_entities < len(RELATIONS) + 1:
+        raise ValueError(
+            f"task.n_entities={n_entities}: needs at least {len(RELATIONS) + 1}, and more than "
+            f"n_train + n_eval = {n_train} + {n_eval}; the rest start the expert's questions"
+        )
+    rng = np.random.default_rng([seed, 0x0C4A1])
+    chains_by_kind = _choose_chains(
+        rng, two_hop=two_hop, number=number, hidden=hidden, hidden_number=hidden_number
+    )
+    n_words = sum(map(len, chains_by_kind.values()))
+    names = _invent(rng, n_entities + n_words)
+    entities = [name.capitalize() for name in names[:n_entities]]
+    words = iter(names[n_entities:])
+
+    facts = {}
+    for index, entity in enumerate(entities):
+        others = rng.choice(n_entities - 1, size=len(RELATIONS), replace=False)
+        for relation, other in zip(RELATIONS, others, strict=True):
+            facts[entity, relation] = entities[other + (other >= index)]
+    ages = {entity: int(rng.integers(AGES.start, AGES.stop)) for entity in entities}
+
+    chains: dict[str, Chain] = {}
+    kinds: dict[str, str] = {}
+    for kind, group in chains_by_kind.items():
+        for chain in group:
+            word = next(words)
+            chains[word], kinds[word] = chain, kind
+    cuts = {"train": (0, n_train), "eval": (n_train, n_train + n_eval)}
+    cuts["expert"] = (n_train + n_eval, n_entities)
+    starts = {split: tuple(entities[cuts[split][0] : cuts[split][1]]) for split in SPLITS}
+    return World(seed, starts, facts, ages, chains, kinds)
+
+
+def _choose_chains(
+    rng: np.random.Generator,
+    *,
+    two_hop: int,
+    number: int,
+    hidden: int,
+    hidden_number: int,
+) -> dict[str, list[Chain]]:
+    """Distinct chains for the words of each group; operations and lengths take turns."""
+
+    def pick(key: str, pool: list[Chain], count: int) -> list[Chain]:
+        if not 0 <= count <= len(pool):
+            raise ValueError(f"task.{key}={count}: there are only {len(pool)} different chains")
+        return [pool[i] for i in rng.permutation(len(pool))[:count]]
+
+    def hops(length: int) -> list[Chain]:
+        return list(itertools.product(RELATIONS, repeat=length))
+
+    def numbers(key: str, pools: list[list[Chain]], count: int) -> list[Chain]:
+        if not 0 <= count <= len(OPERATIONS) * sum(map(len, pools)):
+            raise ValueError(f"task.{key}={count}: there are not that many different chains")
+        looked_up = [chain for pool in pools for chain in pick(key, pool, len(pool))]
+        operations = list(OPERATIONS)
+        chosen = []
+        for turn in range(count):
+            lap, place = divmod(turn, len(looked_up))
+            operation = operations[(place + lap) % len(operations)]
+            chosen.append((*looked_up[place], ATTRIBUTE, operation))
+        return chosen
+
+    return {
+        "one_hop": hops(1),
+        "two_hop": pick("two_hop", hops(2), two_hop),
+        "number": numbers("number", [[()], hops(1)], number),
+        "hidden": pick("hidden", hops(3), (hidden + 1) // 2) + pick("hidden", hops(4), hidden // 2),
+        "hidden_number": numbers("hidden_number", [hops(2)], hidden_number),
+    }
+
+
+def _invent(rng: np.random.Generator, count: int) -> list[str]:
+    """Distinct lower-case words of 4 to 6 letters, none the beginning of another."""
+    taken = {
+        *RELATIONS,
+        ATTRIBUTE,
+        *OPERATIONS,
+        DONE,
+        *SENTENCE_WORDS,
+        *SYSTEM_PROMPT.split(),
+    }
+    prefixes = {word[:end] for word in taken for end in range(1, len(word) + 1)}
+    words: list[str] = []
+    while len(words) < count:
+        letters = []
+        for place in range(int(rng.integers(4, 7))):
+            letters.append(rng.choice(list(_VOWELS if place % 2 else _CONSONANTS)))
+        word = "".join(letters)
+        beginnings = {word[:end] for end in range(1, len(word) + 1)}
+        if word not in prefixes and not beginnings & taken:
+            taken.add(word)
+            prefixes |= beginnings
+            words.append(word)
+    return words
+
+
+def apply_operation(operation: str, number: int) -> int:
+    """The value of an operation's expression, computed here and not by the python tool."""
+    if operation == "double":
+        return number * 2
+    if operation == "older":
+        return number + 7
+    if operation == "younger":
+        return number - 9
+    return number // 2
+
+
+def questions(world: World, split: str) -> list[Question]:
+    """All questions of a split: every word with every start entity of the split."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+    return [
+        Question(
+            id=f"chains-{world.seed}-{word}-{start}",
+            question=question_text(world, word, start),
+            answers=(world.answer(word, start),),
+            kind=kind,
+            source="chains",
+        )
+        for word, kind in world.kinds.items()
+        for start in world.starts[split]
+    ]
+
+
+def question_text(world: World, word: str, start: str) -> str:
+    """'who is the zemlo of Dorim ?', and 'what' for words whose chain ends in a number."""
+    asks = "what" if ATTRIBUTE in world.chains[word] else "who"
+    return f"{asks} is the {word} of {start} ?"
+
+
+def documents(world: World) -> list[str]:
+    """The search corpus: one fact a document; other facts of the same entity are distractors."""
+    lines = [f"{entity} {relation} {other}" for (entity, relation), other in world.facts.items()]
+    return lines + [f"{entity} {ATTRIBUTE} {age}" for entity, age in world.ages.items()]

@@ -1,0 +1,55 @@
+"""What every task is made of: a question, and the functions a task offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Agent = Callable[[str, str, np.random.Generator], str]
+"""An off-policy agent: question text, history text, random numbers -> text of the next step."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question q of a task with every answer that counts as right."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    kind: str
+    source: str
+
+
+class Task(NamedTuple):
+    """A task family as functions. A world is whatever `make_world` returns; only they read it."""
+
+    make_world: Callable[..., Any]
+    """Keyword-only hyper-parameters -> world; the same values give the same world."""
+    questions: Callable[[Any, str], list[Question]]
+    """(world, split) -> all questions of 'train', 'eval' or 'expert', in a fixed order."""
+    documents: Callable[[Any], list[str]]
+    """The corpus of the search tool, one passage an item."""
+    corpus: Callable[[Any], list[str]]
+    """Lines of text to train a tokenizer on."""
+    expert: Callable[..., Agent]
+    """(world, *, error) -> the noisy off-policy agent that fills the Step-Trace Buffer."""
+    demonstrator: Callable[..., Agent]
+    """(world, *, follow, weak_first, weak_stop) -> the agent of the cold start."""
+    random_retrieved_step: Callable[..., str]
+    """(world, rng, *, number) -> an uninformative step trace for the cold start."""
+    injector: Callable[..., Callable[[str, np.random.Generator], str | None]]
+    """(world, *, probability) -> the `inject` argument of `run_agents` for the cold start."""
+    retrieved_decision: Callable[[str], str | None]
+    """Decision of the step trace that ends a history, None if no trace does (follow rate)."""
+    decision: Callable[[str], str | None]
+    """Decision that a step text takes (follow rate)."""
+    can_follow: Callable[[str, str], bool]
+    """(decision, history) -> whether it can be taken there (follow rate)."""
+    system_prompt: str
+    kinds: tuple[str, ...]
+
+
+SPLITS: Sequence[str] = ("train", "eval", "expert")

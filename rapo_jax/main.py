@@ -1,0 +1,134 @@
+"""rapo_jax: trains agents with retrieval-augmented policy optimisation (RAPO, arXiv 2603.03078).
+
+    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny
+    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/grpo --config.method=grpo
+    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny \\
+        --config.stages="('evaluate','report')"
+
+Stages, in order; a finished one is skipped, a killed one goes on where its last checkpoint was:
+    sft       cold start: imitate scripted demonstrations          -> WORKDIR/coldstart
+    buffer    fill the Step-Trace Buffer with an off-policy agent  -> WORKDIR/buffer
+    rl        hybrid-policy rollouts and RAPO updates              -> WORKDIR/checkpoints
+    evaluate  held-out questions, greedy, without retrieval        -> WORKDIR/result.json
+    report    curves, comparison and trajectories                  -> WORKDIR/report.html
+
+Every key of the config can be set as --config.GROUP.KEY=VALUE; configs/default.py lists them all
+with their unit and paper section. Keys most often set: config.seed, config.method (rapo, grpo,
+sft), config.rl.steps, config.rl.m, config.rl.a, config.rollout.n_hybrid,
+config.retrieval.probability, config.retrieval.noise, config.retrieval.schedule.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rapo_jax.config import STAGES, Settings, read_settings
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run writes.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    for name, flag in (("config", CONFIG), ("workdir", WORKDIR)):
+        if flag.value is None:
+            raise app.UsageError(f"--{name} is needed; see --help")
+    try:
+        settings = read_settings(CONFIG.value.to_dict())
+        workdir = Path(WORKDIR.value)
+        prepare_workdir(workdir, CONFIG.value.to_dict())
+        run_stages(settings, workdir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def prepare_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Writes config.json, or refuses a folder that belongs to another config.
+
+    `stages`, `log` and `checkpoint` may differ between calls: they change no result.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    free = ("stages", "log", "checkpoint")
+    wanted = json.loads(json.dumps(config))
+    if path.is_file():
+        found = json.loads(path.read_text())
+        for key in sorted(set(found) | set(wanted)):
+            if key not in free and key != "commit" and found.get(key) != wanted.get(key):
+                raise ValueError(
+                    f"workdir={str(workdir)!r}: it belongs to a run with another config ({key} was "
+                    f"{found.get(key)!r}, is {wanted.get(key)!r}); use a new --workdir"
+                )
+        return
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(wanted | {"commit": commit()}, indent=2) + "\n")
+    draft.replace(path)
+
+
+def commit() -> str:
+    """Git commit of this code, '' outside a checkout; '+' marks local changes."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except OSError:
+        return ""
+
+
+def run_stages(settings: Settings, workdir: Path) -> None:
+    """Runs the stages that are asked for, in their order."""
+    from rapo_jax.report.page import write_report
+    from rapo_jax.train.stages import RUNNERS, open_stages
+
+    done_path = workdir / "done.json"
+    done = json.loads(done_path.read_text())["stages"] if done_path.is_file() else []
+    stages = open_stages(settings, workdir)
+    started = time.perf_counter()
+    try:
+        for name in STAGES:
+            if name not in settings.stages:
+                continue
+            if name == "report":
+                write_report([workdir], workdir / "report.html")
+            elif name in done:
+                print(f"[{name}] finished before; skipped", flush=True)
+                continue
+            else:
+                RUNNERS[name](stages)
+            done = [*[d for d in done if d != name], name]
+            done_path.write_text(json.dumps({"stages": done}) + "\n")
+    finally:
+        stages.close()
+    stages.summarise(time.perf_counter() - started)
+
+
+def entry() -> None:
+    """The console script."""
+    import os
+
+    cache = str(Path.home() / ".cache" / "rapo_jax" / "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.path.insert(0, os.getcwd())  # config files import their base as configs.default
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # libraries report every file they touch
+    app.run(main)
+
+
+if __name__ == "__main__":
+    entry()
+

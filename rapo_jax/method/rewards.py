@@ -1,0 +1,113 @@
+"""Retrieval reward: what a retrieved step trace did to the policy's entropy (Eqs. 5-7)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rapo_jax.method.variants import choose_variant
+from rapo_jax.types import Source
+
+
+def _decrease(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
+    """g = tanh(2 dH), dH = -(H_after - H_before) / H_before (Eqs. 5, 6)."""
+    return jnp.tanh(2 * (before - after) / jnp.maximum(before, floor))
+
+
+def _increase(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
+    """Table 3, entropy increase: dH of the opposite sign."""
+    return -_decrease(before, after, floor)
+
+
+def _no_quality(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
+    """Ablation w/o RQ: g = 1."""
+    return jnp.ones_like(before)
+
+
+def _high(before: jax.Array, floor: float) -> jax.Array:
+    """x H_before: a retrieval counts more where the policy was unsure (Eq. 7)."""
+    return before
+
+
+def _low(before: jax.Array, floor: float) -> jax.Array:
+    """Table 3, low-entropy timing: x 1 / H_before."""
+    return 1 / jnp.maximum(before, floor)
+
+
+def _no_timing(before: jax.Array, floor: float) -> jax.Array:
+    """Ablation w/o RT: Z = g."""
+    return jnp.ones_like(before)
+
+
+QUALITIES = {"decrease": _decrease, "increase": _increase, "off": _no_quality}
+"""Retrieval quality g(H_before, H_after, entropy_floor), by name."""
+
+TIMINGS = {"high": _high, "low": _low, "off": _no_timing}
+"""Factor of retrieval timing f(H_before, entropy_floor), by name."""
+
+
+def retrieval_reward_per_step(
+    entropy_BS: jax.Array,
+    source_BS: jax.Array,
+    *,
+    quality: str,
+    timing: str,
+    entropy_floor: float,
+) -> jax.Array:
+    """Reward Z of each retrieval, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere.
+
+    H_before and H_after are the entropies of the nearest policy steps before and after. A
+    retrieval without one of the two (the trajectory ended, or a whole trajectory was retrieved
+    before the policy's first step) scores 0.
+
+    Args:
+      entropy_BS: step entropies in nats, read at POLICY steps only.
+      source_BS: RETRIEVED, POLICY or PAD for each step, as `entropy.step_entropy` gives them.
+      quality: a key of `QUALITIES`, static.
+      timing: a key of `TIMINGS`, static.
+      entropy_floor: nats, > 0; the least H_before that anything is divided by.
+
+    Returns:
+      Z_BS, of the dtype of `entropy_BS`.
+
+    Raises:
+      ValueError: unknown `quality` or `timing`.
+    """
+    quality_of = choose_variant(QUALITIES, key="quality", name=quality)
+    timing_of = choose_variant(TIMINGS, key="timing", name=timing)
+
+    num_steps = entropy_BS.shape[1]
+    position_S = jnp.arange(num_steps)
+    policy_BS = source_BS == Source.POLICY
+    before_BS = lax.cummax(jnp.where(policy_BS, position_S, -1), axis=1)
+    after_BS = lax.cummin(jnp.where(policy_BS, position_S, num_steps), axis=1, reverse=True)
+
+    def entropy_at(step_BS: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(entropy_BS, jnp.clip(step_BS, 0, num_steps - 1), axis=1)
+
+    entropy_before_BS, entropy_after_BS = entropy_at(before_BS), entropy_at(after_BS)
+    Z_BS = quality_of(entropy_before_BS, entropy_after_BS, entropy_floor)
+    Z_BS = Z_BS * timing_of(entropy_before_BS, entropy_floor)
+    judged_BS = (source_BS == Source.RETRIEVED) & (before_BS >= 0) & (after_BS < num_steps)
+    return jnp.where(judged_BS, Z_BS, 0)
+
+
+def retrieval_reward(
+    entropy_BS: jax.Array,
+    source_BS: jax.Array,
+    *,
+    quality: str,
+    timing: str,
+    entropy_floor: float,
+) -> jax.Array:
+    """Retrieval reward Z_ret of a trajectory: the mean of Z over its retrievals (Eqs. 5-7).
+
+    Every retrieval counts in the mean, those that score 0 for want of a policy step included. A
+    trajectory without retrieval has 0. Arguments and errors: see `retrieval_reward_per_step`.
+    """
+    Z_BS = retrieval_reward_per_step(
+        entropy_BS, source_BS, quality=quality, timing=timing, entropy_floor=entropy_floor
+    )
+    count_B = jnp.sum(source_BS == Source.RETRIEVED, axis=1)
+    return jnp.sum(Z_BS, axis=1) / jnp.maximum(count_B, 1).astype(Z_BS.dtype)

@@ -1,0 +1,34 @@
+"""Logits to token, log-probability and entropy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sample(NamedTuple):
+    token_B: jax.Array
+    logp_B: jax.Array
+    entropy_B: jax.Array
+
+
+def log_softmax_entropy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities `[..., V]` and full-vocabulary entropies `[...]` in nats, in float32."""
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return logp, -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+
+
+def sample(logits_BV: jax.Array, key_B: jax.Array, *, temperature: jax.Array | float) -> Sample:
+    """Samples each row with its own key; temperature 0 is greedy.
+
+    Log-probability and entropy are those of the untempered softmax (method: which distribution
+    the entropy is of), so that the scorer reproduces them. A row's token depends on its logits and
+    its key alone: not on its neighbours, the batch size or the number of devices.
+    """
+    logp_BV, entropy_B = log_softmax_entropy(logits_BV)
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:], jnp.float32))(key_B)
+    token_B = jnp.argmax(logp_BV + temperature * noise_BV, axis=-1).astype(jnp.int32)
+    logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+    return Sample(token_B, logp_B, entropy_B)

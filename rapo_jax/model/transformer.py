@@ -1,0 +1,238 @@
+"""One decoder for Qwen2/2.5, Qwen3 and Llama 3: GQA, RoPE, optional QKV bias, QK norm, tied embeddings.
+
+The policy is a Flax Linen module used as pure `init`/`apply`. Block parameters are stacked over
+layers (`blocks/... [L, ...]`): training scans over layers, decoding unrolls them with one cache per
+layer, because a scan that carries a stacked cache copies it at every token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.config import ModelSettings
+from rapo_jax.types import Params
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, slot t holding position t of each row."""
+
+    key_BKHT: jax.Array
+    value_BKTH: jax.Array
+
+
+Cache = tuple[LayerCache, ...]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, scaled; returns the dtype it was given."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale).astype(x.dtype)
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of every rotary angle, computed once for all layers."""
+
+    cos_BX1H: jax.Array
+    sin_BX1H: jax.Array
+
+
+def angles(settings: ModelSettings, position_BX: jax.Array) -> Angles:
+    """Rotary angles of positions, float32, `head_width / 2` frequencies."""
+    half = settings.head_width // 2
+    frequency_H = settings.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BX1H = position_BX[:, :, None, None].astype(jnp.float32) * frequency_H
+    return Angles(jnp.cos(angle_BX1H), jnp.sin(angle_BX1H))
+
+
+def rotate(x_BXNH: jax.Array, at: Angles) -> jax.Array:
+    """Rotary position embedding in the half-split layout of Hugging Face, in float32."""
+    left, right = jnp.split(x_BXNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = at
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x_BXNH.dtype)
+
+
+def attend(
+    query_BXNH: jax.Array, key_BKHT: jax.Array, value_BKTH: jax.Array, seen_BXT: jax.Array
+) -> jax.Array:
+    """Grouped-query attention; scores and softmax in float32; `seen_BXT` says what is visible.
+
+    Keys come with their positions innermost: on CPU that is several times faster than the layout
+    of the projections, and it is how the cache stores them.
+    """
+    B, X, N, H = query_BXNH.shape
+    K = key_BKHT.shape[1]
+    query_BKGXH = query_BXNH.reshape(B, X, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    score = jnp.einsum(
+        "BKGXH,BKHT->BKGXT", query_BKGXH, key_BKHT, preferred_element_type=jnp.float32
+    ) * (H**-0.5)
+    score = jnp.where(seen_BXT[:, None, None], score, jnp.finfo(jnp.float32).min)
+    share = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype)
+    mixed = jnp.einsum("BKGXT,BKTH->BKGXH", share, value_BKTH)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, X, N, H)
+
+
+def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> LayerCache:
+    """Writes X new slots of every row from its own `start_B`; the caller leaves slack at the end."""
+
+    def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
+        def row(old: jax.Array, fresh: jax.Array, start: jax.Array) -> jax.Array:
+            at = [0, 0, 0]
+            at[axis] = start
+            return jax.lax.dynamic_update_slice(old, fresh, at)
+
+        return jax.vmap(row)(old, fresh, start_B)
+
+    return LayerCache(put(cache.key_BKHT, new.key_BKHT, 2), put(cache.value_BKTH, new.value_BKTH, 1))
+
+
+class Block(nn.Module):
+    """One pre-norm layer. With a cache it extends it from `start_B` and attends over it.
+
+    Projections see the tokens of all rows as one axis: XLA's weight gradients are twice as fast on
+    CPU than with rows and slots apart.
+    """
+
+    settings: ModelSettings
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BXD: jax.Array,
+        at: Angles,
+        seen: jax.Array,
+        cache: LayerCache | None,
+        start_B: jax.Array | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        s = self.settings
+        B, X, D = x_BXD.shape
+        init = nn.initializers.normal(s.init_scale)
+
+        def dense(x: jax.Array, width: int, name: str, use_bias: bool = False) -> jax.Array:
+            layer = nn.Dense(
+                width, use_bias=use_bias, dtype=jnp.dtype(s.dtype), kernel_init=init, name=name
+            )
+            return layer(x.reshape(B * X, -1))
+
+        def heads(x: jax.Array, count: int, name: str) -> jax.Array:
+            projected = dense(x, count * s.head_width, name, s.qkv_bias)
+            return projected.reshape(B, X, count, s.head_width)
+
+        normed = RMSNorm(s.norm_eps, name="attention_norm")(x_BXD)
+        query = heads(normed, s.heads, "query")
+        key = heads(normed, s.kv_heads, "key")
+        value = heads(normed, s.kv_heads, "value")
+        if s.qk_norm:
+            query = RMSNorm(s.norm_eps, name="query_norm")(query)
+            key = RMSNorm(s.norm_eps, name="key_norm")(key)
+        query, key = rotate(query, at), rotate(key, at)
+        readable = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
+        if cache is not None:
+            cache = readable = write_cache(cache, readable, start_B)
+        mixed = attend(query, *readable, seen)
+        x_BXD = x_BXD + dense(mixed, D, "output").reshape(B, X, D)
+        normed = RMSNorm(s.norm_eps, name="ffn_norm")(x_BXD)
+        gated = nn.silu(dense(normed, s.ffn, "gate")) * dense(normed, s.ffn, "up")
+        return x_BXD + dense(gated, D, "down").reshape(B, X, D), cache
+
+
+def init_params(settings: ModelSettings, key: jax.Array) -> Params:
+    """Fresh float32 parameters: `embed_VD`, stacked `blocks`, `norm`, and `head_DV` unless tied."""
+    embed_key, head_key, block_key = jax.random.split(key, 3)
+    shape = (settings.vocab, settings.width)
+    x = jnp.zeros((1, 1, settings.width), jnp.dtype(settings.dtype))
+    block = Block(settings)
+
+    def init_block(layer_key: jax.Array) -> Params:
+        at = angles(settings, jnp.zeros((1, 1), jnp.int32))
+        return block.init(layer_key, x, at, jnp.ones((1, 1, 1), bool), None, None)["params"]
+
+    params = {
+        "embed_VD": settings.init_scale * jax.random.normal(embed_key, shape, jnp.float32),
+        "blocks": jax.vmap(init_block)(jax.random.split(block_key, settings.layers)),
+        "norm": RMSNorm(settings.norm_eps).init(block_key, x)["params"],
+    }
+    if not settings.tied:
+        params["head_DV"] = settings.init_scale * jax.random.normal(
+            head_key, shape[::-1], jnp.float32
+        )
+    return params
+
+
+def empty_cache(settings: ModelSettings, *, rows: int, slots: int) -> Cache:
+    """A cache of `slots` positions for each of `rows` rows, in the compute dtype."""
+    K, H, dtype = settings.kv_heads, settings.head_width, jnp.dtype(settings.dtype)
+
+    def layer() -> LayerCache:
+        return LayerCache(
+            jnp.zeros((rows, K, H, slots), dtype), jnp.zeros((rows, K, slots, H), dtype)
+        )
+
+    return tuple(layer() for _ in range(settings.layers))
+
+
+def _embed(settings: ModelSettings, params: Params, token_BX: jax.Array) -> jax.Array:
+    return params["embed_VD"].astype(jnp.dtype(settings.dtype))[token_BX]
+
+
+def _final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> jax.Array:
+    return RMSNorm(settings.norm_eps).apply({"params": params["norm"]}, x)
+
+
+def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.Array:
+    """Float32 logits `[..., V]` of final hidden states `[..., D]`."""
+    head = params["embed_VD"].T if settings.tied else params["head_DV"]
+    dtype = jnp.dtype(settings.dtype)
+    return jnp.matmul(
+        hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32
+    )
+
+
+def extend(
+    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array, start_B: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Reads X more tokens of each row from position `start_B` on; returns hidden_BXD and the cache.
+
+    Slots beyond a row's valid tokens hold garbage that the causal mask hides until it is
+    overwritten, so rows of different lengths need no padding logic.
+    """
+    X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
+    position_BX = start_B[:, None] + jnp.arange(X)
+    seen_BXT = jnp.arange(T) <= position_BX[:, :, None]
+    x_BXD = _embed(settings, params, token_BX)
+    at = angles(settings, position_BX)
+    block = Block(settings)
+    layers = []
+    for layer, layer_cache in enumerate(cache):
+        weights = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
+        x_BXD, layer_cache = block.apply(
+            {"params": weights}, x_BXD, at, seen_BXT, layer_cache, start_B
+        )
+        layers.append(layer_cache)
+    return _final_norm(settings, params, x_BXD), tuple(layers)
+
+
+def forward(settings: ModelSettings, params: Params, token_BT: jax.Array) -> jax.Array:
+    """Hidden states hidden_BTD of whole rows, teacher-forced; padding at the end is harmless."""
+    T = token_BT.shape[1]
+    at = angles(settings, jnp.arange(T)[None])
+    seen_1TT = jnp.tril(jnp.ones((T, T), bool))[None]
+    block = Block(settings)
+
+    def layer(x_BTD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        return block.apply({"params": weights}, x_BTD, at, seen_1TT, None, None)[0], None
+
+    x_BTD = _embed(settings, params, token_BT)
+    x_BTD, _ = jax.lax.scan(layer, x_BTD, params["blocks"], unroll=settings.layer_unroll)
+    return _final_norm(settings, params, x_BTD)

@@ -1,0 +1,22 @@
+"""`python -m rapo_jax.report WORKDIR... --output FILE`: the report of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rapo_jax.report.compare import BASELINE
+from rapo_jax.report.page import write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rapo_jax.report", description=__doc__)
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    parser.add_argument("--output", type=Path, default=Path("report.html"))
+    parser.add_argument("--baseline", default=BASELINE, help="the variant compared with")
+    flags = parser.parse_args()
+    print(write_report(flags.workdirs, flags.output, baseline=flags.baseline))
+
+
+if __name__ == "__main__":
+    main()

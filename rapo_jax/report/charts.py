@@ -1,0 +1,159 @@
+"""Charts as inline SVG text. Colours are CSS variables, so charts follow the page's light or dark.
+
+Matplotlib only knows colours, so each variable is drawn as a stand-in colour that nothing else uses
+and replaced in the finished SVG.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NUM_COLOURS = 8
+SMALL, WIDE = (4.3, 2.5), (6.4, 3.2)
+"""Sizes in inches of charts three and two in a line: text comes out alike on the page."""
+STYLES = ("-", "--", ":")
+"""A variant beyond the eight colours gets the same colour with another dash."""
+INK, GRID = "#010203", "#010204"
+STAND_INS = {INK: "var(--muted)", GRID: "var(--grid)"} | {
+    f"#0a0b{index:02x}": f"var(--c{index})" for index in range(NUM_COLOURS)
+}
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rapo_jax",
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+
+
+class Line(NamedTuple):
+    """A curve with its band (`low` = `high` = `y` for none); `points` marks single measurements."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: int
+    points: bool = False
+
+
+class Interval(NamedTuple):
+    """A mean with its interval (NaN for none) and the single values behind it."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    values: Sequence[float]
+    colour: int
+
+
+def colour_of(index: int) -> str:
+    return f"#0a0b{index % NUM_COLOURS:02x}"
+
+
+def line_chart(
+    lines: Sequence[Line], *, xlabel: str, percent: bool, size: tuple[float, float] = SMALL
+) -> str:
+    """Curves over one axis, each with its band."""
+
+    def draw(axes: Any) -> None:
+        for line in lines:
+            colour = colour_of(line.colour)
+            style = STYLES[line.colour // NUM_COLOURS % len(STYLES)]
+            marker = "o" if line.points or line.x.size == 1 else None
+            if np.any(line.high > line.low):
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, lw=0)
+            axes.plot(line.x, line.y, style, color=colour, lw=1.6, marker=marker, ms=3.2)
+        axes.set_xlabel(xlabel)
+        if percent:
+            axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
+        axes.margins(x=0.02)
+
+    return _svg(draw, size=size)
+
+
+def area_chart(x: np.ndarray, parts: np.ndarray, *, xlabel: str, ylabel: str) -> str:
+    """Parts stacked on one another."""
+
+    def draw(axes: Any) -> None:
+        colours = [colour_of(index) for index in range(len(parts))]
+        axes.stackplot(x, *parts, colors=colours, alpha=0.75, lw=0)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.margins(x=0)
+
+    return _svg(draw, size=WIDE)
+
+
+def bar_chart(labels: Sequence[str], parts: Sequence[Sequence[float]], *, xlabel: str) -> str:
+    """One horizontal bar for each label, made of parts: `parts[i][j]` of part i and label j."""
+
+    def draw(axes: Any) -> None:
+        place = np.arange(len(labels))
+        left = np.zeros(len(labels))
+        for index, part in enumerate(parts):
+            axes.barh(place, part, left=left, height=0.6, color=colour_of(index), alpha=0.75)
+            left = left + np.asarray(part)
+        axes.set_yticks(place, labels)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(xlabel)
+
+    return _svg(draw, size=(7.2, 0.7 + 0.36 * len(labels)))
+
+
+def interval_chart(rows: Sequence[Interval], *, xlabel: str) -> str:
+    """Means with their intervals, one row each, single values as small dots, around zero."""
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=INK, lw=0.8)
+        for place, row in enumerate(rows):
+            colour = colour_of(row.colour)
+            axes.plot(row.values, [place] * len(row.values), "o", color=colour, ms=4, alpha=0.4)
+            if np.isfinite(row.low):
+                axes.plot([row.low, row.high], [place, place], color=colour, lw=2.2)
+            axes.plot([row.mean], [place], "D", color=colour, ms=6)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(xlabel)
+
+    return _svg(draw, size=(7.2, 0.7 + 0.36 * len(rows)))
+
+
+def _svg(draw: Callable[[Any], None], *, size: tuple[float, float]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=none)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # Group names such as axes_1 recur in every chart; nothing refers to them.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return re.sub("|".join(STAND_INS), lambda found: STAND_INS[found.group()], text)

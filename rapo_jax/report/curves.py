@@ -1,0 +1,193 @@
+"""Which curves the report shows, and how runs of one variant become one curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rapo_jax.report import charts
+from rapo_jax.report.compare import cpu_curve
+from rapo_jax.report.runs import Run, series
+
+SMOOTHING = 25
+"""A curve of n steps is averaged over a window of n / SMOOTHING steps."""
+MAX_POINTS = 400
+
+Points = tuple[np.ndarray, np.ndarray]
+Groups = Mapping[str, Sequence[Run]]
+
+
+class Chart(NamedTuple):
+    title: str
+    svg: str
+
+
+CURVES: dict[str, dict[str, str]] = {
+    "Reward and accuracy": {
+        "reward/mean": "Outcome reward, all rollouts",
+        "reward/on_policy": "Outcome reward, on-policy rollouts",
+        "reward/hybrid": "Outcome reward, hybrid rollouts",
+        "reward/accuracy": "Accuracy of the rollouts",
+        "reward/nonzero_groups": "Groups with a non-zero advantage",
+        "reward/format_bad": "Rollouts with a bad format",
+    },
+    "Exploration": {
+        "entropy/policy": "Entropy of the policy, nats per token",
+        "rollout/tokens": "Tokens per rollout",
+        "rollout/policy_tokens": "Policy tokens per rollout",
+        "rollout/retrieved_share": "Retrieved share of a response",
+    },
+    "Tools": {
+        "rollout/tool_calls": "Tool calls per rollout",
+        "tools/search": "Calls of search",
+        "tools/python": "Calls of python",
+        "tools/errors": "Calls that failed",
+        "tools/timeouts": "Calls that timed out",
+    },
+    "Retrieval": {
+        "reward/retrieval": "Retrieval reward Z (Eq. 7)",
+        "retrieval/hit_rate": "Hit rate",
+        "retrieval/similarity": "Similarity of key and history",
+        "retrieval/count": "Retrievals",
+        "retrieval/probability": "Retrieval probability",
+    },
+    "Objective and numerics": {
+        "loss/logp_gap": "|log π sampler − log π trainer|",
+        "loss/policy": "Policy loss (Eq. 11)",
+        "loss/ratio": "Shaped ratio (Eq. 8)",
+        "loss/clip_fraction": "Clipped tokens",
+        "loss/kl": "KL to the reference",
+        "loss/grad_norm": "Gradient norm",
+        "loss/learning_rate": "Learning rate",
+        "update/padding": "Padding in an update",
+        "floor/std_active": "Groups at the floor of the std",
+        "floor/entropy_active": "Retrievals at the floor of H before",
+    },
+}
+COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}
+SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/")
+PERCENT = {
+    "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
+    "retrieval/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
+}  # fmt: skip
+PHASES = ("Rollout without host", "Host: tools and retrieval", "Update", "Rest")
+
+
+def curve_charts(groups: Groups) -> dict[str, list[Chart]]:
+    """Section -> charts of the RL stage; a metric without a section comes last, none is lost."""
+    known = {key for section in CURVES.values() for key in section}
+    rows = [row for runs in groups.values() for run in runs for row in run.metrics.get("rl", [])]
+    keys = sorted({key for row in rows for key in row if "/" in key} - known)
+    others = {key: key for key in keys if not key.startswith(SHOWN_ELSEWHERE)}
+    sections = CURVES | {"Other metrics": others}
+    return {
+        name: found
+        for name, section in sections.items()
+        if (found := _charts_of(groups, section, stage="rl"))
+    }
+
+
+def cold_start_charts(groups: Groups) -> list[Chart]:
+    """Charts of the SFT stage."""
+    return _charts_of(groups, COLD_START, stage="sft")
+
+
+def _charts_of(groups: Groups, section: Mapping[str, str], *, stage: str) -> list[Chart]:
+    found = []
+    for key, title in section.items():
+        lines = mean_lines(groups, lambda run, key=key: smooth(*series(run, key, stage)))  # type: ignore[misc]
+        if lines:
+            svg = charts.line_chart(lines, xlabel="step", percent=key in PERCENT)
+            found.append(Chart(title, svg))
+    return found
+
+
+def heldout_charts(groups: Groups) -> list[Chart]:
+    """Held-out accuracy, all and hidden questions, against step and against CPU time."""
+    found = []
+    for key, name in (("heldout/accuracy", "All questions"), ("heldout/hidden", "Hidden words")):
+        by_step = mean_lines(groups, lambda run, key=key: series(run, key), points=True)  # type: ignore[misc]
+        by_cpu = mean_lines(groups, lambda run, key=key: cpu_curve(run, key), points=True)  # type: ignore[misc]
+        for lines, against, title in (
+            (by_step, "step", "step"),
+            (by_cpu, "CPU-seconds", "CPU time"),
+        ):
+            if lines:
+                svg = charts.line_chart(lines, xlabel=against, percent=True, size=charts.WIDE)
+                found.append(Chart(f"{name}, against {title}", svg))
+    return found
+
+
+def mean_lines(
+    groups: Groups, points_of: Callable[[Run], Points], *, points: bool = False
+) -> list[charts.Line]:
+    """One line for each variant that has points: the mean over its runs, ± one sample std."""
+    lines = []
+    for colour, runs in enumerate(groups.values()):
+        curves = [curve for run in runs if (curve := points_of(run))[0].size]
+        x, y = mean_curve(curves)
+        if x.size:
+            mean, std = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(x.size)
+            lines.append(charts.Line(x, mean, mean - std, mean + std, colour, points))
+    return lines
+
+
+def mean_curve(curves: Sequence[Points]) -> Points:
+    """All curves on one axis: places [n], values [curves, n], where every curve is known."""
+    if not curves:
+        return np.empty(0), np.empty((0, 0))
+    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    places = np.unique(np.concatenate([x for x, _ in curves]))
+    places = places[(places >= low) & (places <= high)]
+    places = places[:: max(1, places.size // MAX_POINTS)]
+    return places, np.stack([np.interp(places, x, y) for x, y in curves])
+
+
+def smooth(x: np.ndarray, y: np.ndarray) -> Points:
+    """Centred moving average over n / SMOOTHING steps; the window shrinks at both ends."""
+    half = x.size // SMOOTHING // 2
+    if half == 0:
+        return x, y
+    window = np.ones(2 * half + 1)
+    return x, np.convolve(y, window, "same") / np.convolve(np.ones(y.size), window, "same")
+
+
+def time_charts(groups: Groups) -> list[Chart]:
+    """Seconds of a step by phase: a bar for each variant, and over the steps of a single one."""
+    by_variant = {label: _phases(runs) for label, runs in groups.items()}
+    known = {label: found for label, found in by_variant.items() if found is not None}
+    if not known:
+        return []
+    parts = [[float(parts[i].mean()) for _, parts in known.values()] for i in range(len(PHASES))]
+    bars = charts.bar_chart(list(known), parts, xlabel="seconds per step, mean")
+    found = [Chart("Mean time of a step", bars)]
+    if len(known) == 1:
+        step, phases = next(iter(known.values()))
+        area = charts.area_chart(step, phases, xlabel="step", ylabel="seconds")
+        found.append(Chart("Time of each step", area))
+    return found
+
+
+def _phases(runs: Sequence[Run]) -> Points | None:
+    """Steps [n] and seconds [phases, n], mean over runs. The host works while a rollout waits."""
+    found = []
+    for run in runs:
+        step, whole = series(run, "time/step")
+        if step.size:
+            rollout, host, update = (
+                _time(run, name, step) for name in ("rollout", "host", "update")
+            )
+            inside = np.minimum(host, rollout)
+            rest = np.maximum(whole - rollout - update, 0)
+            found.append((step, np.stack([rollout - inside, inside, update, rest])))
+    if not found:
+        return None
+    means = [mean_curve([(step, parts[i]) for step, parts in found]) for i in range(len(PHASES))]
+    return means[0][0], np.stack([y.mean(0) for _, y in means])
+
+
+def _time(run: Run, name: str, step: np.ndarray) -> np.ndarray:
+    x, y = series(run, f"time/{name}")
+    return np.interp(step, x, y) if x.size else np.zeros(step.size)

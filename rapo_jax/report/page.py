@@ -1,0 +1,198 @@
+"""report.html: headline, comparison, curves and trajectories on one page without outside resources.
+
+Text written by a model is hostile. The template escapes every value, trajectories travel as JSON
+that cannot close its element and are shown through `textContent`, and the page's own content
+security policy lets only the viewer's script run (by its hash) and nothing load.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.report import charts, curves
+from rapo_jax.report.compare import BASELINE, Summary, by_seed, group_runs, settings_of, summarise
+from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
+from rapo_jax.report.trajectories import choose_trajectories, segments_of
+
+MAX_TRAJECTORIES = 60
+HERE = Path(__file__).parent
+
+
+def write_report(workdirs: Sequence[Path], output: Path, *, baseline: str = BASELINE) -> Path:
+    """Writes one self-contained HTML page about the runs in `workdirs`; returns its path.
+
+    Runs are grouped by variant (`compare.group_runs`). Whatever a workdir lacks is named on the
+    page. Raises OSError if `output` cannot be written.
+    """
+    folders = dict.fromkeys(Path(workdir).resolve() for workdir in workdirs)
+    runs = [load_run(folder) for folder in folders]
+    page = render(runs, baseline=baseline)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def render(runs: Sequence[Run], *, baseline: str) -> str:
+    """The page as text."""
+    import jinja2
+    from markupsafe import Markup
+
+    groups = group_runs(runs)
+    summaries = summarise(groups, baseline)
+    trajectories, trajectory_notes = _trajectories(groups)
+    script = (HERE / "viewer.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent, "points": points, "interval": interval, "seconds": seconds,
+        "svg": Markup,
+    }  # fmt: skip
+    return environment.get_template("page.html").render(
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        runs=runs,
+        notes=[note for run in runs for note in run.notes],
+        summaries=summaries,
+        baseline=baseline if baseline in groups else None,
+        kinds=_kinds(groups),
+        settings=_differing_settings(groups),
+        differences=_difference_charts(groups, summaries, baseline),
+        heldout=curves.heldout_charts(groups),
+        sections=curves.curve_charts(groups),
+        times=curves.time_charts(groups),
+        phases=curves.PHASES,
+        cold_start=curves.cold_start_charts(groups),
+        trajectories=Markup(embed(trajectories)),
+        shown=sum(len(each["trajectories"]) for each in trajectories),
+        limit=MAX_TRAJECTORIES,
+        trajectory_notes=trajectory_notes,
+    )
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of accuracies in percentage points, signed."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(value: tuple[float, float, float] | None) -> str:
+    """Mean and interval in percentage points; the mean alone where one pair has no interval."""
+    if value is None:
+        return "–"
+    mean, low, high = value
+    return points(mean) + ("" if math.isnan(low) else f" [{points(low)}, {points(high)}]")
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 120 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def embed(value: Any) -> str:
+    """JSON that stands inside a script element: no character in it can end the element."""
+    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for what JSON cannot say (NaN, infinity)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return value
+
+
+def _trajectories(groups: Mapping[str, Sequence[Run]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Trajectories of each variant, from its first run that wrote some; retrieving ones first."""
+    share = max(1, MAX_TRAJECTORIES // max(1, len(groups)))
+    found, notes = [], []
+    for label, runs in groups.items():
+        paths = [
+            (run, path) for run in runs if (path := run.workdir / "trajectories.jsonl").exists()
+        ]
+        if not paths:
+            notes.append(f"{label}: no trajectories.jsonl (log.trajectories is off?)")
+            continue
+        run, path = paths[0]
+        chosen, total = choose_trajectories(path, share)
+        name = label if run.seed is None else f"{label}, seed {run.seed}"
+        notes.append(f"{name}: {len(chosen)} of {total} trajectories")
+        if chosen:
+            found.append({"label": name, "trajectories": chosen})
+    return sorted(found, key=lambda each: not any(map(_retrieves, each["trajectories"]))), notes
+
+
+def _retrieves(trajectory: dict[str, Any]) -> bool:
+    return any(each.get("source") == "RETRIEVED" for each in segments_of(trajectory))
+
+
+def _kinds(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """A row for each question type: accuracy before RL (all runs), then after it by variant."""
+    everyone = [run for runs in groups.values() for run in runs]
+    kinds = sorted(
+        {k for r in everyone for w in ("before", "after") for k in accuracy_by_kind(r, w)}
+    )
+    return [
+        {"name": kind, "before": _mean_kind(everyone, kind, "before"),
+         "after": [_mean_kind(runs, kind, "after") for runs in groups.values()]}
+        for kind in kinds
+    ]  # fmt: skip
+
+
+def _mean_kind(runs: Sequence[Run], kind: str, when: str) -> float | None:
+    values = [found[kind] for run in runs if kind in (found := accuracy_by_kind(run, when))]
+    return sum(values) / len(values) if values else None
+
+
+def _differing_settings(groups: Mapping[str, Sequence[Run]]) -> dict[str, list[str]]:
+    """Setting -> its value in each variant, for the settings in which variants differ."""
+    settings = [settings_of(runs[0]) for runs in groups.values()]
+    keys = sorted({key for each in settings for key in each})
+    table = {key: [each.get(key, "–") for each in settings] for key in keys}
+    return {key: values for key, values in table.items() if len(set(values)) > 1}
+
+
+def _difference_charts(
+    groups: Mapping[str, Sequence[Run]], summaries: Sequence[Summary], baseline: str
+) -> list[curves.Chart]:
+    """Paired differences to the baseline as dots and intervals, all questions and hidden ones."""
+    found = []
+    for title, measure in (("All questions", accuracy), ("Hidden words", hidden_accuracy)):
+        base = by_seed(groups.get(baseline, ()), measure)
+        rows = []
+        for colour, each in enumerate(summaries):
+            gap = each.difference if measure is accuracy else each.hidden_difference
+            if gap is None:
+                continue
+            ours = by_seed(groups[each.label], measure)
+            dots = [100 * (ours[seed] - base[seed]) for seed in sorted(ours.keys() & base.keys())]
+            mean, low, high = (100 * x for x in gap)
+            rows.append(charts.Interval(each.label, mean, low, high, dots, colour))
+        if rows:
+            svg = charts.interval_chart(rows, xlabel=f"percentage points above {baseline}")
+            found.append(curves.Chart(title, svg))
+    return found

@@ -1,0 +1,144 @@
+"""What a run left in its workdir, read back: settings, metrics, final accuracies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a workdir says about its run; whatever is missing stands in `notes`."""
+
+    workdir: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Rows of metrics.jsonl by stage, in the order of their steps."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def holds_anything(self) -> bool:
+        return bool(self.config or self.metrics or self.result)
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed", self.result.get("seed"))
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method") or self.result.get("method") or self.workdir.name)
+
+
+def load_run(workdir: Path) -> Run:
+    """Reads config.json, metrics.jsonl and result.json of a workdir; never fails on their content.
+
+    The last row of a step wins (a resumed run writes some steps again), and a last line cut short
+    by a killed run is left out.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        return Run(workdir, notes=(f"{workdir.name}: there is no such folder ({workdir})",))
+    notes: list[str] = []
+    config = _read_object(workdir / "config.json", notes, "its settings are unknown")
+    result = _read_object(workdir / "result.json", notes, "the run has no final evaluation yet")
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in read_lines(workdir / "metrics.jsonl", notes):
+        step = as_number(row.get("step"))
+        if step is not None:
+            rows[str(row.get("stage", "rl")), step] = row
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for stage, step in sorted(rows):
+        metrics.setdefault(stage, []).append(rows[stage, step])
+    if not metrics:
+        notes.append("metrics.jsonl holds no step: there are no curves")
+    return Run(workdir, config, metrics, result, tuple(f"{workdir.name}: {x}" for x in notes))
+
+
+def _read_object(path: Path, notes: list[str], consequence: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing: {consequence}")
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{path.name} cannot be read ({error}): {consequence}")
+        return {}
+    if not isinstance(value, dict):
+        notes.append(f"{path.name} does not hold an object: {consequence}")
+        return {}
+    return value
+
+
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """All readable objects of a JSON-lines file; says in `notes` what was left out."""
+    if not path.is_file():
+        notes.append(f"{path.name} is missing")
+        return []
+    rows, broken = [], []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = parse_line(line)
+            if row is not None:
+                rows.append(row)
+            elif line.strip():
+                broken.append(number)
+    if broken:
+        places = ", ".join(map(str, broken[:5])) + (" …" if len(broken) > 5 else "")
+        notes.append(f"{path.name}: {len(broken)} unreadable line(s) left out ({places})")
+    return rows
+
+
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """The object on a line of JSON, or None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, or None for whatever else stands in a file."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def accuracy(run: Run, when: str = "after") -> float | None:
+    """Held-out accuracy `before` or `after` RL, without retrieval."""
+    return as_number(run.result.get(f"accuracy_{when}"))
+
+
+def accuracy_by_kind(run: Run, when: str = "after") -> dict[str, float]:
+    """Held-out accuracy by question type."""
+    kinds = run.result.get(f"accuracy_by_kind_{when}")
+    pairs = kinds.items() if isinstance(kinds, Mapping) else ()
+    return {str(k): number for k, v in pairs if (number := as_number(v)) is not None}
+
+
+def hidden_accuracy(run: Run, when: str = "after") -> float | None:
+    """Held-out accuracy on the question types called hidden, each type counted alike."""
+    values = [value for kind, value in accuracy_by_kind(run, when).items() if "hidden" in kind]
+    return float(np.mean(values)) if values else None
+
+
+def cpu_seconds(run: Run) -> float | None:
+    """CPU-seconds of the RL stage."""
+    seconds = run.result.get("cpu_seconds")
+    known = as_number(seconds.get("rl")) if isinstance(seconds, Mapping) else None
+    totals = [as_number(row.get("cpu/total")) for row in run.metrics.get("rl", [])]
+    return known if known is not None else max((t for t in totals if t is not None), default=None)
+
+
+def series(run: Run, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric, where it was written and is finite."""
+    rows = run.metrics.get(stage, [])
+    points = [(row["step"], y) for row in rows if (y := as_number(row.get(key))) is not None]
+    step, value = np.asarray(points, float).reshape(-1, 2).T
+    return step, value

@@ -1,0 +1,98 @@
+"""Which trajectories of a run the viewer shows: a few of many, spread over the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rapo_jax.report.runs import as_number, parse_line
+
+ROWS_PER_STEP = 4
+
+
+class Entry(NamedTuple):
+    """Where a trajectory stands in the file, and what the choice looks at."""
+
+    offset: int
+    stage: str
+    step: float
+    question: str
+    row: int
+    retrievals: int
+    reward: float
+
+
+def choose_trajectories(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """At most `limit` trajectories of the file, and how many it holds.
+
+    Steps are spread evenly, first and last included. At each step one question is shown: the one
+    with most retrievals, then with the most different rewards. Of its rows, those with a retrieval
+    come first, but one on-policy row is kept beside them where there is one.
+    """
+    entries = _scan(path)
+    steps: dict[tuple[str, float], list[Entry]] = {}
+    for entry in entries:
+        steps.setdefault((entry.stage, entry.step), []).append(entry)
+    count = min(len(steps), max(1, limit // ROWS_PER_STEP)) if limit else 0
+    places = np.unique(np.linspace(0, len(steps) - 1, count).round().astype(int))
+    keys = sorted(steps, key=lambda key: (key[0] != "rl", key))
+    chosen = [entry for place in places for entry in _of_step(steps[keys[place]], ROWS_PER_STEP)]
+    with path.open("rb") as file:
+        found = [_load(file, entry) for entry in chosen[:limit]]
+    return [each for each in found if each is not None], len(entries)
+
+
+def _scan(path: Path) -> list[Entry]:
+    """Every readable trajectory of the file; a row written again by a resumed run counts once."""
+    entries: dict[tuple[str, float, str, int], Entry] = {}
+    with path.open("rb") as file:
+        offset = 0
+        for line in file:
+            if (found := parse_line(line)) is not None:
+                entry = _entry(offset, found)
+                entries[entry.stage, entry.step, entry.question, entry.row] = entry
+            offset += len(line)
+    return list(entries.values())
+
+
+def _entry(offset: int, found: dict[str, Any]) -> Entry:
+    return Entry(
+        offset=offset,
+        stage=str(found.get("stage", "rl")),
+        step=as_number(found.get("step")) or 0.0,
+        question=str(found.get("question_id", "")),
+        row=int(as_number(found.get("row")) or 0),
+        retrievals=sum(each.get("source") == "RETRIEVED" for each in segments_of(found)),
+        reward=as_number(found.get("reward")) or 0.0,
+    )
+
+
+def segments_of(trajectory: dict[str, Any]) -> list[dict[str, Any]]:
+    """The well-formed segments of a trajectory."""
+    segments = trajectory.get("segments")
+    segments = segments if isinstance(segments, list) else []
+    return [each for each in segments if isinstance(each, dict)]
+
+
+def _of_step(entries: list[Entry], count: int) -> list[Entry]:
+    questions: dict[str, list[Entry]] = {}
+    for entry in entries:
+        questions.setdefault(entry.question, []).append(entry)
+
+    def telling(rows: list[Entry]) -> tuple[int, float]:
+        rewards = [row.reward for row in rows]
+        return sum(row.retrievals > 0 for row in rows), max(rewards) - min(rewards)
+
+    rows = max(questions.values(), key=telling)
+    rows = sorted(rows, key=lambda row: (row.retrievals == 0, row.row))
+    kept = rows[:count]
+    if len(rows) > count and all(row.retrievals for row in kept):
+        kept[-1] = next((row for row in rows if not row.retrievals), kept[-1])
+    return kept
+
+
+def _load(file: Any, entry: Entry) -> dict[str, Any] | None:
+    file.seek(entry.offset)
+    return parse_line(file.readline())

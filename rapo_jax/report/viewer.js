@@ -1,0 +1,136 @@
+"use strict";
+// The trajectory viewer. Every text of a trajectory is hostile: it only ever becomes textContent.
+(() => {
+  const runs = JSON.parse(document.getElementById("data").textContent);
+  const place = document.getElementById("trajectory");
+  if (!runs.length || !place) return;
+  const FULL_ENTROPY = 2; // nats; a token of this entropy or more gets the deepest background
+  const SOURCES = { PROMPT: "prompt", POLICY: "policy", TOOL: "tool", RETRIEVED: "retrieved" };
+  const menus = ["run", "step", "question", "row"].map((n) => document.getElementById("choose-" + n));
+  const [runMenu, stepMenu, questionMenu, rowMenu] = menus;
+
+  const make = (tag, className, text) => {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const isNumber = (value) => typeof value === "number";
+  const show = (value, digits = 2) => (isNumber(value) ? value.toFixed(digits) : "–");
+  const signed = (value) => (isNumber(value) ? (value > 0 ? "+" : "") + value.toFixed(3) : "–");
+  const stepName = (each) => `${each.stage ?? "rl"} ${each.step}`;
+  const segmentsOf = (each) =>
+    (Array.isArray(each.segments) ? each.segments : []).filter((s) => s && typeof s === "object");
+  const clip = (text, length) => (text.length > length ? text.slice(0, length) + "…" : text);
+
+  const inRun = () => runs[runMenu.value].trajectories;
+  const inStep = () => inRun().filter((each) => stepName(each) === stepMenu.value);
+  const inQuestion = () => inStep().filter((each) => String(each.question_id) === questionMenu.value);
+
+  const fill = (menu, options) => {
+    const kept = menu.value;
+    menu.replaceChildren(
+      ...options.map(([value, text]) => {
+        const option = make("option", "", text);
+        option.value = value;
+        return option;
+      }),
+    );
+    if (options.some(([value]) => String(value) === kept)) menu.value = kept;
+  };
+  const distinct = (list, key, text) => [...new Map(list.map((each) => [key(each), text(each)]))];
+  const rowText = (each) => {
+    const retrieved = segmentsOf(each).filter((s) => s.source === "RETRIEVED").length;
+    const kind = each.hybrid ? `hybrid, ${retrieved} retrieved` : "on-policy";
+    return `${each.row}: ${kind}, reward ${show(each.reward)}`;
+  };
+
+  const refill = (from) => {
+    if (from < 1) fill(stepMenu, distinct(inRun(), stepName, stepName));
+    if (from < 2)
+      fill(questionMenu, distinct(inStep(), (t) => String(t.question_id),
+        (t) => clip(`${t.question_id}: ${t.question ?? ""}`, 70)));
+    if (from < 3) fill(rowMenu, inQuestion().map((each, index) => [index, rowText(each)]));
+    draw(inQuestion()[Number(rowMenu.value)]);
+  };
+
+  const fact = (name, value) => {
+    const element = make("div");
+    element.append(make("span", "", name), make("strong", "", value));
+    return element;
+  };
+
+  const policyText = (segment) => {
+    const text = make("div", "text policy");
+    const tokens = Array.isArray(segment.tokens) ? segment.tokens : [];
+    const entropy = Array.isArray(segment.token_entropy) ? segment.token_entropy : [];
+    if (!tokens.length) text.textContent = String(segment.text ?? "");
+    tokens.forEach((token, index) => {
+      const span = make("span", "", String(token));
+      if (isNumber(entropy[index])) {
+        const depth = Math.min(1, Math.max(0, entropy[index] / FULL_ENTROPY));
+        span.style.backgroundColor = `rgba(var(--policy), ${(0.6 * depth).toFixed(3)})`;
+        span.title = `entropy ${show(entropy[index], 3)} nats`;
+      }
+      text.append(span);
+    });
+    return text;
+  };
+
+  const meter = (share) => {
+    const outer = make("div", "meter");
+    const inner = make("div");
+    inner.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
+    outer.append(inner);
+    return outer;
+  };
+
+  const drawSegment = (segment, most) => {
+    const source = SOURCES[segment.source] ?? "prompt";
+    const row = make("div", "segment");
+    const side = make("aside");
+    side.append(make("b", "", source === "prompt" ? "prompt" : `step ${segment.step} · ${source}`));
+    if (isNumber(segment.entropy)) {
+      side.append(make("div", "", `entropy ${show(segment.entropy, 3)} nats`));
+      side.append(meter(most > 0 ? segment.entropy / most : 0));
+    }
+    if (source === "retrieved") side.append(make("div", "", `Z ${signed(segment.z)}`));
+    if (Array.isArray(segment.tokens) && segment.tokens.length)
+      side.append(make("div", "", `${segment.tokens.length} tokens`));
+    const text = source === "policy" ? policyText(segment)
+      : make("div", "text " + source, String(segment.text ?? ""));
+    row.append(side, text);
+    return row;
+  };
+
+  const draw = (each) => {
+    place.replaceChildren();
+    if (!each) return;
+    const facts = make("div", "facts");
+    const answers = Array.isArray(each.answers) ? each.answers.join(" | ") : "";
+    facts.append(fact("status", String(each.status ?? "–")), fact("reward", show(each.reward)),
+      fact("advantage", signed(each.advantage)), fact("retrieval reward", signed(each.retrieval_reward)),
+      fact("gold", answers), fact("question", String(each.question ?? "–")));
+    const segments = segmentsOf(each);
+    const most = Math.max(0, ...segments.map((s) => (isNumber(s.entropy) ? s.entropy : 0)));
+    place.append(facts, ...segments.map((segment) => drawSegment(segment, most)));
+  };
+
+  const move = (by) => {
+    const all = inRun();
+    const present = all.indexOf(inQuestion()[rowMenu.value]);
+    const next = all[(present + by + all.length) % all.length];
+    stepMenu.value = stepName(next);
+    refill(1);
+    questionMenu.value = String(next.question_id);
+    refill(2);
+    rowMenu.value = String(inQuestion().indexOf(next));
+    refill(3);
+  };
+
+  fill(runMenu, runs.map((each, index) => [index, each.label]));
+  menus.forEach((menu, index) => menu.addEventListener("change", () => refill(index)));
+  document.getElementById("previous").addEventListener("click", () => move(-1));
+  document.getElementById("next").addEventListener("click", () => move(1));
+  refill(0);
+})();

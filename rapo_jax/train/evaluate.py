@@ -1,0 +1,67 @@
+"""Greedy evaluation on held-out questions; nothing is ever retrieved."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rapo_jax.host.tasks import Question, is_correct, outcome_reward
+from rapo_jax.train.run import Run
+from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.types import Params, Source, Status
+
+
+def spread(questions: Sequence[Question], limit: int) -> list[Question]:
+    """At most `limit` questions, evenly spread over the list; 0 means all."""
+    if not limit or limit >= len(questions):
+        return list(questions)
+    return [questions[i] for i in np.linspace(0, len(questions) - 1, limit).round().astype(int)]
+
+
+def evaluate(
+    run: Run, params: Params, questions: Sequence[Question], *, temperature: float = 0.0
+) -> dict[str, Any]:
+    """Pass@1 over `questions`: accuracy, by kind, mean reward, tokens, endings.
+
+    `hidden` is the accuracy over the kinds named hidden..., which the cold start saw done badly.
+    """
+    if not questions:
+        raise ValueError("evaluate: there is no question to evaluate on")
+    n_rows = run.settings.evaluate.rows
+    right: dict[str, list[bool]] = defaultdict(list)
+    rewards, tokens, endings = [], [], defaultdict(int)
+    for start in range(0, len(questions), n_rows):
+        some = list(questions[start : start + n_rows])
+        padded = (some * n_rows)[:n_rows]  # one shape, one compilation
+        trajectory = run.sampler.sample(
+            params,
+            jax.random.fold_in(jax.random.key(run.settings.seed), start),
+            padded,
+            group_size=1,
+            n_hybrid=0,
+            temperature=temperature,
+        )
+        response_BT = (trajectory.source_BT != Source.PAD) & (trajectory.source_BT != Source.PROMPT)
+        for b, question in enumerate(some):
+            text = own_text(segments(run.tokens, trajectory, b))
+            right[question.kind].append(is_correct(text, question.answers))
+            rewards.append(outcome_reward(text, question.answers))
+            tokens.append(int(response_BT[b].sum()))
+            endings[Status(int(trajectory.status_B[b])).name] += 1
+    run.environment.take_counts()
+    everything = [x for kind in right.values() for x in kind]
+    hidden = [x for kind, found in right.items() if kind.startswith("hidden") for x in found]
+    return {
+        "accuracy": float(np.mean(everything)),
+        "hidden": float(np.mean(hidden)) if hidden else float("nan"),
+        "accuracy_by_kind": {kind: float(np.mean(x)) for kind, x in sorted(right.items())},
+        "reward": float(np.mean(rewards)),
+        "tokens": float(np.mean(tokens)),
+        "endings": dict(endings),
+        "questions": len(everything),
+    }
+

@@ -1,0 +1,242 @@
+"""The buffer stage: off-policy trajectories -> filter -> step traces -> embedded, indexed, saved."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax.config import RetrievalSettings
+from rapo_jax.host.agents import run_agents
+from rapo_jax.host.data import load_questions
+from rapo_jax.host.memory.buffer import StepTraceBuffer, Trace, best_of, make_items
+from rapo_jax.host.memory.ngram import NgramEncoder
+from rapo_jax.host.memory.retriever import Retriever
+from rapo_jax.host.memory.traces import group_by_question
+from rapo_jax.host.protocol import Segment
+from rapo_jax.host.tasks import Question, outcome_reward
+from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
+from rapo_jax.train.tapes import own_steps, own_text, segments
+
+if TYPE_CHECKING:
+    from rapo_jax.train.run import Run
+
+KEY_ORDERS = (1, 2)
+"""n-grams of the built-in encoder of keys."""
+
+
+class DeviceEncoder(NamedTuple):
+    """The half of an encoder that runs inside the rollout, and what the host feeds it."""
+
+    embed: Callable[[jax.Array], jax.Array]
+    query_E: jax.ShapeDtypeStruct
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None
+    """Key texts to queries; None where the host's encoder makes the keys itself."""
+    identity: str
+
+
+def device_encoder(settings: RetrievalSettings) -> DeviceEncoder:
+    """`ngram`: the host embeds, the device passes on. `minilm`: the host tokenizes, the device
+    embeds, inside the rollout's program."""
+    return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
+
+
+def _ngram(settings: RetrievalSettings) -> DeviceEncoder:
+    shape = jax.ShapeDtypeStruct((settings.width,), jnp.float32)
+    return DeviceEncoder(lambda query_BE: query_BE, shape, None, "")
+
+
+def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
+    folder = settings.encoder_folder or find_minilm()
+    module, params, tokenizer = load_encoder(folder)
+    width = settings.encoder_tokens
+
+    def tokenize(texts: Sequence[str]) -> np.ndarray:
+        token_BX, length_B = tokenize_texts(tokenizer, texts, width=width)
+        return np.concatenate([length_B[:, None], token_BX], axis=1).astype(np.int32)
+
+    def embed(query_BX: jax.Array) -> jax.Array:
+        return module.apply(params, query_BX[:, 1:], query_BX[:, 0])
+
+    shape = jax.ShapeDtypeStruct((1 + width,), jnp.int32)
+    return DeviceEncoder(embed, shape, tokenize, f"minilm:{Path(folder).name}:{width}")
+
+
+ENCODE_ROWS = 64
+"""Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""
+
+
+def text_encoder(encoder: DeviceEncoder) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts to keys outside a rollout, for an encoder that runs on the device."""
+    tokenize = encoder.tokenize
+    assert tokenize is not None
+    program = jax.jit(encoder.embed)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        found = []
+        for start in range(0, len(texts), ENCODE_ROWS):
+            some = list(texts[start : start + ENCODE_ROWS])
+            padded = some + [""] * (ENCODE_ROWS - len(some))
+            found.append(np.asarray(program(tokenize(padded)))[: len(some)])
+        return np.concatenate(found)
+
+    return encode
+
+
+def build_buffer(run: Run) -> dict[str, Any]:
+    """Builds `BUFFER/traces`, its encoder and `trajectories.jsonl`, or keeps what is there.
+
+    Returns the manifest.
+    """
+    folder, s = run.buffer, run.settings
+    if (folder / "done.json").is_file():
+        return load_buffer(run).manifest
+    started = time.perf_counter()
+    questions = load_questions(run.questions["expert"])[: s.buffer.questions]
+    print(
+        f"[buffer] {len(questions)} questions x {s.buffer.samples} trajectories by the "
+        f"{s.buffer.agent} agent",
+        flush=True,
+    )
+    sampled = AGENTS[s.buffer.agent](run, questions)
+    traces = [
+        Trace(q.id, q.question, own_steps(row), outcome_reward(own_text(row), q.answers), origin)
+        for q, group, origin in sampled
+        for row in group
+    ]
+    settings = _splitting(s.retrieval) | {"include_answers": s.buffer.include_answers}
+    (folder / "encoder").mkdir(parents=True, exist_ok=True)
+    if run.encoder.tokenize is None:
+        items = make_items(traces, keep=s.buffer.keep, **settings)
+        fitted = NgramEncoder.fit(
+            [item.key for item in items], width=s.retrieval.width, orders=KEY_ORDERS
+        )
+        fitted.save(folder / "encoder")
+    encode, identity = _encoder(run)
+    buffer = StepTraceBuffer.build(
+        traces,
+        encode=encode,
+        encoder_identity=identity,
+        tokenizer_fingerprint=run.tokens.fingerprint,
+        keep=s.buffer.keep,
+        count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
+        **settings,
+    )
+    buffer.save(folder / "traces")
+    kept = best_of(group_by_question(traces), s.buffer.keep)
+    with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
+        for best in kept.values():
+            for trace in best:
+                file.write(json.dumps(trace._asdict()) + "\n")
+    seconds = time.perf_counter() - started
+    about = {"seconds": seconds, "identity": buffer.identity}
+    (folder / "done.json").write_text(json.dumps(about) + "\n")
+    m = buffer.manifest
+    print(
+        f"[buffer] {len(buffer.items)} step traces of {m['trajectories_kept']} trajectories kept "
+        f"of {m['trajectories_sampled']}; mean reward {m['mean_reward_sampled']:.3f} -> "
+        f"{m['mean_reward_kept']:.3f}; {seconds:.0f} s",
+        flush=True,
+    )
+    return m
+
+
+def load_buffer(run: Run) -> StepTraceBuffer:
+    """The saved buffer; ValueError if it was made for another tokenizer, encoder or splitting."""
+    _, identity = _encoder(run)
+    buffer = StepTraceBuffer.load(
+        run.buffer / "traces",
+        encoder_identity=identity,
+        tokenizer_fingerprint=run.tokens.fingerprint,
+    )
+    for name, wanted in _splitting(run.settings.retrieval).items():
+        found = buffer.manifest[name]
+        if found != wanted:
+            raise ValueError(
+                f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {found!r}; "
+                "set it back, or point buffer.folder to a new folder"
+            )
+    return buffer
+
+
+def attach_buffer(run: Run) -> StepTraceBuffer:
+    """Loads the buffer and lets the environment retrieve from it."""
+    buffer = load_buffer(run)
+    encode, _ = _encoder(run)
+    retriever = Retriever(
+        buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
+    )
+    run.environment.remember(
+        retriever,
+        run.encoder.tokenize or encode,
+        exclude_same_question=run.settings.retrieval.exclude_same_question,
+        own_history=run.settings.retrieval.history == "own",
+    )
+    return buffer
+
+
+def read_trajectories(run: Run) -> list[Trace]:
+    """The kept trajectories of the buffer, for imitation."""
+    with open(run.buffer / "trajectories.jsonl", encoding="utf-8") as file:
+        return [Trace(**json.loads(line)) for line in file]
+
+
+def _splitting(settings: RetrievalSettings) -> dict[str, Any]:
+    return {"unit": settings.unit, "mask": settings.mask, "max_chars": settings.max_chars}
+
+
+def _encoder(run: Run) -> tuple[Callable[[Sequence[str]], np.ndarray], str]:
+    if run.encoder.tokenize is None:
+        encoder = NgramEncoder.load(run.buffer / "encoder")
+        return encoder, encoder.identity
+    return text_encoder(run.encoder), run.encoder.identity
+
+
+Sampled = list[tuple[Question, list[list[Segment]], str]]
+
+
+def _scripted(run: Run, questions: Sequence[Question]) -> Sampled:
+    s = run.settings
+    groups = run_agents(
+        run.task.expert(run.world, error=s.buffer.expert_error),
+        questions,
+        run.tools,
+        max_calls=s.rollout.max_calls,
+        samples=s.buffer.samples,
+        rng_seed=s.seed,
+    )
+    return [(q, group, "scripted") for q, group in zip(questions, groups, strict=True)]
+
+
+def _checkpoint(run: Run, questions: Sequence[Question]) -> Sampled:
+    """A policy of this project, sampled on-policy by the same rollout program."""
+    from rapo_jax.train.policy import load_policy
+
+    s = run.settings
+    params = load_policy(run, Path(s.buffer.checkpoint))
+    sampled: Sampled = []
+    for start in range(0, len(questions), s.rollout.questions):
+        some = list(questions[start : start + s.rollout.questions])
+        padded = (some * s.rollout.questions)[: s.rollout.questions]
+        trajectory = run.sampler.sample(
+            params,
+            jax.random.fold_in(jax.random.key(s.seed), start),
+            padded,
+            group_size=s.buffer.samples,
+            n_hybrid=0,
+            temperature=s.rollout.temperature,
+        )
+        for q, question in enumerate(some):
+            rows = range(q * s.buffer.samples, (q + 1) * s.buffer.samples)
+            group = [segments(run.tokens, trajectory, b) for b in rows]
+            sampled.append((question, group, f"checkpoint:{s.buffer.checkpoint}"))
+    return sampled
+
+
+AGENTS = {"scripted": _scripted, "checkpoint": _checkpoint}

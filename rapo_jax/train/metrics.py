@@ -1,0 +1,75 @@
+"""Metrics to `metrics.jsonl`, to TensorBoard and to the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Writes one JSON object a step, `{'step', 'stage', 'group/name': number}`.
+
+    After a resume the steps since the checkpoint are written again; readers take the last.
+    """
+
+    def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
+        self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if self._file.tell() and not _ends_with_newline(workdir / "metrics.jsonl"):
+            self._file.write("\n")  # a killed run left half a line
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        self._file.write(json.dumps({"step": step, "stage": stage, **finite}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+class Progress:
+    """One console line now and then: how far, how fast, how long still."""
+
+    def __init__(self, name: str, *, total: int, done: int, every_s: float) -> None:
+        self._name, self._total, self._first = name, total, done
+        self._started = time.perf_counter()
+        self._last, self._every_s = -math.inf, every_s
+
+    def show(self, done: int, **values: Any) -> None:
+        now = time.perf_counter()
+        if now - self._last < self._every_s and done < self._total:
+            return
+        self._last = now
+        spent = now - self._started
+        rate = spent / max(done - self._first, 1)
+        left = rate * (self._total - done)
+        shown = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        print(f"[{self._name}] {done}/{self._total}  {shown}  ETA {clock(left)}", flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

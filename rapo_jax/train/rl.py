@@ -1,0 +1,411 @@
+"""Training with RAPO: rollout -> rewards -> advantages -> updates, one line of values a step."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax.config import RlSettings, Settings
+from rapo_jax.host.data import load_questions, question_stream
+from rapo_jax.host.tasks import Question, failure_kind, is_correct, outcome_reward
+from rapo_jax.method.advantages import group_advantage, largest_safe_a, rapo_advantage
+from rapo_jax.method.entropy import step_entropy
+from rapo_jax.method.objective import share_silenced_above
+from rapo_jax.method.rewards import retrieval_reward, retrieval_reward_per_step
+from rapo_jax.model.sharding import place, rows
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.memory import attach_buffer, read_trajectories
+from rapo_jax.train.metrics import Progress
+from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.policy import load_policy, start_state
+from rapo_jax.train.run import Run, stage_key
+from rapo_jax.train.sampler import FOREVER
+from rapo_jax.train.sft import Examples, as_segments, batch_of, examples_of, imitation_updater
+from rapo_jax.train.tapes import own_text, segments, write_trajectories
+from rapo_jax.train.update import Updater, rapo_loss
+from rapo_jax.types import Batch, Params, Source, Trajectory, TrainState
+
+RL_STAGE = 2
+
+
+class Calibrated(NamedTuple):
+    """What the method makes of a rollout batch (Eqs. 2, 5-7, 9, 10, F_ret)."""
+
+    advantage_B: jax.Array
+    retrieval_B: jax.Array
+    share_B: jax.Array
+    z_BS: jax.Array
+    floors: dict[str, jax.Array]
+
+
+def calibrate(
+    rl: RlSettings, group_size: int, num_steps: int, trajectory: Trajectory, reward_B: jax.Array
+) -> Calibrated:
+    """Rewards and advantages of a batch whose rows are grouped by question."""
+    entropy_BS, source_BS = step_entropy(
+        trajectory.entropy_BT, trajectory.source_BT, trajectory.step_BT, num_steps=num_steps
+    )
+    how = {"quality": rl.quality, "timing": rl.timing, "entropy_floor": rl.entropy_floor}
+    retrieval_B = retrieval_reward(entropy_BS, source_BS, **how)
+    z_BS = retrieval_reward_per_step(entropy_BS, source_BS, **how)
+    grouped = (reward_B.reshape(-1, group_size), retrieval_B.reshape(-1, group_size))
+    advantage_QG = rapo_advantage(*grouped, a=rl.a, ddof=rl.ddof, std_floor=rl.std_floor)
+    source_BT = trajectory.source_BT
+    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
+    share_B = (source_BT == Source.RETRIEVED).sum(1) / jnp.maximum(response_B, 1)
+    policy_BS = source_BS == Source.POLICY
+    below_BS = policy_BS & (entropy_BS < rl.entropy_floor)
+    retrieval_std_Q = jnp.std(grouped[1], axis=1, ddof=rl.ddof)
+    floors = {
+        "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
+        "floor/std_active": (retrieval_std_Q < rl.std_floor).mean(),
+        "reward/nonzero_groups": (
+            jnp.abs(
+                group_advantage(grouped[0], ddof=rl.ddof, std_floor=rl.std_floor)
+            ).max(axis=1)
+            > 1e-3
+        ).mean(),
+    }
+    return Calibrated(advantage_QG.reshape(-1), retrieval_B, share_B, z_BS, floors)
+
+
+def probability_at(settings: Settings, step: int) -> float:
+    """Retrieval probability of a step: constant as in the paper, or decaying to 0."""
+    start, done = settings.retrieval.probability, step / settings.rl.steps
+    left = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }
+    return start * left[settings.retrieval.schedule]
+
+
+def guards(s: Settings) -> list[str]:
+    """Values that can silence or flip the gradient (method, Guards), one warning each."""
+    lines = []
+    if s.n_hybrid:
+        limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
+        if s.rl.a >= limit:
+            lines.append(
+                f"rl.a={s.rl.a}: from {limit:.3f} on, at rollout.group_size="
+                f"{s.rollout.group_size}, the retrieval reward can flip the sign of an advantage"
+            )
+        share = share_silenced_above(s.rl.m, s.rl.clip_high)
+        if share < 1:
+            lines.append(
+                f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
+                "starts beyond 1 + rl.clip_high, which silences its positive tokens"
+            )
+    return lines
+
+
+class RlStage:
+    """The state and programs of RL on one open run; `train` runs it to its last step."""
+
+    def __init__(self, run: Run) -> None:
+        s = run.settings
+        self.run, self.s = run, s
+        self.buffer = attach_buffer(run) if s.method != "grpo" else None
+        self.imitated: Examples | None = None
+        if s.method == "sft":
+            shown = [(t.question, as_segments(t)) for t in read_trajectories(run)]
+            self.imitated = examples_of(run, shown)
+        o = s.optimizer
+        self.schedule = learning_rate_schedule(
+            learning_rate=o.learning_rate,
+            warmup=o.warmup,
+            schedule=o.schedule,
+            steps=s.rl.steps * s.rl.epochs * s.rl.mini_batches,
+        )
+        optimizer = make_optimizer(
+            self.schedule,
+            clip_norm=o.clip_norm,
+            b1=o.b1,
+            b2=o.b2,
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+        )
+        start = load_policy(run, run.cold_start)
+        self.reference: Params | None = start if s.rl.kl else None
+        self.state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
+        self.updater = (
+            imitation_updater(run, optimizer)
+            if s.method == "sft"
+            else Updater(
+                rapo_loss(run.model, s.rl),
+                optimizer,
+                buckets=s.rl.buckets,
+                micro_tokens=s.rl.micro_tokens,
+                row_multiple=run.mesh.devices.size,
+                place_rows=lambda tree: place(tree, rows(run.mesh)),
+            )
+        )
+        num_steps = 2 * (s.rollout.max_calls + 1)
+        self.calibrate = jax.jit(partial(calibrate, s.rl, s.rollout.group_size, num_steps))
+        self.stream = question_stream(
+            run.questions["train"],
+            seed=s.seed,
+            batch=s.rollout.questions,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
+        self.store = Checkpoints(run.workdir / "checkpoints", keep=s.checkpoint.keep)
+        self.cpu_seconds = 0.0
+        self.seconds = {"rollout": 0.0, "host": 0.0, "update": 0.0, "rl": 0.0}
+
+    @property
+    def step(self) -> int:
+        """Rollout batches trained on."""
+        return int(self.state.step) // (self.s.rl.epochs * self.s.rl.mini_batches)
+
+    def train(self) -> dict[str, Any]:
+        """Runs to `rl.steps`, from the newest checkpoint if there is one."""
+        s = self.s
+        for line in guards(s):
+            print(f"[rl] warning: {line}", flush=True)
+        if self.store.latest() is not None:
+            self._restore()
+        progress = Progress("rl", total=s.rl.steps, done=self.step, every_s=10)
+        while self.step < s.rl.steps:
+            step = self.step
+            values: dict[str, float] = {}
+            if s.evaluate.every and step % s.evaluate.every == 0:
+                values |= self._held_out()
+            wall, cpu = time.perf_counter(), _cpu_seconds()
+            key = jax.random.fold_in(stage_key(s, RL_STAGE), step)
+            values |= self._imitate(step) if s.method == "sft" else self._step(step, key)
+            values["time/step"] = time.perf_counter() - wall
+            self.cpu_seconds += _cpu_seconds() - cpu
+            self.seconds["rl"] += values["time/step"]
+            values["cpu/total"] = self.cpu_seconds
+            self.run.metrics.write("rl", step, values)
+            progress.show(
+                step + 1,
+                **{k.split("/")[1]: v for k, v in values.items() if k in SHOWN},
+            )
+            if (step + 1) % s.checkpoint.every == 0 or step + 1 == s.rl.steps:
+                self._save()
+        if s.evaluate.every:
+            values = self._held_out() | {"cpu/total": self.cpu_seconds}
+            self.run.metrics.write("rl", s.rl.steps, values)
+        self.store.close()
+        return {"cpu_seconds": self.cpu_seconds, "seconds": self.seconds}
+
+    def _held_out(self) -> dict[str, float]:
+        found = evaluate(self.run, self.state.params, self.held_out)
+        return {"heldout/accuracy": found["accuracy"], "heldout/hidden": found["hidden"]}
+
+    def _step(self, step: int, key: jax.Array) -> dict[str, float]:
+        """One rollout batch and the updates on it."""
+        run, s = self.run, self.s
+        questions = next(self.stream)
+        row_questions = [q for q in questions for _ in range(s.rollout.group_size)]
+        started = time.perf_counter()
+        rollout_key, order_key = jax.random.split(key)
+        probability = probability_at(s, step) if s.n_hybrid else 0.0
+        trajectory = run.sampler.sample(
+            self.state.params,
+            rollout_key,
+            questions,
+            group_size=s.rollout.group_size,
+            n_hybrid=s.n_hybrid,
+            temperature=s.rollout.temperature,
+            probability=probability,
+            noise=s.retrieval.noise,
+            last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+        )
+        counts = run.environment.take_counts()
+        rolled = time.perf_counter()
+        texts = [
+            own_text(segments(run.tokens, trajectory, b)) for b in range(len(row_questions))
+        ]
+        reward_B = np.array(
+            [outcome_reward(t, q.answers) for t, q in zip(texts, row_questions, strict=True)],
+            np.float32,
+        )
+        judged = time.perf_counter()
+        found = jax.device_get(self.calibrate(trajectory, reward_B))
+        batch = Batch(
+            trajectory.token_BT,
+            trajectory.source_BT,
+            trajectory.logp_BT,
+            found.advantage_B,
+            found.share_B.astype(np.float32),
+        )
+        updates = self._updates(batch, np.asarray(trajectory.length_B, np.int64), order_key)
+        ended = time.perf_counter()
+        host = counts.get("seconds", 0.0) + judged - rolled
+        phases = {
+            "rollout": rolled - started - counts.get("seconds", 0.0),
+            "host": host,
+            "update": ended - judged,
+        }
+        for name, seconds in phases.items():
+            self.seconds[name] += seconds
+        hybrid_B = np.tile(
+            np.arange(s.rollout.group_size) >= s.rollout.group_size - s.n_hybrid, len(questions)
+        )
+        if s.log.trajectories and step % s.log.trajectory_every == 0:
+            self._dump(step, trajectory, row_questions, hybrid_B, reward_B, found)
+        values = rollout_metrics(trajectory, row_questions, texts, reward_B, hybrid_B, found)
+        return {
+            **values,
+            **{name: float(x) for name, x in found.floors.items()},
+            **world_metrics(counts, found),
+            **updates,
+            "retrieval/probability": probability,
+            **{f"time/{name}": seconds for name, seconds in phases.items()},
+        }
+
+    def _updates(self, batch: Batch, length_B: np.ndarray, key: jax.Array) -> dict[str, float]:
+        """`rl.epochs` passes over the batch in mini-batches of whole groups."""
+        s = self.s
+        Q, G = s.rollout.questions, s.rollout.group_size
+        rates = float(self.schedule(int(self.state.step)))
+        history = []
+        for epoch in range(s.rl.epochs):
+            order_Q = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), Q))
+            for part in np.split(order_Q, s.rl.mini_batches):
+                index = (part[:, None] * G + np.arange(G)).reshape(-1)
+                mini = jax.tree.map(lambda x, index=index: np.asarray(x)[index], batch)
+                self.state, metrics = self.updater.update(
+                    self.state, mini, length_B[index], self.reference
+                )
+                history.append(metrics)
+        mean = {k: float(np.mean([m[k] for m in history])) for k in history[0]}
+        return {
+            "loss/policy": mean["loss"],
+            "loss/clip_fraction": mean["clipped"],
+            "loss/ratio": mean["ratio"],
+            "loss/kl": mean.get("kl", 0.0),
+            # before the first update sampler and trainer hold the same weights
+            "loss/logp_gap": history[0]["logp_gap"],
+            "loss/logp_gap_max": history[0]["logp_gap_max"],
+            "loss/grad_norm": mean["grad_norm"],
+            "loss/learning_rate": rates,
+            "update/padding": mean["padding"],
+        }
+
+    def _imitate(self, step: int) -> dict[str, float]:
+        """The SFT baseline: as many updates of as many rows, on the buffer's trajectories."""
+        s = self.s
+        assert self.imitated is not None
+        rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
+        losses = []
+        for part in range(s.rl.mini_batches * s.rl.epochs):
+            rng = np.random.default_rng([s.seed, step, part])
+            index = rng.choice(
+                len(self.imitated.length_B), rows_each, replace=rows_each > len(self.imitated.length_B)
+            )
+            self.state, metrics = self.updater.update(
+                self.state, *batch_of(self.imitated, index), None
+            )
+            losses.append(metrics["loss"])
+        return {"loss/sft": float(np.mean(losses)), "update/padding": metrics["padding"]}
+
+    def _dump(self, step, trajectory, row_questions, hybrid_B, reward_B, found) -> None:
+        with open(self.run.workdir / "trajectories.jsonl", "a", encoding="utf-8") as file:
+            write_trajectories(
+                file,
+                self.run.tokens,
+                trajectory,
+                row_questions,
+                about={"step": step, "stage": "rl"},
+                hybrid_B=hybrid_B,
+                reward_B=reward_B,
+                advantage_B=found.advantage_B,
+                retrieval_B=found.retrieval_B,
+                z_BS=found.z_BS,
+            )
+
+    def _save(self) -> None:
+        about = {
+            "stream": dict(self.stream.get_state()),
+            "buffer": self.buffer.identity if self.buffer else "",
+            "tokenizer": self.run.tokens.fingerprint,
+            "cpu_seconds": self.cpu_seconds,
+            "seconds": self.seconds,
+        }
+        self.store.save(self.step, self.state, about)
+
+    def _restore(self) -> None:
+        self.state, about = self.store.restore(self.state)
+        identity = self.buffer.identity if self.buffer else ""
+        if about["buffer"] != identity:
+            raise ValueError(
+                f"buffer.folder={str(self.run.buffer)!r}: this run began with another buffer "
+                f"({about['buffer'][:12]}…, now {identity[:12]}…); give that one back or start anew"
+            )
+        self.stream.set_state(about["stream"])
+        self.cpu_seconds, self.seconds = about["cpu_seconds"], about["seconds"]
+        print(f"[rl] resumed at step {self.step}", flush=True)
+
+
+SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")
+
+
+def rollout_metrics(
+    trajectory: Trajectory,
+    row_questions: Sequence[Question],
+    texts: Sequence[str],
+    reward_B: np.ndarray,
+    hybrid_B: np.ndarray,
+    found: Calibrated,
+) -> dict[str, float]:
+    """What a rollout batch looked like."""
+    source_BT = trajectory.source_BT
+    policy_BT = source_BT == Source.POLICY
+    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
+    right_B = np.array([is_correct(t, q.answers) for t, q in zip(texts, row_questions, strict=True)])
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if values.size else 0.0
+
+    return {
+        "reward/mean": mean(reward_B),
+        "reward/on_policy": mean(reward_B[~hybrid_B]),
+        "reward/hybrid": mean(reward_B[hybrid_B]),
+        "reward/accuracy": mean(right_B),
+        "reward/format_bad": mean(np.array([bool(failure_kind(t)) for t in texts])),
+        "reward/retrieval": mean(found.retrieval_B[hybrid_B]),
+        "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
+        "rollout/tokens": mean(response_B),
+        "rollout/policy_tokens": mean(policy_BT.sum(1)),
+        "rollout/retrieved_share": mean(found.share_B),
+    }
+
+
+def world_metrics(counts: dict[str, float], found: Calibrated) -> dict[str, float]:
+    """What the world was asked in a rollout batch."""
+    rows_count = len(found.share_B)
+    calls = counts.get("search", 0) + counts.get("python", 0)
+    queries = counts.get("memory/queries", 0)
+    bad = ("error", "crashed", "empty", "flooded")
+    return {
+        "rollout/tool_calls": calls / rows_count,
+        "tools/search": counts.get("search", 0) / rows_count,
+        "tools/python": counts.get("python", 0) / rows_count,
+        "tools/errors": float(sum(counts.get(f"outcome/{name}", 0) for name in bad)),
+        "tools/timeouts": float(counts.get("outcome/timeout", 0)),
+        "retrieval/count": float(counts.get("memory/hits", 0)),
+        "retrieval/hit_rate": counts.get("memory/hits", 0) / max(queries, 1),
+        "retrieval/similarity": counts.get("memory/similarity_mean", 0.0),
+        "retrieval/same_question": counts.get("memory/same_question", 0) / max(queries, 1),
+    }
+
+
+def _cpu_seconds() -> float:
+    """CPU-seconds of this process and its finished children."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

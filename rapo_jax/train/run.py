@@ -1,0 +1,137 @@
+"""What every stage of a run shares: task, tokenizer, tools, world, model shape, sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.host.data import QuestionFiles, prepare_questions
+from rapo_jax.host.environment import Environment
+from rapo_jax.host.memory.ngram import NgramEncoder
+from rapo_jax.host.tasks import TASKS, Task
+from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
+from rapo_jax.host.tools import close_tools, make_tools
+from rapo_jax.host.tools.observation import Tool
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.train.memory import device_encoder
+from rapo_jax.train.metrics import Metrics
+from rapo_jax.train.sampler import Sampler
+
+SEARCH_ORDERS = (1, 2)
+"""n-grams of the local search: with bigrams 'Dorim mentor' finds its own fact and no other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run. `seconds` gathers wall seconds by stage and phase for result.json."""
+
+    settings: Settings
+    workdir: Path
+    mesh: Mesh
+    task: Task
+    world: Any
+    questions: Mapping[str, QuestionFiles]
+    tools: Mapping[str, Tool]
+    tokens: Tokens
+    model: ModelSettings
+    environment: Environment
+    sampler: Sampler
+    encoder: Any
+    metrics: Metrics
+
+    @property
+    def cold_start(self) -> Path:
+        return Path(self.settings.sft.folder or self.workdir / "coldstart")
+
+    @property
+    def buffer(self) -> Path:
+        return Path(self.settings.buffer.folder or self.workdir / "buffer")
+
+    def close(self) -> None:
+        close_tools(self.tools)
+        self.metrics.close()
+
+
+def open_run(settings: Settings, workdir: Path) -> Run:
+    """Prepares data, tokenizer, tools and the sampler; nothing is compiled yet."""
+    mesh = make_mesh()
+    _check_devices(settings, mesh)
+    task = TASKS[settings.task.name]
+    parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
+    world = task.make_world(**parameters)
+    data_dir = Path(settings.task.data_dir or workdir / "data").absolute()
+    questions = prepare_questions(settings.task.name, parameters, data_dir=str(data_dir))
+    cold_start = Path(settings.sft.folder or workdir / "coldstart")
+    tokenizer = Path(settings.tokenizer.folder or cold_start / "tokenizer")
+    if not settings.tokenizer.folder and not (tokenizer / "tokenizer_config.json").is_file():
+        build_tokenizer(tokenizer, task.corpus(world), vocab_size=settings.tokenizer.vocab_size)
+    tokens = load_tokens(tokenizer, vocab_size=settings.model.vocab)
+    model = dataclasses.replace(settings.model, vocab=len(tokens.bytes_V))
+    documents = task.documents(world)
+    t = settings.tools
+    tools = make_tools(
+        documents=documents,
+        encode=NgramEncoder.fit(documents, width=t.search_width, orders=SEARCH_ORDERS),
+        passages=t.passages,
+        workers=t.workers,
+        timeout_s=t.timeout_s,
+        memory_mb=t.memory_mb,
+        output_chars=t.output_chars,
+    )
+    missing = getattr(tools["python"], "missing_layers", ())
+    if missing:
+        print(f"[tools] the python sandbox runs without: {', '.join(missing)}", flush=True)
+    environment = Environment(
+        tokens,
+        tools,
+        observation_tokens=settings.rollout.observation_tokens,
+        retrieved_tokens=settings.rollout.retrieved_tokens,
+    )
+    encoder = device_encoder(settings.retrieval)
+    sampler = Sampler(
+        model,
+        settings.rollout,
+        tokens,
+        environment,
+        mesh,
+        system=settings.prompt.system or task.system_prompt,
+        embed=encoder.embed,
+        query_E=encoder.query_E,
+    )
+    return Run(
+        settings=settings,
+        workdir=workdir,
+        mesh=mesh,
+        task=task,
+        world=world,
+        questions=questions,
+        tools=tools,
+        tokens=tokens,
+        model=model,
+        environment=environment,
+        sampler=sampler,
+        encoder=encoder,
+        metrics=Metrics(workdir, tensorboard=settings.log.tensorboard),
+    )
+
+
+def _check_devices(settings: Settings, mesh: Mesh) -> None:
+    devices = mesh.devices.size
+    for key, rows in (
+        ("rollout.questions", settings.rollout.questions),
+        ("evaluate.rows", settings.evaluate.rows),
+    ):
+        if rows % devices:
+            raise ValueError(f"{key}={rows}: must be a multiple of the {devices} devices")
+
+
+def stage_key(settings: Settings, stage: int) -> jax.Array:
+    """The random key of a stage; step keys are folded into it."""
+    return jax.random.fold_in(jax.random.key(settings.seed), jnp.uint32(stage))

@@ -1,0 +1,223 @@
+"""Supervised training: the cold start on scripted trajectories, and imitation of the buffer.
+
+Only POLICY tokens carry loss; retrieved traces and observations are context, as in the rollout.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rapo_jax.host.agents import run_agents
+from rapo_jax.host.data import load_questions
+from rapo_jax.host.environment import observation_ids, retrieved_ids
+from rapo_jax.host.memory.buffer import Trace
+from rapo_jax.host.protocol import Segment
+from rapo_jax.host.tokens import Tokens
+from rapo_jax.model.sharding import place, rows
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.metrics import Progress
+from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.policy import fresh_state
+from rapo_jax.train.run import Run
+from rapo_jax.train.update import Updater, imitation_loss
+from rapo_jax.types import Batch, Source
+
+
+class Examples(NamedTuple):
+    """Tapes to imitate, rows sorted by nothing; arrays `[rows, rollout.max_tokens]`."""
+
+    token_BT: np.ndarray
+    source_BT: np.ndarray
+    length_B: np.ndarray
+
+
+def encode_examples(
+    tokens: Tokens,
+    trajectories: Sequence[tuple[str, Sequence[Segment]]],
+    *,
+    system: str,
+    observation_tokens: int,
+    retrieved_tokens: int,
+    max_tokens: int,
+) -> Examples:
+    """Tapes of (question, segments), token for token as the rollout would write them.
+
+    Trajectories longer than a row are left out; the caller compares the counts.
+    """
+    kept = []
+    for question, segments in trajectories:
+        ids = tokens.prompt_ids(system, question)
+        source = [Source.PROMPT] * len(ids)
+        for segment in segments:
+            if segment.source == Source.TOOL:
+                text = segment.text.removeprefix("<result> ").removesuffix("</result>")
+                fresh = observation_ids(tokens, text, room=observation_tokens)
+            elif segment.source == Source.RETRIEVED:
+                text = segment.text.removeprefix("<retrieve>").removesuffix("</retrieve>")
+                fresh = retrieved_ids(tokens, text, room=retrieved_tokens)
+            else:
+                fresh = tokens.encode_protocol(segment.text)
+            ids += fresh
+            source += [segment.source] * len(fresh)
+        if len(ids) <= max_tokens:
+            kept.append((ids, source))
+    token_BT = np.zeros((len(kept), max_tokens), np.int32)
+    source_BT = np.zeros((len(kept), max_tokens), np.int32)
+    for row, (ids, source) in enumerate(kept):
+        token_BT[row, : len(ids)] = ids
+        source_BT[row, : len(ids)] = source
+    return Examples(token_BT, source_BT, np.array([len(ids) for ids, _ in kept], np.int64))
+
+
+def batch_of(examples: Examples, index: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """The examples at `index` as a batch of one update; nothing to shape or clip in imitation."""
+    zero = np.zeros(len(index), np.float32)
+    source_BT = examples.source_BT[index]
+    blank = np.zeros(source_BT.shape, np.float32)
+    return Batch(examples.token_BT[index], source_BT, blank, zero, zero), examples.length_B[index]
+
+
+def draw_batch(examples: Examples, *, seed: int, step: int, batch: int) -> np.ndarray:
+    """Rows of update `step`: `batch` examples of similar length, a pure function of its arguments.
+
+    An epoch is a fresh permutation; blocks of eight batches are sorted by length before they are
+    cut, and the batches of a block come in random order.
+    """
+    rows_total = len(examples.length_B)
+    block = 8 * batch
+    per_epoch = max(rows_total // block, 1) * 8
+    epoch, at = divmod(step, per_epoch)
+    rng = np.random.default_rng([seed, 0x5F7, epoch])
+    order = rng.permutation(rows_total)
+    index = order[(at // 8) * block : (at // 8 + 1) * block]
+    index = index[np.argsort(examples.length_B[index], kind="stable")]
+    turn = np.random.default_rng([seed, 0x5F8, epoch, at // 8]).permutation(8)[at % 8]
+    chosen = index[turn * batch : (turn + 1) * batch]
+    return chosen if len(chosen) else index[:batch]
+
+
+def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
+    """`sft.examples` trajectories of the task's demonstrator on training questions.
+
+    A share of them reads random retrieved traces and follows them: a small model would not
+    otherwise make use of a retrieved step.
+    """
+    s = run.settings
+    agent = run.task.demonstrator(
+        run.world, follow=s.sft.follow, weak_first=s.sft.weak_first, weak_stop=s.sft.weak_stop
+    )
+    questions = load_questions(run.questions["train"])
+    inject = run.task.injector(run.world, probability=s.sft.inject)
+    found: list[tuple[str, Sequence[Segment]]] = []
+    shares = ((None, 1 - s.sft.inject_share), (inject, s.sft.inject_share))
+    for number, (injector, share) in enumerate(shares):
+        wanted = round(s.sft.examples * share)
+        if wanted == 0:
+            continue
+        groups = run_agents(
+            agent,
+            questions,
+            run.tools,
+            max_calls=s.rollout.max_calls,
+            samples=-(-wanted // len(questions)),
+            rng_seed=2 * s.seed + number,
+            inject=injector,
+        )
+        rows_found = [
+            (question.question, group[sample])
+            for sample in range(len(groups[0]))
+            for question, group in zip(questions, groups, strict=True)
+        ]
+        found += rows_found[:wanted]
+    return found
+
+
+def train_cold_start(run: Run) -> None:
+    """Trains `COLDSTART/checkpoints` from scratch, or keeps what is there; resumes if killed."""
+    folder, s = run.cold_start, run.settings
+    if (folder / "done.json").is_file():
+        return
+    started = time.perf_counter()
+    shown = demonstrations(run)
+    examples = examples_of(run, shown)
+    if len(examples.length_B) < s.sft.batch:
+        raise ValueError(
+            f"rollout.max_tokens={s.rollout.max_tokens}: only {len(examples.length_B)} of "
+            f"{len(shown)} demonstrations fit into a row; raise it"
+        )
+    print(
+        f"[sft] {len(examples.length_B)} of {len(shown)} demonstrations, "
+        f"{examples.length_B.mean():.0f} tokens each",
+        flush=True,
+    )
+    schedule = learning_rate_schedule(
+        learning_rate=s.sft.learning_rate, warmup=s.sft.warmup, schedule="cosine", steps=s.sft.steps
+    )
+    o = s.optimizer
+    optimizer = make_optimizer(
+        schedule, clip_norm=s.sft.clip_norm, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=0.0
+    )
+    state = fresh_state(run, optimizer)
+    store = Checkpoints(folder / "checkpoints", keep=1)
+    if store.latest() is not None:
+        state, _ = store.restore(state)
+    updater = imitation_updater(run, optimizer)
+    first = int(state.step)
+    progress = Progress("sft", total=s.sft.steps, done=first, every_s=10)
+    for step in range(first, s.sft.steps):
+        index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
+        state, metrics = updater.update(state, *batch_of(examples, index), None)
+        progress.show(step + 1, loss=metrics["loss"])
+        if step % 10 == 0 or step + 1 == s.sft.steps:
+            values = {"loss/sft": metrics["loss"], "loss/grad_norm": metrics["grad_norm"]}
+            run.metrics.write("sft", step, values | {"update/padding": metrics["padding"]})
+        if (step + 1) % s.sft.checkpoint_every == 0:
+            store.save(step + 1, state, {})
+    store.save(s.sft.steps, state, {})
+    store.close()
+    seconds = time.perf_counter() - started
+    about = {"seconds": seconds, "examples": len(examples.length_B)}
+    (folder / "done.json").write_text(json.dumps(about) + "\n")
+
+
+def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]]) -> Examples:
+    """`encode_examples` with the limits of this run's rollout."""
+    r = run.settings.rollout
+    return encode_examples(
+        run.tokens,
+        trajectories,
+        system=run.settings.prompt.system or run.task.system_prompt,
+        observation_tokens=r.observation_tokens,
+        retrieved_tokens=r.retrieved_tokens,
+        max_tokens=r.max_tokens,
+    )
+
+
+def imitation_updater(run: Run, optimizer) -> Updater:
+    """An updater that imitates, with this run's micro-batches."""
+    s = run.settings
+    return Updater(
+        imitation_loss(run.model),
+        optimizer,
+        buckets=s.rl.buckets,
+        micro_tokens=s.rl.micro_tokens,
+        row_multiple=run.mesh.devices.size,
+        place_rows=lambda tree: place(tree, rows(run.mesh)),
+    )
+
+
+def as_segments(trace: Trace) -> list[Segment]:
+    """A buffer trajectory's steps as segments: what the agent wrote, and its observations."""
+    segments = []
+    for step, text in enumerate(trace.steps):
+        own, opening, result = text.partition("<result>")
+        segments.append(Segment(Source.POLICY, step, own))
+        if opening:
+            segments.append(Segment(Source.TOOL, step, opening + result))
+    return segments
+

@@ -1,0 +1,123 @@
+"""The stages of a run, one function each, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.config import Settings
+from rapo_jax.host.data import load_questions
+from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.gates import check_cold_start
+from rapo_jax.train.memory import build_buffer
+from rapo_jax.train.metrics import clock
+from rapo_jax.train.policy import load_policy
+from rapo_jax.train.rl import RlStage
+from rapo_jax.train.run import Run, open_run
+from rapo_jax.train.sft import train_cold_start
+
+
+class Stages:
+    """An open run and the numbers its stages gather for result.json."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        path = run.workdir / "result.json"
+        self.result: dict[str, Any] = (
+            json.loads(path.read_text())
+            if path.is_file()
+            else {
+                "method": run.settings.method,
+                "seed": run.settings.seed,
+                "counts": {},
+                "seconds": {},
+                "cpu_seconds": {},
+            }
+        )
+
+    def write(self) -> None:
+        path = self.run.workdir / "result.json"
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(self.result, indent=2) + "\n")
+        draft.replace(path)
+
+    def close(self) -> None:
+        self.run.close()
+
+    def summarise(self, seconds: float) -> None:
+        """The last lines of a run: what came of it and where it lies."""
+        r = self.result
+        if "accuracy_after" in r:
+            print(
+                f"held-out accuracy, greedy, without retrieval: {r['accuracy_before']:.3f} after "
+                f"the cold start -> {r['accuracy_after']:.3f} after {r['method']} "
+                f"({r['questions']} questions; hidden words {r['hidden_before']:.3f} -> "
+                f"{r['hidden_after']:.3f})"
+            )
+        report = self.run.workdir / "report.html"
+        where = f"; report: {report}" if report.is_file() else ""
+        print(f"done in {clock(seconds)}; result: {self.run.workdir / 'result.json'}{where}")
+
+
+def open_stages(settings: Settings, workdir: Path) -> Stages:
+    return Stages(open_run(settings, workdir))
+
+
+def _timed(name: str, work: Callable[[Stages], None]) -> Callable[[Stages], None]:
+    def runner(stages: Stages) -> None:
+        started, cpu = time.perf_counter(), time.process_time()
+        work(stages)
+        spent = stages.result
+        spent["seconds"][name] = spent["seconds"].get(name, 0) + time.perf_counter() - started
+        spent["cpu_seconds"][name] = (
+            spent["cpu_seconds"].get(name, 0) + time.process_time() - cpu
+        )
+        stages.write()
+
+    return runner
+
+
+def _sft(stages: Stages) -> None:
+    train_cold_start(stages.run)
+
+
+def _buffer(stages: Stages) -> None:
+    manifest = build_buffer(stages.run)
+    stages.result["counts"]["traces"] = manifest["traces"]
+    stages.result["counts"]["trajectories_kept"] = manifest["trajectories_kept"]
+
+
+def _rl(stages: Stages) -> None:
+    stages.result["cold_start"] = check_cold_start(stages.run)
+    found = RlStage(stages.run).train()
+    stages.result["seconds"] |= {k: v for k, v in found["seconds"].items() if k != "rl"}
+    stages.result["cpu_seconds"]["rl_steps"] = found["cpu_seconds"]
+    stages.result["counts"]["rl_steps"] = stages.run.settings.rl.steps
+    stages.result["counts"]["compiled_rollouts"] = stages.run.sampler.compiled
+
+
+def _evaluate(stages: Stages) -> None:
+    run = stages.run
+    questions = spread(load_questions(run.questions["eval"]), run.settings.evaluate.limit)
+    for when, folder in (("before", run.cold_start), ("after", run.workdir)):
+        found = evaluate(run, load_policy(run, folder), questions)
+        for name in ("accuracy", "accuracy_by_kind", "hidden", "reward", "tokens", "endings"):
+            stages.result[f"{name}_{when}"] = found[name]
+        stages.result["questions"] = found["questions"]
+        values = {"evaluate/accuracy": found["accuracy"], "evaluate/reward": found["reward"]}
+        values |= {f"evaluate/accuracy/{k}": v for k, v in found["accuracy_by_kind"].items()}
+        run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, values)
+
+
+RUNNERS = {
+    name: _timed(name, work)
+    for name, work in (
+        ("sft", _sft),
+        ("buffer", _buffer),
+        ("rl", _rl),
+        ("evaluate", _evaluate),
+    )
+}

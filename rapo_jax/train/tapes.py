@@ -1,0 +1,106 @@
+"""From token tapes to text: segments, response texts, and the JSON lines of `trajectories.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from rapo_jax.host.protocol import Segment
+from rapo_jax.host.tasks.schema import Question
+from rapo_jax.host.tokens import Tokens
+from rapo_jax.types import Source, Status, Trajectory
+
+
+class Piece(NamedTuple):
+    """Slots [start, stop) of one row: what one source wrote in one step."""
+
+    source: Source
+    step: int
+    start: int
+    stop: int
+
+
+def pieces(trajectory: Trajectory, b: int) -> Iterator[Piece]:
+    """The pieces of row b, prompt first."""
+    length = int(trajectory.length_B[b])
+    source_T, step_T = trajectory.source_BT[b, :length], trajectory.step_BT[b, :length]
+    changes = (np.diff(source_T) != 0) | (np.diff(step_T) != 0)
+    cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), length]
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        if stop > start:
+            yield Piece(Source(int(source_T[start])), int(step_T[start]), start, stop)
+
+
+def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
+    """The response of row b as text, without the prompt."""
+    return [
+        Segment(p.source, p.step, tokens.decode(trajectory.token_BT[b, p.start : p.stop]))
+        for p in pieces(trajectory, b)
+        if p.source != Source.PROMPT
+    ]
+
+
+def own_text(row_segments: Sequence[Segment]) -> str:
+    """What is judged: the response without retrieved traces."""
+    return "".join(s.text for s in row_segments if s.source != Source.RETRIEVED)
+
+
+def own_steps(row_segments: Sequence[Segment]) -> list[str]:
+    """Step traces of a response: each policy step with the observation it caused."""
+    steps: dict[int, str] = {}
+    for segment in row_segments:
+        if segment.source != Source.RETRIEVED:
+            steps[segment.step] = steps.get(segment.step, "") + segment.text
+    return list(steps.values())
+
+
+def write_trajectories(
+    file: TextIO,
+    tokens: Tokens,
+    trajectory: Trajectory,
+    questions: Sequence[Question],
+    *,
+    about: dict[str, Any],
+    hybrid_B: np.ndarray,
+    reward_B: np.ndarray,
+    advantage_B: np.ndarray,
+    retrieval_B: np.ndarray,
+    z_BS: np.ndarray,
+) -> None:
+    """Appends one JSON object a row, with text, tokens and entropies of every segment."""
+    for b, question in enumerate(questions):
+        parts = []
+        for piece in pieces(trajectory, b):
+            ids = trajectory.token_BT[b, piece.start : piece.stop]
+            entropy = trajectory.entropy_BT[b, piece.start : piece.stop]
+            policy = piece.source == Source.POLICY
+            retrieved = piece.source == Source.RETRIEVED
+            parts.append(
+                {
+                    "source": piece.source.name,
+                    "step": piece.step,
+                    "text": tokens.decode(ids),
+                    "entropy": float(entropy.mean()) if policy else None,
+                    "z": float(z_BS[b, piece.step]) if retrieved else None,
+                    "tokens": [tokens.decode([i]) for i in ids],
+                    "token_entropy": [round(float(x), 4) for x in entropy] if policy else None,
+                }
+            )
+        row = {
+            **about,
+            "question_id": question.id,
+            "question": question.question,
+            "answers": list(question.answers),
+            "row": b,
+            "hybrid": bool(hybrid_B[b]),
+            "status": Status(int(trajectory.status_B[b])).name,
+            "reward": float(reward_B[b]),
+            "advantage": float(advantage_B[b]),
+            "retrieval_reward": float(retrieval_B[b]),
+            "segments": parts,
+        }
+        file.write(json.dumps(row) + "\n")
+    file.flush()

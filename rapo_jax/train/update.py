@@ -1,0 +1,171 @@
+"""One update: rows in micro-batches of few widths, gradients as sums, one step of the optimizer.
+
+Sums and counts are carried over micro-batches and divided once, so the result does not depend on
+how rows were split. Rows are sorted by length first: a micro-batch is as wide as its longest row,
+rounded up to a bucket, and each bucket is one compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rapo_jax.config import ModelSettings, RlSettings
+from rapo_jax.method.objective import (
+    add_metric_sums,
+    kl_penalty_sums,
+    metric_means,
+    policy_loss_sums,
+)
+from rapo_jax.model.scoring import score
+from rapo_jax.types import Batch, Params, Source, TrainState
+
+
+@flax.struct.dataclass
+class Sums:
+    """What micro-batches add up to: gradient of the summed loss, its weight, summed metrics."""
+
+    gradient: Params
+    loss: jax.Array
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+LossSums = Callable[..., tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
+"""(params, batch, row_mask_B, reference params or None) -> (loss sum, (weight, metric sums))."""
+
+
+def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
+    """Eq. 11 on a micro-batch: shaped, clipped policy loss, and the KL penalty where beta > 0."""
+
+    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+        logp_BT, _ = score(model, params, batch.token_BT)
+        mask_BT = batch.source_BT == Source.POLICY
+        loss_sum, weight, metrics = policy_loss_sums(
+            logp_BT,
+            batch.old_logp_BT,
+            mask_BT,
+            batch.advantage_B,
+            batch.retrieved_share_B,
+            row_mask_B,
+            m=rl.m,
+            clip_low=rl.clip_low,
+            clip_high=rl.clip_high,
+            aggregation=rl.aggregation,
+        )
+        if reference is not None:
+            reference_BT, _ = score(model, reference, batch.token_BT)
+            kl_sum, _ = kl_penalty_sums(
+                logp_BT,
+                jax.lax.stop_gradient(reference_BT),
+                mask_BT,
+                row_mask_B,
+                aggregation=rl.aggregation,
+            )
+            loss_sum = loss_sum + rl.kl * kl_sum
+            metrics = metrics | {"kl": jax.lax.stop_gradient(kl_sum)}
+        return loss_sum, (weight, metrics)
+
+    return loss
+
+
+def imitation_loss(model: ModelSettings) -> LossSums:
+    """Mean negative log-likelihood of POLICY tokens: the cold start, and the SFT baseline."""
+
+    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+        logp_BT, _ = score(model, params, batch.token_BT)
+        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        tokens = mask_BT.sum().astype(jnp.float32)
+        nll = -jnp.where(mask_BT, logp_BT, 0.0).sum()
+        return nll, (tokens, {"tokens": tokens, "nll": jax.lax.stop_gradient(nll)})
+
+    return loss
+
+
+class Updater:
+    """Compiled update programs of one loss: `update(state, batch) -> (state, metrics)`."""
+
+    def __init__(
+        self,
+        loss: LossSums,
+        optimizer: optax.GradientTransformation,
+        *,
+        buckets: Sequence[int],
+        micro_tokens: int,
+        row_multiple: int,
+        place_rows: Callable[[Any], Any],
+    ) -> None:
+        self._buckets, self._micro_tokens = tuple(buckets), micro_tokens
+        self._row_multiple, self._place_rows = row_multiple, place_rows
+
+        def add(sums: Sums | None, params: Params, batch: Batch, row_mask_B, reference):
+            (loss_sum, (weight, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(
+                params, batch, row_mask_B, reference
+            )
+            fresh = Sums(gradient, loss_sum, weight, metrics)
+            return fresh if sums is None else join(sums, fresh)
+
+        def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, jax.Array]]:
+            weight = jnp.maximum(sums.weight, 1.0)
+            gradient = jax.tree.map(lambda g: g / weight, sums.gradient)
+            changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, changes)
+            metrics = metric_means(sums.metrics)
+            metrics |= {"loss": sums.loss / weight, "grad_norm": optax.global_norm(gradient)}
+            return TrainState(params, opt_state, state.step + 1), metrics
+
+        self._first = jax.jit(lambda *args: add(None, *args))
+        self._add = jax.jit(add, donate_argnums=0)
+        self._apply = jax.jit(apply, donate_argnums=0)
+
+    def update(
+        self, state: TrainState, batch: Batch, length_B: np.ndarray, reference: Params | None
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One optimizer step on all rows of `batch` (numpy arrays, `length_B` valid tokens each)."""
+        sums, slots, valid = None, 0, 0
+        for micro, row_mask_B in self._micro_batches(batch, length_B):
+            micro, row_mask_B = self._place_rows((micro, row_mask_B))
+            if sums is None:
+                sums = self._first(state.params, micro, row_mask_B, reference)
+            else:
+                sums = self._add(sums, state.params, micro, row_mask_B, reference)
+            slots += micro.token_BT.size
+        valid = int(length_B.sum())
+        state, metrics = self._apply(state, sums)
+        found = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        return state, found | {"padding": 1.0 - valid / max(slots, 1)}
+
+    def _micro_batches(
+        self, batch: Batch, length_B: np.ndarray
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`."""
+        order = np.argsort(-length_B, kind="stable")
+        while len(order):
+            width = next(w for w in self._buckets if w >= length_B[order[0]])
+            rows = max(self._micro_tokens // width, self._row_multiple)
+            rows -= rows % self._row_multiple
+            taken, order = order[:rows], order[rows:]
+            row_mask_B = (np.arange(rows) < len(taken)).astype(np.float32)
+            index = np.concatenate([taken, np.zeros(rows - len(taken), taken.dtype)])
+
+            def pick(x: np.ndarray, index=index, width=width) -> np.ndarray:
+                x = np.asarray(x)[index]
+                return x[:, :width] if x.ndim == 2 else x
+
+            yield jax.tree.map(pick, batch), row_mask_B
+
+
+def join(left: Sums, right: Sums) -> Sums:
+    """Adds two micro-batches."""
+    return Sums(
+        jax.tree.map(jnp.add, left.gradient, right.gradient),
+        left.loss + right.loss,
+        left.weight + right.weight,
+        add_metric_sums(left.metrics, right.metrics),
+    )

@@ -1,0 +1,94 @@
+"""The words every room shares: axis letters, sources, and the pytrees that cross a file border.
+
+Axis letters have one meaning in the whole package; a name ends in the axes of its array:
+
+    Q questions          G rollouts per question     B = Q * G rows
+    S steps              T token slots of a row      X slots of one span
+    V vocabulary         D width                     F ffn width
+    L layers             N query heads               K key/value heads     H head width
+    M traces in the buffer                           E embedding width
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import flax.struct
+import jax
+
+Params = Any
+"""A pytree of parameters, as `flax.linen.Module.init` returns it."""
+
+
+class Source(enum.IntEnum):
+    """Who wrote a token. Every mask of the method follows from it (paper, Algorithm 1)."""
+
+    PAD = 0
+    PROMPT = 1
+    POLICY = 2
+    TOOL = 3
+    RETRIEVED = 4
+
+
+class Status(enum.IntEnum):
+    """How a row stands. Everything but RUNNING is final."""
+
+    RUNNING = 0
+    ANSWERED = 1
+    """The policy closed `</answer>`."""
+    STOPPED = 2
+    """End-of-sequence without an answer."""
+    OUT_OF_STEPS = 3
+    """A tool call beyond the allowed number of calls."""
+    OUT_OF_TOKENS = 4
+    """The step or the row reached its token limit."""
+    MALFORMED = 5
+    """The host could not serve the row; the trainer raises after the program."""
+
+
+@flax.struct.dataclass
+class Span:
+    """What the world says to each row: `length_B` valid tokens of `token_BX`; 0 says nothing."""
+
+    token_BX: jax.Array
+    length_B: jax.Array
+
+
+@flax.struct.dataclass
+class Trajectory:
+    """The tapes of a batch of rows, written left to right by `absorb` and `decode`.
+
+    `step_BT` numbers steps from 0 along each row: a policy step with the observation it caused is
+    one step, a retrieved trace is a step of its own, the prompt belongs to step 0. `logp_BT` and
+    `entropy_BT` (nats) are those of the sampling distribution at POLICY tokens and 0 elsewhere:
+    `logp_BT[b, t]` is the log-probability of `token_BT[b, t]` given the tokens before it.
+    """
+
+    token_BT: jax.Array
+    source_BT: jax.Array
+    step_BT: jax.Array
+    logp_BT: jax.Array
+    entropy_BT: jax.Array
+    status_B: jax.Array
+    length_B: jax.Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """What one update reads: tapes, the sampler's log-probs, and one number per row for the rest."""
+
+    token_BT: jax.Array
+    source_BT: jax.Array
+    old_logp_BT: jax.Array
+    advantage_B: jax.Array
+    retrieved_share_B: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything an update changes."""
+
+    params: Params
+    opt_state: Any
+    step: jax.Array

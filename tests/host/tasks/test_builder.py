@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from rapo_jax.host.data import load_questions, prepare_questions, question_stream
+from rapo_jax.host.tasks import SPLITS, TASKS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture(scope="module")
+def sources(folder, parameters):
+    return prepare_questions("chains", parameters, data_dir=folder)
+
+
+def test_the_files_hold_exactly_the_questions_of_the_task(sources, world):
+    for split in SPLITS:
+        assert load_questions(sources[split]) == TASKS["chains"].questions(world, split)
+
+
+def test_the_files_are_array_record_and_need_no_tensorflow(sources, folder, tmp_path_factory):
+    files = [p.name for p in tmp_path_factory.getbasetemp().rglob("*.array_record*")]
+    assert len(files) == len(SPLITS)
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_stream_reads_the_files(sources):
+    batches = question_stream(sources["train"], seed=0, batch=8, process_index=0, process_count=1)
+    rows = load_questions(sources["train"])
+    assert all(question in rows for question in next(batches))
+
+
+def test_other_parameters_are_another_data_set(sources, folder, parameters):
+    other = prepare_questions("chains", {**parameters, "seed": 4}, data_dir=folder)
+    assert load_questions(other["eval"]) != load_questions(sources["eval"])
+    again = prepare_questions("chains", parameters, data_dir=folder)
+    assert load_questions(again["eval"]) == load_questions(sources["eval"])
+
+
+def test_nothing_is_printed_while_the_files_are_made(tmp_path, parameters, capfd):
+    prepare_questions("chains", parameters, data_dir=str(tmp_path))
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_an_unknown_task_is_refused_by_its_name(tmp_path, parameters):
+    with pytest.raises(ValueError, match="task.name='chain'.*chains"):
+        prepare_questions("chain", parameters, data_dir=str(tmp_path))

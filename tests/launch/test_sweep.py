@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+# A program that takes the product's flags and leaves what the product leaves: `seed=7` fails,
+# `seed=9` starts a grandchild and waits for ever.
+PROGRAM = """
+import json, pathlib, subprocess, sys, time
+flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"]); workdir.mkdir(parents=True, exist_ok=True)
+seed = int(flags.get("config.seed", 0)); method = flags.get("config.method", "rapo")
+with (workdir.parent / "order").open("a") as file: file.write(workdir.name + "\\n")
+if seed == 7: sys.exit("seed 7 brings bad luck")
+if seed == 9:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (workdir / "pids").write_text(str(child.pid)); child.wait()
+accuracy = .5 + .01 * seed + .1 * (method == "rapo")
+(workdir / "config.json").write_text(json.dumps({"method": method, "seed": seed}))
+(workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "rl"}) + "\\n")
+(workdir / "result.json").write_text(json.dumps({"accuracy_after": accuracy}))
+(workdir / "done.json").write_text(json.dumps({"stages": []}))
+"""
+
+
+def load(name):
+    """A script of launch/ as a module; its neighbours are importable as when it is run."""
+    sys.path.insert(0, str(LAUNCH))
+    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+sweep = load("sweep")
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return [str(path)]
+
+
+def flags_of(folder, *more):
+    return ["--config=c.py", f"--workdir={folder}", *more]
+
+
+def names(sweeps, variants=()):
+    return [job.name for job in sweep.plan(Path("w"), sweeps, variants)]
+
+
+def test_sweeps_multiply():
+    assert names(["method=grpo,rapo", "seed=0,1"]) == [
+        "grpo_seed=0", "grpo_seed=1", "rapo_seed=0", "rapo_seed=1",
+    ]  # fmt: skip
+
+
+def test_variants_are_listed_and_crossed_with_sweeps():
+    variants = ["method=grpo", "method=rapo, rl.m=0, rl.a=0"]
+    assert names(["seed=0,1"], variants) == [
+        "grpo_seed=0", "grpo_seed=1", "rapo_rl.m=0_rl.a=0_seed=0", "rapo_rl.m=0_rl.a=0_seed=1",
+    ]  # fmt: skip
+
+
+def test_commas_inside_brackets_and_quotes_separate_nothing():
+    assert sweep.cut("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
+
+
+def test_a_name_is_safe_as_a_folder():
+    assert sweep.name_of({"x": "../a b;c", "seed": "0"}) == "x=..-a-b-c_seed=0"
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "variants", "message"),
+    [
+        (["seed"], [], "not KEY=VALUE"),
+        (["seed=0", "seed=1"], [], "seed is given twice"),
+        (["seed=0"], ["seed=1"], "seed is given twice"),
+        (["seed=0,0"], [], "two runs would be called"),
+    ],
+)
+def test_a_plan_that_cannot_be_meant_is_refused(sweeps, variants, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.plan(Path("w"), sweeps, variants)
+
+
+def command(variant, *passed):
+    (job,) = sweep.plan(Path("/w"), [], [variant])
+    line = sweep.command(job, "c.py", passed, ["-m", "main"])
+    return dict(flag.split("=", 1) for flag in line[3:])
+
+
+def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder():
+    flags = command("method=grpo")
+    assert flags["--config.sft.folder"] == "/w/shared/coldstart"
+    assert flags["--config.buffer.folder"] == "/w/shared/buffer"
+    assert flags["--config.stages"] == "('rl', 'evaluate', 'report')"
+    assert flags["--workdir"] == "/w/grpo"
+
+
+def test_a_run_that_changes_the_cold_start_makes_its_own():
+    flags = command("sft.source=buffer")
+    assert "--config.sft.folder" not in flags
+    assert flags["--config.buffer.folder"] == "/w/shared/buffer"
+    assert flags["--config.stages"] == "('sft', 'rl', 'evaluate', 'report')"
+    assert command("buffer.keep=2")["--config.stages"] == "('buffer', 'rl', 'evaluate', 'report')"
+
+
+def test_what_a_run_or_the_caller_sets_wins_over_the_sweeps_own_flags():
+    flags = command("method=sft,stages=('sft','evaluate')", "--config.buffer.folder=/b")
+    assert flags["--config.stages"] == "('sft','evaluate')"
+    assert flags["--config.buffer.folder"] == "/b"
+
+
+def test_a_dry_run_prints_commands_and_does_nothing(tmp_path, program, capsys):
+    folder = tmp_path / "w"
+    more = ("--sweep", "seed=0,1", "--config.rl.steps=3", "--dry-run")
+    assert sweep.main(flags_of(folder, *more), program) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3 and not folder.exists()
+    assert all("--config.rl.steps=3" in line for line in lines)
+    assert "--config.stages=('sft', 'buffer')" in lines[0]
+
+
+def test_a_sweep_shares_runs_compares_and_goes_on_where_it_was(tmp_path, program, capsys):
+    folder = tmp_path / "w"
+    flags = flags_of(folder, "--sweep=method=grpo,rapo", "--sweep=seed=0,1", "--jobs=2")
+    assert sweep.main(flags, program) == 0
+    order = (folder / "order").read_text().split()
+    assert order[0] == "shared" and len(order) == 5
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [each["label"] for each in summary["variants"]] == ["grpo", "rapo"]
+    assert summary["variants"][1]["difference"] == pytest.approx([0.1, 0.1, 0.1])
+    assert (folder / "report.html").exists()
+    assert (folder / "summary.md").read_text() in capsys.readouterr().out
+
+    assert sweep.main([*flags[:-2], "--sweep=seed=0,1,2"], program) == 0
+    assert (folder / "order").read_text().split()[5:] == ["grpo_seed=2", "rapo_seed=2"]
+
+
+def test_a_failed_run_is_named_with_its_log_and_stops_no_other(tmp_path, program, capsys):
+    folder = tmp_path / "w"
+    assert sweep.main(flags_of(folder, "--sweep=seed=7,1"), program) == 1
+    assert (folder / "seed=1" / "done.json").exists()
+    out = capsys.readouterr().out
+    assert str(folder / "seed=7.log") in out and "seed 7 brings bad luck" in out
+
+
+def test_without_the_shared_cold_start_no_run_begins(tmp_path, program):
+    folder = tmp_path / "w"
+    more = ("--config.seed=7", "--sweep=method=grpo,rapo")
+    assert sweep.main(flags_of(folder, *more), program) == 1
+    assert (folder / "order").read_text().split() == ["shared"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--sweeps=seed=0",),
+        ("--config.rl.steps", "3"),
+        ("--jobs=0",),
+        ("--sweep=seed=0", "--config.seed=1"),
+    ],
+)
+def test_flags_that_nobody_knows_are_refused_before_anything_starts(tmp_path, program, more):
+    folder = tmp_path / "w"
+    with pytest.raises(SystemExit):
+        sweep.main(flags_of(folder, *more), program)
+    assert not folder.exists()
+
+
+def test_a_sweep_does_not_go_on_with_other_common_flags(tmp_path, program):
+    folder = tmp_path / "w"
+    assert sweep.main(flags_of(folder, "--config.rl.m=0"), program) == 0
+    with pytest.raises(SystemExit, match="was begun with"):
+        sweep.main(flags_of(folder, "--config.rl.m=1"), program)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_an_interrupt_leaves_no_run_behind(tmp_path, program):
+    folder = tmp_path / "w"
+    flags = flags_of(folder, "--sweep=seed=9")
+    start = (
+        f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import sweep; "
+        f"sweep.main({flags!r}, {program!r})"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        pids = folder / "seed=9" / "pids"
+        assert wait_for(lambda: pids.exists() and pids.read_text())
+        os.kill(parent.pid, signal.SIGINT)
+        assert parent.wait(30) != 0
+        assert wait_for(lambda: not alive(pids.read_text()))
+    finally:
+        parent.kill()
+        parent.wait()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rapo_jax.report.compare import cpu_curve, group_runs, paired_difference, summarise
+from rapo_jax.report.runs import load_run
+
+
+def groups_of(*workdirs):
+    return group_runs([load_run(workdir) for workdir in workdirs])
+
+
+def test_runs_that_differ_in_seed_paths_and_logging_alone_are_one_variant(make_run):
+    groups = groups_of(make_run("a", seed=0), make_run("b", seed=1))
+    assert [(label, len(runs)) for label, runs in groups.items()] == [("rapo", 2)]
+
+
+def test_a_label_names_the_method_and_what_departs_from_the_usual(make_run):
+    groups = groups_of(
+        make_run("a", method="grpo", rl={"m": 0.0}),
+        make_run("b"),
+        make_run("c", rl={"noise": 1.0}),
+        make_run("d", rl={"m": 0.0, "a": 0.0}),
+    )
+    assert list(groups) == ["grpo", "rapo", "rapo · rl.noise=1.0", "rapo · rl.a=0.0 · rl.m=0.0"]
+
+
+def test_a_setting_without_a_usual_value_is_named_in_every_label(make_run):
+    groups = groups_of(*(make_run(f"m{m}", rl={"m": m}) for m in (0.0, 0.1, 0.2)))
+    assert list(groups) == ["rapo · rl.m=0.0", "rapo · rl.m=0.1", "rapo · rl.m=0.2"]
+
+
+def test_a_run_without_config_is_named_by_its_result_or_its_folder(make_run):
+    workdir = make_run("lonely")
+    (workdir / "config.json").unlink()
+    assert list(groups_of(workdir)) == ["rapo"]
+    (workdir / "result.json").unlink()
+    assert list(groups_of(workdir)) == ["lonely"]
+
+
+def test_the_interval_is_student_t_of_the_pairwise_differences():
+    a, b = [0.7, 0.9, 0.8], [0.6, 0.6, 0.6]
+    mean, low, high = paired_difference(a, b)
+    # differences .1, .3, .2: mean .2, sample std .1; t(.95, 2 degrees of freedom) = 2.91999
+    half = 2.91999 * 0.1 / math.sqrt(3)
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-6)
+
+
+def test_a_common_shift_of_both_values_of_a_pair_changes_nothing():
+    a, b, shift = np.array([0.7, 0.9]), np.array([0.6, 0.7]), np.array([0.1, -0.3])
+    assert paired_difference(a + shift, b + shift) == pytest.approx(paired_difference(a, b))
+
+
+def test_one_pair_has_a_mean_and_no_interval_and_no_pair_has_nothing():
+    mean, low, high = paired_difference([0.5], [0.25])
+    assert mean == 0.25 and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, paired_difference([], [])))
+
+
+def test_equal_differences_give_an_interval_of_no_width():
+    assert paired_difference([1.0, 2.0], [0.5, 1.5]) == (0.5, 0.5, 0.5)
+
+
+def test_unequal_numbers_of_values_cannot_be_paired():
+    with pytest.raises(ValueError, match="2 values cannot be paired with 1"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def test_a_summary_pairs_by_seed_and_leaves_unpaired_seeds_out_of_the_difference(make_run):
+    groups = groups_of(
+        make_run("g0", method="grpo", seed=0, after=0.5),
+        make_run("g1", method="grpo", seed=1, after=0.6),
+        make_run("r1", seed=1, after=0.75),
+        make_run("r0", seed=0, after=0.65),
+        make_run("r2", seed=2, after=0.1),
+    )
+    grpo, rapo = summarise(groups, "grpo")
+    assert grpo.difference is None and grpo.accuracy == pytest.approx(0.55)
+    assert (rapo.seeds, rapo.pairs) == ((0, 1, 2), 2)
+    assert rapo.difference == pytest.approx((0.15, 0.15, 0.15))
+    assert rapo.accuracy == pytest.approx(0.5)
+    assert rapo.accuracy_std == pytest.approx(np.std([0.75, 0.65, 0.1], ddof=1))
+
+
+def test_equal_cpu_reads_every_run_where_the_cheapest_one_ended(make_run):
+    groups = groups_of(
+        make_run("g", method="grpo", steps=4, cpu=1.0), make_run("r", steps=4, cpu=2.0)
+    )
+    grpo, rapo = summarise(groups, "grpo")
+    # held-out accuracy is .5 + .01 step; the budget is 4 CPU-seconds: steps 4 and 2
+    assert (grpo.equal_cpu, rapo.equal_cpu) == pytest.approx((0.54, 0.52))
+    assert (grpo.cpu_seconds, rapo.cpu_seconds) == (4.0, 8.0)
+    assert cpu_curve(groups["rapo"][0])[0].tolist() == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_runs_without_a_result_do_not_count_as_seeds(make_run):
+    broken = make_run("b", seed=1)
+    (broken / "result.json").unlink()
+    (summary,) = summarise(groups_of(make_run("a", seed=0), broken))
+    assert summary.seeds == (0,) and summary.accuracy == 0.7
+
+
+def test_nothing_to_summarise_is_no_error():
+    assert summarise({}) == []

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+
+from rapo_jax.report import curves
+from rapo_jax.report.compare import group_runs
+from rapo_jax.report.runs import load_run
+
+
+def test_a_mean_curve_covers_what_all_curves_know_and_interpolates_between():
+    a = np.array([0.0, 2.0, 4.0]), np.array([0.0, 2.0, 4.0])
+    b = np.array([1.0, 3.0]), np.array([10.0, 30.0])
+    x, y = curves.mean_curve([a, b])
+    assert x.tolist() == [1.0, 2.0, 3.0]
+    assert y.tolist() == [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
+
+
+def test_curves_that_never_meet_and_no_curves_give_an_empty_one():
+    a = np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    b = np.array([2.0, 3.0]), np.array([0.0, 1.0])
+    assert curves.mean_curve([a, b])[0].size == curves.mean_curve([])[0].size == 0
+
+
+def test_smoothing_keeps_a_straight_line_and_short_curves():
+    x = np.arange(100.0)
+    _, y = curves.smooth(x, 3.0 * x)
+    np.testing.assert_allclose(y, 3.0 * x, atol=3.0)  # the ends lean inwards by one step
+    np.testing.assert_allclose(y[5:-5], 3.0 * x[5:-5])
+    np.testing.assert_array_equal(curves.smooth(x[:10], x[:10])[1], x[:10])
+
+
+def test_a_band_is_one_sample_std_around_the_mean_over_seeds(make_run):
+    groups = group_runs([load_run(make_run("a", seed=0)), load_run(make_run("b", seed=1))])
+    values = iter([1.0, 3.0])
+    (line,) = curves.mean_lines(groups, lambda run: (np.ones(1), np.full(1, next(values))))
+    assert line.y.tolist() == [2.0]
+    np.testing.assert_allclose(line.high - line.y, np.std([1.0, 3.0], ddof=1))
+
+
+def test_every_metric_is_shown_also_one_that_no_section_knows(make_run):
+    charts = curves.curve_charts(group_runs([load_run(make_run("a"))]))
+    assert [chart.title for chart in charts["Other metrics"]] == ["own/metric"]
+    assert list(charts) == ["Reward and accuracy", "Other metrics"]
+
+
+def test_times_of_a_step_add_up_and_the_host_is_a_part_of_the_rollout(make_run):
+    step, phases = curves._phases([load_run(make_run("a"))])
+    np.testing.assert_allclose(phases.sum(0), np.ones(step.size))  # time/step
+    np.testing.assert_allclose(phases[:, 0], [0.4, 0.2, 0.3, 0.1])
+
+
+def test_long_curves_are_thinned():
+    x = np.arange(10_000.0)
+    assert curves.mean_curve([(x, x)])[0].size <= 2 * curves.MAX_POINTS

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rapo_jax.report.runs import (
+    accuracy_by_kind,
+    as_number,
+    cpu_seconds,
+    hidden_accuracy,
+    load_run,
+    parse_line,
+    series,
+)
+
+
+def test_a_whole_workdir_is_read_without_a_note(make_run):
+    run = load_run(make_run("a", seed=3))
+    assert (run.notes, run.seed, run.method) == ((), 3, "rapo")
+    step, reward = series(run, "reward/mean")
+    assert step.tolist() == reward.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert series(run, "loss/sft", stage="sft")[1].tolist() == [2.0]
+
+
+def test_a_last_line_cut_by_a_kill_is_left_out_and_named(make_run):
+    workdir = make_run("a")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "stage": "rl", "reward/me')
+    run = load_run(workdir)
+    assert series(run, "reward/mean")[0].tolist() == [1, 2, 3, 4]
+    assert any("metrics.jsonl: 1 unreadable line" in note for note in run.notes)
+
+
+def test_the_last_row_of_a_step_wins_after_a_resume(make_run):
+    workdir = make_run("a")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "stage": "rl", "reward/mean": 9.0}) + "\n")
+    step, reward = series(load_run(workdir), "reward/mean")
+    assert step.tolist() == [1, 2, 3, 4]
+    assert reward.tolist() == [1, 2, 9, 4]
+
+
+def test_a_missing_file_is_a_note_and_a_missing_folder_too(make_run, tmp_path):
+    workdir = make_run("a")
+    for name in ("config.json", "metrics.jsonl", "result.json"):
+        (workdir / name).unlink()
+    notes = " ".join(load_run(workdir).notes)
+    assert all(name in notes for name in ("config.json", "metrics.jsonl", "result.json"))
+    assert "no such folder" in load_run(tmp_path / "nowhere").notes[0]
+
+
+def test_values_that_are_no_finite_number_leave_a_gap(make_run):
+    workdir = make_run("a")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "stage": "rl", "reward/mean": NaN}\n')
+        file.write('{"step": 6, "stage": "rl", "reward/mean": "six"}\n')
+        file.write('{"step": "x", "stage": "rl", "reward/mean": 1}\n[1]\n')
+    assert series(load_run(workdir), "reward/mean")[0].tolist() == [1, 2, 3, 4]
+    assert as_number(True) is None
+    assert as_number(float("inf")) is None
+
+
+def test_hidden_accuracy_is_the_mean_over_the_hidden_types(make_run):
+    run = load_run(make_run("a", after=0.9))
+    kinds = accuracy_by_kind(run)
+    assert hidden_accuracy(run) == (kinds["hidden"] + kinds["hidden_number"]) / 2
+
+
+def test_cpu_seconds_come_from_the_metrics_when_no_result_is_there(make_run):
+    workdir = make_run("a", cpu=2.0)
+    (workdir / "result.json").unlink()
+    assert cpu_seconds(load_run(workdir)) == 8.0
+
+
+@given(st.text())
+def test_no_line_of_text_raises(text):
+    row = parse_line(text)
+    assert row is None or isinstance(row, dict)
+
+
+def test_deeply_nested_json_is_unreadable_rather_than_fatal():
+    assert parse_line("[" * 100_000) is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(content=st.binary(max_size=60))
+def test_no_content_of_the_files_raises(tmp_path, content):
+    for name in ("config.json", "metrics.jsonl", "result.json"):
+        (tmp_path / name).write_bytes(content)
+    load_run(tmp_path)

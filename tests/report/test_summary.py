@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rapo_jax.report.summary import write_summary
+
+
+def test_the_table_and_the_json_say_the_same(make_run, tmp_path):
+    workdirs = [
+        make_run("g0", method="grpo", seed=0, after=0.5),
+        make_run("g1", method="grpo", seed=1, after=0.52),
+        make_run("r0", seed=0, after=0.6),
+        make_run("r1", seed=1, after=0.62),
+    ]
+    table = write_summary(workdirs, tmp_path, baseline="grpo")
+    assert (tmp_path / "summary.md").read_text() == table
+    document = json.loads((tmp_path / "summary.json").read_text())
+    grpo, rapo = document["variants"]
+    assert document["baseline"] == grpo["label"] == "grpo"
+    assert rapo["difference"] == pytest.approx([0.1, 0.1, 0.1])
+    assert rapo["hidden"] == pytest.approx((0.4 + 0.2 + 0.42 + 0.22) / 4)
+    lines = table.splitlines()
+    assert "61.0 % ± 1.4" in lines[3] and "+10.0 [+10.0, +10.0]" in lines[3]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_one_seed_has_no_interval_and_a_missing_baseline_no_difference(make_run, tmp_path):
+    workdirs = [make_run("g", method="grpo", after=0.5), make_run("r", after=0.6)]
+    write_summary(workdirs, tmp_path, baseline="grpo")
+    _, rapo = json.loads((tmp_path / "summary.json").read_text())["variants"]
+    assert rapo["difference"] == [pytest.approx(0.1), None, None]
+    write_summary(workdirs, tmp_path, baseline="ppo")
+    assert json.loads((tmp_path / "summary.json").read_text())["variants"][1]["difference"] is None

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+from rapo_jax.report.trajectories import ROWS_PER_STEP, choose_trajectories
+
+
+def line(step, question, row, retrievals=0, reward=0.0):
+    segments = [{"source": "RETRIEVED"}] * retrievals + [{"source": "POLICY"}]
+    return json.dumps({"step": step, "stage": "rl", "question_id": question, "row": row,
+                       "reward": reward, "segments": segments}) + "\n"  # fmt: skip
+
+
+def chosen(path, limit):
+    found, total = choose_trajectories(path, limit)
+    return [(each["step"], each["question_id"], each["row"]) for each in found], total
+
+
+def test_few_of_many_are_chosen_from_first_to_last_step(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(line(s, "q", r) for s in range(100) for r in range(8)))
+    found, total = chosen(path, 5 * ROWS_PER_STEP)
+    steps = [step for step, _, _ in found]
+    assert total == 800 and len(found) == 5 * ROWS_PER_STEP
+    assert (steps[0], steps[-1], len(set(steps))) == (0, 99, 5)
+
+
+def test_the_question_with_retrievals_is_shown_with_an_on_policy_row_beside_them(tmp_path):
+    path = tmp_path / "t.jsonl"
+    plain = [line(1, "plain", row) for row in range(8)]
+    mixed = [line(1, "mixed", row, retrievals=row >= 3) for row in range(9)]
+    path.write_text("".join(plain + mixed))
+    found, _ = chosen(path, ROWS_PER_STEP)
+    assert found == [(1, "mixed", 3), (1, "mixed", 4), (1, "mixed", 5), (1, "mixed", 0)]
+
+
+def test_a_row_written_again_after_a_resume_is_shown_once_as_it_was_last(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(1, "q", 0, reward=0.0) + line(1, "q", 0, reward=1.0))
+    found, total = choose_trajectories(path, 60)
+    assert total == 1 and [each["reward"] for each in found] == [1.0]
+
+
+def test_broken_lines_and_odd_values_are_passed_over(tmp_path):
+    path = tmp_path / "t.jsonl"
+    odd = json.dumps({"step": None, "segments": "no list", "row": "x", "reward": "y"}) + "\n"
+    path.write_bytes(b"\xff\xfe\n[]\n" + odd.encode() + line(2, "q", 0).encode()[:-9])
+    found, total = choose_trajectories(path, 60)
+    assert total == 1 and found[0]["segments"] == "no list"
+
+
+def test_an_empty_file_holds_nothing(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.touch()
+    assert choose_trajectories(path, 60) == ([], 0)

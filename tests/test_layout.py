@@ -1,0 +1,136 @@
+"""The house rules that can be read off the source: who imports whom, and how long a file is."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "rapo_jax"
+ORDER = (
+    "types", "config", "method", "model", "rollout", "host", "train", "report", "main",
+)  # fmt: skip
+STRANGERS = {("rollout", "host"), ("host", "rollout")}
+DEVICE_PACKAGES = ("jax", "jaxlib", "flax", "optax")
+MAX_LINES = 300
+
+
+def sources(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path):
+    package = module_of(path) if path.name == "__init__.py" else module_of(path)[:-1]
+    return imported_names(path.read_text(encoding="utf-8"), list(package))
+
+
+def imported_names(source, package):
+    """Every name that a file of `package` imports, in full: `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            start = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{start}.{name.name}" for name in node.names)
+
+
+def uses(path, name):
+    """Whether a file mentions `name`, such as jax.jit, imported or as an attribute."""
+    package, _, attribute = name.rpartition(".")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    dotted = any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == name for node in ast.walk(tree)
+    )
+    return dotted or f"{package}.{attribute}" in set(imports(path))
+
+
+def room(module):
+    """The room a dotted name of the package belongs to, or None outside the package."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
+
+
+def is_within(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+def offenders(name, allowed):
+    """Files of the package and the configs that use `name` outside the allowed places."""
+    found = []
+    for path in sources(PACKAGE, "configs"):
+        if uses(path, name) or any(is_within(each, name) for each in imports(path)):
+            found.append(path.relative_to(ROOT).as_posix())
+    return [path for path in found if not path.startswith(allowed)]
+
+
+def test_a_room_imports_only_rooms_before_it():
+    wrong = []
+    for path in sources(PACKAGE):
+        own = room(".".join(module_of(path)))
+        if own is None:
+            continue
+        assert own in ORDER, f"{path}: {own} has no place in the import order"
+        for name in imports(path):
+            other = room(name)
+            if other is None or other == own:
+                continue
+            if ORDER.index(other) > ORDER.index(own) or (own, other) in STRANGERS:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_the_package_itself_imports_no_room():
+    assert list(imports(ROOT / PACKAGE / "__init__.py")) == []
+
+
+def test_the_host_never_imports_jax():
+    for path in sources(f"{PACKAGE}/host"):
+        strangers = [name for name in imports(path) if name.split(".")[0] in DEVICE_PACKAGES]
+        assert strangers == [], path
+
+
+def test_the_method_knows_no_model_and_no_strings_of_the_host():
+    allowed = {"types", "method"}
+    for path in sources(f"{PACKAGE}/method"):
+        assert {room(name) for name in imports(path)} - {None} <= allowed, path
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("jax.experimental.io_callback", (f"{PACKAGE}/rollout/bridge.py",)),
+        ("jax.pure_callback", ()),
+        ("jax.jit", (f"{PACKAGE}/train/",)),
+        ("ml_collections", (f"{PACKAGE}/main.py", f"{PACKAGE}/config.py", "configs/")),
+    ],
+)
+def test_what_has_one_place_is_used_nowhere_else(name, allowed):
+    assert offenders(name, allowed) == []
+
+
+def test_the_product_never_imports_its_tests_or_launch_scripts():
+    for path in sources(PACKAGE, "configs"):
+        assert not [name for name in imports(path) if name.split(".")[0] in ("tests", "launch")]
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "tests"])
+def test_no_file_is_longer_than_can_be_read_in_one_go(folder):
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources(folder)
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_the_walker_sees_imports_in_functions_and_relative_ones():
+    source = "def f():\n    import jax.numpy as jnp\nfrom ..tools import search\nfrom . import x"
+    found = set(imported_names(source, [PACKAGE, "host", "memory"]))
+    assert found == {"jax.numpy", f"{PACKAGE}.host.tools.search", f"{PACKAGE}.host.memory.x"}
