@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything random in a run; the world of a made task has its own seed
-    c.method = "rapo"  # rapo | grpo (no hybrid rollout) | sft (imitates the buffer's traces instead)
+    c.method = (
+        "rapo"  # rapo | grpo (no hybrid rollout) | sft (imitates the buffer's traces instead)
+    )
     c.stages = ("sft", "buffer", "rl", "evaluate", "report")  # run in this order, once each
 
     c.task = t = ConfigDict()

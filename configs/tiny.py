@@ -1,6 +1,6 @@
 """The main job on a laptop: 2 cores, no accelerator, no downloaded weights, under 15 minutes.
 
-    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny
+python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     c = default.get_config()
-    c.model.update(width=64, ffn=192, layers=2, heads=4, kv_heads=1, head_width=16, layer_unroll=2)
+    c.model.update(width=64, ffn=192, layers=2, heads=2, kv_heads=1, head_width=32, layer_unroll=2)
     c.tools.update(passages=2, memory_mb=256, timeout_s=2.0, output_chars=200)
     c.rollout.update(
         questions=16,
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     )
     c.retrieval.update(history="own", mask=r"\b[A-Z][a-z]+\b|\d+")
     c.optimizer.update(learning_rate=1e-3)
-    c.rl.update(steps=70, mini_batches=2, micro_tokens=3072, buckets=(48, 64, 80, 96, 128, 176))
+    c.rl.update(steps=70, mini_batches=2, micro_tokens=3072, buckets=(56, 80, 112, 176))
     c.evaluate.update(every=10)
     c.log.update(trajectories=True)
     return c

@@ -27,6 +27,7 @@ class Job:
     name: str
     workdir: Path
     settings: dict[str, str]
+    stages: tuple[str, ...]
 
     @property
     def log(self) -> Path:
@@ -34,7 +35,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.workdir / "done.json").exists()
+        try:
+            done = json.loads((self.workdir / "done.json").read_text())["stages"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        return set(self.stages) <= set(done)
 
     def progress(self) -> float:
         """The share of RL steps done, for the time estimate only."""

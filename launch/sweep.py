@@ -86,7 +86,7 @@ def plan(workdir: Path, sweeps: Sequence[str], variants: Sequence[str]) -> list[
             name = name_of(settings)
             if name in jobs or name == "shared":
                 raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
-            jobs[name] = Job(name, workdir / name, settings)
+            jobs[name] = Job(name, workdir / name, settings, stages_of(settings))
     return list(jobs.values())
 
 
@@ -99,22 +99,29 @@ def name_of(settings: dict[str, str]) -> str:
 
 def shared_job(workdir: Path) -> Job:
     """Makes the cold start and the buffer that all runs share, with the config's own seed."""
-    return Job("shared", workdir / "shared", {"stages": "('sft', 'buffer')"})
+    return Job("shared", workdir / "shared", {}, ("sft", "buffer"))
+
+
+def stages_of(settings: dict[str, str]) -> tuple[str, ...]:
+    """The stages of a run: its own cold start and buffer only where the shared ones do not fit."""
+    if "stages" in settings:
+        return tuple(re.findall(r"\w+", settings["stages"]))
+    own = ["sft"] * _touches(settings, OWN_COLD_START) + ["buffer"] * _touches(settings, OWN_BUFFER)
+    return (*own, "rl", "evaluate", "report")
+
+
+def _touches(settings: dict[str, str], groups: Sequence[str]) -> bool:
+    return any(key.split(".")[0] in groups for key in settings)
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
     """The command line of a run; what the run itself sets stands last and wins."""
-    settings: dict[str, str] = {}
-    if job.name != "shared":
-        shared = job.workdir.parent / "shared"
-        groups = {key.split(".")[0] for key in job.settings}
-        own_sft = not groups.isdisjoint(OWN_COLD_START)
-        own_buffer = not groups.isdisjoint(OWN_BUFFER)
-        stages = ["sft"] * own_sft + ["buffer"] * own_buffer + ["rl", "evaluate", "report"]
-        settings = {"stages": str(tuple(stages))}
-        if not own_sft:
+    settings = {"stages": str(job.stages)}
+    shared = job.workdir.parent / "shared"
+    if job.workdir != shared:
+        if not _touches(job.settings, OWN_COLD_START):
             settings["sft.folder"] = str(shared / "coldstart")
-        if not own_buffer:
+        if not _touches(job.settings, OWN_BUFFER):
             settings["buffer.folder"] = str(shared / "buffer")
     given = {setting(flag)[0] for flag in passed}
     settings = {key: value for key, value in settings.items() if key not in given} | job.settings
@@ -149,7 +156,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
     for job in failed:
         say(f"FAILED: {job.name}; its output is in {job.log}, which ends with:")
         lines = job.log.read_text(errors="replace").splitlines()
-        say("\n".join(f"    {line}" for line in lines[-5:]))
+        say("\n".join(f"    {line[:200]}" for line in lines[-5:]))
     return 1 if failed else 0
 
 

@@ -30,7 +30,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rapo_jax.config import STAGES, Settings, read_settings
+from rapo_jax.checks import STAGES, read_settings
+from rapo_jax.config import Settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run writes.")
@@ -39,9 +40,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run wr
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    for name, flag in (("config", CONFIG), ("workdir", WORKDIR)):
-        if flag.value is None:
-            raise app.UsageError(f"--{name} is needed; see --help")
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise app.UsageError("--config and --workdir are needed; see --help")
     try:
         settings = read_settings(CONFIG.value.to_dict())
         workdir = Path(WORKDIR.value)
@@ -131,4 +131,3 @@ def entry() -> None:
 
 if __name__ == "__main__":
     entry()
-

@@ -15,7 +15,9 @@ import enum
 from typing import Any
 
 import flax.struct
-import jax
+
+Array = Any
+"""A jax array on the device's side of a border, a numpy array on the host's."""
 
 Params = Any
 """A pytree of parameters, as `flax.linen.Module.init` returns it."""
@@ -47,16 +49,14 @@ class Status(enum.IntEnum):
     """The host could not serve the row; the trainer raises after the program."""
 
 
-@flax.struct.dataclass
-class Span:
+class Span(flax.struct.PyTreeNode):
     """What the world says to each row: `length_B` valid tokens of `token_BX`; 0 says nothing."""
 
-    token_BX: jax.Array
-    length_B: jax.Array
+    token_BX: Array
+    length_B: Array
 
 
-@flax.struct.dataclass
-class Trajectory:
+class Trajectory(flax.struct.PyTreeNode):
     """The tapes of a batch of rows, written left to right by `absorb` and `decode`.
 
     `step_BT` numbers steps from 0 along each row: a policy step with the observation it caused is
@@ -65,30 +65,28 @@ class Trajectory:
     `logp_BT[b, t]` is the log-probability of `token_BT[b, t]` given the tokens before it.
     """
 
-    token_BT: jax.Array
-    source_BT: jax.Array
-    step_BT: jax.Array
-    logp_BT: jax.Array
-    entropy_BT: jax.Array
-    status_B: jax.Array
-    length_B: jax.Array
+    token_BT: Array
+    source_BT: Array
+    step_BT: Array
+    logp_BT: Array
+    entropy_BT: Array
+    status_B: Array
+    length_B: Array
 
 
-@flax.struct.dataclass
-class Batch:
-    """What one update reads: tapes, the sampler's log-probs, and one number per row for the rest."""
+class Batch(flax.struct.PyTreeNode):
+    """What one update reads: tapes, the sampler's log-probs, one number per row for the rest."""
 
-    token_BT: jax.Array
-    source_BT: jax.Array
-    old_logp_BT: jax.Array
-    advantage_B: jax.Array
-    retrieved_share_B: jax.Array
+    token_BT: Array
+    source_BT: Array
+    old_logp_BT: Array
+    advantage_B: Array
+    retrieved_share_B: Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything an update changes."""
 
     params: Params
     opt_state: Any
-    step: jax.Array
+    step: Array

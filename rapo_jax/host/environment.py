@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -65,7 +65,7 @@ class Environment:
         self._own_history = False
         self._questions: list[Question] = []
         self._history: list[str] = []
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self.failure: BaseException | None = None
 
@@ -90,7 +90,7 @@ class Environment:
     def take_counts(self) -> dict[str, float]:
         """Counts since the last call: calls by tool, outcomes, retrievals, host seconds."""
         with self._lock:
-            counts, self._counts = self._counts, Counter()
+            counts, self._counts = self._counts, defaultdict(float)
         memory = self._retriever.take_counts() if self._retriever else {}
         return dict(counts) | {f"memory/{name}": value for name, value in memory.items()}
 
@@ -114,7 +114,7 @@ class Environment:
     def search(
         self, row_B: np.ndarray, wants_B: np.ndarray, key_BE: np.ndarray, pick_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nearest step trace for the rows that want one; `pick_B` >= 0 asks for a random one."""
+        """The nearest step trace of the rows that want one; `pick_B` >= 0 asks for a random one."""
         answer = self._empty(len(row_B), self._retrieved_tokens)
         return self._serve(
             lambda: self._search(row_B, wants_B, key_BE, pick_B, answer), wants_B, answer
@@ -141,12 +141,12 @@ class Environment:
     def _act(self, row_B, token_BX, length_B, calls_B, answer) -> None:
         token_BX2, length_B2, _ = answer
         calls: dict[str, list[tuple[int, int, str]]] = {}
-        for b in np.flatnonzero(calls_B):
+        for b in np.flatnonzero(calls_B).tolist():
             text = self.tokens.decode(token_BX[b, : length_B[b]])
             row = int(row_B[b])
             self._history[row] += text
             step = parse_step(text)
-            calls.setdefault(step.kind, []).append((int(b), row, step.content))
+            calls.setdefault(step.kind, []).append((b, row, step.content))
         counts: Counter[str] = Counter()
         for kind, asking in calls.items():
             for (b, row, _), observation in zip(
@@ -154,21 +154,21 @@ class Environment:
             ):
                 counts[kind] += 1
                 counts[f"outcome/{observation.outcome}"] += 1
-                ids = observation_ids(
-                    self.tokens, observation.text, room=self._observation_tokens
-                )
+                ids = observation_ids(self.tokens, observation.text, room=self._observation_tokens)
                 token_BX2[b, : len(ids)] = ids
                 length_B2[b] = len(ids)
                 self._history[row] += self.tokens.decode(ids)
         with self._lock:
-            self._counts.update(counts)
+            for name, count in counts.items():
+                self._counts[name] += count
 
     def _fill_query(self, row_B, wants_B, query) -> None:
         assert self._retriever is not None and self._query is not None
         asking = np.flatnonzero(wants_B)
         rows = [int(row_B[b]) for b in asking]
         texts = self._retriever.key_texts(
-            [self._questions[row].question for row in rows], [self._key_history(row) for row in rows]
+            [self._questions[row].question for row in rows],
+            [self._key_history(row) for row in rows],
         )
         query[asking] = self._query(texts)
 
@@ -187,7 +187,7 @@ class Environment:
             exclude_question_ids=ids_of_questions if self._exclude_same_question else None,
             pick_B=pick_B[asking],
         )
-        for b, hit in zip(asking, hits, strict=True):
+        for b, hit in zip(asking.tolist(), hits, strict=True):
             if not hit.value:
                 continue
             ids = retrieved_ids(self.tokens, hit.value, room=self._retrieved_tokens)

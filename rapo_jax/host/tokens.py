@@ -1,7 +1,7 @@
 """Text and tokens: building a tokenizer, exact bytes of every token, and where a step ends.
 
-Byte-level tokenizers only (Qwen2, Qwen3, Llama 3, and what `build_tokenizer` makes): there each token is
-a fixed run of bytes, so decoding is a join and a step's end is a walk of an automaton.
+Byte-level tokenizers only (Qwen2, Qwen3, Llama 3, and what `build_tokenizer` makes): there each
+token is a fixed run of bytes, so decoding is a join and a step's end is a walk of an automaton.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def _eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _token_bytes(vocab: dict[str, int] | list[list], added: dict[str, int], vocab_size: int) -> list[bytes]:
+def _token_bytes(
+    vocab: dict[str, int] | list[list], added: dict[str, int], vocab_size: int
+) -> list[bytes]:
     size = max(vocab_size, len(vocab), 1 + max(added.values(), default=0))
     byte_of = _byte_alphabet()
     bytes_V = [b""] * size

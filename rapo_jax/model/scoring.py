@@ -28,20 +28,22 @@ def score(
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0)))
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))
 
-    @jax.checkpoint
     def score_chunk(hidden_BXD: jax.Array, target_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
         logp_BXV, entropy_BX = log_softmax_entropy(unembed(settings, params, hidden_BXD))
         logp_BX = jnp.take_along_axis(logp_BXV, target_BX[..., None], axis=-1)[..., 0]
         return logp_BX, entropy_BX
 
-    pieces = (
-        hidden_BTD.reshape(B, -1, chunk, D).swapaxes(0, 1),
-        target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
-    )
-    if pieces[1].shape[0] == 1:
-        logp, entropy = score_chunk(pieces[0][0], pieces[1][0])
+    if chunk == slots:  # all of it fits at once: nothing to recompute
+        logp_BT, entropy_BT = score_chunk(hidden_BTD, target_BT)
     else:
-        logp, entropy = jax.lax.map(lambda piece: score_chunk(*piece), pieces)
-        logp, entropy = (x.swapaxes(0, 1).reshape(B, -1) for x in (logp, entropy))
+        pieces = (
+            hidden_BTD.reshape(B, -1, chunk, D).swapaxes(0, 1),
+            target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
+        )
+        pair = jax.lax.map(lambda piece: jax.checkpoint(score_chunk)(*piece), pieces)
+        logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :slots] for x in pair)
     first = jnp.zeros((B, 1), jnp.float32)
-    return tuple(jnp.concatenate([first, x[:, :slots]], axis=1) for x in (logp, entropy))
+    return (
+        jnp.concatenate([first, logp_BT], axis=1),
+        jnp.concatenate([first, entropy_BT], axis=1),
+    )

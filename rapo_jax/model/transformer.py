@@ -1,4 +1,6 @@
-"""One decoder for Qwen2/2.5, Qwen3 and Llama 3: GQA, RoPE, optional QKV bias, QK norm, tied embeddings.
+"""One decoder for Qwen2/2.5, Qwen3 and Llama 3.
+
+Grouped-query attention, RoPE; QKV bias, QK norm and tied embeddings where the family has them.
 
 The policy is a Flax Linen module used as pure `init`/`apply`. Block parameters are stacked over
 layers (`blocks/... [L, ...]`): training scans over layers, decoding unrolls them with one cache per
@@ -7,7 +9,7 @@ layer, because a scan that carries a stacked cache copies it at every token.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,29 +74,30 @@ def attend(
     of the projections, and it is how the cache stores them.
     """
     B, X, N, H = query_BXNH.shape
-    K = key_BKHT.shape[1]
-    query_BKGXH = query_BXNH.reshape(B, X, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    K, T = key_BKHT.shape[1], key_BKHT.shape[3]
+    # Z = X * N/K: the queries of one kv head as one axis, so that both products are plain matmuls.
+    query_BKZH = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
     score = jnp.einsum(
-        "BKGXH,BKHT->BKGXT", query_BKGXH, key_BKHT, preferred_element_type=jnp.float32
-    ) * (H**-0.5)
-    score = jnp.where(seen_BXT[:, None, None], score, jnp.finfo(jnp.float32).min)
-    share = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype)
-    mixed = jnp.einsum("BKGXT,BKTH->BKGXH", share, value_BKTH)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, X, N, H)
+        "BKZH,BKHT->BKZT", query_BKZH, key_BKHT, preferred_element_type=jnp.float32
+    ).reshape(B, K, X, N // K, T)
+    score = jnp.where(seen_BXT[:, None, :, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
+    share = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype).reshape(B, K, -1, T)
+    mixed_BKZH = jnp.einsum("BKZT,BKTH->BKZH", share, value_BKTH)
+    return mixed_BKZH.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)
 
 
 def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> LayerCache:
-    """Writes X new slots of every row from its own `start_B`; the caller leaves slack at the end."""
+    """Writes X new slots of every row from its `start_B`; the caller leaves slack at the end."""
 
     def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
         def row(old: jax.Array, fresh: jax.Array, start: jax.Array) -> jax.Array:
-            at = [0, 0, 0]
-            at[axis] = start
-            return jax.lax.dynamic_update_slice(old, fresh, at)
+            return jax.lax.dynamic_update_slice_in_dim(old, fresh, start, axis)
 
         return jax.vmap(row)(old, fresh, start_B)
 
-    return LayerCache(put(cache.key_BKHT, new.key_BKHT, 2), put(cache.value_BKTH, new.value_BKTH, 1))
+    return LayerCache(
+        put(cache.key_BKHT, new.key_BKHT, 2), put(cache.value_BKTH, new.value_BKTH, 1)
+    )
 
 
 class Block(nn.Module):
@@ -139,6 +142,7 @@ class Block(nn.Module):
         query, key = rotate(query, at), rotate(key, at)
         readable = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
         if cache is not None:
+            assert start_B is not None
             cache = readable = write_cache(cache, readable, start_B)
         mixed = attend(query, *readable, seen)
         x_BXD = x_BXD + dense(mixed, D, "output").reshape(B, X, D)
@@ -186,7 +190,7 @@ def _embed(settings: ModelSettings, params: Params, token_BX: jax.Array) -> jax.
     return params["embed_VD"].astype(jnp.dtype(settings.dtype))[token_BX]
 
 
-def _final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> jax.Array:
+def _final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> Any:
     return RMSNorm(settings.norm_eps).apply({"params": params["norm"]}, x)
 
 
@@ -194,9 +198,7 @@ def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.A
     """Float32 logits `[..., V]` of final hidden states `[..., D]`."""
     head = params["embed_VD"].T if settings.tied else params["head_DV"]
     dtype = jnp.dtype(settings.dtype)
-    return jnp.matmul(
-        hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32
-    )
+    return jnp.matmul(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def extend(
@@ -213,13 +215,12 @@ def extend(
     x_BXD = _embed(settings, params, token_BX)
     at = angles(settings, position_BX)
     block = Block(settings)
-    layers = []
+    layers: list[LayerCache] = []
     for layer, layer_cache in enumerate(cache):
         weights = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
-        x_BXD, layer_cache = block.apply(
-            {"params": weights}, x_BXD, at, seen_BXT, layer_cache, start_B
-        )
-        layers.append(layer_cache)
+        found: Any = block.apply({"params": weights}, x_BXD, at, seen_BXT, layer_cache, start_B)
+        x_BXD = found[0]
+        layers.append(found[1])
     return _final_norm(settings, params, x_BXD), tuple(layers)
 
 

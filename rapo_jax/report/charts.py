@@ -84,11 +84,20 @@ def line_chart(
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, lw=0)
             axes.plot(line.x, line.y, style, color=colour, lw=1.6, marker=marker, ms=3.2)
         axes.set_xlabel(xlabel)
+        _whole_ticks(axes, [line.x for line in lines])
         if percent:
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
         axes.margins(x=0.02)
 
     return _svg(draw, size=size)
+
+
+def _whole_ticks(axes: Any, places: Sequence[np.ndarray]) -> None:
+    """No half steps under curves of whole steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    if all(np.all(x == np.round(x)) for x in places):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def area_chart(x: np.ndarray, parts: np.ndarray, *, xlabel: str, ylabel: str) -> str:
@@ -99,6 +108,7 @@ def area_chart(x: np.ndarray, parts: np.ndarray, *, xlabel: str, ylabel: str) ->
         axes.stackplot(x, *parts, colors=colours, alpha=0.75, lw=0)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
+        _whole_ticks(axes, [x])
         axes.margins(x=0)
 
     return _svg(draw, size=WIDE)

@@ -22,9 +22,9 @@ __all__ = ["Summary", "group_runs", "load_run", "paired_difference", "summarise"
 BASELINE = "grpo"
 """The variant that the others are compared with, where nobody names another."""
 
-IGNORED_KEYS = ("seed", "stages", "workdir", "task.data_dir", "sft.folder", "buffer.folder")
+IGNORED_KEYS = ("seed", "stages", "commit", "task.data_dir", "sft.folder", "buffer.folder")
 IGNORED_GROUPS = ("log", "checkpoint")
-"""Settings that say where and how often a run writes: they never make two runs differ."""
+"""What says where, when and how often a run writes never makes two runs differ."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,15 @@ def _std(values: Any) -> float | None:
 
 
 def cpu_curve(run: Run, key: str = "heldout/accuracy") -> tuple[np.ndarray, np.ndarray]:
-    """CPU-seconds of the RL stage at the steps that measured `key`, and what they measured."""
+    """CPU-seconds of the RL steps before each measurement of `key`, and what it found.
+
+    A step measures the policy it begins with, so the CPU time of that step itself comes after.
+    """
     step, value = series(run, key)
     cpu_step, cpu = series(run, "cpu/total")
     if not step.size or not cpu.size:
         return np.empty(0), np.empty(0)
-    return np.interp(step, cpu_step, cpu), value
+    return np.concatenate([[0.0], cpu])[np.searchsorted(cpu_step, step)], value
 
 
 def _curve_cpu(run: Run) -> float | None:

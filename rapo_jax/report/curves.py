@@ -72,7 +72,7 @@ PERCENT = {
     "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
     "retrieval/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
 }  # fmt: skip
-PHASES = ("Rollout without host", "Host: tools and retrieval", "Update", "Rest")
+PHASES = ("Rollout on the device", "Host: tools and rewards", "Update", "Rest")
 
 
 def curve_charts(groups: Groups) -> dict[str, list[Chart]]:
@@ -171,17 +171,14 @@ def time_charts(groups: Groups) -> list[Chart]:
 
 
 def _phases(runs: Sequence[Run]) -> Points | None:
-    """Steps [n] and seconds [phases, n], mean over runs. The host works while a rollout waits."""
+    """Steps [n] and seconds [phases, n], mean over runs."""
     found = []
     for run in runs:
         step, whole = series(run, "time/step")
         if step.size:
-            rollout, host, update = (
-                _time(run, name, step) for name in ("rollout", "host", "update")
-            )
-            inside = np.minimum(host, rollout)
-            rest = np.maximum(whole - rollout - update, 0)
-            found.append((step, np.stack([rollout - inside, inside, update, rest])))
+            parts = [_time(run, name, step) for name in ("rollout", "host", "update")]
+            rest = np.maximum(whole - sum(parts), 0)
+            found.append((step, np.stack([*parts, rest])))
     if not found:
         return None
     means = [mean_curve([(step, parts[i]) for step, parts in found]) for i in range(len(PHASES))]

@@ -123,17 +123,17 @@ def accuracy_by_kind(run: Run, when: str = "after") -> dict[str, float]:
 
 
 def hidden_accuracy(run: Run, when: str = "after") -> float | None:
-    """Held-out accuracy on the question types called hidden, each type counted alike."""
+    """Held-out accuracy on hidden words; without the run's own figure, the mean of their types."""
+    if (own := as_number(run.result.get(f"hidden_{when}"))) is not None:
+        return own
     values = [value for kind, value in accuracy_by_kind(run, when).items() if "hidden" in kind]
     return float(np.mean(values)) if values else None
 
 
 def cpu_seconds(run: Run) -> float | None:
-    """CPU-seconds of the RL stage."""
-    seconds = run.result.get("cpu_seconds")
-    known = as_number(seconds.get("rl")) if isinstance(seconds, Mapping) else None
-    totals = [as_number(row.get("cpu/total")) for row in run.metrics.get("rl", [])]
-    return known if known is not None else max((t for t in totals if t is not None), default=None)
+    """CPU-seconds of all RL steps, held-out evaluations apart."""
+    _, total = series(run, "cpu/total")
+    return float(total[-1]) if total.size else None
 
 
 def series(run: Run, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:

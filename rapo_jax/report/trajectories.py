@@ -9,7 +9,8 @@ import numpy as np
 
 from rapo_jax.report.runs import as_number, parse_line
 
-ROWS_PER_STEP = 4
+ROWS = 4
+"""Rows of one question that are shown together."""
 
 
 class Entry(NamedTuple):
@@ -27,20 +28,21 @@ class Entry(NamedTuple):
 def choose_trajectories(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
     """At most `limit` trajectories of the file, and how many it holds.
 
-    Steps are spread evenly, first and last included. At each step one question is shown: the one
-    with most retrievals, then with the most different rewards. Of its rows, those with a retrieval
-    come first, but one on-policy row is kept beside them where there is one.
+    Steps are spread evenly, first and last included. At each step the questions with most
+    retrievals are shown, then those with the most different rewards. Of a question's rows, those
+    with a retrieval come first, but one on-policy row is kept beside them where there is one.
     """
     entries = _scan(path)
     steps: dict[tuple[str, float], list[Entry]] = {}
     for entry in entries:
         steps.setdefault((entry.stage, entry.step), []).append(entry)
-    count = min(len(steps), max(1, limit // ROWS_PER_STEP)) if limit else 0
+    count = min(len(steps), max(1, limit // ROWS))
+    share = limit // max(1, count)
     places = np.unique(np.linspace(0, len(steps) - 1, count).round().astype(int))
     keys = sorted(steps, key=lambda key: (key[0] != "rl", key))
-    chosen = [entry for place in places for entry in _of_step(steps[keys[place]], ROWS_PER_STEP)]
+    chosen = [entry for place in places for entry in _of_step(steps[keys[place]], share)]
     with path.open("rb") as file:
-        found = [_load(file, entry) for entry in chosen[:limit]]
+        found = [_load(file, entry) for entry in chosen]
     return [each for each in found if each is not None], len(entries)
 
 
@@ -85,10 +87,14 @@ def _of_step(entries: list[Entry], count: int) -> list[Entry]:
         rewards = [row.reward for row in rows]
         return sum(row.retrievals > 0 for row in rows), max(rewards) - min(rewards)
 
-    rows = max(questions.values(), key=telling)
+    ranked = sorted(questions.values(), key=telling, reverse=True)
+    return [row for rows in ranked for row in _of_question(rows)][:count]
+
+
+def _of_question(rows: list[Entry]) -> list[Entry]:
     rows = sorted(rows, key=lambda row: (row.retrievals == 0, row.row))
-    kept = rows[:count]
-    if len(rows) > count and all(row.retrievals for row in kept):
+    kept = rows[:ROWS]
+    if len(rows) > ROWS and all(row.retrievals for row in kept):
         kept[-1] = next((row for row in rows if not row.retrievals), kept[-1])
     return kept
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.rollout.bridge import host_call
 from rapo_jax.rollout.spans import Boundary, Tape, absorb, decode, open_tape
-from rapo_jax.types import Params, Source, Span, Status, Trajectory
+from rapo_jax.types import Array, Params, Source, Span, Status, Trajectory
 
 
 class World(NamedTuple):
@@ -48,17 +48,16 @@ class Draws(NamedTuple):
     pick_B: jax.Array
 
 
-@flax.struct.dataclass
-class Plan:
+class Plan(flax.struct.PyTreeNode):
     """What a rollout is asked for; all of it may change without compiling again."""
 
-    key: jax.Array
-    hybrid_B: jax.Array
+    key: Array
+    hybrid_B: Array
     """Rows that may retrieve; the others are pure on-policy rollouts."""
-    probability: jax.Array
-    noise: jax.Array
-    temperature: jax.Array
-    last_retrieval: jax.Array
+    probability: Array
+    noise: Array
+    temperature: Array
+    last_retrieval: Array
     """Last boundary at which retrieval may happen: 1 for whole trajectories, else the last."""
 
 

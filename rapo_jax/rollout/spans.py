@@ -30,8 +30,7 @@ class Boundary(NamedTuple):
     eos_E: jax.Array
 
 
-@flax.struct.dataclass
-class Tape:
+class Tape(flax.struct.PyTreeNode):
     """A batch of rows while it is being written."""
 
     trajectory: Trajectory

@@ -33,7 +33,9 @@ def evaluate(
         raise ValueError("evaluate: there is no question to evaluate on")
     n_rows = run.settings.evaluate.rows
     right: dict[str, list[bool]] = defaultdict(list)
-    rewards, tokens, endings = [], [], defaultdict(int)
+    rewards: list[float] = []
+    tokens: list[int] = []
+    endings: dict[str, int] = defaultdict(int)
     for start in range(0, len(questions), n_rows):
         some = list(questions[start : start + n_rows])
         padded = (some * n_rows)[:n_rows]  # one shape, one compilation
@@ -64,4 +66,3 @@ def evaluate(
         "endings": dict(endings),
         "questions": len(everything),
     }
-

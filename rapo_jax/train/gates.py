@@ -43,8 +43,8 @@ def check_cold_start(run: Run) -> dict[str, Any]:
     for name, gate in (("one_hop", s.sft.gate_one_hop), ("follow", s.sft.gate_follow)):
         if found[name] < gate:
             raise ValueError(
-                f"sft.gate_{name}={gate}: the cold start reached {found[name]:.3f}; train it longer "
-                "(sft.steps), with more examples (sft.examples) or another seed"
+                f"sft.gate_{name}={gate}: the cold start reached {found[name]:.3f}; train it "
+                "longer (sft.steps), with more examples (sft.examples) or another seed"
             )
     return found
 

@@ -1,4 +1,4 @@
-"""The buffer stage: off-policy trajectories -> filter -> step traces -> embedded, indexed, saved."""
+"""The buffer stage: off-policy trajectories, filtered, split, embedded, indexed and saved."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
         token_BX, length_B = tokenize_texts(tokenizer, texts, width=width)
         return np.concatenate([length_B[:, None], token_BX], axis=1).astype(np.int32)
 
-    def embed(query_BX: jax.Array) -> jax.Array:
+    def embed(query_BX: jax.Array) -> Any:
         return module.apply(params, query_BX[:, 1:], query_BX[:, 0])
 
     shape = jax.ShapeDtypeStruct((1 + width,), jnp.int32)

@@ -64,7 +64,9 @@ class Progress:
         spent = now - self._started
         rate = spent / max(done - self._first, 1)
         left = rate * (self._total - done)
-        shown = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        shown = "  ".join(
+            f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+        )
         print(f"[{self._name}] {done}/{self._total}  {shown}  ETA {clock(left)}", flush=True)
 
 

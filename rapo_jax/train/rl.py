@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rapo_jax.config import RlSettings, Settings
+from rapo_jax.config import Settings
 from rapo_jax.host.data import load_questions, question_stream
-from rapo_jax.host.tasks import Question, failure_kind, is_correct, outcome_reward
-from rapo_jax.method.advantages import group_advantage, largest_safe_a, rapo_advantage
-from rapo_jax.method.entropy import step_entropy
-from rapo_jax.method.objective import share_silenced_above
-from rapo_jax.method.rewards import retrieval_reward, retrieval_reward_per_step
+from rapo_jax.host.tasks import outcome_reward
 from rapo_jax.model.sharding import place, rows
+from rapo_jax.train.calibrate import calibrate, guards
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.measures import cpu_seconds, rollout_metrics, world_metrics
 from rapo_jax.train.memory import attach_buffer, read_trajectories
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -32,50 +28,9 @@ from rapo_jax.train.sampler import FOREVER
 from rapo_jax.train.sft import Examples, as_segments, batch_of, examples_of, imitation_updater
 from rapo_jax.train.tapes import own_text, segments, write_trajectories
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, Params, Source, Trajectory, TrainState
+from rapo_jax.types import Batch, Params
 
 RL_STAGE = 2
-
-
-class Calibrated(NamedTuple):
-    """What the method makes of a rollout batch (Eqs. 2, 5-7, 9, 10, F_ret)."""
-
-    advantage_B: jax.Array
-    retrieval_B: jax.Array
-    share_B: jax.Array
-    z_BS: jax.Array
-    floors: dict[str, jax.Array]
-
-
-def calibrate(
-    rl: RlSettings, group_size: int, num_steps: int, trajectory: Trajectory, reward_B: jax.Array
-) -> Calibrated:
-    """Rewards and advantages of a batch whose rows are grouped by question."""
-    entropy_BS, source_BS = step_entropy(
-        trajectory.entropy_BT, trajectory.source_BT, trajectory.step_BT, num_steps=num_steps
-    )
-    how = {"quality": rl.quality, "timing": rl.timing, "entropy_floor": rl.entropy_floor}
-    retrieval_B = retrieval_reward(entropy_BS, source_BS, **how)
-    z_BS = retrieval_reward_per_step(entropy_BS, source_BS, **how)
-    grouped = (reward_B.reshape(-1, group_size), retrieval_B.reshape(-1, group_size))
-    advantage_QG = rapo_advantage(*grouped, a=rl.a, ddof=rl.ddof, std_floor=rl.std_floor)
-    source_BT = trajectory.source_BT
-    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
-    share_B = (source_BT == Source.RETRIEVED).sum(1) / jnp.maximum(response_B, 1)
-    policy_BS = source_BS == Source.POLICY
-    below_BS = policy_BS & (entropy_BS < rl.entropy_floor)
-    retrieval_std_Q = jnp.std(grouped[1], axis=1, ddof=rl.ddof)
-    floors = {
-        "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
-        "floor/std_active": (retrieval_std_Q < rl.std_floor).mean(),
-        "reward/nonzero_groups": (
-            jnp.abs(
-                group_advantage(grouped[0], ddof=rl.ddof, std_floor=rl.std_floor)
-            ).max(axis=1)
-            > 1e-3
-        ).mean(),
-    }
-    return Calibrated(advantage_QG.reshape(-1), retrieval_B, share_B, z_BS, floors)
 
 
 def probability_at(settings: Settings, step: int) -> float:
@@ -87,25 +42,6 @@ def probability_at(settings: Settings, step: int) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }
     return start * left[settings.retrieval.schedule]
-
-
-def guards(s: Settings) -> list[str]:
-    """Values that can silence or flip the gradient (method, Guards), one warning each."""
-    lines = []
-    if s.n_hybrid:
-        limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
-        if s.rl.a >= limit:
-            lines.append(
-                f"rl.a={s.rl.a}: from {limit:.3f} on, at rollout.group_size="
-                f"{s.rollout.group_size}, the retrieval reward can flip the sign of an advantage"
-            )
-        share = share_silenced_above(s.rl.m, s.rl.clip_high)
-        if share < 1:
-            lines.append(
-                f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
-                "starts beyond 1 + rl.clip_high, which silences its positive tokens"
-            )
-    return lines
 
 
 class RlStage:
@@ -181,11 +117,11 @@ class RlStage:
             values: dict[str, float] = {}
             if s.evaluate.every and step % s.evaluate.every == 0:
                 values |= self._held_out()
-            wall, cpu = time.perf_counter(), _cpu_seconds()
+            wall, cpu = time.perf_counter(), cpu_seconds()
             key = jax.random.fold_in(stage_key(s, RL_STAGE), step)
             values |= self._imitate(step) if s.method == "sft" else self._step(step, key)
             values["time/step"] = time.perf_counter() - wall
-            self.cpu_seconds += _cpu_seconds() - cpu
+            self.cpu_seconds += cpu_seconds() - cpu
             self.seconds["rl"] += values["time/step"]
             values["cpu/total"] = self.cpu_seconds
             self.run.metrics.write("rl", step, values)
@@ -226,9 +162,7 @@ class RlStage:
         )
         counts = run.environment.take_counts()
         rolled = time.perf_counter()
-        texts = [
-            own_text(segments(run.tokens, trajectory, b)) for b in range(len(row_questions))
-        ]
+        texts = [own_text(segments(run.tokens, trajectory, b)) for b in range(len(row_questions))]
         reward_B = np.array(
             [outcome_reward(t, q.answers) for t, q in zip(texts, row_questions, strict=True)],
             np.float32,
@@ -305,7 +239,9 @@ class RlStage:
         for part in range(s.rl.mini_batches * s.rl.epochs):
             rng = np.random.default_rng([s.seed, step, part])
             index = rng.choice(
-                len(self.imitated.length_B), rows_each, replace=rows_each > len(self.imitated.length_B)
+                len(self.imitated.length_B),
+                rows_each,
+                replace=rows_each > len(self.imitated.length_B),
             )
             self.state, metrics = self.updater.update(
                 self.state, *batch_of(self.imitated, index), None
@@ -352,60 +288,3 @@ class RlStage:
 
 
 SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")
-
-
-def rollout_metrics(
-    trajectory: Trajectory,
-    row_questions: Sequence[Question],
-    texts: Sequence[str],
-    reward_B: np.ndarray,
-    hybrid_B: np.ndarray,
-    found: Calibrated,
-) -> dict[str, float]:
-    """What a rollout batch looked like."""
-    source_BT = trajectory.source_BT
-    policy_BT = source_BT == Source.POLICY
-    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
-    right_B = np.array([is_correct(t, q.answers) for t, q in zip(texts, row_questions, strict=True)])
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if values.size else 0.0
-
-    return {
-        "reward/mean": mean(reward_B),
-        "reward/on_policy": mean(reward_B[~hybrid_B]),
-        "reward/hybrid": mean(reward_B[hybrid_B]),
-        "reward/accuracy": mean(right_B),
-        "reward/format_bad": mean(np.array([bool(failure_kind(t)) for t in texts])),
-        "reward/retrieval": mean(found.retrieval_B[hybrid_B]),
-        "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
-        "rollout/tokens": mean(response_B),
-        "rollout/policy_tokens": mean(policy_BT.sum(1)),
-        "rollout/retrieved_share": mean(found.share_B),
-    }
-
-
-def world_metrics(counts: dict[str, float], found: Calibrated) -> dict[str, float]:
-    """What the world was asked in a rollout batch."""
-    rows_count = len(found.share_B)
-    calls = counts.get("search", 0) + counts.get("python", 0)
-    queries = counts.get("memory/queries", 0)
-    bad = ("error", "crashed", "empty", "flooded")
-    return {
-        "rollout/tool_calls": calls / rows_count,
-        "tools/search": counts.get("search", 0) / rows_count,
-        "tools/python": counts.get("python", 0) / rows_count,
-        "tools/errors": float(sum(counts.get(f"outcome/{name}", 0) for name in bad)),
-        "tools/timeouts": float(counts.get("outcome/timeout", 0)),
-        "retrieval/count": float(counts.get("memory/hits", 0)),
-        "retrieval/hit_rate": counts.get("memory/hits", 0) / max(queries, 1),
-        "retrieval/similarity": counts.get("memory/similarity_mean", 0.0),
-        "retrieval/same_question": counts.get("memory/same_question", 0) / max(queries, 1),
-    }
-
-
-def _cpu_seconds() -> float:
-    """CPU-seconds of this process and its finished children."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -21,7 +21,7 @@ from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollou
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.types import Params, Span, Trajectory
 
-FOREVER = np.int32(2**30)
+FOREVER = 2**30
 
 
 class Sampler:
@@ -159,9 +159,7 @@ def _host_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Calla
         draw=jax.jit(p.draw),
         embed=jax.jit(p.embed),
     )
-    opening = jax.jit(
-        partial(open_rows, sampler._model, sampler._settings, group_size=group_size)
-    )
+    opening = jax.jit(partial(open_rows, sampler._model, sampler._settings, group_size=group_size))
 
     def program(params: Params, plan: Plan, prompt: Span) -> Trajectory:
         return rollout_on_host(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -168,11 +169,13 @@ def train_cold_start(run: Run) -> None:
         state, _ = store.restore(state)
     updater = imitation_updater(run, optimizer)
     first = int(state.step)
+    losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
     progress = Progress("sft", total=s.sft.steps, done=first, every_s=10)
     for step in range(first, s.sft.steps):
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
-        progress.show(step + 1, loss=metrics["loss"])
+        losses.append(metrics["loss"])
+        progress.show(step + 1, loss=float(np.mean(losses)))
         if step % 10 == 0 or step + 1 == s.sft.steps:
             values = {"loss/sft": metrics["loss"], "loss/grad_norm": metrics["grad_norm"]}
             run.metrics.write("sft", step, values | {"update/padding": metrics["padding"]})
@@ -220,4 +223,3 @@ def as_segments(trace: Trace) -> list[Segment]:
         if opening:
             segments.append(Segment(Source.TOOL, step, opening + result))
     return segments
-

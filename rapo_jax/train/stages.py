@@ -72,9 +72,7 @@ def _timed(name: str, work: Callable[[Stages], None]) -> Callable[[Stages], None
         work(stages)
         spent = stages.result
         spent["seconds"][name] = spent["seconds"].get(name, 0) + time.perf_counter() - started
-        spent["cpu_seconds"][name] = (
-            spent["cpu_seconds"].get(name, 0) + time.process_time() - cpu
-        )
+        spent["cpu_seconds"][name] = spent["cpu_seconds"].get(name, 0) + time.process_time() - cpu
         stages.write()
 
     return runner

@@ -1,4 +1,4 @@
-"""From token tapes to text: segments, response texts, and the JSON lines of `trajectories.jsonl`."""
+"""From token tapes to text: segments, response texts, and the lines of `trajectories.jsonl`."""
 
 from __future__ import annotations
 

@@ -24,17 +24,16 @@ from rapo_jax.method.objective import (
     policy_loss_sums,
 )
 from rapo_jax.model.scoring import score
-from rapo_jax.types import Batch, Params, Source, TrainState
+from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
-@flax.struct.dataclass
-class Sums:
+class Sums(flax.struct.PyTreeNode):
     """What micro-batches add up to: gradient of the summed loss, its weight, summed metrics."""
 
     gradient: Params
-    loss: jax.Array
-    weight: jax.Array
-    metrics: dict[str, jax.Array]
+    loss: Array
+    weight: Array
+    metrics: dict[str, Array]
 
 
 LossSums = Callable[..., tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
@@ -104,12 +103,14 @@ class Updater:
         self._buckets, self._micro_tokens = tuple(buckets), micro_tokens
         self._row_multiple, self._place_rows = row_multiple, place_rows
 
-        def add(sums: Sums | None, params: Params, batch: Batch, row_mask_B, reference):
+        def sums_of(params: Params, batch: Batch, row_mask_B, reference) -> Sums:
             (loss_sum, (weight, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(
                 params, batch, row_mask_B, reference
             )
-            fresh = Sums(gradient, loss_sum, weight, metrics)
-            return fresh if sums is None else join(sums, fresh)
+            return Sums(gradient, loss_sum, weight, metrics)
+
+        def add(sums: Sums, *micro_batch: Any) -> Sums:
+            return join(sums, sums_of(*micro_batch))
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, jax.Array]]:
             weight = jnp.maximum(sums.weight, 1.0)
@@ -120,26 +121,34 @@ class Updater:
             metrics |= {"loss": sums.loss / weight, "grad_norm": optax.global_norm(gradient)}
             return TrainState(params, opt_state, state.step + 1), metrics
 
-        self._first = jax.jit(lambda *args: add(None, *args))
+        self._sums_of = sums_of
         self._add = jax.jit(add, donate_argnums=0)
         self._apply = jax.jit(apply, donate_argnums=0)
 
     def update(
         self, state: TrainState, batch: Batch, length_B: np.ndarray, reference: Params | None
     ) -> tuple[TrainState, dict[str, float]]:
-        """One optimizer step on all rows of `batch` (numpy arrays, `length_B` valid tokens each)."""
-        sums, slots, valid = None, 0, 0
+        """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens."""
+        sums: Sums | None = None
+        slots = 0
         for micro, row_mask_B in self._micro_batches(batch, length_B):
             micro, row_mask_B = self._place_rows((micro, row_mask_B))
+            arguments = (state.params, micro, row_mask_B, reference)
             if sums is None:
-                sums = self._first(state.params, micro, row_mask_B, reference)
-            else:
-                sums = self._add(sums, state.params, micro, row_mask_B, reference)
+                sums = self._zero(arguments)
+            sums = self._add(sums, *arguments)
             slots += micro.token_BT.size
         valid = int(length_B.sum())
         state, metrics = self._apply(state, sums)
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, found | {"padding": 1.0 - valid / max(slots, 1)}
+
+    def _zero(self, arguments: tuple) -> Sums:
+        """Sums of nothing, on the devices of the parameters; one program serves every addition."""
+        shapes = jax.eval_shape(self._sums_of, *arguments)
+        sharding = jax.tree.leaves(arguments[0])[0].sharding
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        return jax.device_put(zeros, sharding)
 
     def _micro_batches(
         self, batch: Batch, length_B: np.ndarray

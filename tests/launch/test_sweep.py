@@ -30,7 +30,7 @@ accuracy = .5 + .01 * seed + .1 * (method == "rapo")
 (workdir / "config.json").write_text(json.dumps({"method": method, "seed": seed}))
 (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "rl"}) + "\\n")
 (workdir / "result.json").write_text(json.dumps({"accuracy_after": accuracy}))
-(workdir / "done.json").write_text(json.dumps({"stages": []}))
+(workdir / "done.json").write_text(json.dumps({"stages": list(eval(flags["config.stages"]))}))
 """
 
 
@@ -124,6 +124,13 @@ def test_what_a_run_or_the_caller_sets_wins_over_the_sweeps_own_flags():
     assert flags["--config.buffer.folder"] == "/b"
 
 
+def test_the_shared_run_makes_both_in_its_own_folder():
+    line = sweep.command(sweep.shared_job(Path("/w")), "c.py", [], ["-m", "main"])
+    assert line[3:] == [
+        "--config=c.py", "--workdir=/w/shared", "--config.stages=('sft', 'buffer')",
+    ]  # fmt: skip
+
+
 def test_a_dry_run_prints_commands_and_does_nothing(tmp_path, program, capsys):
     folder = tmp_path / "w"
     more = ("--sweep", "seed=0,1", "--config.rl.steps=3", "--dry-run")
@@ -148,6 +155,18 @@ def test_a_sweep_shares_runs_compares_and_goes_on_where_it_was(tmp_path, program
 
     assert sweep.main([*flags[:-2], "--sweep=seed=0,1,2"], program) == 0
     assert (folder / "order").read_text().split()[5:] == ["grpo_seed=2", "rapo_seed=2"]
+
+
+def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
+    (job,) = sweep.plan(tmp_path, [], ["method=grpo"])
+    job.workdir.mkdir()
+    for text, finished in (
+        ('{"stages": ["rl", "eval', False),
+        ('{"stages": ["rl", "evaluate"]}', False),
+        ('{"stages": ["rl", "evaluate", "report"]}', True),
+    ):
+        (job.workdir / "done.json").write_text(text)
+        assert job.finished is finished
 
 
 def test_a_failed_run_is_named_with_its_log_and_stops_no_other(tmp_path, program, capsys):

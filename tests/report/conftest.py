@@ -52,6 +52,7 @@ def write_run() -> Callable[..., Path]:
         config = {
             "method": method,
             "seed": seed,
+            "commit": workdir.name,
             "rl": {"steps": steps, "m": 0.05} | dict(rl or {}),
             "sft": {"folder": f"/elsewhere/{workdir.name}"},
             "log": {"trajectories": bool(seed)},
@@ -61,7 +62,7 @@ def write_run() -> Callable[..., Path]:
         metrics += [
             {"step": t, "stage": "rl", "reward/mean": float(t), "own/metric": 1.0,
              "heldout/accuracy": 0.5 + 0.01 * t, "heldout/hidden": 0.3, "cpu/total": cpu * t,
-             "time/rollout": 0.6, "time/host": 0.2, "time/update": 0.3, "time/step": 1.0}
+             "time/rollout": 0.5, "time/host": 0.2, "time/update": 0.2, "time/step": 1.0}
             for t in range(1, steps + 1)
         ]  # fmt: skip
         write_lines(workdir / "metrics.jsonl", metrics)
@@ -70,7 +71,7 @@ def write_run() -> Callable[..., Path]:
                   "accuracy_before": 0.5, "accuracy_after": after,
                   "accuracy_by_kind_before": dict.fromkeys(kinds, 0.5),
                   "accuracy_by_kind_after": kinds, "seconds": {"rl": 1.5},
-                  "cpu_seconds": {"rl": cpu * steps}}  # fmt: skip
+                  "cpu_seconds": {"rl": 2 * cpu * steps}}  # fmt: skip
         (workdir / "result.json").write_text(json.dumps(result))
         rows = [trajectory(s, "q1", row, retrieved=row > 2) for s in (2, 4) for row in range(6)]
         write_lines(workdir / "trajectories.jsonl", rows)

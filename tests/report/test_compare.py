@@ -90,10 +90,12 @@ def test_equal_cpu_reads_every_run_where_the_cheapest_one_ended(make_run):
         make_run("g", method="grpo", steps=4, cpu=1.0), make_run("r", steps=4, cpu=2.0)
     )
     grpo, rapo = summarise(groups, "grpo")
-    # held-out accuracy is .5 + .01 step; the budget is 4 CPU-seconds: steps 4 and 2
-    assert (grpo.equal_cpu, rapo.equal_cpu) == pytest.approx((0.54, 0.52))
+    # Held-out accuracy is .5 + .01 step, measured before steps 1 to 4; GRPO's last measurement
+    # had used 3 CPU-seconds, in which RAPO is half-way between its second and its third.
+    assert cpu_curve(groups["grpo"][0])[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert cpu_curve(groups["rapo"][0])[0].tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert (grpo.equal_cpu, rapo.equal_cpu) == pytest.approx((0.54, 0.525))
     assert (grpo.cpu_seconds, rapo.cpu_seconds) == (4.0, 8.0)
-    assert cpu_curve(groups["rapo"][0])[0].tolist() == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_runs_without_a_result_do_not_count_as_seeds(make_run):

@@ -43,10 +43,10 @@ def test_every_metric_is_shown_also_one_that_no_section_knows(make_run):
     assert list(charts) == ["Reward and accuracy", "Other metrics"]
 
 
-def test_times_of_a_step_add_up_and_the_host_is_a_part_of_the_rollout(make_run):
+def test_times_of_a_step_add_up(make_run):
     step, phases = curves._phases([load_run(make_run("a"))])
     np.testing.assert_allclose(phases.sum(0), np.ones(step.size))  # time/step
-    np.testing.assert_allclose(phases[:, 0], [0.4, 0.2, 0.3, 0.1])
+    np.testing.assert_allclose(phases[:, 0], [0.5, 0.2, 0.2, 0.1])
 
 
 def test_long_curves_are_thinned():

@@ -68,10 +68,15 @@ def test_hidden_accuracy_is_the_mean_over_the_hidden_types(make_run):
     assert hidden_accuracy(run) == (kinds["hidden"] + kinds["hidden_number"]) / 2
 
 
-def test_cpu_seconds_come_from_the_metrics_when_no_result_is_there(make_run):
-    workdir = make_run("a", cpu=2.0)
-    (workdir / "result.json").unlink()
-    assert cpu_seconds(load_run(workdir)) == 8.0
+def test_the_runs_own_hidden_accuracy_comes_before_the_mean_of_types(make_run):
+    workdir = make_run("a")
+    result = json.loads((workdir / "result.json").read_text())
+    (workdir / "result.json").write_text(json.dumps(result | {"hidden_after": 0.123}))
+    assert hidden_accuracy(load_run(workdir)) == 0.123
+
+
+def test_cpu_seconds_are_those_of_the_steps(make_run):
+    assert cpu_seconds(load_run(make_run("a", cpu=2.0, steps=4))) == 8.0
 
 
 @given(st.text())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from rapo_jax.report.trajectories import ROWS_PER_STEP, choose_trajectories
+from rapo_jax.report.trajectories import ROWS, choose_trajectories
 
 
 def line(step, question, row, retrievals=0, reward=0.0):
@@ -19,9 +19,9 @@ def chosen(path, limit):
 def test_few_of_many_are_chosen_from_first_to_last_step(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(line(s, "q", r) for s in range(100) for r in range(8)))
-    found, total = chosen(path, 5 * ROWS_PER_STEP)
+    found, total = chosen(path, 5 * ROWS)
     steps = [step for step, _, _ in found]
-    assert total == 800 and len(found) == 5 * ROWS_PER_STEP
+    assert total == 800 and len(found) == 5 * ROWS
     assert (steps[0], steps[-1], len(set(steps))) == (0, 99, 5)
 
 
@@ -30,8 +30,17 @@ def test_the_question_with_retrievals_is_shown_with_an_on_policy_row_beside_them
     plain = [line(1, "plain", row) for row in range(8)]
     mixed = [line(1, "mixed", row, retrievals=row >= 3) for row in range(9)]
     path.write_text("".join(plain + mixed))
-    found, _ = chosen(path, ROWS_PER_STEP)
+    found, _ = chosen(path, ROWS)
     assert found == [(1, "mixed", 3), (1, "mixed", 4), (1, "mixed", 5), (1, "mixed", 0)]
+
+
+def test_few_steps_leave_room_for_more_questions_of_each(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        "".join(line(1, f"q{q}", row, reward=q * row) for q in range(9) for row in (0, 1))
+    )
+    found, _ = chosen(path, 6)
+    assert [question for _, question, _ in found] == ["q8", "q8", "q7", "q7", "q6", "q6"]
 
 
 def test_a_row_written_again_after_a_resume_is_shown_once_as_it_was_last(tmp_path):

@@ -25,7 +25,7 @@ AGES = range(10, 50)
 KINDS = ("one_hop", "two_hop", "number", "hidden", "hidden_number")
 HIDDEN_KINDS = ("hidden", "hidden_number")
 LONGEST_CHAIN = 4
-SYSTEM_PROMPT = "search facts , use python , answer ; retrieve may help ."
+SYSTEM_PROMPT = "use tools ; retrieve may help"
 SENTENCE_WORDS = (
     "who",
     "what",

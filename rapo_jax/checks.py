@@ -1,0 +1,175 @@
+"""The one reader of config: a mapping becomes frozen settings, and every value is checked.
+
+All errors are `ValueError`s that name the key, the value and the remedy, and they come before
+anything is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from rapo_jax.config import Settings
+
+METHODS = ("rapo", "grpo", "sft")
+STAGES = ("sft", "buffer", "rl", "evaluate", "report")
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Frozen, checked settings of a config mapping.
+
+    Raises:
+        ValueError: names the offending key, its value and the remedy.
+    """
+    settings = _group(Settings, config, "")
+    check(settings)
+    return settings
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _group(kind, value, path)
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ValueError(f"{path}={value!r}: expected a tuple such as ('a', 'b')")
+        return tuple(_convert(typing.get_args(kind)[0], x, path) for x in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{path}={value!r}: expected {kind.__name__}")
+    return value
+
+
+def _group(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}={values!r}: expected a group of keys")
+    kinds = typing.get_type_hints(cls)
+    prefix = f"{path}." if path else ""
+    for key in values:
+        if key not in kinds:
+            near = difflib.get_close_matches(str(key), kinds, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(kinds)}"
+            raise ValueError(f"{prefix}{key}: unknown config key{hint}")
+    missing = [key for key in kinds if key not in values]
+    if missing:
+        raise ValueError(
+            f"{prefix}{missing[0]}: missing config key; start your config from configs/default.py"
+        )
+    return cls(**{key: _convert(kinds[key], values[key], prefix + key) for key in kinds})
+
+
+def _require(holds: bool, key: str, value: Any, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={value!r}: {remedy}")
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    _require(value in known, key, value, f"expected one of {', '.join(known)}{hint}")
+
+
+CHOICES = {
+    "method": METHODS,
+    "rollout.driver": ("scan", "host"),
+    "retrieval.schedule": ("constant", "linear", "cosine"),
+    "retrieval.unit": ("step", "trajectory"),
+    "retrieval.history": ("full", "own"),
+    "retrieval.encoder": ("ngram", "minilm"),
+    "retrieval.index": ("auto", "exact", "brute", "tree"),
+    "buffer.agent": ("scripted", "checkpoint"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+    "rl.quality": ("decrease", "increase", "off"),
+    "rl.timing": ("high", "low", "off"),
+    "rl.aggregation": ("sequence_mean", "token_mean", "sequence_sum"),
+    "model.dtype": ("float32", "bfloat16"),
+    "task.name": ("chains",),
+}
+
+
+def _read(settings: Settings, path: str) -> Any:
+    value: Any = settings
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check(s: Settings) -> None:
+    """Refuses values that cannot work, before any compile. Raises ValueError."""
+    for key, known in CHOICES.items():
+        _one_of(key, _read(s, key), known)
+    for stage in s.stages:
+        _one_of("stages", stage, STAGES)
+    for key in (
+        "retrieval.probability retrieval.noise buffer.expert_error sft.inject_share sft.inject "
+        "sft.follow sft.weak_first sft.weak_stop sft.gate_one_hop sft.gate_follow"
+    ).split():
+        _require(0 <= _read(s, key) <= 1, key, _read(s, key), "a probability lies in [0, 1]")
+    for key in (
+        "rollout.questions rollout.prompt_tokens rollout.step_tokens rollout.observation_tokens "
+        "rollout.retrieved_tokens buffer.samples buffer.keep buffer.questions sft.batch sft.steps "
+        "sft.examples rl.steps rl.epochs rl.mini_batches rl.micro_tokens evaluate.rows "
+        "checkpoint.every checkpoint.keep log.trajectory_every tools.workers tools.passages "
+        "tools.output_chars tools.memory_mb model.score_chunk"
+    ).split():
+        _require(_read(s, key) >= 1, key, _read(s, key), "must be at least 1")
+    r = s.rollout
+    _require(
+        r.group_size >= 2,
+        "rollout.group_size",
+        r.group_size,
+        "a group-relative advantage needs at least 2 rollouts per question",
+    )
+    _require(
+        0 <= r.n_hybrid <= r.group_size,
+        "rollout.n_hybrid",
+        r.n_hybrid,
+        f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
+    )
+    _require(
+        r.max_tokens > r.prompt_tokens,
+        "rollout.max_tokens",
+        r.max_tokens,
+        f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
+    )
+    _require(
+        r.questions % s.rl.mini_batches == 0,
+        "rl.mini_batches",
+        s.rl.mini_batches,
+        f"must divide rollout.questions={r.questions}: a group stays in one mini-batch",
+    )
+    _require(
+        bool(s.rl.buckets) and tuple(sorted(s.rl.buckets)) == s.rl.buckets,
+        "rl.buckets",
+        s.rl.buckets,
+        "ascending row widths in tokens, such as (64, 128)",
+    )
+    _require(
+        s.rl.buckets[-1] >= r.max_tokens,
+        "rl.buckets",
+        s.rl.buckets,
+        f"the widest must hold rollout.max_tokens={r.max_tokens}",
+    )
+    _require(
+        s.model.heads % s.model.kv_heads == 0,
+        "model.kv_heads",
+        s.model.kv_heads,
+        f"must divide model.heads={s.model.heads}",
+    )
+    _require(s.model.head_width % 2 == 0, "model.head_width", s.model.head_width, "must be even")
+    _require(s.rl.ddof in (0, 1), "rl.ddof", s.rl.ddof, "0 or 1")
+    _require(
+        s.buffer.keep <= s.buffer.samples,
+        "buffer.keep",
+        s.buffer.keep,
+        f"cannot keep more than buffer.samples={s.buffer.samples}",
+    )
+    _require(
+        s.buffer.agent != "checkpoint" or bool(s.buffer.checkpoint),
+        "buffer.checkpoint",
+        s.buffer.checkpoint,
+        "buffer.agent='checkpoint' needs the checkpoint folder of the agent to sample",
+    )
