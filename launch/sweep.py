@@ -39,8 +39,11 @@ from jobs import ROOT, Job, run_jobs, say
 
 PROGRAM = ("-m", "rapo_jax.main")
 OWN_COLD_START = ("sft", "model", "tokenizer", "task")
-OWN_BUFFER = ("buffer", "tokenizer", "task")
-"""Groups of keys whose change makes the shared cold start or the shared buffer unfit."""
+OWN_BUFFER = (
+    *("buffer", "tokenizer", "task"),
+    *(f"retrieval.{key}" for key in ("unit", "mask", "max_chars", "encoder", "width")),
+)
+"""Keys, or groups of keys, whose change makes the shared cold start or the shared buffer unfit."""
 
 
 def cut(text: str) -> list[str]:
@@ -111,7 +114,7 @@ def stages_of(settings: dict[str, str]) -> tuple[str, ...]:
 
 
 def _touches(settings: dict[str, str], groups: Sequence[str]) -> bool:
-    return any(key.split(".")[0] in groups for key in settings)
+    return any(f"{key}.".startswith(f"{group}.") for key in settings for group in groups)
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:

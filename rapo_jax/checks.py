@@ -97,12 +97,20 @@ def _read(settings: Settings, path: str) -> Any:
     return value
 
 
+def _check_stages(stages: tuple[str, ...]) -> None:
+    for stage in stages:
+        # The flag --config.stages=rl,evaluate arrives as the one stage 'rl,evaluate'.
+        parts = [part.strip(" '\"()[]") for part in stage.split(",")]
+        working = "(" + ",".join(repr(part) for part in parts if part) + ")"
+        _require(len(parts) == 1, "stages", stages, f'write a tuple: --config.stages="{working}"')
+        _one_of("stages", stage, STAGES)
+
+
 def check(s: Settings) -> None:
     """Refuses values that cannot work, before any compile. Raises ValueError."""
     for key, known in CHOICES.items():
         _one_of(key, _read(s, key), known)
-    for stage in s.stages:
-        _one_of("stages", stage, STAGES)
+    _check_stages(s.stages)
     for key in (
         "retrieval.probability retrieval.noise buffer.expert_error sft.inject_share sft.inject "
         "sft.follow sft.weak_first sft.weak_stop sft.gate_one_hop sft.gate_follow"
@@ -161,6 +169,14 @@ def check(s: Settings) -> None:
     )
     _require(s.model.head_width % 2 == 0, "model.head_width", s.model.head_width, "must be even")
     _require(s.rl.ddof in (0, 1), "rl.ddof", s.rl.ddof, "0 or 1")
+    for key in ("rl.std_floor", "rl.clip_low", "rl.clip_high"):
+        _require(_read(s, key) >= 0, key, _read(s, key), "must be at least 0")
+    _require(
+        s.rl.entropy_floor > 0,
+        "rl.entropy_floor",
+        s.rl.entropy_floor,
+        "H_before may be 0 and divides (eq. 5): a small positive number of nats, such as 1e-6",
+    )
     _require(
         s.buffer.keep <= s.buffer.samples,
         "buffer.keep",

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     if CONFIG.value is None or WORKDIR.value is None:
         raise app.UsageError("--config and --workdir are needed; see --help")
+    if logging.get_verbosity() == logging.INFO:  # absl's own choice: a line for every file touched
+        logging.set_verbosity(logging.WARNING)
     try:
         settings = read_settings(CONFIG.value.to_dict())
         workdir = Path(WORKDIR.value)
@@ -125,7 +127,6 @@ def entry() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.path.insert(0, os.getcwd())  # config files import their base as configs.default
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # libraries report every file they touch
     app.run(main)
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "rapo_jax"
 ORDER = (
-    "types", "config", "method", "model", "rollout", "host", "train", "report", "main",
+    "types", "config", "checks", "method", "model", "rollout", "host", "train", "report", "main",
 )  # fmt: skip
 STRANGERS = {("rollout", "host"), ("host", "rollout")}
 DEVICE_PACKAGES = ("jax", "jaxlib", "flax", "optax")

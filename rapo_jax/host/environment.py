@@ -9,6 +9,7 @@ and the trainer raises it after the program.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter, defaultdict
@@ -21,6 +22,9 @@ from rapo_jax.host.protocol import parse_step, render_result, render_retrieved, 
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.host.tokens import Tokens
 from rapo_jax.host.tools import Tool
+
+REMEMBERED_TEXTS = 65_536
+"""Tokenized observations and traces kept: most come again and again."""
 
 Query = Callable[[Sequence[str]], np.ndarray]
 """Key texts -> what the device turns into keys: embeddings, or the tokens of an encoder."""
@@ -59,6 +63,13 @@ class Environment:
         self._tools = tools
         self._observation_tokens = observation_tokens
         self._retrieved_tokens = retrieved_tokens
+        remembered = functools.lru_cache(maxsize=REMEMBERED_TEXTS)
+        self._observation_ids = remembered(
+            functools.partial(observation_ids, tokens, room=observation_tokens)
+        )
+        self._retrieved_ids = remembered(
+            functools.partial(retrieved_ids, tokens, room=retrieved_tokens)
+        )
         self._retriever: Retriever | None = None
         self._query: Query | None = None
         self._exclude_same_question = False
@@ -112,12 +123,20 @@ class Environment:
         return query
 
     def search(
-        self, row_B: np.ndarray, wants_B: np.ndarray, key_BE: np.ndarray, pick_B: np.ndarray
+        self,
+        row_B: np.ndarray,
+        wants_B: np.ndarray,
+        key_BE: np.ndarray,
+        pick_B: np.ndarray,
+        room_B: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nearest step trace of the rows that want one; `pick_B` >= 0 asks for a random one."""
+        """The nearest step trace of the rows that want one; `pick_B` >= 0 asks for a random one.
+
+        A row without room for its trace gets none, and its history does not hold it either.
+        """
         answer = self._empty(len(row_B), self._retrieved_tokens)
         return self._serve(
-            lambda: self._search(row_B, wants_B, key_BE, pick_B, answer), wants_B, answer
+            lambda: self._search(row_B, wants_B, key_BE, pick_B, room_B, answer), wants_B, answer
         )
 
     def _empty(self, rows: int, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -154,7 +173,7 @@ class Environment:
             ):
                 counts[kind] += 1
                 counts[f"outcome/{observation.outcome}"] += 1
-                ids = observation_ids(self.tokens, observation.text, room=self._observation_tokens)
+                ids = self._observation_ids(observation.text)
                 token_BX2[b, : len(ids)] = ids
                 length_B2[b] = len(ids)
                 self._history[row] += self.tokens.decode(ids)
@@ -176,7 +195,7 @@ class Environment:
         history = self._history[row]
         return without_retrieved(history) if self._own_history else history
 
-    def _search(self, row_B, wants_B, key_BE, pick_B, answer) -> None:
+    def _search(self, row_B, wants_B, key_BE, pick_B, room_B, answer) -> None:
         assert self._retriever is not None
         token_BX, length_B, _ = answer
         asking = np.flatnonzero(wants_B)
@@ -188,9 +207,9 @@ class Environment:
             pick_B=pick_B[asking],
         )
         for b, hit in zip(asking.tolist(), hits, strict=True):
-            if not hit.value:
+            ids = self._retrieved_ids(hit.value) if hit.value else []
+            if not 0 < len(ids) <= room_B[b]:
                 continue
-            ids = retrieved_ids(self.tokens, hit.value, room=self._retrieved_tokens)
             token_BX[b, : len(ids)] = ids
             length_B[b] = len(ids)
             self._history[int(row_B[b])] += self.tokens.decode(ids)

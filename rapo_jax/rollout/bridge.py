@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -22,8 +23,7 @@ def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: ja
 
     Args:
         mesh: devices that the rows live on, axes `(data, fsdp, tensor)`.
-        door: numpy in, numpy out; total (a door that raises breaks the runtime); a module-level
-            or bound function, because each new closure compiles the program again.
+        door: numpy in, numpy out; total: a door that raises breaks the runtime.
         result: pytree of `ShapeDtypeStruct` of the whole answer, rows first.
         row_arrays: arrays with rows first.
     """
@@ -35,8 +35,12 @@ def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: ja
 
     here = jax.tree.map(shape_here, result)
 
+    def ring(*arrays: jax.Array) -> Any:
+        """jax hands the host its own arrays; indexing those would run programs in the callback."""
+        return door(*map(np.asarray, arrays))
+
     def ask(*arrays: jax.Array) -> Any:
-        return io_callback(door, here, *arrays, ordered=False)
+        return io_callback(ring, here, *arrays, ordered=False)
 
     def once_per_row(*arrays: jax.Array) -> Any:
         """Rows replicated over the tensor axis are asked for once and shared by a sum."""
@@ -44,8 +48,11 @@ def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: ja
         def nothing(*_: jax.Array) -> Any:
             return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), here)
 
+        def shared(x: jax.Array) -> jax.Array:
+            return jax.lax.psum(x, "tensor").astype(x.dtype)  # a sum of booleans is an integer
+
         first = jax.lax.axis_index("tensor") == 0
-        return jax.lax.psum(jax.lax.cond(first, ask, nothing, *arrays), "tensor")
+        return jax.tree.map(shared, jax.lax.cond(first, ask, nothing, *arrays))
 
     answer = jax.shard_map(
         ask if mesh.shape["tensor"] == 1 else once_per_row,

@@ -35,8 +35,9 @@ class World(NamedTuple):
     key: Callable[..., np.ndarray]
     """(row_B, wants_B) -> query_BE: what `embed` turns into the key of S_<t."""
     search: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """(row_B, wants_B, key_BE, pick_B) -> (token_BX, length_B, healthy_B) trace; pick_B in [0, 1)
-    asks for that random trace, -1 for the nearest."""
+    """(row_B, wants_B, key_BE, pick_B, room_B) -> (token_BX, length_B, healthy_B) trace; pick_B in
+    [0, 1) asks for that random trace, -1 for the nearest; one of more than room_B tokens is left
+    out."""
     query: jax.ShapeDtypeStruct
     """Shape `[E]` and dtype of one row of `key`'s answer."""
 
@@ -178,9 +179,8 @@ def agent_step(
         draws.wants_B,
         key_BE,
         draws.pick_B,
+        tape.trajectory.token_BT.shape[1] - tape.trajectory.length_B,
     )
-    room_B = tape.trajectory.length_B + length_B <= tape.trajectory.token_BT.shape[1]
-    length_B = jnp.where(room_B, length_B, 0)
     tape = parts.read(params, tape, Span(token_BX, length_B), healthy_B, int(Source.RETRIEVED))
     return tape.replace(step_B=tape.step_B + (length_B > 0))
 

@@ -27,7 +27,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Pass@1 over `questions`: accuracy, by kind, mean reward, tokens, endings.
 
-    `hidden` is the accuracy over the kinds named hidden..., which the cold start saw done badly.
+    `hidden` is the accuracy over the kinds named hidden..., which the cold start saw done badly;
+    it is left out where there are none.
     """
     if not questions:
         raise ValueError("evaluate: there is no question to evaluate on")
@@ -59,7 +60,7 @@ def evaluate(
     hidden = [x for kind, found in right.items() if kind.startswith("hidden") for x in found]
     return {
         "accuracy": float(np.mean(everything)),
-        "hidden": float(np.mean(hidden)) if hidden else float("nan"),
+        **({"hidden": float(np.mean(hidden))} if hidden else {}),
         "accuracy_by_kind": {kind: float(np.mean(x)) for kind, x in sorted(right.items())},
         "reward": float(np.mean(rewards)),
         "tokens": float(np.mean(tokens)),

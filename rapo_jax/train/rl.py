@@ -139,7 +139,7 @@ class RlStage:
 
     def _held_out(self) -> dict[str, float]:
         found = evaluate(self.run, self.state.params, self.held_out)
-        return {"heldout/accuracy": found["accuracy"], "heldout/hidden": found["hidden"]}
+        return {f"heldout/{name}": found[name] for name in ("accuracy", "hidden") if name in found}
 
     def _step(self, step: int, key: jax.Array) -> dict[str, float]:
         """One rollout batch and the updates on it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rapo_jax.host.data import QuestionFiles, prepare_questions
 from rapo_jax.host.environment import Environment
 from rapo_jax.host.memory.ngram import NgramEncoder
 from rapo_jax.host.tasks import TASKS, Task
+from rapo_jax.host.tasks.chains import LONGEST_CHAIN
 from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.host.tools import close_tools, make_tools
 from rapo_jax.host.tools.observation import Tool
@@ -59,10 +60,16 @@ class Run:
         self.metrics.close()
 
 
-def open_run(settings: Settings, workdir: Path) -> Run:
-    """Prepares data, tokenizer, tools and the sampler; nothing is compiled yet."""
-    mesh = make_mesh()
+def open_run(
+    settings: Settings, workdir: Path, *, devices: Sequence[jax.Device] | None = None
+) -> Run:
+    """Prepares data, tokenizer, tools and the sampler; nothing is compiled yet.
+
+    `devices` are those to compute on; None takes all of this machine's.
+    """
+    mesh = make_mesh(devices)
     _check_devices(settings, mesh)
+    _check_calls(settings)
     task = TASKS[settings.task.name]
     parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
     world = task.make_world(**parameters)
@@ -130,6 +137,16 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
     ):
         if rows % devices:
             raise ValueError(f"{key}={rows}: must be a multiple of the {devices} devices")
+
+
+def _check_calls(settings: Settings) -> None:
+    """Agents of a task call as often as its longest question needs; fewer calls break them off."""
+    calls = settings.rollout.max_calls
+    if settings.task.name == "chains" and calls < LONGEST_CHAIN:
+        raise ValueError(
+            f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
+            f"a trajectory; set it to {LONGEST_CHAIN} or more"
+        )
 
 
 def stage_key(settings: Settings, stage: int) -> jax.Array:

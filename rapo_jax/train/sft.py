@@ -103,7 +103,7 @@ def draw_batch(examples: Examples, *, seed: int, step: int, batch: int) -> np.nd
 
 
 def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
-    """`sft.examples` trajectories of the task's demonstrator on training questions.
+    """`sft.examples` trajectories of the task's demonstrator on questions that are not held out.
 
     A share of them reads random retrieved traces and follows them: a small model would not
     otherwise make use of a retrieved step.
@@ -112,7 +112,7 @@ def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
     agent = run.task.demonstrator(
         run.world, follow=s.sft.follow, weak_first=s.sft.weak_first, weak_stop=s.sft.weak_stop
     )
-    questions = load_questions(run.questions["train"])
+    questions = [q for split in ("train", "expert") for q in load_questions(run.questions[split])]
     inject = run.task.injector(run.world, probability=s.sft.inject)
     found: list[tuple[str, Sequence[Segment]]] = []
     shares = ((None, 1 - s.sft.inject_share), (inject, s.sft.inject_share))

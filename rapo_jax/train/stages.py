@@ -51,11 +51,15 @@ class Stages:
         """The last lines of a run: what came of it and where it lies."""
         r = self.result
         if "accuracy_after" in r:
+            hidden = (
+                f"; hidden words {r['hidden_before']:.3f} -> {r['hidden_after']:.3f}"
+                if "hidden_before" in r
+                else ""
+            )
             print(
                 f"held-out accuracy, greedy, without retrieval: {r['accuracy_before']:.3f} after "
                 f"the cold start -> {r['accuracy_after']:.3f} after {r['method']} "
-                f"({r['questions']} questions; hidden words {r['hidden_before']:.3f} -> "
-                f"{r['hidden_after']:.3f})"
+                f"({r['questions']} questions{hidden})"
             )
         report = self.run.workdir / "report.html"
         where = f"; report: {report}" if report.is_file() else ""
@@ -103,7 +107,8 @@ def _evaluate(stages: Stages) -> None:
     for when, folder in (("before", run.cold_start), ("after", run.workdir)):
         found = evaluate(run, load_policy(run, folder), questions)
         for name in ("accuracy", "accuracy_by_kind", "hidden", "reward", "tokens", "endings"):
-            stages.result[f"{name}_{when}"] = found[name]
+            if name in found:
+                stages.result[f"{name}_{when}"] = found[name]
         stages.result["questions"] = found["questions"]
         values = {"evaluate/accuracy": found["accuracy"], "evaluate/reward": found["reward"]}
         values |= {f"evaluate/accuracy/{k}": v for k, v in found["accuracy_by_kind"].items()}

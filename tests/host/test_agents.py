@@ -45,7 +45,7 @@ def test_a_policy_step_and_its_observation_share_a_step_number():
         (Source.TOOL, 1),
         (Source.POLICY, 2),
     ]
-    call = SEARCH.format("q") + "<result>saw q</result>"
+    call = SEARCH.format("q") + "<result> saw q</result>"
     assert response_text(segments) == call + call + ANSWER.format("q")
 
 

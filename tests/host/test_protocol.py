@@ -84,7 +84,11 @@ def test_an_observation_cannot_leave_its_result_tags(observation):
     rendered = render_result(observation)
     for tag in TAGS:
         assert rendered.count(tag) == (tag in ("<result>", "</result>"))
-    assert rendered.startswith("<result>") and rendered.endswith("</result>")
+    assert rendered.startswith("<result> ") and rendered.endswith("</result>")
+
+
+def test_an_observation_stands_behind_a_space():
+    assert render_result("Dorim rival Kavel") == "<result> Dorim rival Kavel</result>"
 
 
 @given(any_text)
@@ -106,6 +110,12 @@ def test_a_response_splits_into_its_calls_and_its_answer():
     answer = "<think>so</think><answer>\\boxed{2}</answer>"
     assert split_steps(first + second + answer) == [first, second, answer]
     assert split_steps(first + render_retrieved(second) + answer) == [first, answer]
+
+
+def test_an_opening_tag_of_the_policys_own_hides_nothing_that_it_wrote():
+    trace = render_retrieved(call_step("look", "search", "q", "found"))
+    assert without_retrieved(f"<retrieve>own {trace}rest") == "<retrieve>own rest"
+    assert without_retrieved(f"{trace}own {trace}rest</retrieve>") == "own rest</retrieve>"
 
 
 def test_what_a_token_carried_beyond_a_closed_tag_stays_with_its_step():

@@ -21,8 +21,8 @@ from rapo_jax.host.tokens import (
 
 NAMES = ("Marbo", "Tulvik", "Zendra", "Quillo")
 CORPUS = [
-    f"<think>The friend of {name} has {i * 7} coins.</think><search>friend of {name}</search>"
-    f"<result>{name}</result><answer>\\boxed{{{i}}}</answer>"
+    f"<think> The friend of {name} has {i * 7} coins.</think><search> friend of {name}</search>"
+    f"<result> {name}</result><answer>\\boxed{{ {i}}}</answer>"
     for i, name in enumerate(NAMES * 5)
 ]
 VOCAB_SIZE = 420
@@ -83,9 +83,27 @@ def test_a_vocabulary_too_small_for_the_bytes_and_tags_is_refused(tmp_path):
         build_tokenizer(tmp_path, CORPUS, vocab_size=256)
 
 
-def test_names_of_the_corpus_are_one_token_with_and_without_a_space(tokens):
+@pytest.mark.parametrize("room", [0, 1, 2, 50])
+def test_the_tokens_are_the_bytes_and_the_most_frequent_words_said_twice(room, tmp_path):
+    corpus = [
+        " many some once alone",
+        "<think> many some</think>",
+        " many some\\boxed{ once",
+        " many",
+    ]
+    by_frequency = [b" many", b" some", b" once"]
+    fixed = {bytes([byte]) for byte in range(256)}
+    fixed |= {text.encode() for text in (*TAGS, BOXED, *CHAT_TOKENS)}
+    build_tokenizer(tmp_path, corpus, vocab_size=len(fixed) + room)
+    bytes_V = load_tokens(tmp_path).bytes_V
+    assert len(set(bytes_V)) == len(bytes_V)
+    assert set(bytes_V) == fixed | set(by_frequency[:room])
+
+
+def test_a_word_is_one_token_in_each_form_that_the_corpus_repeats_and_bytes_in_another(tokens):
     for name in NAMES:
-        assert len(tokens.encode(name)) == len(tokens.encode(f" {name}")) == 1
+        assert len(tokens.encode(f" {name}")) == 1
+        assert len(tokens.encode(name)) == len(name)
 
 
 def test_numbers_are_cut_into_groups_of_at_most_two_digits(tokens):
@@ -132,7 +150,7 @@ def test_our_own_text_gets_tag_tokens_but_never_chat_tokens(tokens):
     shown = [tokens.bytes_V[i] for i in ids]
     assert shown.count(b"<result>") == shown.count(b"</result>") == 1
     assert b"<|end|>" not in shown
-    assert tokens.decode(ids) == "<result>x< /result>< |end|></result><|end|>"
+    assert tokens.decode(ids) == "<result> x< /result>< |end|></result><|end|>"
 
 
 def test_the_decoder_of_transformers_agrees(tokens):

@@ -224,7 +224,8 @@ def wait_for(condition, seconds=30):
 def test_an_interrupt_leaves_no_run_behind(tmp_path, program):
     folder = tmp_path / "w"
     flags = flags_of(folder, "--sweep=seed=9")
-    start = (
+    start = (  # tests run in the background inherit that SIGINT is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import sweep; "
         f"sweep.main({flags!r}, {program!r})"
     )

@@ -23,9 +23,6 @@ from rapo_jax.host.tasks.chains import (
 from rapo_jax.host.tasks.chains_agents import is_number, pick, read_situation, step_text
 from rapo_jax.host.tasks.schema import SPLITS
 
-PASSAGE_SEPARATOR = " ; "
-"""As `local_search` joins passages."""
-
 
 def corpus(world: World) -> list[str]:
     """Lines to build a tokenizer on: questions, steps, results and the system prompt.
@@ -51,7 +48,7 @@ def random_retrieved_step(world: World, rng: np.random.Generator, *, number: boo
     """A step trace that says nothing about the present question: a random decision, applied to a
     random start entity of the expert's split (or, with `number`, to a random number).
 
-    The observation looks as the search tool renders it: the fact asked for and a distractor.
+    The observation is that of a search for one passage, the fact asked for.
     """
     start = pick(rng, world.starts["expert"])
     if number:
@@ -64,11 +61,8 @@ def random_retrieved_step(world: World, rng: np.random.Generator, *, number: boo
     decision = pick(rng, [*RELATIONS, ATTRIBUTE, DONE])
     if decision == DONE:
         return step_text(DONE, start)
-    about = {relation: world.facts[start, relation] for relation in RELATIONS}
-    about[ATTRIBUTE] = str(world.ages[start])
-    distractor = pick(rng, [name for name in about if name != decision])
-    passages = [f"{start} {name} {about[name]}" for name in (decision, distractor)]
-    return f"{step_text(decision, start)}<result> {PASSAGE_SEPARATOR.join(passages)}</result>"
+    found = world.ages[start] if decision == ATTRIBUTE else world.facts[start, decision]
+    return f"{step_text(decision, start)}<result> {start} {decision} {found}</result>"
 
 
 def _random_age(rng: np.random.Generator) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.host.agents import response_text, run_agents
+from rapo_jax.host.protocol import render_result, render_retrieved
 from rapo_jax.host.tasks import TASKS, chains, failure_kind, is_correct
 from rapo_jax.host.tools.observation import Observation
 from rapo_jax.types import Source
@@ -95,35 +96,72 @@ def test_a_demonstrator_that_follows_takes_every_retrieved_decision(world, tools
 
 def test_a_followed_decision_is_applied_to_the_present_entity(world):
     history = (
-        "<think>rival</think><search>Dorim rival</search><result>Dorim rival Kavel</result>"
-        "<retrieve><think>heir</think><search>Zumo heir</search>"
-        "<result>Zumo heir Lapi</result></retrieve>"
+        "<think> rival</think><search> Dorim rival</search><result> Dorim rival Kavel</result>"
+        "<retrieve><think> heir</think><search> Zumo heir</search>"
+        "<result> Zumo heir Lapi</result></retrieve>"
     )
     step = demonstrator(world)("who is the x of Dorim ?", history, np.random.default_rng(0))
-    assert step == "<think>heir</think><search>Kavel heir</search>"
+    assert step == "<think> heir</think><search> Kavel heir</search>"
 
 
 @pytest.mark.parametrize(
     ("shown", "hint", "expected"),
     [
-        ("Dorim rival Kavel", "double", "<think>done</think><answer>\\boxed{Kavel}</answer>"),
-        ("Dorim age 37", "heir", "<think>done</think><answer>\\boxed{37}</answer>"),
-        ("Dorim age 37", "double", "<think>double</think><python>print(37*2)</python>"),
-        ("74", "double", "<think>done</think><answer>\\boxed{74}</answer>"),
-        ("Dorim rival Kavel", "done", "<think>done</think><answer>\\boxed{Kavel}</answer>"),
-        ("Dorim rival Kavel", "age", "<think>age</think><search>Kavel age</search>"),
-        ("error: no such thing", "heir", "<think>done</think><answer>\\boxed{Dorim}</answer>"),
+        ("Dorim rival Kavel", "double", "<think> done</think><answer>\\boxed{ Kavel}</answer>"),
+        ("Dorim age 37", "heir", "<think> done</think><answer>\\boxed{ 37}</answer>"),
+        ("Dorim age 37", "double", "<think> double</think><python>print(37*2)</python>"),
+        ("74", "double", "<think> done</think><answer>\\boxed{ 74}</answer>"),
+        ("Dorim rival Kavel", "done", "<think> done</think><answer>\\boxed{ Kavel}</answer>"),
+        ("Dorim rival Kavel", "age", "<think> age</think><search> Kavel age</search>"),
+        ("error: no such thing", "heir", "<think> done</think><answer>\\boxed{ Dorim}</answer>"),
     ],
 )
 def test_only_a_decision_that_fits_the_present_value_is_followed(world, shown, hint, expected):
     word = next(iter(world.chains))
-    history = f"<result>{shown}</result><retrieve><think>{hint}</think>x</retrieve>"
+    history = render_result(shown) + render_retrieved(f"<think> {hint}</think>x")
     question = f"who is the {word} of Dorim ?"
     assert demonstrator(world)(question, history, np.random.default_rng(0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("shown", "possible"),
+    [
+        ("Dorim rival Kavel ; Dorim age 37", {*chains.RELATIONS, "age", "done"}),
+        ("Dorim age 37 ; Dorim rival Kavel", {*chains.OPERATIONS, "done"}),
+        ("74", {"done"}),
+        ("error: no such thing", set()),
+    ],
+)
+def test_what_can_be_followed_is_what_fits_the_present_value(world, shown, possible):
+    every = {*chains.RELATIONS, "age", *chains.OPERATIONS, "done"}
+    history = render_result(shown)
+    assert {choice for choice in every if TASK.can_follow(choice, history)} == possible
+    assert not TASK.can_follow("sing", history)
+    word = next(iter(world.chains))
+    for choice in possible:
+        given = history + render_retrieved(f"<think> {choice}</think>")
+        step = demonstrator(world)(f"who is the {word} of Dorim ?", given, np.random.default_rng(0))
+        assert TASK.decision(step) == choice
+
+
+def test_a_retrieved_result_does_not_change_what_can_be_followed():
+    seen = render_result("Dorim age 37")
+    trace = render_retrieved("<think> rival</think>" + render_result("Zumo rival Lapi"))
+    for history in (seen, seen + trace, trace + seen, seen + trace * chains.LONGEST_CHAIN):
+        assert TASK.can_follow("double", history)
+        assert not TASK.can_follow("heir", history)
+
+
+def test_nothing_can_be_followed_before_a_result_or_behind_the_longest_chain():
+    seen = render_result("Dorim rival Kavel")
+    assert TASK.can_follow("heir", seen * (chains.LONGEST_CHAIN - 1))
+    assert not TASK.can_follow("heir", seen * chains.LONGEST_CHAIN)
+    assert not TASK.can_follow("done", seen * chains.LONGEST_CHAIN)
+    assert not TASK.can_follow("heir", "<think> rival</think>")
+
+
 def test_a_trace_that_does_not_end_the_history_is_not_followed(world):
-    history = "<retrieve><think>heir</think></retrieve><think>x</think>"
+    history = "<retrieve><think> heir</think></retrieve><think> x</think>"
     assert TASK.retrieved_decision(history) is None
     assert TASK.retrieved_decision("") is None
 
@@ -134,14 +172,14 @@ def test_agents_answer_any_text_without_an_error(world):
         for question in ("", "who is the unknown of Dorim ?"):
             for history in texts:
                 step = agent(question, history, np.random.default_rng(0))
-                assert re.fullmatch(r"<think>\w+</think><answer>\\boxed\{\w*\}</answer>", step)
+                assert re.fullmatch(r"<think> \w+</think><answer>\\boxed\{ \w*\}</answer>", step)
 
 
 def test_agents_read_the_world_only_through_results(world):
     word = next(w for w, chain in world.chains.items() if len(chain) == 2)
     start = world.entities[0]
-    history = f"<result>{start} {world.chains[word][0]} Xyzzy ; {start} age 12</result>"
+    history = render_result(f"{start} {world.chains[word][0]} Xyzzy ; {start} age 12")
     step = TASK.expert(world, error=0.0)(
         f"who is the {word} of {start} ?", history, np.random.default_rng(0)
     )
-    assert f"<search>Xyzzy {world.chains[word][1]}</search>" in step
+    assert f"<search> Xyzzy {world.chains[word][1]}</search>" in step

@@ -1,0 +1,235 @@
+"""What tests of several rooms share: a small config, a talkative policy, and one rollout of it.
+
+Eight CPU devices are forced before jax starts; a test takes as many of them as it wants.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["NPROC"] = "16"  # fewer, and callbacks of eight devices wait for each other's threads
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it: what one compiles, all have
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rapo_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax
+import numpy as np
+import pytest
+
+from rapo_jax.checks import read_settings
+from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.host.agents import run_agents
+from rapo_jax.host.environment import Environment
+from rapo_jax.host.memory.buffer import StepTraceBuffer, Trace, make_items
+from rapo_jax.host.memory.ngram import NgramEncoder
+from rapo_jax.host.memory.retriever import Retriever
+from rapo_jax.host.tasks import TASKS, Question, outcome_reward
+from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
+from rapo_jax.host.tools import Observation, Tool, local_search
+from rapo_jax.model.sharding import make_mesh, place, replicated
+from rapo_jax.model.transformer import init_params
+from rapo_jax.train.sampler import Sampler
+from rapo_jax.train.tapes import own_steps, own_text
+from rapo_jax.types import Params, Trajectory
+
+HERE = Path(__file__).parent
+TASK = TASKS["chains"]
+QUESTIONS, GROUP, HYBRID = 8, 4, 2
+"""Of the shared rollout; as many questions as devices, so that it can be spread over all."""
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., dict[str, Any]]:
+    """The small config as a plain dict, with changes by dotted key."""
+    spec = importlib.util.spec_from_file_location("small", HERE / "small.py")
+    small = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(small)
+
+    def make(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        config = small.get_config().to_dict()
+        for key, value in (changes or {}).items():
+            *groups, leaf = key.split(".")
+            group = config
+            for name in groups:
+                group = group[name]
+            group[leaf] = value
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_settings(small_config) -> Callable[..., Settings]:
+    """Checked settings of the small config, with changes by dotted key."""
+    return lambda changes=None: read_settings(small_config(changes))
+
+
+class House(NamedTuple):
+    """What a rollout needs, short of a sampler."""
+
+    settings: Settings
+    world: Any
+    tokens: Tokens
+    model: ModelSettings
+    params: Params
+    system: str
+    questions: list[Question]
+    asked: list[Question]
+    """Those of the shared rollouts."""
+    expert_questions: list[Question]
+    tools: dict[str, Tool]
+    retriever: Retriever
+
+
+def count_python(calls: list[str]) -> list[Observation]:
+    """Stands for the sandbox: a number that depends on the program alone."""
+    return [Observation(str(len(call)), "ok" if call else "empty") for call in calls]
+
+
+def talkative_params(model: ModelSettings, tokens: Tokens) -> Params:
+    """Random parameters whose policy likes tags: it calls, answers and stops within a few tokens.
+
+    Feature 0 of the residual stream is 4 everywhere and no layer writes there, so row 0 of the
+    head is a bias of the logits, and everything else depends on the whole history.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        scale = "scale" in jax.tree_util.keystr(path)
+        return np.float32(np.ones(leaf.shape) if scale else 0.4 * rng.standard_normal(leaf.shape))
+
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params["embed_VD"][:, 0] = 4.0
+    for name in ("output", "down"):
+        params["blocks"][name]["kernel"][:, :, 0] = 0.0
+    ids = [*(tokens.encode_protocol(text)[0] for text in LIKED), *tokens.eos_ids]
+    head_DV = params["head_DV"]
+    head_DV[0] = 0.0
+    head_DV[:, ids] *= 0.3
+    head_DV[0, ids] = [*LIKED.values(), LIKED_END]
+    return params
+
+
+@pytest.fixture(scope="session")
+def talkative() -> Callable[[ModelSettings, Tokens], Params]:
+    return talkative_params
+
+
+LIKED = {
+    "</search>": 5.5, "</python>": 5.3, "</answer>": 4.4,
+    "<search>": 5.0, "<python>": 4.6, "<answer>": 4.4, "<think>": 4.0,
+}  # fmt: skip
+LIKED_END = 3.4
+
+
+@pytest.fixture(scope="session")
+def house(small_settings, tmp_path_factory) -> House:
+    settings = small_settings({"rollout.questions": QUESTIONS})
+    world = TASK.make_world(**dataclasses.asdict(settings.task.chains))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(folder, TASK.corpus(world), vocab_size=1024)
+    tokens = load_tokens(folder)
+    model = dataclasses.replace(settings.model, vocab=len(tokens.bytes_V))
+    documents = TASK.documents(world)
+    encode = NgramEncoder.fit(documents, width=64, orders=(1, 2))
+    tools = {"search": local_search(documents, encode, passages=1), "python": count_python}
+    return House(
+        settings,
+        world,
+        tokens,
+        model,
+        talkative_params(model, tokens),
+        TASK.system_prompt,
+        TASK.questions(world, "train"),
+        TASK.questions(world, "train")[::7][:QUESTIONS],
+        TASK.questions(world, "expert"),
+        tools,
+        make_retriever(settings, world, tools, tokens),
+    )
+
+
+def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -> Retriever:
+    """A Step-Trace Buffer of the scripted expert, and its index."""
+    questions = TASK.questions(world, "expert")[:12]
+    groups = run_agents(
+        TASK.expert(world, error=0.1), questions, tools, max_calls=3, samples=1, rng_seed=0
+    )
+    traces = [
+        Trace(q.id, q.question, own_steps(row), outcome_reward(own_text(row), q.answers), "expert")
+        for q, group in zip(questions, groups, strict=True)
+        for row in group
+    ]
+    how = {"unit": "step", "mask": settings.retrieval.mask, "max_chars": 4000}
+    items = make_items(traces, keep=1, include_answers=True, **how)
+    encode = NgramEncoder.fit([item.key for item in items], width=32, orders=(1, 2))
+    buffer = StepTraceBuffer.build(
+        traces,
+        encode=encode,
+        encoder_identity=encode.identity,
+        tokenizer_fingerprint=tokens.fingerprint,
+        keep=1,
+        include_answers=True,
+        count_tokens=lambda text: len(tokens.encode(text)),
+        **how,
+    )
+    return Retriever(buffer, encode=encode, kind="exact")
+
+
+@pytest.fixture(scope="session")
+def make_sampler(house) -> Callable[..., Sampler]:
+    """A sampler in the house, with its own environment."""
+
+    def make(
+        *, devices: int, driver: str, tools: Mapping[str, Tool] | None = None
+    ) -> tuple[Sampler, Params]:
+        r = dataclasses.replace(house.settings.rollout, driver=driver)
+        environment = Environment(
+            house.tokens,
+            tools or house.tools,
+            observation_tokens=r.observation_tokens,
+            retrieved_tokens=r.retrieved_tokens,
+        )
+        encode = house.retriever._encode
+        environment.remember(
+            house.retriever, encode, exclude_same_question=False, own_history=True
+        )
+        mesh = make_mesh(jax.devices()[:devices])
+        sampler = Sampler(
+            house.model,
+            r,
+            house.tokens,
+            environment,
+            mesh,
+            system=TASK.system_prompt,
+            embed=lambda query_BE: query_BE,
+            query_E=jax.ShapeDtypeStruct((32,), np.float32),
+        )
+        return sampler, place(house.params, replicated(mesh))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tapes(house, make_sampler) -> Trajectory:
+    """One rollout of the house's questions, half of each group hybrid."""
+    sampler, params = make_sampler(devices=1, driver="host")
+    return sampler.sample(
+        params,
+        jax.random.key(0),
+        house.asked,
+        group_size=GROUP,
+        n_hybrid=HYBRID,
+        temperature=1.0,
+        probability=0.7,
+    )

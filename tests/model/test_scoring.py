@@ -1,0 +1,87 @@
+"""Scoring: teacher-forced log-probs and entropies, whole or in chunks of the same value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.config import ModelSettings
+from rapo_jax.model.scoring import score
+from rapo_jax.model.transformer import forward, init_params, unembed
+
+SETTINGS = ModelSettings(
+    vocab=19,
+    width=8,
+    ffn=12,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    head_width=4,
+    rope_theta=100.0,
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    tied=True,
+    init_scale=0.5,
+    dtype="float32",
+    layer_unroll=1,
+    score_chunk=100,
+)
+B, T = 3, 12
+RNG = np.random.default_rng(0)
+PARAMS = jax.tree.map(
+    lambda leaf: np.float32(0.5 * RNG.standard_normal(leaf.shape)),
+    jax.eval_shape(lambda: init_params(SETTINGS, jax.random.key(0))),
+)
+TOKENS = RNG.integers(0, SETTINGS.vocab, (B, T), np.int32)
+WEIGHTS = RNG.standard_normal((2, B, T)).astype(np.float32)
+
+
+def value_and_grad(chunk):
+    """Both results, and the gradient of one weighted sum of them."""
+    settings = dataclasses.replace(SETTINGS, score_chunk=chunk)
+
+    def weighted(params):
+        found = jnp.stack(score(settings, params, TOKENS))
+        return (WEIGHTS * found).sum(), found
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(weighted, has_aux=True))(PARAMS)
+    return np.asarray(found), gradient
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return value_and_grad(SETTINGS.score_chunk)
+
+
+def test_a_tokens_score_is_its_log_softmax_given_the_tokens_before_it(whole):
+    def logits(params, token_BT):
+        return unembed(SETTINGS, params, forward(SETTINGS, params, token_BT))
+
+    logits_BTV = np.asarray(jax.jit(logits)(PARAMS, TOKENS), np.float64)
+    logp_BTV = logits_BTV - np.log(np.exp(logits_BTV).sum(axis=2, keepdims=True))
+    (logp_BT, entropy_BT), _ = whole
+    assert not logp_BT[:, 0].any() and not entropy_BT[:, 0].any()
+    for t in range(1, T):
+        before_BV = logp_BTV[:, t - 1]
+        np.testing.assert_allclose(logp_BT[:, t], before_BV[range(B), TOKENS[:, t]], atol=1e-5)
+        wanted_B = -(np.exp(before_BV) * before_BV).sum(axis=1)
+        np.testing.assert_allclose(entropy_BT[:, t], wanted_B, atol=1e-5)
+
+
+def test_chunks_change_neither_value_nor_gradient(whole):
+    assert (T - 1) % 4  # so the last chunk is padded
+    for found, wanted in zip(
+        jax.tree.leaves(value_and_grad(4)), jax.tree.leaves(whole), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_both_are_float32_and_as_long_as_the_row(whole):
+    (logp_BT, entropy_BT), _ = whole
+    assert logp_BT.dtype == entropy_BT.dtype == jnp.float32
+    assert logp_BT.shape == entropy_BT.shape == (B, T)

@@ -1,0 +1,37 @@
+"""The mesh and where things live on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.model.sharding import MESH_AXES, make_mesh, place, replicated, rows
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_all_given_devices_are_on_the_data_axis(count):
+    mesh = make_mesh(jax.devices()[:count])
+    assert dict(mesh.shape) == {"data": count, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_names == MESH_AXES
+
+
+def test_a_mesh_without_a_choice_takes_every_device():
+    assert make_mesh().devices.size == len(jax.devices()) == 8
+
+
+def test_rows_are_spread_in_order_and_the_rest_of_the_axes_stay_whole():
+    mesh = make_mesh()
+    tree = place({"token_BT": np.arange(48).reshape(16, 3), "mask_B": np.arange(16)}, rows(mesh))
+    for shard in tree["token_BT"].addressable_shards:
+        first = 2 * shard.device.id
+        np.testing.assert_array_equal(shard.data, np.arange(48).reshape(16, 3)[first : first + 2])
+    assert {shard.data.shape for shard in tree["mask_B"].addressable_shards} == {(2,)}
+
+
+def test_what_is_replicated_is_whole_on_every_device():
+    placed = place({"w": jnp.arange(6.0)}, replicated(make_mesh()))["w"]
+    assert len(placed.addressable_shards) == 8
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.arange(6.0))

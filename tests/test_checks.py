@@ -1,0 +1,45 @@
+"""Values that cannot work are refused by their key, with what to write instead."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from configs import tiny
+from rapo_jax.checks import read_settings
+
+
+def read_with(**changes):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(changes)
+    return read_settings(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "stages", [("rl,evaluate",), ("rl, evaluate",), ("('rl','evaluate'",), ("sft", "rl,evaluate")]
+)
+def test_stages_that_a_flag_did_not_cut_are_refused_with_the_form_that_works(stages):
+    with pytest.raises(ValueError, match=re.escape("stages=(")) as refused:
+        read_with(stages=stages)
+    form = "('rl','evaluate')"
+    assert str(refused.value).endswith(f'--config.stages="{form}"')
+    assert read_with(stages=("rl", "evaluate")).stages == ("rl", "evaluate")
+
+
+def test_an_unknown_stage_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="stages='evalute'.*sft, buffer.*'evaluate'"):
+        read_with(stages=("rl", "evalute"))
+
+
+@pytest.mark.parametrize("key", ["rl.std_floor", "rl.clip_low", "rl.clip_high"])
+def test_a_floor_or_a_bound_below_zero_is_refused(key):
+    with pytest.raises(ValueError, match=re.escape(f"{key}=-0.1: must be at least 0")):
+        read_with(**{key: -0.1})
+    read_with(**{key: 0.0})
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan")])
+def test_an_entropy_floor_that_lets_a_division_by_zero_pass_is_refused(floor):
+    with pytest.raises(ValueError, match=re.escape(f"rl.entropy_floor={floor}: ")):
+        read_with(**{"rl.entropy_floor": floor})

@@ -1,0 +1,91 @@
+"""An open run with a finished cold start and buffer, to branch off from; nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.memory import build_buffer
+from rapo_jax.train.metrics import Metrics
+from rapo_jax.train.run import Run, open_run
+from rapo_jax.types import TrainState
+
+
+@pytest.fixture(scope="session")
+def trunk(small_settings, talkative, tmp_path_factory) -> Iterator[Run]:
+    """A run on one device whose cold start is the talkative policy; its tools are the real ones."""
+    folder = tmp_path_factory.mktemp("trunk")
+    settings = small_settings(
+        {
+            "sft.folder": str(folder / "coldstart"),
+            "buffer.folder": str(folder / "buffer"),
+            "task.data_dir": str(folder / "data"),
+            "rollout.driver": "host",  # its programs are small and kept by the compilation cache
+            "rl.steps": 4,
+        }
+    )
+    run = open_run(settings, folder, devices=jax.devices()[:1])
+    store = Checkpoints(run.cold_start / "checkpoints", keep=1)
+    params = jax.tree.map(jnp.asarray, talkative(run.model, run.tokens))
+    store.save(1, TrainState(params, {}, jnp.int32(1)), {})
+    store.close()
+    (run.cold_start / "done.json").write_text("{}")
+    build_buffer(run)
+    yield run
+    run.close()
+
+
+@pytest.fixture
+def branch(trunk, tmp_path, small_settings) -> Callable[..., Run]:
+    """The same run in its own folder, with changes by dotted key that need no new program."""
+    opened = []
+
+    def make(changes: Mapping[str, Any] | None = None, *, name: str = "run") -> Run:
+        workdir = tmp_path / name
+        workdir.mkdir(exist_ok=True)
+        own = json.loads(json.dumps(dataclasses.asdict(trunk.settings)))
+        config = {key: value for key, value in flat(own) if key not in (changes or {})}
+        run = dataclasses.replace(
+            trunk,
+            workdir=workdir,
+            settings=small_settings(config | dict(changes or {})),
+            metrics=Metrics(workdir, tensorboard=False),
+        )
+        opened.append(run)
+        return run
+
+    yield make
+    for run in opened:
+        run.metrics.close()
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[..., list[dict[str, Any]]]:
+    """Lines of a workdir's metrics.jsonl; `timeless` leaves out what a clock says."""
+
+    def read(workdir: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        if timeless:
+            rows = [
+                {k: v for k, v in row.items() if k.split("/")[0] not in ("time", "cpu")}
+                for row in rows
+            ]
+        return rows
+
+    return read
