@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.model.update(width=64, ffn=192, layers=3, heads=2, kv_heads=1, head_width=32, layer_unroll=3)
     c.model.init_scale = 0.08  # about width ** -0.5: with 0.02 the cold start takes far longer
     c.task.chains.update(n_entities=200, n_train=140)
-    c.sft.update(steps=600, examples=12_000, gate_one_hop=0.8, gate_follow=0.9)
+    c.sft.update(steps=1600, batch=32, examples=12_000, inject_share=0.6, gate_one_hop=0.8, gate_follow=0.9)
     c.tools.update(passages=1, memory_mb=256, timeout_s=2.0, output_chars=200)
     c.rollout.update(
         questions=16,
@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
         retrieved_tokens=18,
         max_tokens=144,
     )
-    c.retrieval.update(history="own", mask=r"\b[A-Z][a-z]+\b|\d+")
-    c.optimizer.update(learning_rate=3e-4)
+    c.retrieval.update(history="own", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
+    c.optimizer.update(learning_rate=1e-3)
     c.rl.update(steps=70, mini_batches=2, micro_tokens=3072, buckets=(48, 72, 96, 144))
     c.evaluate.update(every=10)
     c.log.update(trajectories=True)

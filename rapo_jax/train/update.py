@@ -118,7 +118,7 @@ class Updater:
             changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, changes)
             metrics = metric_means(sums.metrics)
-            metrics |= {"loss": sums.loss / weight, "grad_norm": optax.global_norm(gradient)}
+            metrics |= {"loss": sums.loss / weight, "grad_norm": optax.tree.norm(gradient)}
             return TrainState(params, opt_state, state.step + 1), metrics
 
         self._sums_of = sums_of

@@ -1,0 +1,148 @@
+"""Checkpoints: what was saved comes back bit for bit, and a save that fails loses nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rapo_jax.model.sharding import make_mesh, place, replicated, rows
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.types import TrainState
+
+OPTIMIZER = optax.adam(1e-3)
+
+
+def state_at(step):
+    """A state whose every number depends on the step; odd bits included."""
+    rng = np.random.default_rng(step)
+    params = {"w": rng.standard_normal((8, 3)).astype(np.float32), "deep": {"b": np.float32([step])}}
+    opt_state = jax.tree.map(lambda x: x + np.float32(1e-7) * step, OPTIMIZER.init(params))
+    return TrainState(jax.tree.map(jnp.asarray, params), opt_state, jnp.int32(step))
+
+
+def blank():
+    return jax.tree.map(jnp.zeros_like, state_at(0))
+
+
+def same(found, wanted):
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(left, right)
+        assert left.dtype == right.dtype
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    stores = []
+
+    def make(keep=2):
+        stores.append(Checkpoints(tmp_path / "checkpoints", keep=keep))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def test_state_and_notes_come_back_bit_for_bit(open_store):
+    about = {"stream": {"next_index": 7}, "seconds": 0.1 + 0.2}
+    open_store().save(3, state_at(3), about)
+    again = open_store()
+    assert again.latest() == 3
+    state, found = again.restore(blank())
+    same(state, state_at(3))
+    assert jax.tree.structure(state) == jax.tree.structure(state_at(3))
+    assert found == about
+
+
+def test_an_empty_folder_has_no_checkpoint(open_store):
+    assert open_store().latest() is None
+
+
+def test_the_newest_are_kept_and_an_older_one_of_them_can_be_asked_for(open_store, tmp_path):
+    store = open_store(keep=2)
+    for step in (1, 2, 3):
+        store.save(step, state_at(step), {"at": step})
+    same(store.restore(blank())[0], state_at(3))
+    same(store.restore(blank(), step=2)[0], state_at(2))
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert left == ["2", "3"]
+
+
+def test_saving_a_step_again_changes_nothing(open_store):
+    store = open_store()
+    store.save(1, state_at(1), {})
+    store.save(1, state_at(2), {})
+    same(store.restore(blank())[0], state_at(1))
+
+
+def test_parameters_alone_come_back_without_knowing_the_optimizer(open_store):
+    store = open_store()
+    store.save(5, state_at(5), {})
+    params = store.restore_params()
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    same(params, state_at(5).params)
+
+
+def test_a_checkpoint_of_one_device_is_restored_onto_eight(open_store):
+    store = open_store()
+    store.save(4, state_at(4), {})
+    mesh = make_mesh()
+    wanted = place(blank(), replicated(mesh))
+    wanted.params["w"] = place(wanted.params["w"], rows(mesh))
+    state, _ = store.restore(wanted)
+    same(state, state_at(4))
+    assert state.params["w"].sharding == rows(mesh)
+    assert len(state.params["deep"]["b"].addressable_shards) == 8
+
+
+SAVE_ON_A_FULL_DISK = """
+import json, resource, sys
+import jax.numpy as jnp, numpy as np
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.types import TrainState
+
+folder = sys.argv[1]
+
+def state(step):
+    noise = np.random.default_rng(step).standard_normal(50_000).astype(np.float32)
+    return TrainState({"w": jnp.asarray(noise)}, {}, jnp.int32(step))
+
+store = Checkpoints(folder, keep=1)
+store.save(1, state(1), {"at": 1})
+free = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, free[1]))  # no file may grow beyond this
+try:
+    store.save(2, state(2), {"at": 2})
+    failure = ""
+except Exception as error:
+    failure = type(error).__name__
+resource.setrlimit(resource.RLIMIT_FSIZE, free)
+
+again = Checkpoints(folder, keep=1)
+found, about = again.restore(state(0))
+same = bool((np.asarray(found.params["w"]) == np.asarray(state(1).params["w"])).all())
+again.save(2, state(2), {"at": 2})
+print(json.dumps({"failure": failure, "latest": int(found.step), "about": about, "same": same,
+                  "then": again.restore(state(0))[1]["at"]}))
+"""
+
+
+def test_a_save_that_finds_the_disk_full_raises_and_leaves_the_former_checkpoint(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(tmp_path / "checkpoints")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("failure")
+    assert found == {"latest": 1, "about": {"at": 1}, "same": True, "then": 2}
