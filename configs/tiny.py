@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
     c.model.update(width=64, ffn=192, layers=3, heads=2, kv_heads=1, head_width=32, layer_unroll=3)
     c.model.init_scale = 0.08  # about width ** -0.5: with 0.02 the cold start takes far longer
     c.task.chains.update(n_entities=200, n_train=140)
-    c.sft.update(steps=1600, batch=32, examples=12_000, inject_share=0.6, gate_one_hop=0.8, gate_follow=0.9)
+    c.sft.update(
+        steps=1600, batch=32, examples=12_000, inject_share=0.6, gate_one_hop=0.8, gate_follow=0.9
+    )
     c.tools.update(passages=1, memory_mb=256, timeout_s=2.0, output_chars=200)
     c.rollout.update(
         questions=16,

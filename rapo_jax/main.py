@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         workdir = Path(WORKDIR.value)
         prepare_workdir(workdir, CONFIG.value.to_dict())
         run_stages(settings, workdir)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -121,11 +121,6 @@ def talkative_params(model: ModelSettings, tokens: Tokens) -> Params:
     return params
 
 
-@pytest.fixture(scope="session")
-def talkative() -> Callable[[ModelSettings, Tokens], Params]:
-    return talkative_params
-
-
 LIKED = {
     "</search>": 5.5, "</python>": 5.3, "</answer>": 4.4,
     "<search>": 5.0, "<python>": 4.6, "<answer>": 4.4, "<think>": 4.0,
@@ -186,13 +181,19 @@ def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -
     return Retriever(buffer, encode=encode, kind="exact")
 
 
-@pytest.fixture(scope="session")
-def make_sampler(house) -> Callable[..., Sampler]:
-    """A sampler in the house, with its own environment."""
+class Playing(NamedTuple):
+    """A sampler, the parameters on its devices, and its own environment."""
 
-    def make(
-        *, devices: int, driver: str, tools: Mapping[str, Tool] | None = None
-    ) -> tuple[Sampler, Params]:
+    sampler: Sampler
+    params: Params
+    environment: Environment
+
+
+@pytest.fixture(scope="session")
+def make_sampler(house) -> Callable[..., Playing]:
+    """A sampler in the house."""
+
+    def make(*, devices: int, driver: str, tools: Mapping[str, Tool] | None = None) -> Playing:
         r = dataclasses.replace(house.settings.rollout, driver=driver)
         environment = Environment(
             house.tokens,
@@ -201,9 +202,7 @@ def make_sampler(house) -> Callable[..., Sampler]:
             retrieved_tokens=r.retrieved_tokens,
         )
         encode = house.retriever._encode
-        environment.remember(
-            house.retriever, encode, exclude_same_question=False, own_history=True
-        )
+        environment.remember(house.retriever, encode, exclude_same_question=False, own_history=True)
         mesh = make_mesh(jax.devices()[:devices])
         sampler = Sampler(
             house.model,
@@ -215,7 +214,7 @@ def make_sampler(house) -> Callable[..., Sampler]:
             embed=lambda query_BE: query_BE,
             query_E=jax.ShapeDtypeStruct((32,), np.float32),
         )
-        return sampler, place(house.params, replicated(mesh))
+        return Playing(sampler, place(house.params, replicated(mesh)), environment)
 
     return make
 
@@ -223,9 +222,9 @@ def make_sampler(house) -> Callable[..., Sampler]:
 @pytest.fixture(scope="session")
 def tapes(house, make_sampler) -> Trajectory:
     """One rollout of the house's questions, half of each group hybrid."""
-    sampler, params = make_sampler(devices=1, driver="host")
-    return sampler.sample(
-        params,
+    playing = make_sampler(devices=1, driver="host")
+    return playing.sampler.sample(
+        playing.params,
         jax.random.key(0),
         house.asked,
         group_size=GROUP,

@@ -98,8 +98,9 @@ def draw_batch(examples: Examples, *, seed: int, step: int, batch: int) -> np.nd
     index = order[(at // 8) * block : (at // 8 + 1) * block]
     index = index[np.argsort(examples.length_B[index], kind="stable")]
     turn = np.random.default_rng([seed, 0x5F8, epoch, at // 8]).permutation(8)[at % 8]
-    chosen = index[turn * batch : (turn + 1) * batch]
-    return chosen if len(chosen) else index[:batch]
+    batches = -(-len(index) // batch)  # fewer than eight only where there are few examples
+    start = min(turn % batches * batch, len(index) - batch)
+    return index[start : start + batch]
 
 
 def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:

@@ -1,4 +1,4 @@
-"""A policy that writes a script: each token is followed by one other, whatever came before."""
+"""A policy that writes a script, each token followed by one other; and rollouts of the house."""
 
 from __future__ import annotations
 
@@ -121,3 +121,44 @@ def tape_text(stage) -> Callable[..., list[str]]:
         return rows
 
     return show
+
+
+@pytest.fixture(scope="session")
+def scan(make_sampler):
+    return make_sampler(devices=1, driver="scan")
+
+
+@pytest.fixture(scope="session")
+def spread_tools(house):
+    """Tools of the sampler on eight devices; a test may swap them."""
+    return dict(house.tools)
+
+
+@pytest.fixture(scope="session")
+def spread_scan(make_sampler, spread_tools):
+    return make_sampler(devices=8, driver="scan", tools=spread_tools)
+
+
+@pytest.fixture(scope="session")
+def play(house):
+    """Rolls a sampler out on the house's questions."""
+
+    def rolled(playing, *, seed, questions=None, probability=0.5, hybrid=2, **plan):
+        return playing.sampler.sample(
+            playing.params,
+            jax.random.key(seed),
+            questions or house.asked,
+            group_size=4,
+            n_hybrid=hybrid,
+            temperature=1.0,
+            probability=probability,
+            **plan,
+        )
+
+    return rolled
+
+
+@pytest.fixture(scope="session")
+def many(scan, play):
+    """Rollouts with several keys; half of each group is hybrid."""
+    return [play(scan, seed=seed) for seed in range(8)]

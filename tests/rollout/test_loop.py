@@ -10,53 +10,13 @@ import numpy as np
 import pytest
 
 from rapo_jax.host.protocol import STOPS, render_retrieved, without_retrieved
+from rapo_jax.host.tools import Observation
 from rapo_jax.model.scoring import score
-from rapo_jax.train.tapes import segments
+from rapo_jax.train.tapes import pieces, segments
 from rapo_jax.types import Source, Status
 
 GROUP, HYBRID = 4, 2
-
-
-@pytest.fixture(scope="module")
-def scan(make_sampler):
-    return make_sampler(devices=1, driver="scan")
-
-
-@pytest.fixture(scope="module")
-def spread_tools(house):
-    """Tools of the sampler on eight devices; a test may swap them."""
-    return dict(house.tools)
-
-
-@pytest.fixture(scope="module")
-def spread_scan(make_sampler, spread_tools):
-    return make_sampler(devices=8, driver="scan", tools=spread_tools)
-
-
-@pytest.fixture(scope="module")
-def play(house):
-    """Rolls a sampler out on the house's questions."""
-
-    def rolled(pair, *, seed, questions=None, probability=0.5, hybrid=HYBRID, **plan):
-        sampler, params = pair
-        return sampler.sample(
-            params,
-            jax.random.key(seed),
-            questions or house.asked,
-            group_size=GROUP,
-            n_hybrid=hybrid,
-            temperature=1.0,
-            probability=probability,
-            **plan,
-        )
-
-    return rolled
-
-
-@pytest.fixture(scope="module")
-def many(scan, play):
-    """Rollouts with several keys; half of each group is hybrid."""
-    return [play(scan, seed=seed) for seed in range(8)]
+"""As the shared rollouts have them; see conftest."""
 
 
 def policy_and_retrieved(trajectory, b):
@@ -151,7 +111,7 @@ def test_both_drivers_write_identical_tapes(make_sampler, scan, play):
     for seed in range(3):
         plan = {"seed": seed, "probability": 0.7, "noise": 0.3}
         same(play(scan, **plan), play(host, **plan))
-    assert host[0].compiled == 0
+    assert host.sampler.compiled == 0
 
 
 def test_eight_devices_write_the_tapes_of_one(spread_scan, scan, play):
@@ -162,9 +122,7 @@ def test_eight_devices_write_the_tapes_of_one(spread_scan, scan, play):
 
 def test_a_row_does_not_depend_on_its_neighbours(scan, many, house, play):
     kept = [1, 6]
-    others = [
-        q if i in kept else house.questions[-1 - i] for i, q in enumerate(house.asked)
-    ]
+    others = [q if i in kept else house.questions[-1 - i] for i, q in enumerate(house.asked)]
     assert sum(a != b for a, b in zip(others, house.asked, strict=True)) == 6
     found = play(scan, seed=0, questions=others)
     for question in kept:
@@ -179,7 +137,7 @@ def test_a_row_does_not_depend_on_the_size_of_its_batch(make_sampler, many, hous
 
 def test_one_program_serves_every_plan(scan, many, play):
     play(scan, seed=3, probability=0.1, noise=0.5, hybrid=4, last_retrieval=1)
-    assert many and scan[0].compiled == 1
+    assert many and scan.sampler.compiled == 1
 
 
 def test_on_policy_rows_never_retrieve_and_are_the_first_of_each_group(many):
@@ -188,19 +146,27 @@ def test_on_policy_rows_never_retrieve_and_are_the_first_of_each_group(many):
         assert not retrieves_QG[:, : GROUP - HYBRID].any()
 
 
-def test_nothing_is_retrieved_before_the_first_step_nor_twice_in_a_row_nor_at_the_end(scan, play):
+def test_nothing_is_retrieved_before_the_first_step_nor_twice_in_a_row(scan, play, house):
+    widest = house.settings.rollout.retrieved_tokens
     each = play(scan, seed=11, probability=1.0, hybrid=GROUP)
     retrievals = 0
     for b in range(len(each.length_B)):
-        kinds = policy_and_retrieved(each, b)
-        assert all(len(kind) == 1 for kind in kinds)  # a retrieved trace is a step of its own
-        order = [next(iter(kind)) for kind in kinds]
-        wanted = [Source.POLICY, Source.RETRIEVED] * len(order)
-        assert order == wanted[: len(order)] or each.status_B[b] == Status.OUT_OF_TOKENS
-        assert order[0] == Source.POLICY
-        assert (Source.RETRIEVED, Source.RETRIEVED) not in zip(order, order[1:], strict=False)
-        retrievals += order.count(Source.RETRIEVED)
+        _, first, *rest = pieces(each, b)
+        assert first.source == Source.POLICY
+        for before, after in zip([first, *rest], rest, strict=False):
+            if before.source == Source.RETRIEVED:
+                assert after.source == Source.POLICY
+            elif before.source == Source.TOOL and after.source == Source.POLICY:
+                # every boundary retrieves here, unless the row has no room for its trace
+                assert each.token_BT.shape[1] - after.start < widest
+            retrievals += after.source == Source.RETRIEVED
     assert retrievals > 20
+
+
+def test_a_retrieved_trace_is_a_step_of_its_own(many):
+    for each in many:
+        for b in range(len(each.length_B)):
+            assert all(len(kinds) == 1 for kinds in policy_and_retrieved(each, b))
 
 
 def test_about_probability_of_the_boundaries_retrieve(scan, play):
@@ -283,6 +249,30 @@ def test_retrieving_whole_trajectories_happens_at_the_first_boundary_only(scan, 
     retrieved_BT = each.source_BT == Source.RETRIEVED
     assert retrieved_BT.any()
     assert (each.step_BT[retrieved_BT] == 1).all()
+
+
+def test_a_tool_that_times_out_is_an_observation_and_a_counter_and_the_row_goes_on(
+    spread_scan, spread_tools, play, house
+):
+    def slow(calls):
+        return [Observation("error: timeout", "timeout") for _ in calls]
+
+    spread_tools["python"], working = slow, spread_tools["python"]
+    spread_scan.environment.take_counts()
+    try:
+        each = play(spread_scan, seed=0)
+    finally:
+        spread_tools["python"] = working
+    counts = spread_scan.environment.take_counts()
+    assert counts["outcome/timeout"] == counts["python"] > 5
+    followed = 0
+    for b in range(len(each.length_B)):
+        row = segments(house.tokens, each, b)
+        for call, said, *after in zip(row, row[1:], row[2:], strict=False):
+            if call.text.endswith("</python>"):
+                assert said.source == Source.TOOL and said.text.startswith("<result> error")
+                followed += after[0].source in (Source.POLICY, Source.RETRIEVED)
+    assert followed > 5
 
 
 def test_a_tool_that_breaks_on_the_host_raises_in_the_trainer_and_hangs_nothing(

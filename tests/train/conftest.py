@@ -1,4 +1,4 @@
-"""An open run with a finished cold start and buffer, to branch off from; nothing is trained."""
+"""An open run with a finished cold start and buffer, to branch off from."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+from rapo_jax.model.transformer import init_params
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.memory import build_buffer
 from rapo_jax.train.metrics import Metrics
+from rapo_jax.train.policy import start_state
 from rapo_jax.train.run import Run, open_run
-from rapo_jax.types import TrainState
+from rapo_jax.train.sft import batch_of, demonstrations, draw_batch, examples_of, imitation_updater
 
 
 @pytest.fixture(scope="session")
-def trunk(small_settings, talkative, tmp_path_factory) -> Iterator[Run]:
-    """A run on one device whose cold start is the talkative policy; its tools are the real ones."""
+def trunk(small_settings, tmp_path_factory) -> Iterator[Run]:
+    """A run on one device with the real tools, whose cold start writes the format most times."""
     folder = tmp_path_factory.mktemp("trunk")
     settings = small_settings(
         {
@@ -33,14 +36,32 @@ def trunk(small_settings, talkative, tmp_path_factory) -> Iterator[Run]:
         }
     )
     run = open_run(settings, folder, devices=jax.devices()[:1])
-    store = Checkpoints(run.cold_start / "checkpoints", keep=1)
-    params = jax.tree.map(jnp.asarray, talkative(run.model, run.tokens))
-    store.save(1, TrainState(params, {}, jnp.int32(1)), {})
-    store.close()
-    (run.cold_start / "done.json").write_text("{}")
+    imitate(run, steps=80)
     build_buffer(run)
     yield run
     run.close()
+
+
+def imitate(run: Run, *, steps: int) -> None:
+    """A cold start from numpy's random numbers: drawing parameters in jax compiles for longer."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        scale = "scale" in jax.tree_util.keystr(path)
+        return np.float32(np.ones(leaf.shape) if scale else 0.1 * rng.standard_normal(leaf.shape))
+
+    shapes = jax.eval_shape(lambda: init_params(run.model, jax.random.key(0)))
+    optimizer = optax.adam(1e-2)
+    state = start_state(run, jax.tree_util.tree_map_with_path(draw, shapes), optimizer)
+    updater = imitation_updater(run, optimizer)
+    examples = examples_of(run, demonstrations(run))
+    for step in range(steps):
+        index = draw_batch(examples, seed=0, step=step, batch=16)
+        state, _ = updater.update(state, *batch_of(examples, index), None)
+    store = Checkpoints(run.cold_start / "checkpoints", keep=1)
+    store.save(steps, state, {})
+    store.close()
+    (run.cold_start / "done.json").write_text("{}")
 
 
 @pytest.fixture

@@ -22,7 +22,10 @@ OPTIMIZER = optax.adam(1e-3)
 def state_at(step):
     """A state whose every number depends on the step; odd bits included."""
     rng = np.random.default_rng(step)
-    params = {"w": rng.standard_normal((8, 3)).astype(np.float32), "deep": {"b": np.float32([step])}}
+    params = {
+        "w": rng.standard_normal((8, 3)).astype(np.float32),
+        "deep": {"b": np.float32([step])},
+    }
     opt_state = jax.tree.map(lambda x: x + np.float32(1e-7) * step, OPTIMIZER.init(params))
     return TrainState(jax.tree.map(jnp.asarray, params), opt_state, jnp.int32(step))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.host.memory.buffer import Trace
+from rapo_jax.host.protocol import Segment
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.sft import (
@@ -51,13 +52,11 @@ def test_world_segments_become_the_tokens_that_the_rollout_wrote(house, tapes, w
 
 def test_a_demonstration_is_encoded_token_for_token(house):
     row = [
-        (Source.POLICY, 0, "<think> mentor</think><search> Dorim mentor</search>"),
-        (Source.TOOL, 0, "<result> Dorim mentor Zizaz</result>"),
-        (Source.POLICY, 1, "<answer>\\boxed{ Zizaz}</answer>"),
+        Segment(Source.POLICY, 0, "<think> mentor</think><search> Dorim mentor</search>"),
+        Segment(Source.TOOL, 0, "<result> Dorim mentor Zizaz</result>"),
+        Segment(Source.POLICY, 1, "<answer>\\boxed{ Zizaz}</answer>"),
     ]
-    from rapo_jax.host.protocol import Segment
-
-    shown = [("who ?", [Segment(*part) for part in row])]
+    shown = [("who ?", row)]
     found = encode_examples(house.tokens, shown, system="s", **LIMITS)
     prompt = house.tokens.prompt_ids("s", "who ?")
     ids = [house.tokens.encode_protocol(text) for *_, text in row]
@@ -70,9 +69,7 @@ def test_a_demonstration_is_encoded_token_for_token(house):
 
 def test_trajectories_longer_than_a_row_are_left_out(house, tapes, written):
     clean, examples = written
-    shown = [
-        (house.asked[b // 4].question, segments(house.tokens, tapes, b)) for b in clean
-    ]
+    shown = [(house.asked[b // 4].question, segments(house.tokens, tapes, b)) for b in clean]
     shortest = int(examples.length_B.min())
     limits = LIMITS | {"max_tokens": shortest}
     kept = encode_examples(house.tokens, shown, system=house.system, **limits)
@@ -99,9 +96,12 @@ def test_an_epoch_shows_every_example_once_in_batches_of_similar_length():
 @pytest.mark.parametrize("rows", [4, 5, 31])
 def test_few_examples_still_make_full_batches(rows):
     examples = lengths(*range(rows))
+    seen = set()
     for step in range(40):
-        index = draw_batch(examples, seed=0, step=step, batch=4)
-        assert len(index) == 4 and index.max() < rows
+        index = draw_batch(examples, seed=0, step=step, batch=4).tolist()
+        assert len(set(index)) == 4
+        seen.update(index)
+    assert seen == set(range(rows))
 
 
 def test_a_batch_to_imitate_has_nothing_to_shape_or_clip(written):
@@ -130,7 +130,7 @@ def test_demonstrations_never_start_from_a_held_out_entity(branch):
     assert not any(retrieved[:32]) and sum(retrieved[32:]) > 5
 
 
-def test_a_cold_start_that_was_killed_goes_on_and_ends_the_same(branch, metrics_of, tmp_path):
+def test_a_cold_start_that_was_killed_goes_on_and_ends_the_same(branch, tmp_path):
     def settings(name, steps):
         return {
             "sft.folder": str(tmp_path / name),
@@ -169,7 +169,7 @@ def test_a_cold_start_that_was_killed_goes_on_and_ends_the_same(branch, metrics_
     left, right = (load_policy(run, run.cold_start) for run in (whole, again))
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert json.loads((again.cold_start / "done.json").read_text())["examples"] == 32
+    assert json.loads((again.cold_start / "done.json").read_text())["examples"] > 24
 
 
 def test_a_finished_cold_start_is_kept(branch, capsys):

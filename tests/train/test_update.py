@@ -1,4 +1,4 @@
-"""One update: equal however rows are split or spread, and moved by the policy's own tokens alone."""
+"""One update: the same however rows are split or spread, moved by the policy's tokens alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def batch_of(tapes, found):
 
 def calibrated(rl, tapes, reward_B, **changes):
     rl = dataclasses.replace(rl, **changes)
-    return jax.device_get(jax.jit(lambda *each: calibrate(rl, GROUP, NUM_STEPS, *each))(tapes, reward_B))
+    return jax.device_get(
+        jax.jit(lambda *each: calibrate(rl, GROUP, NUM_STEPS, *each))(tapes, reward_B)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +215,10 @@ def test_with_m_and_a_zero_rapo_is_grpo_bit_for_bit(
 def test_without_hybrid_rollouts_rapo_is_grpo_bit_for_bit(
     house, start, make_sampler, reward_B, gradient_of, plain_gradient_of
 ):
-    sampler, params = make_sampler(devices=1, driver="host")
+    playing = make_sampler(devices=1, driver="host")
+    sampler = playing.sampler
     how = {"group_size": GROUP, "temperature": 1.0}
-    asked = (params, jax.random.key(0), house.asked)
+    asked = (playing.params, jax.random.key(0), house.asked)
     without = sampler.sample(*asked, n_hybrid=0, **how)
     # the program that could retrieve, with nothing to retrieve, writes the same tapes
     never = sampler.sample(*asked, n_hybrid=2, probability=0.0, **how)

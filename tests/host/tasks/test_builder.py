@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,8 +24,8 @@ def test_the_files_hold_exactly_the_questions_of_the_task(sources, world):
         assert load_questions(sources[split]) == TASKS["chains"].questions(world, split)
 
 
-def test_the_files_are_array_record_and_need_no_tensorflow(sources, folder, tmp_path_factory):
-    files = [p.name for p in tmp_path_factory.getbasetemp().rglob("*.array_record*")]
+def test_the_files_are_array_record_and_need_no_tensorflow(sources, folder):
+    files = [path.name for path in Path(folder).rglob("*.array_record*")]
     assert len(files) == len(SPLITS)
     assert "tensorflow" not in sys.modules
 

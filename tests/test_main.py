@@ -1,0 +1,97 @@
+"""The command: what it says of itself, and what it refuses before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rapo_jax.checks import STAGES
+from rapo_jax.main import commit, prepare_workdir
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "rapo_jax.main", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},  # one device, as on a laptop
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_names_the_stages_and_shows_how_to_call_it():
+    shown = run("--help").stdout
+    for stage in STAGES:
+        assert f"\n    {stage} " in shown
+    assert "python -m rapo_jax.main --config=configs/tiny.py --workdir=" in shown
+    assert "config.rl.steps" in shown
+
+
+def test_a_bad_value_ends_with_status_2_and_one_line(tmp_path):
+    done = run(
+        "--config=tests/small.py", f"--workdir={tmp_path / 'w'}", "--config.rollout.group_size=1"
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: rollout.group_size=1: a group-relative advantage needs")
+    assert not (tmp_path / "w").exists()
+
+
+def test_what_is_missing_for_a_run_is_one_line_too(tmp_path):
+    flags = ("--config.retrieval.encoder=minilm", "--config.retrieval.encoder_folder=/nowhere")
+    done = run("--config=tests/small.py", f"--workdir={tmp_path}", *flags)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: /nowhere/config.json: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):
+    done = run("--config=tests/small.py", f"--workdir={tmp_path}", "--config.rl.stpes=3")
+    assert done.returncode != 0
+    assert 'Did you mean "steps"' in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["--config", "--workdir"])
+def test_both_flags_are_needed(missing, tmp_path):
+    flags = {"--config": "tests/small.py", "--workdir": str(tmp_path)}
+    done = run(*(f"{name}={value}" for name, value in flags.items() if name != missing))
+    assert done.returncode == 1
+    assert "--config and --workdir are needed" in done.stdout + done.stderr
+
+
+def test_the_workdir_keeps_its_config_and_the_commit(tmp_path, small_config):
+    prepare_workdir(tmp_path / "new" / "run", small_config())
+    found = json.loads((tmp_path / "new" / "run" / "config.json").read_text())
+    assert found.pop("commit") == commit()
+    assert found == json.loads(json.dumps(small_config()))
+
+
+@pytest.mark.parametrize("key", ["seed", "rl.m", "method", "task.chains.seed"])
+def test_a_workdir_of_another_config_is_refused_with_what_differs(tmp_path, small_config, key):
+    prepare_workdir(tmp_path, small_config())
+    before = (tmp_path / "config.json").read_text()
+    value = "grpo" if key == "method" else 7
+    with pytest.raises(ValueError, match=rf"workdir=.*another config \({key.split('.')[0]} was"):
+        prepare_workdir(tmp_path, small_config({key: value}))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_what_changes_no_result_may_differ_between_calls(tmp_path, small_config):
+    prepare_workdir(tmp_path, small_config())
+    changes = {"stages": ("report",), "log.tensorboard": True, "checkpoint.every": 7}
+    prepare_workdir(tmp_path, small_config(changes))
+
+
+def test_the_commit_is_a_hash_that_says_whether_files_were_changed():
+    found = commit()
+    assert found == "" or len(found.removesuffix("+")) == 40

@@ -1,0 +1,86 @@
+"""Evaluation: greedy, without retrieval, every question once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.host.data import load_questions
+from rapo_jax.host.tasks import is_correct, outcome_reward
+from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.gates import check_cold_start
+from rapo_jax.train.policy import load_policy
+from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.types import Source
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"), [(0, "abcdefg"), (7, "abcdefg"), (9, "abcdefg"), (3, "adg"), (1, "a")]
+)
+def test_a_limit_keeps_questions_evenly_spread_over_the_list(limit, found):
+    assert spread(list("abcdefg"), limit) == list(found)
+
+
+@pytest.fixture(scope="module")
+def params(trunk):
+    return load_policy(trunk, trunk.cold_start)
+
+
+def test_every_question_counts_once_though_rows_are_padded(trunk, params):
+    questions = load_questions(trunk.questions["eval"])[:11]  # rows: 8
+    found = evaluate(trunk, params, questions, temperature=1.0)
+    assert found["questions"] == 11 == sum(found["endings"].values())
+    kinds = {question.kind for question in questions}
+    assert set(found["accuracy_by_kind"]) == kinds
+    assert "hidden" not in found  # the small world has no hidden words
+
+
+def test_the_numbers_are_those_of_the_greedy_tapes(trunk, params):
+    questions = load_questions(trunk.questions["eval"])[::4][:8]
+    trajectory = trunk.sampler.sample(
+        params, jax.random.key(9), questions, group_size=1, n_hybrid=0, temperature=0.0
+    )
+    assert not (trajectory.source_BT == Source.RETRIEVED).any()
+    texts = [own_text(segments(trunk.tokens, trajectory, b)) for b in range(8)]
+    pairs = list(zip(texts, questions, strict=True))
+    found = evaluate(trunk, params, questions)
+    wanted = np.mean([is_correct(text, q.answers) for text, q in pairs])
+    assert found["accuracy"] == pytest.approx(wanted)
+    wanted = np.mean([outcome_reward(text, q.answers) for text, q in pairs])
+    assert found["reward"] == pytest.approx(wanted)
+    response_BT = trajectory.source_BT > Source.PROMPT
+    assert found["tokens"] == pytest.approx(response_BT.sum(axis=1).mean())
+
+
+def test_greedy_evaluation_is_the_same_every_time_and_leaves_no_counts(trunk, params):
+    questions = load_questions(trunk.questions["eval"])[:8]
+    assert evaluate(trunk, params, questions) == evaluate(trunk, params, questions)
+    assert "search" not in trunk.environment.take_counts()
+
+
+def test_no_question_at_all_is_refused(trunk, params):
+    with pytest.raises(ValueError, match="no question to evaluate on"):
+        evaluate(trunk, params, [])
+
+
+def test_a_cold_start_below_a_gate_is_refused_with_what_it_reached(branch):
+    run = branch({"sft.gate_one_hop": 1.0})
+    with pytest.raises(ValueError, match=r"sft.gate_one_hop=1.0: the cold start reached 0\.\d+"):
+        check_cold_start(run)
+    found = check_cold_start(branch({"sft.gate_one_hop": 0.0}))  # measured once, kept
+    assert set(found) == {"one_hop", "follow"}
+    assert (run.cold_start / "gates.json").is_file()
+
+
+def test_a_missing_checkpoint_and_one_of_another_shape_are_refused(branch, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint there; run the stage that makes it"):
+        load_policy(branch(), tmp_path / "nothing")
+    run = branch()
+    import dataclasses
+
+    wider = dataclasses.replace(run, model=dataclasses.replace(run.model, width=24))
+    with pytest.raises(ValueError, match=r"parameter \[.*has shape .*config.model needs"):
+        load_policy(wider, run.cold_start)
+    assert jnp.isfinite(jax.tree.leaves(load_policy(run, run.cold_start))[0]).all()

@@ -1,0 +1,186 @@
+"""RL: resuming is exact, methods differ where they should, and what a step leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rapo_jax.train.calibrate import guards
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.rl import RlStage, probability_at
+
+METRICS = {
+    *("reward/mean", "reward/on_policy", "reward/hybrid", "reward/accuracy", "reward/format_bad"),
+    *("reward/retrieval", "reward/nonzero_groups", "entropy/policy"),
+    *("rollout/tokens", "rollout/policy_tokens", "rollout/retrieved_share", "rollout/tool_calls"),
+    *("tools/search", "tools/python", "tools/errors", "tools/timeouts"),
+    *("retrieval/count", "retrieval/hit_rate", "retrieval/similarity", "retrieval/same_question"),
+    *("retrieval/probability", "floor/entropy_active", "floor/std_active"),
+    *("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl", "loss/grad_norm"),
+    *("loss/logp_gap", "loss/logp_gap_max", "loss/learning_rate", "update/padding"),
+    *("time/rollout", "time/host", "time/update", "time/step", "cpu/total"),
+}
+
+
+def train(run):
+    stage = RlStage(run)
+    stage.train()
+    return jax.device_get(stage.state)
+
+
+def identical(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Filled by the first test that trains four steps without a break."""
+    return {}
+
+
+@pytest.fixture
+def four_steps(branch, metrics_of, uninterrupted):
+    """(state, metric lines, trajectory lines) after four steps in one go."""
+    if not uninterrupted:
+        run = branch(name="whole")
+        state = train(run)
+        lines = (run.workdir / "trajectories.jsonl").read_text().splitlines()
+        uninterrupted.update(state=state, metrics=metrics_of(run.workdir), lines=lines)
+    return uninterrupted
+
+
+def timeless(rows):
+    return [
+        {key: x for key, x in row.items() if key.split("/")[0] not in ("time", "cpu")}
+        for row in rows
+    ]
+
+
+def test_two_steps_and_two_after_a_resume_are_four(branch, four_steps, metrics_of):
+    train(branch({"rl.steps": 2}))
+    run = branch()
+    identical(train(run), four_steps["state"])
+    assert timeless(metrics_of(run.workdir)) == timeless(four_steps["metrics"])
+    assert (run.workdir / "trajectories.jsonl").read_text().splitlines() == four_steps["lines"]
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying:
+    """Metrics of a run that is killed before its fourth step is written down."""
+
+    def write(self, stage, step, values):
+        if step == 3:
+            raise Killed
+
+    def close(self):
+        pass
+
+
+def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(
+    branch, four_steps, metrics_of, capsys
+):
+    killed = branch()
+    object.__setattr__(killed, "metrics", Dying())
+    with pytest.raises(Killed):
+        train(killed)
+    run = branch()
+    identical(train(run), four_steps["state"])
+    assert "[rl] resumed at step 2" in capsys.readouterr().out
+    assert timeless(metrics_of(run.workdir)) == timeless(four_steps["metrics"])[2:]
+
+
+def test_a_finished_training_is_left_as_it_is(branch, four_steps, metrics_of):
+    run = branch({"rl.steps": 2})
+    train(run)
+    before = metrics_of(run.workdir)
+    train(branch({"rl.steps": 2}))
+    assert metrics_of(run.workdir) == before
+
+
+def test_every_step_writes_every_metric_and_they_make_sense(four_steps):
+    assert [row["step"] for row in four_steps["metrics"]] == [0, 1, 2, 3]
+    for row in four_steps["metrics"]:
+        assert set(row) == METRICS | {"step", "stage"}
+        assert row["stage"] == "rl"
+        assert -1 <= row["reward/mean"] <= 1.1
+        assert row["rollout/tool_calls"] == row["tools/search"] + row["tools/python"] > 0
+        # the policy that wrote the tapes is the one that is updated
+        assert row["loss/logp_gap_max"] < 1e-4
+    assert all(row["loss/grad_norm"] > 0 for row in four_steps["metrics"])
+    assert len({row["reward/mean"] for row in four_steps["metrics"]}) > 1
+    assert sum(row["retrieval/count"] for row in four_steps["metrics"]) > 3
+
+
+def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
+    rows = [json.loads(line) for line in four_steps["lines"]]
+    assert len(rows) == 4 * 2 * 4
+    retrieved = [any(s["source"] == "RETRIEVED" for s in row["segments"]) for row in rows]
+    assert any(retrieved)
+    assert all(row["hybrid"] is (row["row"] % 4 >= 2) for row in rows)
+    assert all(row["hybrid"] for row, found in zip(rows, retrieved, strict=True) if found)
+
+
+def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
+    run = branch({"method": "grpo", "rl.steps": 2, "buffer.folder": str(tmp_path / "none")})
+    train(run)
+    rows = metrics_of(run.workdir)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["retrieval/count"] == row["rollout/retrieved_share"] == 0
+        assert row["retrieval/probability"] == 0
+
+
+def test_rapo_without_hybrid_rollouts_and_with_m_and_a_zero_takes_the_steps_of_grpo(branch):
+    same = {"rl.steps": 2, "rollout.n_hybrid": 0, "rl.m": 0.0, "rl.a": 0.0}
+    rapo = train(branch(same, name="rapo"))
+    identical(rapo, train(branch({"rl.steps": 2, "method": "grpo"}, name="grpo")))
+    default_m_and_a = {"rl.steps": 2, "rollout.n_hybrid": 0}
+    identical(rapo, train(branch(default_m_and_a, name="default")))
+
+
+def test_the_sft_baseline_imitates_the_buffer_and_samples_nothing(branch, metrics_of):
+    run = branch({"method": "sft", "rl.steps": 16, "optimizer.learning_rate": 0.01})
+    train(run)
+    losses = [row["loss/sft"] for row in metrics_of(run.workdir)]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert not (run.workdir / "trajectories.jsonl").exists()
+
+
+def test_a_run_that_began_with_another_buffer_is_refused(branch):
+    run = branch({"rl.steps": 2})
+    train(run)
+    store = Checkpoints(run.workdir / "checkpoints", keep=2)
+    stage = RlStage(branch({"rl.steps": 4}))
+    _, about = store.restore(stage.state)
+    store.close()
+    assert about["buffer"] == stage.buffer.identity
+    stage.buffer.manifest["identity"] = "f" * 64  # as another buffer's would be
+    with pytest.raises(ValueError, match="buffer.folder=.*began with another buffer"):
+        stage.train()
+    stage.store.close()
+
+
+def test_probability_decays_as_its_schedule_says(small_settings):
+    def at(schedule, step):
+        changes = {"retrieval.schedule": schedule, "rl.steps": 8, "retrieval.probability": 0.5}
+        return probability_at(small_settings(changes), step)
+
+    assert [at("constant", step) for step in (0, 4, 8)] == [0.5, 0.5, 0.5]
+    assert [at("linear", step) for step in (0, 4, 8)] == [0.5, 0.25, 0.0]
+    assert [at("cosine", step) for step in (0, 4, 8)] == pytest.approx([0.5, 0.25, 0.0])
+
+
+def test_values_that_silence_or_flip_the_gradient_are_warned_about(small_settings):
+    # G = 4, ddof 1: a flips from sqrt(4 / 9) on; m F > 0.28 for F = 1 from m = 0.28 on
+    assert guards(small_settings({"rl.a": 0.66, "rl.m": 0.27})) == []
+    flips, silences = guards(small_settings({"rl.a": 0.67, "rl.m": 0.56}))
+    assert flips.startswith("rl.a=0.67: from 0.667 on, at rollout.group_size=4")
+    assert silences.startswith("rl.m=0.56: a rollout with a share of retrieved tokens above 0.50")
+    assert guards(small_settings({"rl.a": 0.67, "rl.m": 0.56, "method": "grpo"})) == []

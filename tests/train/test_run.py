@@ -1,0 +1,47 @@
+"""Opening a run: what is prepared once, and what cannot work is refused before any compile."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from rapo_jax.train.run import open_run, stage_key
+
+
+def test_rows_that_cannot_be_spread_over_the_devices_are_refused(small_settings, tmp_path):
+    with pytest.raises(ValueError, match="rollout.questions=2: must be a multiple of the 8 dev"):
+        open_run(small_settings(), tmp_path)
+    changes = {"rollout.questions": 8, "evaluate.rows": 12}
+    with pytest.raises(ValueError, match="evaluate.rows=12: must be a multiple of the 8 devices"):
+        open_run(small_settings(changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["n_train", "n_eval"])
+def test_a_split_without_questions_is_refused(small_settings, tmp_path, key):
+    settings = small_settings({f"task.chains.{key}": 0})
+    with pytest.raises(ValueError, match="task.n_entities=16: needs .*more than n_train"):
+        open_run(settings, tmp_path, devices=jax.devices()[:1])
+
+
+def test_a_run_takes_the_vocabulary_of_its_tokenizer_and_the_folders_it_is_given(trunk):
+    assert trunk.model.vocab == len(trunk.tokens.bytes_V)
+    assert str(trunk.cold_start) == trunk.settings.sft.folder
+    assert str(trunk.buffer) == trunk.settings.buffer.folder
+    assert set(trunk.tools) == {"search", "python"}
+    assert (trunk.cold_start / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_without_folders_everything_lies_in_the_workdir(branch):
+    run = branch({"sft.folder": "", "buffer.folder": ""})
+    assert run.cold_start == run.workdir / "coldstart"
+    assert run.buffer == run.workdir / "buffer"
+
+
+def test_stages_and_seeds_draw_from_different_keys(small_settings):
+    keys = [
+        jax.random.key_data(stage_key(small_settings({"seed": seed}), stage)).tolist()
+        for seed in (0, 1)
+        for stage in (0, 1, 2)
+    ]
+    assert len(set(map(tuple, keys))) == 6
