@@ -169,7 +169,10 @@ def check(s: Settings) -> None:
     )
     _require(s.model.head_width % 2 == 0, "model.head_width", s.model.head_width, "must be even")
     _require(s.rl.ddof in (0, 1), "rl.ddof", s.rl.ddof, "0 or 1")
-    for key in ("rl.std_floor", "rl.clip_low", "rl.clip_high"):
+    for key in (
+        "rl.std_floor rl.clip_low rl.clip_high rl.m rl.a rl.kl rollout.temperature "
+        "rollout.max_calls evaluate.every evaluate.limit"
+    ).split():
         _require(_read(s, key) >= 0, key, _read(s, key), "must be at least 0")
     _require(
         s.rl.entropy_floor > 0,

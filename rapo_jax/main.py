@@ -47,15 +47,15 @@ def main(argv: list[str]) -> None:
     try:
         settings = read_settings(CONFIG.value.to_dict())
         workdir = Path(WORKDIR.value)
-        prepare_workdir(workdir, CONFIG.value.to_dict())
-        run_stages(settings, workdir)
+        fresh = prepare_workdir(workdir, CONFIG.value.to_dict())
+        run_stages(settings, workdir, fresh=fresh)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def prepare_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Writes config.json, or refuses a folder that belongs to another config.
+def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
+    """Writes config.json, or refuses a folder that belongs to another config. True if it wrote.
 
     `stages`, `log` and `checkpoint` may differ between calls: they change no result.
     """
@@ -71,10 +71,11 @@ def prepare_workdir(workdir: Path, config: dict[str, Any]) -> None:
                     f"workdir={str(workdir)!r}: it belongs to a run with another config ({key} was "
                     f"{found.get(key)!r}, is {wanted.get(key)!r}); use a new --workdir"
                 )
-        return
+        return False
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(wanted | {"commit": commit()}, indent=2) + "\n")
     draft.replace(path)
+    return True
 
 
 def commit() -> str:
@@ -91,14 +92,22 @@ def commit() -> str:
         return ""
 
 
-def run_stages(settings: Settings, workdir: Path) -> None:
-    """Runs the stages that are asked for, in their order."""
+def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
+    """Runs the stages that are asked for, in their order.
+
+    A `fresh` workdir whose run cannot even be opened is not bound to the config that failed.
+    """
     from rapo_jax.report.page import write_report
     from rapo_jax.train.stages import RUNNERS, open_stages
 
     done_path = workdir / "done.json"
     done = json.loads(done_path.read_text())["stages"] if done_path.is_file() else []
-    stages = open_stages(settings, workdir)
+    try:
+        stages = open_stages(settings, workdir)
+    except BaseException:
+        if fresh:
+            (workdir / "config.json").unlink()
+        raise
     started = time.perf_counter()
     try:
         for name in STAGES:

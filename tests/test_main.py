@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rapo_jax.checks import STAGES
-from rapo_jax.main import commit, prepare_workdir
+from rapo_jax.checks import STAGES, read_settings
+from rapo_jax.main import commit, prepare_workdir, run_stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +95,13 @@ def test_what_changes_no_result_may_differ_between_calls(tmp_path, small_config)
 def test_the_commit_is_a_hash_that_says_whether_files_were_changed():
     found = commit()
     assert found == "" or len(found.removesuffix("+")) == 40
+
+
+def test_a_run_that_cannot_be_opened_does_not_bind_its_workdir_to_the_failed_config(
+    tmp_path, small_config
+):
+    config = small_config()  # its 2 questions cannot be spread over the 8 devices of the tests
+    fresh = prepare_workdir(tmp_path, config)
+    with pytest.raises(ValueError, match=r"rollout\.questions=2"):
+        run_stages(read_settings(config), tmp_path, fresh=fresh)
+    assert prepare_workdir(tmp_path, small_config({"rollout.questions": 8}))

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class Metrics:
@@ -18,9 +18,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
-        self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if self._file.tell() and not _ends_with_newline(workdir / "metrics.jsonl"):
-            self._file.write("\n")  # a killed run left half a line
+        self._file = open_to_append(workdir / "metrics.jsonl")
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -42,10 +40,15 @@ class Metrics:
             self._board.close()
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def open_to_append(path: Path) -> TextIO:
+    """A file of JSON lines, open for more of them; half a line that a kill left is closed off."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    if file.tell():
+        with open(path, "rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read(1) != b"\n":
+                file.write("\n")
+    return file
 
 
 class Progress:

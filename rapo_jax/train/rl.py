@@ -20,7 +20,7 @@ from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.measures import cpu_seconds, rollout_metrics, world_metrics
 from rapo_jax.train.memory import attach_buffer, read_trajectories
-from rapo_jax.train.metrics import Progress
+from rapo_jax.train.metrics import Progress, open_to_append
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run, stage_key
@@ -250,7 +250,7 @@ class RlStage:
         return {"loss/sft": float(np.mean(losses)), "update/padding": metrics["padding"]}
 
     def _dump(self, step, trajectory, row_questions, hybrid_B, reward_B, found) -> None:
-        with open(self.run.workdir / "trajectories.jsonl", "a", encoding="utf-8") as file:
+        with open_to_append(self.run.workdir / "trajectories.jsonl") as file:
             write_trajectories(
                 file,
                 self.run.tokens,

@@ -21,7 +21,7 @@ NAMES = (
     *("<", "/", "p", "y", "t", "h", "o", "n", ">"),
     *"ABCDEFGHIJKLMNOPQRSTUV",
 )
-ROWS, SLOTS, PROMPT = 4, 24, 3
+SLOTS, PROMPT = 18, 3
 
 
 class Stage(NamedTuple):
