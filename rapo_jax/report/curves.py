@@ -63,7 +63,7 @@ CURVES: dict[str, dict[str, str]] = {
         "loss/learning_rate": "Learning rate",
         "update/padding": "Padding in an update",
         "floor/std_active": "Groups at the floor of the std",
-        "floor/entropy_active": "Retrievals at the floor of H before",
+        "floor/entropy_active": "Policy steps at the floor of H",
     },
 }
 COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}
