@@ -148,20 +148,24 @@ def _choose_chains(
     hidden: int,
     hidden_number: int,
 ) -> dict[str, list[Chain]]:
-    """Distinct chains for the words of each group; operations and lengths take turns."""
+    """Distinct chains for the words of each group; operations and lengths take turns.
 
-    def pick(key: str, pool: list[Chain], count: int) -> list[Chain]:
-        if not 0 <= count <= len(pool):
-            raise ValueError(f"task.{key}={count}: there are only {len(pool)} different chains")
-        return [pool[i] for i in rng.permutation(len(pool))[:count]]
+    Beginnings of hidden chains, their first two relations, take turns too: none occurs a second
+    time before each occurred once. What most hidden words do after a relation is then no answer.
+    """
 
     def hops(length: int) -> list[Chain]:
         return list(itertools.product(RELATIONS, repeat=length))
 
-    def numbers(key: str, pools: list[list[Chain]], count: int) -> list[Chain]:
-        if not 0 <= count <= len(OPERATIONS) * sum(map(len, pools)):
-            raise ValueError(f"task.{key}={count}: there are not that many different chains")
-        looked_up = [chain for pool in pools for chain in pick(key, pool, len(pool))]
+    def shuffled(chains: list[Chain]) -> list[Chain]:
+        return [chains[i] for i in rng.permutation(len(chains))]
+
+    def check(key: str, count: int, most: int) -> None:
+        if not 0 <= count <= most:
+            raise ValueError(f"task.{key}={count}: there are only {most} different chains")
+
+    def numbers(key: str, looked_up: list[Chain], count: int) -> list[Chain]:
+        check(key, count, len(OPERATIONS) * len(looked_up))
         operations = list(OPERATIONS)
         chosen = []
         for turn in range(count):
@@ -170,12 +174,31 @@ def _choose_chains(
             chosen.append((*looked_up[place], ATTRIBUTE, operation))
         return chosen
 
+    beginnings = shuffled(hops(2))
+
+    def begun_in_turn(length: int, count: int, first_turn: int) -> list[Chain]:
+        check("hidden", count, len(hops(length)))
+        left = {beginning: shuffled(hops(length - 2)) for beginning in beginnings}
+        chosen = []
+        for turn in itertools.count(first_turn):
+            if len(chosen) == count:
+                return chosen
+            beginning = beginnings[turn % len(beginnings)]
+            if left[beginning]:
+                chosen.append((*beginning, *left[beginning].pop()))
+        raise AssertionError("turns do not end")
+
+    check("two_hop", two_hop, len(hops(2)))
+    three, four = (hidden + 1) // 2, hidden // 2
     return {
         "one_hop": hops(1),
-        "two_hop": pick("two_hop", hops(2), two_hop),
-        "number": numbers("number", [[()], hops(1)], number),
-        "hidden": pick("hidden", hops(3), (hidden + 1) // 2) + pick("hidden", hops(4), hidden // 2),
-        "hidden_number": numbers("hidden_number", [hops(2)], hidden_number),
+        "two_hop": shuffled(hops(2))[:two_hop],
+        "number": numbers("number", [(), *shuffled(hops(1))], number),
+        "hidden": [
+            *begun_in_turn(3, three, hidden_number),
+            *begun_in_turn(4, four, hidden_number + three),
+        ],
+        "hidden_number": numbers("hidden_number", beginnings, hidden_number),
     }
 
 

@@ -39,6 +39,18 @@ def test_every_word_has_its_own_chain_of_the_length_of_its_group(world, paramete
     assert max(map(len, world.chains.values())) == chains.LONGEST_CHAIN
 
 
+def test_no_two_hidden_words_begin_alike_before_every_beginning_is_taken(parameters):
+    def beginnings(**change):
+        world = TASK.make_world(**{**parameters, **change})
+        hidden = [c for w, c in world.chains.items() if world.kinds[w] in chains.HIDDEN_KINDS]
+        return Counter(chain[:2] for chain in hidden)
+
+    pairs = len(chains.RELATIONS) ** 2
+    assert set(beginnings(hidden=12, hidden_number=pairs - 12).values()) == {1}
+    assert len(beginnings(hidden=12, hidden_number=pairs - 12)) == pairs
+    assert set(beginnings(hidden=2 * pairs, hidden_number=0).values()) == {2}
+
+
 def test_number_words_together_use_every_operation(world):
     used = {chain[-1] for word, chain in world.chains.items() if world.kinds[word] == "number"}
     assert used == set(chains.OPERATIONS)
