@@ -1,8 +1,10 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: goes to the repository root and makes .venv ready.
-# Packages are installed again only when requirements.txt or requirements.lock has changed.
+# `extras` names what is needed besides requirements.txt: tests, cuda, tpu. Packages are installed
+# again only when an extra is new or a requirements file has changed. dry_run=yes prints only.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+source launch/commands.sh
 
 if [ ! -x .venv/bin/python ]; then
   python=""
@@ -13,30 +15,44 @@ if [ ! -x .venv/bin/python ]; then
       break
     fi
   done
-  if [ -z "$python" ]; then
+  if [ -n "$python" ]; then
+    echo "setup: making .venv with $("$python" --version)" >&2
+    if ! run "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "setup: '$python -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv" >&2
+      exit 1
+    fi
+  elif [ -n "$dry_run" ] || command -v uv >/dev/null; then
+    echo "setup: making .venv with a Python that uv fetches" >&2
+    run uv venv --quiet --python 3.11 .venv
+  else
     echo "setup: no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
-    exit 1
-  fi
-  echo "setup: making .venv with $("$python" --version)" >&2
-  if ! "$python" -m venv .venv; then
-    rm -rf .venv
-    echo "setup: '$python -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv" >&2
     exit 1
   fi
 fi
 
-if [ -z "$(.venv/bin/python -c 'import sys; print("ok" if sys.version_info >= (3, 11) else "")')" ]; then
+if [ -x .venv/bin/python ] &&
+  [ -z "$(.venv/bin/python -c 'import sys; print("ok" if sys.version_info >= (3, 11) else "")')" ]; then
   echo "setup: .venv holds $(.venv/bin/python --version), Python 3.11 or newer is needed; remove .venv and start again" >&2
   exit 1
 fi
 
-wanted=$(cat requirements.txt requirements.lock | cksum)
-if [ "$(cat .venv/requirements.stamp 2>/dev/null)" != "$wanted" ]; then
-  echo "setup: installing the packages of requirements.txt into .venv (minutes, once)" >&2
+# The stamp's first line: a checksum of what was installed from; its second: the extras there.
+stamp=.venv/requirements.stamp
+wanted=$(cat requirements*.txt requirements.lock | cksum)
+there=$(sed -n 2p "$stamp" 2>/dev/null || true)
+both=$there
+for extra in ${extras:-}; do
+  case " $both " in *" $extra "*) ;; *) both="${both:+$both }$extra" ;; esac
+done
+if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$wanted" ] || [ "$both" != "$there" ]; then
+  requirements=(-r requirements.txt)
+  for extra in $both; do requirements+=(-r "requirements-$extra.txt"); done
+  echo "setup: installing requirements.txt${both:+ and its extras $both} into .venv (minutes, once)" >&2
   if command -v uv >/dev/null; then
-    uv pip install --quiet --python .venv/bin/python -r requirements.txt -c requirements.lock
+    run uv pip install --quiet --python .venv/bin/python "${requirements[@]}" -c requirements.lock
   else
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+    run .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}" -c requirements.lock
   fi
-  echo "$wanted" >.venv/requirements.stamp
+  if [ -z "$dry_run" ]; then printf '%s\n%s\n' "$wanted" "$both" >"$stamp"; fi
 fi

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# One run on this machine's NVIDIA GPUs in a container: builds the image of launch/Dockerfile, runs it.
+#
+#   bash launch/docker.sh [FLAG...] -- --config=configs/qwen7b.py --workdir=runs/qwen7b
+#
+# It needs Docker and the NVIDIA Container Toolkit. Flags after -- go to rapo_jax.main. The container
+# shares runs/ of this repository: results stay, and a killed run goes on with the same command.
+#
+#   --image=NAME  name of the image; default rapo_jax
+#   --gpus=WHICH  as in docker run: all (the default), a count, or device=0,1
+#   --mount=DIR   a folder to be seen, read only, under the same path: models, data; may be repeated
+#   --dry-run     print the commands, one per line, and run nothing
+#   --help        this text
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+image=rapo_jax gpus=all mounts=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) show_help "${BASH_SOURCE[0]}" && exit ;;
+    --dry-run) dry_run=yes ;;
+    --image=?*) image=${1#*=} ;;
+    --gpus=?*) gpus=${1#*=} ;;
+    --mount=/*) mounts+=("--volume=${1#*=}:${1#*=}:ro") ;;
+    --mount=*) fail "$1: give the whole path of the folder, from / on" ;;
+    --) shift && break ;;
+    *) fail "$1: no such flag; see --help. Flags of the program come after --" ;;
+  esac
+  shift
+done
+need_flags "$@"
+need_below config configs "$@"
+need_below workdir runs "$@"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+run docker build "--file=$root/launch/Dockerfile" "--tag=$image" "$root"
+run mkdir -p "$root/runs"
+# --init passes signals on; NCCL needs more shared memory than Docker gives; the caller owns results
+run_last docker run --rm --init "--gpus=$gpus" --shm-size=8g "--user=$(id -u):$(id -g)" \
+  --env=HOME=/tmp --env=USER=rapo "--volume=$root/runs:/rapo_jax/runs" \
+  ${mounts[@]+"${mounts[@]}"} "$image" "$@"

@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# What launch/tpu_pod.sh does on each worker of a TPU slice; there is no need to call it by hand.
+#
+#   bash launch/tpu_worker.sh [--dry-run] setup [SERVER:/PATH]   install .[tpu]; share runs/
+#   bash launch/tpu_worker.sh [--dry-run] start FLAG...          start rapo_jax.main, unless it runs
+#   bash launch/tpu_worker.sh [--dry-run] state WORKDIR          print: worker K: running | ended STATUS | ...
+#   bash launch/tpu_worker.sh [--dry-run] stop WORKDIR           end the run
+#
+#   --dry-run  print the commands, one per line, and run nothing (as worker 0 of 2)
+#   --help     this text
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/commands.sh
+case ${1:-} in
+  --help | -h) show_help "launch/tpu_worker.sh" && exit ;;
+  --dry-run) dry_run=yes && shift ;;
+esac
+
+# metadata NAME: an attribute of this machine.
+metadata() {
+  curl --silent --fail --retry 5 --header 'Metadata-Flavor: Google' \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+
+# find_worker: fills `number`, this worker's, and `hosts`, the addresses of all, worker 0's first.
+find_worker() {
+  if [ -n "$dry_run" ]; then
+    number=0 hosts=(WORKER0 WORKER1)
+    return
+  fi
+  number=$(metadata agent-worker-number)
+  # shellcheck disable=SC2207 # addresses hold no spaces
+  hosts=($(metadata worker-network-endpoints | tr ',' '\n' | cut -d: -f3))
+}
+
+# setup [EXPORT]: a Python if there is none, the packages, and runs/ as one folder of all workers.
+setup() {
+  if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+    ! command -v uv >/dev/null; then
+    PATH=$HOME/.local/bin:$PATH
+    command -v uv >/dev/null || run python3 -m pip install --quiet --user uv==0.13.9
+  fi
+  # shellcheck disable=SC2034 # read by setup.sh
+  extras=tpu
+  source launch/setup.sh
+  run mkdir -p runs
+  if [ -n "${1:-}" ]; then
+    mount_runs "$1"
+  elif [ "${#hosts[@]}" -gt 1 ] && [ "$number" = 0 ]; then
+    lend_runs
+  elif [ "${#hosts[@]}" -gt 1 ]; then
+    mount_runs "${hosts[0]}:$PWD/runs"
+  fi
+}
+
+apt_install() {
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y "$1"
+}
+
+# lend_runs: all workers write one checkpoint, which must be one folder: worker 0's.
+lend_runs() {
+  local host
+  command -v exportfs >/dev/null || apt_install nfs-kernel-server
+  for host in "${hosts[@]:1}"; do
+    run sudo exportfs -o "rw,no_subtree_check,all_squash,anonuid=$(id -u),anongid=$(id -g)" \
+      "$host:$PWD/runs"
+  done
+}
+
+mount_runs() {
+  if mountpoint -q runs; then return; fi
+  command -v mount.nfs >/dev/null || apt_install nfs-common
+  for _ in $(seq 60); do # worker 0 may be still installing
+    if run sudo mount -t nfs "$1" runs; then return; fi
+    sleep 10
+  done
+  fail "$1 could not be mounted on runs"
+}
+
+# files_of WORKDIR: where this worker keeps the log, the process and the exit status of the run.
+files_of() {
+  log=$1/launch/worker-$number.log
+  ended=$1/launch/worker-$number.exit
+}
+
+# The last run of this machine, in a folder that is not shared: its process, then its workdir.
+last=.run
+
+# running: true if the last run still runs; fills `process` and `workdir_there`.
+running() {
+  process=0 workdir_there=''
+  if [ ! -f "$last" ]; then return 1; fi
+  { read -r process && read -r workdir_there; } <"$last"
+  grep -q rapo_jax.main "/proc/$process/cmdline" 2>/dev/null
+}
+
+# start FLAG...: in a session of its own, so that it outlives the connection.
+start() {
+  local workdir
+  need_flags "$@"
+  workdir=$(flag_value workdir "$@")
+  if running; then
+    if [ "$workdir_there" != "$workdir" ]; then fail "busy with $workdir_there"; fi
+    echo "worker $number: runs already" && return
+  fi
+  files_of "$workdir"
+  run mkdir -p "$workdir/launch"
+  run rm -f "$ended"
+  # the outer shell survives SIGTERM to write the exit status down
+  # shellcheck disable=SC2016 # the inner shell expands these
+  set -- bash -c 'trap : TERM; "${@:2}"; status=$?; echo $status >"$1.new"; mv "$1.new" "$1"' \
+    - "$PWD/$ended" env "PYTHONPATH=$PWD" PYTHONUNBUFFERED=1 \
+    .venv/bin/python -m rapo_jax.main "$@" --config.distributed.mode=auto
+  if [ -n "$dry_run" ]; then
+    quoted setsid nohup "$@"
+    return
+  fi
+  quoted "$@" >>"$log"
+  setsid nohup "$@" </dev/null >>"$log" 2>&1 &
+  printf '%s\n%s\n' "$!" "$workdir" >"$last"
+  echo "worker $number: started"
+}
+
+state() {
+  files_of "$1"
+  if running; then
+    if [ "$workdir_there" != "$1" ]; then
+      echo "worker $number: busy with $workdir_there"
+    else
+      echo "worker $number: running$(last_line)"
+    fi
+  elif [ -f "$ended" ]; then
+    echo "worker $number: ended $(cat "$ended")$(last_line)"
+  elif [ "$workdir_there" = "$1" ]; then
+    echo "worker $number: ended 1 without a word: killed, or the machine was restarted"
+  else
+    echo "worker $number: idle"
+  fi
+}
+
+last_line() {
+  if [ "$number" = 0 ] || [ -f "$ended" ]; then tail -n 1 "$log" | sed 's/.*\r//; s/^/ | /'; fi
+}
+
+# stop: asks first, which saves a checkpoint; after two minutes it forces.
+stop() {
+  if ! running || [ "$workdir_there" != "$1" ]; then return; fi
+  run pkill -TERM -P "$process" # the program alone: its tools are for it to end
+  for _ in $(seq 120); do
+    if ! running; then return; fi
+    sleep 1
+  done
+  run kill -KILL -- "-$process"
+}
+
+action=${1:-}
+case $action in
+  setup | start | state | stop) shift ;;
+  *) fail "'$action': give setup, start, state or stop; see --help" ;;
+esac
+if [ "$action" != setup ] && [ -z "${1:-}" ]; then fail "$action: give it what --help says"; fi
+find_worker
+"$action" "$@"

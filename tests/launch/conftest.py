@@ -1,0 +1,92 @@
+"""A copy of the launch scripts, and programs that stand in for what they start."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECORDER = '#!/bin/bash\necho "$(basename "$0") $*" >>"$CALLS"\n'
+"""A program that does nothing but tell that it was called."""
+
+# A Python whose one program adds a line to a file in its workdir, and ends when told by a file.
+PYTHON = """#!/bin/bash
+case "$*" in
+  --version) echo Python 3.11 ;;
+  -c*) echo ok ;;
+  "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m rapo_jax.main "*)
+    printf '%s\\n' "${@:3}" >"runs/x/flags-$WORKER"
+    echo "a step" | tee -a "runs/x/steps-$WORKER"
+    while [ ! -e "$CLOUD/end-$WORKER" ]; do sleep .05; done
+    exit "$(cat "$CLOUD/end-$WORKER")" ;;
+esac
+"""
+
+
+class Place:
+    """Where scripts are run: a repository, and the programs that they find."""
+
+    python = PYTHON
+
+    def __init__(self, repository, bin_dir, tmp_path):
+        self.repository, self.bin_dir, self.tmp_path = repository, bin_dir, tmp_path
+        self.calls_file = tmp_path / "calls"
+        self.environment = {
+            "PATH": f"{bin_dir}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+            "PYTHON": sys.executable,
+            "CALLS": str(self.calls_file),
+        }
+
+    def add(self, name, text=""):
+        """A program that the scripts find before any other of its name; it tells of its calls.
+
+        Only a text that names its own shell does not.
+        """
+        path = self.bin_dir / name
+        path.write_text(text if text.startswith("#!") else RECORDER + text)
+        path.chmod(0o755)
+
+    def line(self, script, *args):
+        return ["bash", str(self.repository / "launch" / f"{script}.sh"), *args]
+
+    def run(self, script, *args, **environment):
+        return subprocess.run(
+            self.line(script, *args), env=self.environment | environment, cwd=self.repository,
+            capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def dry(self, script, *args, **environment):
+        """The commands that a dry run prints, as words."""
+        done = self.run(script, "--dry-run", *args, **environment)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+        return [shlex.split(line) for line in lines]
+
+    def calls(self):
+        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A copy of the scripts, in a folder with a space in its name; programs that only record."""
+    repository, bin_dir = tmp_path / "my code", tmp_path / "bin"
+    for name in ("launch", "configs"):
+        shutil.copytree(ROOT / name, repository / name)
+    (repository / "rapo_jax").mkdir()
+    others = (ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))
+    for file in (*ROOT.glob("requirements*"), *others):
+        shutil.copy(file, repository)
+    bin_dir.mkdir()
+    place = Place(repository, bin_dir, tmp_path)
+    for name in ("gcloud", "docker", "srun", "sbatch", "sudo", "curl", "uv", "hf"):
+        place.add(name)
+    return place

@@ -1,0 +1,181 @@
+"""tpu_pod and tpu_worker: whole runs on a made-up slice of two workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+FLAGS = ("--config=configs/qwen7b.py", "--workdir=runs/x")
+ODD = """--config.prompt.system=it's a "word" of $HOME & `two`; \\ done"""
+SLICE = ("--name=rapo", "--zone=us-west4-a", "--type=v5litepod-16")
+
+# A slice is a folder with a home for each of two workers; ssh is a shell there, scp a copy.
+GCLOUD = """
+homes=$CLOUD/homes; shift 3; action=$1; shift
+for word in "$@"; do
+  case $word in --worker=*) worker=${word#*=} ;; --command=*) command=${word#*=} ;; esac
+done
+if [ "$worker" = all ]; then worker='0 1'; fi
+case $action in
+  list)
+    echo "other,READY,v4-8"
+    if [ -d "$homes" ]; then echo "rapo,${STATE:-READY},${KIND:-v5litepod-16}"; fi ;;
+  create) mkdir -p "$homes/0" "$homes/1" ;;
+  delete) rm -rf "$homes" ;;
+  ssh)
+    for k in $worker; do
+      (cd "$homes/$k" && HOME=$PWD WORKER=$k bash -c "$command") || status=1
+    done ;;
+  scp)
+    paths=(); for word in "$@"; do case $word in --*) ;; *) paths+=("$word") ;; esac; done
+    if [ -n "$NO_WAY_BACK" ] && [[ ${paths[0]} = rapo:* ]]; then exit 1; fi
+    for k in $worker; do
+      cp -rL "${paths[0]/#rapo:/$homes/$k/}" "${paths[1]/#rapo:/$homes/$k/}"
+    done ;;
+esac
+exit "${status:-0}"
+"""
+CURL = """#!/bin/bash
+case ${@: -1} in
+  */agent-worker-number) echo "$WORKER" ;;
+  *) echo "x:8470:10.0.0.0,x:8470:10.0.0.1" ;;
+esac
+"""
+SUDO = """
+case "$1 $2 $4" in
+  "mount -t 10.0.0.0:"*) rmdir runs && ln -s "$CLOUD/homes/0/${4#*/homes/1/}" runs ;;
+esac
+"""
+MOUNTPOINT = '#!/bin/bash\n[ -L "$2" ]\n'
+
+
+@pytest.fixture
+def cloud(place):
+    for name, text in (
+        ("gcloud", GCLOUD), ("curl", CURL), ("sudo", SUDO), ("mountpoint", MOUNTPOINT),
+        ("python3", place.python),
+    ):  # fmt: skip
+        place.add(name, text)
+    place.cloud = place.tmp_path / "cloud"
+    place.cloud.mkdir()
+    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3", "NO_WAY_BACK": ""}
+    yield place
+    for k in (0, 1):  # whatever a test leaves running ends
+        end(place, k, 0)
+
+
+def end(place, worker, status):
+    (place.cloud / f"end-{worker}").write_text(str(status))
+
+
+def pod(*flags):
+    return ("tpu_pod", *SLICE, "--poll=0", *flags, "--", *FLAGS, ODD)
+
+
+def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_back(cloud):
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    done = cloud.run(*pod())
+    assert done.returncode == 0, done.stderr
+    results = cloud.repository / "runs" / "x"
+    for worker in (0, 1):
+        flags = (results / f"flags-{worker}").read_text().splitlines()
+        assert flags == [*FLAGS, ODD, "--config.distributed.mode=auto"]
+        assert (results / "launch" / f"worker-{worker}.exit").read_text() == "0\n"
+        assert "a step" in (results / "launch" / f"worker-{worker}.log").read_text()
+    assert (cloud.cloud / "homes" / "1" / "rapo_jax" / "runs").is_symlink()
+    assert "the slice stays, and costs money; to delete it: gcloud " in done.stderr
+    assert not any(" delete " in call for call in cloud.calls())
+
+
+def test_a_failed_tpu_run_is_fetched_and_its_status_passed_on_and_then_the_slice_is_deleted(cloud):
+    end(cloud, 0, 0)
+    end(cloud, 1, 3)
+    done = cloud.run(*pod("--delete"))
+    assert done.returncode == 3, done.stderr
+    assert (cloud.repository / "runs/x/launch/worker-1.exit").read_text() == "3\n"
+    assert " delete rapo" in cloud.calls()[-1]
+
+
+def test_a_slice_whose_results_were_not_fetched_is_not_deleted(cloud):
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    done = cloud.run(*pod("--delete"), NO_WAY_BACK="yes")
+    assert done.returncode == 1 and "nothing is deleted" in done.stderr
+    assert (cloud.cloud / "homes" / "0" / "rapo_jax" / "runs" / "x" / "steps-0").exists()
+    again = cloud.run(*pod("--delete"))
+    assert again.returncode == 0 and (cloud.repository / "runs/x/steps-0").exists()
+
+
+def test_a_run_outlives_its_launcher_and_the_same_command_finds_it_again(cloud):
+    def launch(name):
+        with open(cloud.tmp_path / name, "w") as log:
+            return subprocess.Popen(
+                cloud.line(*pod()), env=cloud.environment, cwd=cloud.repository, stdout=log,
+                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    first = launch("first")
+    there = cloud.cloud / "homes" / "0" / "rapo_jax" / "runs" / "x"
+    wait_for(lambda: len(list(there.glob("steps-*"))) == 2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    again = launch("again")
+    wait_for(lambda: "waiting for its end" in (cloud.tmp_path / "again").read_text())
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    assert again.wait(60) == 0
+    for worker in (0, 1):
+        steps = cloud.repository / "runs" / "x" / f"steps-{worker}"
+        assert len(steps.read_text().splitlines()) == 1
+    assert sum("rapo_jax.tgz" in call and " scp " in call for call in cloud.calls()) == 1
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_workers_that_wait_for_a_failed_one_are_ended(cloud):
+    end(cloud, 1, 3)
+    done = cloud.run(*pod())
+    assert done.returncode == 3, done.stderr
+    ended = (cloud.repository / "runs/x/launch/worker-0.exit").read_text()
+    assert int(ended) == 128 + signal.SIGTERM
+
+
+def test_a_new_slice_goes_on_from_the_results_that_were_fetched_from_the_last_one(cloud):
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    for runs in (1, 2):
+        assert cloud.run(*pod("--delete")).returncode == 0
+        steps = cloud.repository / "runs" / "x" / "steps-0"
+        assert len(steps.read_text().splitlines()) == runs
+    before = cloud.repository / "runs" / "x.before" / "steps-0"
+    assert len(before.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "found, status, told",
+    [
+        ({"STATE": "PREEMPTED"}, 1, "the slice rapo is PREEMPTED"),
+        ({"KIND": "v4-8"}, 2, "the slice rapo exists and is a v4-8"),
+    ],
+)
+def test_a_slice_that_cannot_be_used_is_left_alone(cloud, found, status, told):
+    (cloud.cloud / "homes").mkdir()
+    done = cloud.run(*pod("--delete"), **found)
+    assert done.returncode == status and told in done.stderr
+    assert [call.split()[4] for call in cloud.calls()] == ["list"]
+
+
+def test_a_gcloud_that_fails_is_not_taken_for_a_slice_that_is_not_there(cloud):
+    cloud.add("gcloud", "exit 1\n")
+    assert cloud.run(*pod()).returncode != 0
+    assert [call.split()[4] for call in cloud.calls()] == ["list"]
