@@ -33,11 +33,11 @@ def get_config() -> ConfigDict:
         max_tokens=144,
     )
     c.retrieval.update(history="own", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
-    c.optimizer.update(learning_rate=5e-4, schedule="cosine")
+    c.optimizer.update(learning_rate=6e-4, schedule="cosine")
     c.rl.update(
-        steps=140,
+        steps=240,
         mini_batches=2,
-        micro_tokens=1024,
+        micro_tokens=512,
         buckets=(32, 40, 48, 56, 64, 72, 80, 96, 112, 144),
     )
     c.evaluate.update(every=20)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,22 +56,28 @@ class Job:
 def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel: int) -> list[Job]:
     """Runs jobs, at most `parallel` at a time, and returns those that failed.
 
-    Every child has its own process group, and none survives this function: not after ctrl-C either.
+    Jobs side by side share the cores evenly and keep to their own: programs that each took all
+    cores would be slower together than one after the other. Every child has its own process
+    group, and none survives this function: not after ctrl-C either.
     """
     waiting, failed, start = list(jobs), [], time.monotonic()
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+    free, slots = list(range(parallel)), {}
     ended = 0
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                running[job] = _start(job, line_of(job)), time.monotonic()
+                slots[job] = free.pop(0)
+                with _keeping_to(share_of_cores(slots[job], parallel)):
+                    running[job] = _start(job, line_of(job)), time.monotonic()
                 say(f"start   {job.name}  (log: {job.log})")
             time.sleep(0.2)
             for job, (child, began) in list(running.items()):
                 if child.poll() is None:
                     continue
                 del running[job]
+                free.append(slots[job])
                 ended += 1
                 if child.returncode:
                     failed.append(job)
@@ -85,6 +91,26 @@ def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel:
         if sys.stdout.isatty():
             print("\r\x1b[K", end="")
     return failed
+
+
+def share_of_cores(slot: int, parallel: int) -> set[int]:
+    """The cores of the job in `slot` of `parallel`; with more jobs than cores some share one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return set(cores[slot::parallel] or cores[slot % len(cores) :][:1]) if cores else set()
+
+
+@contextlib.contextmanager
+def _keeping_to(cores: set[int]) -> Iterator[None]:
+    """What is started inside runs on these cores only; an empty set leaves it free."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:

@@ -24,7 +24,7 @@ from rapo_jax.host.tasks.chains import (
 )
 from rapo_jax.host.tasks.schema import Agent
 
-WEAK_AGE = 0.4
+WEAK_AGE = 0.2
 """How likely the weak demonstrator looks the age up next in a hidden word that needs a number."""
 
 _RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>", re.DOTALL)
