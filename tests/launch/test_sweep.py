@@ -241,3 +241,27 @@ def test_an_interrupt_leaves_no_run_behind(tmp_path, program):
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_jobs_side_by_side_share_the_cores_and_one_job_has_them_all():
+    jobs = load("jobs")
+    cores = os.sched_getaffinity(0)
+    assert jobs.share_of_cores(0, 1) == cores
+    shares = [jobs.share_of_cores(slot, len(cores)) for slot in range(len(cores))]
+    assert sorted(core for share in shares for core in share) == sorted(cores)
+    crowded = [jobs.share_of_cores(slot, 2 * len(cores)) for slot in range(2 * len(cores))]
+    assert all(len(share) == 1 and share <= cores for share in crowded)
+
+
+def test_each_job_of_a_sweep_runs_on_its_own_cores_and_the_sweep_keeps_all(tmp_path):
+    program = tmp_path / "program.py"
+    tell = "import os; (workdir / 'cores').write_text(repr(sorted(os.sched_getaffinity(0))))\n"
+    program.write_text(PROGRAM + tell)
+    folder, before = tmp_path / "sweep", os.sched_getaffinity(0)
+    parallel = len(before)
+    seeds = ",".join(str(seed) for seed in range(parallel))
+    flags = flags_of(folder, f"--sweep=seed={seeds}", f"--jobs={parallel}")
+    assert sweep.main(flags, [str(program)]) == 0
+    assert os.sched_getaffinity(0) == before
+    cores_of_jobs = [json.loads(path.read_text()) for path in folder.glob("seed=*/cores")]
+    assert [len(cores) for cores in cores_of_jobs] == [1] * parallel
