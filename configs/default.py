@@ -16,8 +16,10 @@ def get_config() -> ConfigDict:
     c.stages = ("sft", "buffer", "rl", "evaluate", "report")  # run in this order, once each
 
     c.task = t = ConfigDict()
-    t.name = "chains"  # chains: the made-up task of the tiny run | dataset: questions from files
+    t.name = "chains"  # chains: the made-up task of the tiny run | dataset: questions from files |
+    # module:TASK, an own one (docs/own.md)
     t.metric = "f1"  # of a boxed answer: f1: token F1 | math: equivalence, 1/2 = 0.5 (sec. 5.1)
+    t.reward = ""  # '' = the paper's (sec. 5.1) | module:function, an own one (docs/own.md)
     t.data_dir = ""  # prepared data sets; '' = WORKDIR/data
     t.chains = ConfigDict()  # the made-up world of the tiny run
     t.chains.seed = 1  # names, facts and the meaning of words
@@ -37,6 +39,7 @@ def get_config() -> ConfigDict:
     # searches
     d.manual_dir = ""  # folder of the published sets: MANUAL_DIR/gsm8k/train.jsonl
     d.malformed = "skip"  # bad records: skip, counted and told with their numbers | fail
+    t.own = ConfigDict()  # keyword arguments of an own task, whichever it takes
 
     c.prompt = ConfigDict()
     c.prompt.system = ""  # system prompt; '' = the task's own, or the paper's protocol (sec. 4)
@@ -50,6 +53,13 @@ def get_config() -> ConfigDict:
     c.mesh.data = -1  # ways that rows are spread over
     c.mesh.fsdp = 1  # ways that rows, weights, gradients and Adam moments are spread over
     c.mesh.tensor = 1  # ways that heads, ffn and vocabulary are spread over; divides model.heads
+
+    c.distributed = ConfigDict()  # several processes, of one config and one shared workdir
+    c.distributed.mode = "off"  # off: one process | auto: TPU metadata or SLURM tell who is who |
+    # explicit: the next three do
+    c.distributed.coordinator = ""  # host:port of process 0, a free port there
+    c.distributed.processes = 1  # in all
+    c.distributed.process = 0  # number of this one, from 0 on
 
     c.model = m = ConfigDict()  # comments name Hugging Face's key where it differs
     m.folder = ""  # a Hugging Face model folder: weights, and every key down to tied from its
@@ -79,10 +89,12 @@ def get_config() -> ConfigDict:
     c.tools = o = ConfigDict()
     o.passages = 3  # passages a search returns (sec. 5.1)
     o.workers = 2  # warm python processes
-    o.timeout_s = 5.0  # seconds a python call may take
+    o.timeout_s = 5.0  # seconds a call of python or of an own tool may take
     o.memory_mb = 512  # MiB of address space of a python call, on top of the interpreter's
     o.output_chars = 2000  # characters of output kept
     o.search_width = 1024  # embedding width of the local search
+    o.own = ()  # own tools (docs/own.md): (('calculator', 'my_tools:calculate'), ...), the tag's
+    # name and module:function; 'search' and 'python' take the place of the built-in ones
     o.python = ConfigDict()  # besides: one process and thread, files of 1 MiB, 16 MiB in all
     o.python.require = ()  # layers of confinement without which no run starts: ('all',), or some
     # of SANDBOX_LAYERS in rapo_jax/config.py, such as ('pid', 'network', 'seccomp')

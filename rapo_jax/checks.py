@@ -36,9 +36,15 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _group(kind, value, path)
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ValueError(f"{path}={value!r}: expected a tuple such as ('a', 'b')")
-        return tuple(_convert(typing.get_args(kind)[0], x, path) for x in value)
+        each = typing.get_args(kind)[0]
+        single = isinstance(value, str) or not hasattr(value, "__iter__")
+        nested = typing.get_origin(each) is tuple
+        if single or (nested and any(isinstance(x, str) for x in value)):
+            form = "(('a', 'b'),)" if nested else "('a', 'b')"
+            raise ValueError(f"{path}={value!r}: expected a tuple such as {form}")
+        return tuple(_convert(each, x, path) for x in value)
+    if typing.get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return dict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -77,6 +83,7 @@ def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
 
 CHOICES = {
     "method": METHODS,
+    "distributed.mode": ("off", "auto", "explicit"),
     "rollout.driver": ("scan", "host"),
     "retrieval.schedule": ("constant", "linear", "cosine"),
     "retrieval.unit": ("step", "trajectory"),
@@ -92,7 +99,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.rope_type": ("default", "llama3"),
     "export.dtype": ("same", "float32", "bfloat16"),
-    "task.name": ("chains", "dataset"),
+    "task.name": ("chains", "dataset", "module:TASK"),
     "task.dataset.malformed": ("skip", "fail"),
     "task.metric": ("f1", "math"),
     "tools.search.kind": ("local", "retrieval", "bing", "serper", "searxng"),
@@ -117,9 +124,13 @@ def _check_stages(stages: tuple[str, ...]) -> None:
 
 def check(s: Settings) -> None:
     """Refuses values that cannot work, before any compile. Raises ValueError."""
+    own = ":" in s.task.name
     for key, known in CHOICES.items():
-        _one_of(key, _read(s, key), known)
+        if key != "task.name" or not own:
+            _one_of(key, _read(s, key), known)
+    _require(own or not s.task.own, "task.own", s.task.own, "only task.name='module:TASK' reads it")
     _check_stages(s.stages)
+    _check_distributed(s)
     for layer in s.tools.python.require:
         _one_of("tools.python.require", layer, ("all", *SANDBOX_LAYERS))
     for key in (
@@ -187,12 +198,8 @@ def check(s: Settings) -> None:
         s.model.rope_high_freq,
         f"must be more than model.rope_low_freq={s.model.rope_low_freq}, both above 0",
     )
-    for key in (
-        "model.rope_theta",
-        "model.rope_factor",
-        "export.shard_gb",
-        "tools.search.deadline_s",
-    ):
+    positive = "model.rope_theta model.rope_factor export.shard_gb tools.search.deadline_s"
+    for key in positive.split():
         _require(_read(s, key) > 0, key, _read(s, key), "must be more than 0")
     _require(s.rl.ddof in (0, 1), "rl.ddof", s.rl.ddof, "0 or 1")
     for key in (
@@ -231,48 +238,63 @@ def check(s: Settings) -> None:
             _require(Path(file).is_file(), "buffer.files", file, "there is no such file")
 
 
+def _check_distributed(s: Settings) -> None:
+    d, explicit = s.distributed, s.distributed.mode == "explicit"
+    host, _, port = d.coordinator.rpartition(":")
+    for key, unset, works, remedy in (
+        ("coordinator", "", host and port.isdigit(), "host:port of process 0, '10.0.0.1:1234'"),
+        ("processes", 1, d.processes >= 1, "must be at least 1"),
+        (
+            "process",
+            0,
+            0 <= d.process < d.processes,
+            f"0 … distributed.processes={d.processes} - 1",
+        ),
+    ):
+        value, only = getattr(d, key), "only distributed.mode='explicit' reads it"
+        holds = bool(works) if explicit else value == unset
+        _require(holds, f"distributed.{key}", value, remedy if explicit else only)
+    readers = "score and export run in one process: set distributed.mode='off'"
+    _require(d.mode == "off" or not set(s.stages) & set(READERS), "stages", s.stages, readers)
+
+
 def _check_dataset(s: Settings) -> None:
     """A data set brings questions alone: no corpus unless it is named, and no scripted agent."""
-    d = s.task.dataset
-    for key, value in (("task.dataset.train", d.train), ("task.dataset.eval", d.eval)):
-        _require(
-            bool(value.strip()),
-            key,
-            value,
-            "task.name='dataset' needs a file of questions or a published set, as 'gsm8k:train'",
-        )
+    remedy = "task.name='dataset' needs a file of questions or a published set, as 'gsm8k:train'"
+    for key in ("task.dataset.train", "task.dataset.eval"):
+        _require(bool(_read(s, key).strip()), key, _read(s, key), remedy)
+    own_search = any(pair[:1] == ("search",) for pair in s.tools.own)
     _require(
-        s.tools.search.kind != "local" or bool(d.documents),
+        s.tools.search.kind != "local" or own_search or bool(s.task.dataset.documents),
         "task.dataset.documents",
-        d.documents,
+        s.task.dataset.documents,
         "tools.search.kind='local' searches this corpus (JSON lines): name one, or search a "
         "service (tools.search.kind='retrieval')",
     )
-    _require(
-        bool(s.model.folder),
-        "model.folder",
-        s.model.folder,
-        "task.name='dataset' has no scripted agent to learn the protocol from: name a Hugging Face "
-        "folder of an instruct model to start from",
-    )
-    _require(
-        "sft" not in s.stages,
-        "stages",
-        s.stages,
-        "task.name='dataset' has no demonstrations for a cold start: leave 'sft' out and start "
-        "from model.folder",
-    )
-    _require(
-        s.buffer.agent != "scripted" or "buffer" not in s.stages,
-        "buffer.agent",
-        s.buffer.agent,
-        "task.name='dataset' has no scripted agent: bring traces (buffer.files with "
-        "buffer.agent='none') or sample a policy (buffer.agent='checkpoint')",
-    )
-    for key in ("sft.gate_one_hop", "sft.gate_follow"):
-        _require(
-            _read(s, key) == 0,
-            key,
-            _read(s, key),
-            "task.name='dataset' has no decisions to measure a gate by: set it to 0",
-        )
+    check_unscripted(s)
+
+
+def check_unscripted(s: Settings) -> None:
+    """Refuses what only a task with scripted agents can do."""
+    gate = "decisions to measure a gate by: set it to 0"
+    for key, holds, remedy in (
+        (
+            "model.folder",
+            bool(s.model.folder),
+            "scripted agent to learn from: name a Hugging Face folder of an instruct model",
+        ),
+        (
+            "stages",
+            "sft" not in s.stages,
+            "demonstrations for a cold start: leave 'sft' out and start from model.folder",
+        ),
+        (
+            "buffer.agent",
+            s.buffer.agent != "scripted" or "buffer" not in s.stages,
+            "scripted agent: bring traces (buffer.files with buffer.agent='none') or sample a "
+            "policy (buffer.agent='checkpoint')",
+        ),
+        ("sft.gate_one_hop", s.sft.gate_one_hop == 0, gate),
+        ("sft.gate_follow", s.sft.gate_follow == 0, gate),
+    ):
+        _require(holds, key, _read(s, key), f"task.name={s.task.name!r} has no {remedy}")

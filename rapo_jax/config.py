@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,11 @@ class DatasetSettings:
 class TaskSettings:
     name: str
     metric: str
+    reward: str
     data_dir: str
     chains: ChainsSettings
     dataset: DatasetSettings
+    own: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,14 @@ class MeshSettings:
     data: int
     fsdp: int
     tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    mode: str
+    coordinator: str
+    processes: int
+    process: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +128,7 @@ class ToolsSettings:
     memory_mb: int
     output_chars: int
     search_width: int
+    own: tuple[tuple[str, ...], ...]
     python: PythonSettings
     search: SearchSettings
 
@@ -261,6 +274,7 @@ class Settings:
     prompt: PromptSettings
     tokenizer: TokenizerSettings
     mesh: MeshSettings
+    distributed: DistributedSettings
     model: ModelSettings
     tools: ToolsSettings
     rollout: RolloutSettings

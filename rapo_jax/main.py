@@ -23,6 +23,12 @@ Every key of the config can be set as --config.GROUP.KEY=VALUE; configs/default.
 with their unit and paper section. Keys most often set: config.seed, config.method (rapo, grpo,
 sft), config.rl.steps, config.rl.m, config.rl.a, config.rollout.n_hybrid,
 config.retrieval.probability, config.retrieval.noise, config.retrieval.schedule.
+
+Several hosts: the same command on each, on one --workdir that all of them see; by SLURM or on a
+TPU pod with --config.distributed.mode=auto, elsewhere with
+    --config.distributed.mode=explicit --config.distributed.coordinator=HOST:PORT
+    --config.distributed.processes=N --config.distributed.process=0 (to N - 1)
+SIGTERM to any of them saves a checkpoint on all and ends them with status 0.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -57,23 +63,56 @@ def main(argv: list[str]) -> None:
         refuse_contradictions(
             settings.model, config_flags.get_override_values(flags.FLAGS["config"])
         )
-        workdir = Path(WORKDIR.value)
-        fresh = prepare_workdir(workdir, CONFIG.value.to_dict())
-        run_stages(settings, workdir, fresh=fresh)
+    except (ValueError, FileNotFoundError) as error:
+        refuse(error)
+    # Own code may lie beside the config file; last, so that it hides no installed module.
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    sys.path.append(str(Path(config_file).resolve().parent))
+    from rapo_jax.train import distributed
+
+    try:
+        distributed.start(settings.distributed)
+    except ValueError as error:
+        refuse(error)
+    try:
+        fresh = open_workdir(Path(WORKDIR.value), CONFIG.value.to_dict())
+        run_stages(settings, Path(WORKDIR.value), fresh=fresh)
+    except distributed.Stopped as stopped:
+        print(f"[stop] {stopped}; the same command goes on", flush=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
+        distributed.leave(2)
         raise SystemExit(2) from error
+    except Exception:
+        distributed.leave(1)
+        raise
+
+
+def refuse(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+def open_workdir(workdir: Path, config: dict[str, Any]) -> bool:
+    """`prepare_workdir` by the first process; all must be of one config and see its workdir."""
+    from rapo_jax.train import distributed
+
+    distributed.check_same(config)
+    fresh = distributed.on_first(lambda: prepare_workdir(workdir, config))
+    distributed.check_shared(workdir)
+    distributed.keep_quiet(workdir)
+    return fresh
 
 
 def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     """Writes config.json, or refuses a folder that belongs to another config. True if it wrote.
 
-    `stages`, `log`, `checkpoint` and what only `score` and `export` read may differ between calls:
-    they change no result. A call for these two stages alone writes nothing.
+    `stages`, `log`, `checkpoint`, `distributed` and what only `score` and `export` read may differ
+    between calls: they change no result. A call for these two stages alone writes nothing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    free = ("stages", "log", "checkpoint", *READERS)
+    free = ("stages", "log", "checkpoint", "distributed", *READERS)
     wanted = json.loads(json.dumps(config))
     if path.is_file():
         found = json.loads(path.read_text())
@@ -123,14 +162,17 @@ def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     A `fresh` workdir whose run cannot even be opened is not bound to the config that failed.
     """
     from rapo_jax.report.page import write_report
+    from rapo_jax.train import distributed
     from rapo_jax.train.stages import RUNNERS, open_stages
 
     done_path = workdir / "done.json"
-    done = json.loads(done_path.read_text())["stages"] if done_path.is_file() else []
+    done = distributed.on_first(
+        lambda: json.loads(done_path.read_text())["stages"] if done_path.is_file() else []
+    )
     try:
         stages = open_stages(settings, workdir)
     except BaseException:
-        if fresh:
+        if fresh and distributed.is_first():
             (workdir / "config.json").unlink()
         raise
     started = time.perf_counter()
@@ -139,14 +181,18 @@ def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
             if name not in settings.stages or name in READERS:
                 continue
             if name == "report":
-                write_report([workdir], workdir / "report.html")
+                if distributed.is_first():
+                    write_report([workdir], workdir / "report.html")
             elif name in done:
                 print(f"[{name}] finished before; skipped", flush=True)
                 continue
             else:
                 RUNNERS[name](stages)
             done = [*[d for d in done if d != name], name]
-            done_path.write_text(json.dumps({"stages": done}) + "\n")
+            if distributed.is_first():
+                done_path.write_text(json.dumps({"stages": done}) + "\n")
+            if distributed.stop_asked():
+                raise distributed.Stopped(f"stage {name!r} is finished")
     finally:
         stages.close()
     stages.summarise(time.perf_counter() - started)

@@ -76,3 +76,52 @@ def test_a_data_set_with_what_only_a_made_task_can_do_is_refused(changes, messag
     assert read_with(**DATASET).task.name == "dataset"
     with pytest.raises(ValueError, match=re.escape(message)):
         read_with(**DATASET | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"mode": "on"}, "distributed.mode='on': expected one of off, auto, explicit"),
+        ({"mode": "explicit"}, "distributed.coordinator='': host:port of process 0"),
+        ({"mode": "explicit", "coordinator": "here"}, "distributed.coordinator='here': host:port"),
+        ({"mode": "explicit", "processes": 0}, "distributed.processes=0: must be at least 1"),
+        ({"mode": "explicit", "process": 2}, "distributed.process=2: 0 … distributed.processes=2"),
+        ({"process": 1}, "distributed.process=1: only distributed.mode='explicit' reads it"),
+    ],
+)
+def test_processes_that_could_not_find_each_other_are_refused(changes, refusal):
+    full = {"coordinator": "localhost:1", "processes": 2} if len(changes) == 2 else {}
+    given = {f"distributed.{key}": value for key, value in (full | changes).items()}
+    with pytest.raises(ValueError, match=re.escape(refusal)):
+        read_with(**given)
+
+
+def test_reading_weights_is_refused_to_several_processes():
+    with pytest.raises(ValueError, match="stages=.*score and export run in one process"):
+        read_with(stages=("export",), **{"distributed.mode": "auto"})
+
+
+def test_own_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
+    message = "tools.own=('calculator', 'm:f'): expected a tuple such as (('a', 'b'),)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_with(**{"tools.own": ("calculator", "m:f")})
+    assert read_with(**{"tools.own": (("calculator", "m:f"),)}).tools.own == (
+        ("calculator", "m:f"),
+    )
+
+
+def test_an_own_task_has_settings_of_its_own_and_no_other_task_has():
+    config = tiny.get_config()
+    config.task.own.words = 3
+    with pytest.raises(ValueError, match=re.escape("task.own={'words': 3}: only task.name='modu")):
+        read_settings(config.to_dict())
+    config.task.name = "my_task:TASK"
+    assert read_settings(config.to_dict()).task.own == {"words": 3}
+    config.task.name = "chain"
+    with pytest.raises(ValueError, match="task.name='chain': expected one of chains, dataset, mo"):
+        read_settings(config.to_dict())
+
+
+def test_a_data_set_with_an_own_search_needs_no_documents():
+    own = {"tools.own": (("search", "m:f"),), "tools.search.kind": "local"}
+    assert read_with(**DATASET | own).task.dataset.documents == ""

@@ -166,7 +166,7 @@ def test_a_value_that_cannot_work_is_refused_with_its_key_and_a_remedy(
         ("rl.aggregation", AGGREGATIONS),
         ("buffer.agent", AGENTS),
         ("rollout.driver", DRIVERS),
-        ("task.name", TASKS),
+        ("task.name", {*TASKS, "module:TASK"}),
         ("task.metric", METRICS),
         ("tools.search.kind", SEARCHES),
     ],

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rapo_jax.host.protocol import Segment, parse_step, render_result, render_retrieved
+from rapo_jax.host.protocol import (
+    Segment,
+    own_names,
+    parse_step,
+    render_result,
+    render_retrieved,
+)
 from rapo_jax.host.tasks.schema import Agent, Question
 from rapo_jax.host.tools import Tool
 from rapo_jax.types import Source
@@ -121,7 +127,7 @@ def _think(
             rollout.step += 1
     text = agent(rollout.question.question, rollout.history, rollout.rng)
     rollout.append(Source.POLICY, text)
-    call = parse_step(text)
+    call = parse_step(text, own_names(tools))
     if call.kind in tools and rollout.calls < max_calls:
         rollout.pending = (call.kind, call.content)
     else:
@@ -136,7 +142,7 @@ def _act(waiting: Sequence[_Rollout], tools: Mapping[str, Tool]) -> None:
             continue
         observations = tool([r.pending[1] for r in asking if r.pending])
         for rollout, observation in zip(asking, observations, strict=True):
-            rollout.append(Source.TOOL, render_result(observation.text))
+            rollout.append(Source.TOOL, render_result(observation.text, own_names(tools)))
             rollout.pending = None
             rollout.calls += 1
             rollout.step += 1

@@ -114,9 +114,10 @@ def question_stream(
     Each epoch is a fresh permutation of all rows, epochs follow each other without a gap: every
     question comes exactly once in an epoch, none is dropped. Where the number of rows is no
     multiple of `batch`, one batch holds the last rows of an epoch and the first of the next, so
-    such a batch (and only such a one) may hold a question twice. Global row r of a batch goes to
-    process r mod `process_count`, so the global batch does not depend on `process_count` and a
-    position saved with one number of processes may be resumed with another.
+    such a batch (and only such a one) may hold a question twice. Each process takes one block of a
+    batch's rows, in the order of processes, and reads no other questions: the global batch does
+    not depend on `process_count`, and a position saved with one number of processes may be resumed
+    with another.
     """
     import grain.python as grain
 
@@ -129,9 +130,14 @@ def question_stream(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index}: must be 0 to {process_count - 1}")
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    own_rows = rows[process_index:ENOUGH_ROWS:process_count]
-    batches = own_rows.batch(batch // process_count, batch_fn=list)
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    each = batch // process_count
+    own = slice(process_index * each, (process_index + 1) * each)
+    batches = (
+        indices[:ENOUGH_ROWS]
+        .batch(batch, batch_fn=list)
+        .map(lambda batch_indices: [source[int(i)] for i in batch_indices[own]])
+    )
     no_prefetch = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     iterator = iter(batches.to_iter_dataset(no_prefetch))
     return QuestionStream(iterator, seed=seed, batch=batch, rows=len(source))

@@ -32,7 +32,7 @@ Query = Callable[[Sequence[str]], np.ndarray]
 
 def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
     """Tokens of `<result>...</result>`, the observation cut so that all of it fits."""
-    return _fit(tokens, render_result(observation), "</result>", room)
+    return _fit(tokens, render_result(observation, tokens.own), "</result>", room)
 
 
 def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
@@ -99,7 +99,10 @@ class Environment:
         self.failure = None
 
     def take_counts(self) -> dict[str, float]:
-        """Counts since the last call: calls by tool, outcomes, retrievals, host seconds."""
+        """Counts since the last call: calls by tool, outcomes, retrievals, host seconds.
+
+        `failed/NAME` counts the calls of an own tool whose outcome was not ok.
+        """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
         memory = self._retriever.take_counts() if self._retriever else {}
@@ -164,7 +167,7 @@ class Environment:
             text = self.tokens.decode(token_BX[b, : length_B[b]])
             row = int(row_B[b])
             self._history[row] += text
-            step = parse_step(text)
+            step = parse_step(text, self.tokens.own)
             calls.setdefault(step.kind, []).append((b, row, step.content))
         counts: Counter[str] = Counter()
         for kind, asking in calls.items():
@@ -173,6 +176,8 @@ class Environment:
             ):
                 counts[kind] += 1
                 counts[f"outcome/{observation.outcome}"] += 1
+                if kind in self.tokens.own and observation.outcome != "ok":
+                    counts[f"failed/{kind}"] += 1
                 ids = self._observation_ids(observation.text)
                 token_BX2[b, : len(ids)] = ids
                 length_B2[b] = len(ids)

@@ -1,22 +1,24 @@
 """The protocol of a trajectory: the system prompt, the tags, parsing and rendering of a step.
 
-A policy step ends when it closes one of `STOPS` or emits end-of-sequence. After a call the world
+A policy step ends when it closes one of `stops()` or emits end-of-sequence. After a call the world
 says `<result>...</result>`; a retrieved step trace stands between `<retrieve>` and `</retrieve>`.
-Every function is total: it returns something sensible for any text and never raises.
+Every function is total: it returns something sensible for any text and never raises. `own` are the
+names of tags that call a tool of the run's own (tools.own), beside `CALLS`.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rapo_jax.types import Source
 
 TAG_NAMES = ("think", "search", "python", "result", "retrieve", "answer")
-TAGS = tuple(f"<{slash}{name}>" for name in TAG_NAMES for slash in ("", "/"))
-STEP_KINDS = ("search", "python", "answer")
-STOPS = tuple(f"</{kind}>" for kind in STEP_KINDS)
+CALLS = ("search", "python")
+STEP_KINDS = (*CALLS, "answer")
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant who solves the user's question step by step with two tools: a "
@@ -31,14 +33,40 @@ SYSTEM_PROMPT = (
     "answer in \\boxed{}."
 )
 
-_TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAG_NAMES)})>)|<(?=\|)")
+OWN_TOOL = "Another tool: write its input inside <{name}> and </{name}>."
 _RETRIEVE_TAG = re.compile(r"<(?=/?retrieve>)|<(?=\|)")
 _RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
-_CALL_AND_RESULT = re.compile(r"</(?:search|python)>[^<]*<result>.*?</result>\s*", re.DOTALL)
+
+
+def own_names(tools: Iterable[str]) -> tuple[str, ...]:
+    """`own` of a run with these tools; a tool that takes a built-in one's place has its tag."""
+    return tuple(name for name in tools if name not in CALLS)
+
+
+@functools.cache
+def tags(own: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Every opening and closing tag."""
+    return tuple(f"<{slash}{name}>" for name in (*TAG_NAMES, *own) for slash in ("", "/"))
+
+
+@functools.cache
+def stops(own: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The closing tags that end a step of the policy: those of calls and of the answer."""
+    return tuple(f"</{kind}>" for kind in (*STEP_KINDS, *own))
+
+
+TAGS = tags()
+STOPS = stops()
+
+
+def with_tools(system: str, about: Mapping[str, str]) -> str:
+    """A system prompt that tells of own tools too: name of the tag -> what it is for."""
+    told = (" ".join([OWN_TOOL.format(name=name), what]) for name, what in about.items())
+    return "\n".join([system, *map(str.strip, told)])
 
 
 class Step(NamedTuple):
-    """What the policy did in one step: `kind` is search, python, answer or stop (nothing closed).
+    """What the policy did in one step: `kind` is a call, answer or stop (nothing was closed).
 
     `content` is the call or the answer; it is empty for an empty call and for a tag that was
     closed but never opened.
@@ -56,13 +84,13 @@ class Segment(NamedTuple):
     text: str
 
 
-def parse_step(text: str) -> Step:
+def parse_step(text: str, own: tuple[str, ...] = ()) -> Step:
     """The last call or answer that the policy itself closed in `text`, the policy's own step.
 
-    The kind is that of the last closing tag in `STOPS`, so it always agrees with the boundary
+    The kind is that of the last closing tag in `stops`, so it always agrees with the boundary
     automaton that ended the step. An indented program is dedented as a whole.
     """
-    end, kind = max((text.rfind(stop), kind) for stop, kind in zip(STOPS, STEP_KINDS, strict=True))
+    end, kind = max((text.rfind(f"</{kind}>"), kind) for kind in (*STEP_KINDS, *own))
     if end < 0:
         return Step("stop", "")
     _, opened, content = text[:end].rpartition(f"<{kind}>")
@@ -71,17 +99,28 @@ def parse_step(text: str) -> Step:
     return Step(kind, (textwrap.dedent(content) if kind == "python" else content).strip())
 
 
-def neutralise(text: str) -> str:
+@functools.cache
+def _tag(own: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(?=/?(?:{'|'.join((*TAG_NAMES, *own))})>)|<(?=\|)")
+
+
+@functools.cache
+def _call_and_result(own: tuple[str, ...]) -> re.Pattern[str]:
+    called = "|".join((*CALLS, *own))
+    return re.compile(rf"</(?:{called})>[^<]*<result>.*?</result>\s*", re.DOTALL)
+
+
+def neutralise(text: str, own: tuple[str, ...] = ()) -> str:
     """Foreign text in which no tool tag and no chat token `<|...|>` can open or close anything.
 
     A space after the `<` breaks each of them; all other text stays as it is.
     """
-    return _TAG.sub("< ", text)
+    return _tag(own).sub("< ", text)
 
 
-def render_result(observation: str) -> str:
+def render_result(observation: str, own: tuple[str, ...] = ()) -> str:
     """What the world says after a tool call."""
-    return f"<result> {neutralise(observation)}</result>"
+    return f"<result> {neutralise(observation, own)}</result>"
 
 
 def render_retrieved(trace: str) -> str:
@@ -94,12 +133,12 @@ def without_retrieved(text: str) -> str:
     return _RETRIEVED.sub("", text)
 
 
-def split_steps(text: str) -> list[str]:
+def split_steps(text: str, own: tuple[str, ...] = ()) -> list[str]:
     """The step traces of a response: thought, call and result each; the last is the answer step.
 
     Retrieved spans are cut out first; the pieces joined give the rest back.
     """
     text = without_retrieved(text)
-    cuts = [0, *(match.end() for match in _CALL_AND_RESULT.finditer(text)), len(text)]
+    cuts = [0, *(match.end() for match in _call_and_result(own).finditer(text)), len(text)]
     pieces = (text[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
     return [piece for piece in pieces if piece]

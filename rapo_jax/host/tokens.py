@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rapo_jax.host.protocol import STOPS, TAGS, neutralise
+from rapo_jax.host.protocol import STOPS, neutralise, tags
 from rapo_jax.host.token_bytes import token_bytes
 
 SYSTEM, USER, ASSISTANT, END, PAD = CHAT_TOKENS = (
@@ -28,7 +28,6 @@ SYSTEM, USER, ASSISTANT, END, PAD = CHAT_TOKENS = (
     "<|pad|>",
 )
 BOXED = "\\boxed{"
-PROTOCOL_TOKENS = (*TAGS, BOXED)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
@@ -44,20 +43,22 @@ def _splitter(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("(" + "|".join(map(re.escape, texts)) + ")")
 
 
-_PROTOCOL_TOKEN = _splitter(PROTOCOL_TOKENS)
-
-
-def build_tokenizer(folder: str | Path, corpus: Iterable[str], *, vocab_size: int) -> None:
+def build_tokenizer(
+    folder: str | Path, corpus: Iterable[str], *, vocab_size: int, own: tuple[str, ...] = ()
+) -> None:
     """Makes a byte-level tokenizer of at most `vocab_size` tokens and saves a Hugging Face folder.
 
     Its tokens are the 256 bytes, and every word, number and sign that the corpus holds at least
     twice, the most frequent first. A trained BPE would also spend tokens on the pieces that its
-    merges go through; a small model is better off without. The tool tags and `\\boxed{` are one
-    token each, so are the chat tokens; `<|end|>` is eos. The same corpus gives the same files.
+    merges go through; a small model is better off without. The tool tags, of `own` tools too, and
+    `\\boxed{` are one token each, so are the chat tokens; `<|end|>` is eos. The same corpus gives
+    the same files.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    added = len(PROTOCOL_TOKENS) + len(CHAT_TOKENS)
+    protocol_tokens = (*tags(own), BOXED)
+    protocol_token = _splitter(protocol_tokens)
+    added = len(protocol_tokens) + len(CHAT_TOKENS)
     if vocab_size < 256 + added:
         raise ValueError(
             f"tokenizer.vocab_size={vocab_size}: 256 bytes and {added} tags need at least "
@@ -71,8 +72,8 @@ def build_tokenizer(folder: str | Path, corpus: Iterable[str], *, vocab_size: in
     )
     words: Counter[str] = Counter()
     for text in corpus:
-        for piece in _PROTOCOL_TOKEN.split(text):
-            if piece and not _PROTOCOL_TOKEN.fullmatch(piece):
+        for piece in protocol_token.split(text):
+            if piece and not protocol_token.fullmatch(piece):
                 words.update(word for word, _ in splitter.pre_tokenize_str(piece))
     common = sorted((-n, word) for word, n in words.items() if n > 1 and len(word) > 1)
     room = vocab_size - added - 256
@@ -81,7 +82,7 @@ def build_tokenizer(folder: str | Path, corpus: Iterable[str], *, vocab_size: in
     tokenizer = Tokenizer(models.Unigram(scored))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PROTOCOL_TOKENS])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in protocol_tokens])
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in CHAT_TOKENS])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ class Tokens:
     """A tokenizer as the rest of the package needs it.
 
     `bytes_V[i]` is the exact bytes of token i, empty for ids without a token; `eos_ids` all end a
-    response; `fingerprint` is the sha256 of tokenizer.json.
+    response; `fingerprint` is the sha256 of tokenizer.json; `own` are the tags of own tools.
     """
 
     tokenizer: Any = field(repr=False)
@@ -110,6 +111,7 @@ class Tokens:
     eos_ids: tuple[int, ...]
     pad_id: int
     fingerprint: str
+    own: tuple[str, ...]
     _exact: Any = field(repr=False)
     """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's own rules."""
     _plain: Any = field(repr=False)
@@ -151,15 +153,17 @@ class Tokens:
         An empty `system` leaves the system turn to the template.
         """
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": neutralise(question)})
+        messages.append({"role": "user", "content": neutralise(question, self.own)})
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         return self._exact.encode(text, add_special_tokens=False).ids
 
 
-def load_tokens(folder: str | Path, *, vocab_size: int = 0) -> Tokens:
+def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...] = ()) -> Tokens:
     """Loads a Hugging Face tokenizer folder; `bytes_V` is padded to a model's `vocab_size`.
+
+    `own` are the tags of own tools, which the protocol has beside its `TAG_NAMES`.
 
     Raises:
         ValueError: there is no tokenizer of a kind that works here, no chat template or no id that
@@ -192,7 +196,7 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0) -> Tokens:
     exact = Tokenizer.from_str(json.dumps(spec))
     plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    tag_ids = {text: added[text] for text in PROTOCOL_TOKENS if text in added}
+    tag_ids = {text: added[text] for text in (*tags(own), BOXED) if text in added}
     bytes_V = token_bytes(spec["model"]["vocab"], added, vocab_size)
     eos, pad = (
         None if token is None else exact.token_to_id(token)
@@ -205,6 +209,7 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0) -> Tokens:
         eos_ids=eos_ids,
         pad_id=eos_ids[0] if pad is None else pad,
         fingerprint=hashlib.sha256(content).hexdigest(),
+        own=own,
         _exact=exact,
         _plain=plain,
         _tag_ids=tag_ids,

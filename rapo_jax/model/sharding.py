@@ -57,13 +57,16 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of `data` x `fsdp` x `tensor` devices; one of them may be -1 and takes what is left.
 
-    Axes are Auto: the compiler places what we do not. Devices of one host stand next to each other
-    along tensor, so that tensor parallelism stays inside a host.
+    Axes are Auto: the compiler places what we do not. Devices of one process stand next to each
+    other, so that tensor parallelism stays inside a host and each process has one block of rows.
 
     Raises:
-        ValueError: the numbers do not multiply to the number of devices.
+        ValueError: the numbers do not multiply to the number of devices, or mesh.tensor crosses
+        processes.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda device: device.process_index
+    )
     shape = [data, fsdp, tensor]
     known = math.prod(n for n in shape if n != -1)
     if shape.count(-1) == 1 and known > 0 and len(devices) % known == 0:
@@ -72,6 +75,12 @@ def make_mesh(
         raise ValueError(
             f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}: they must multiply to the "
             f"{len(devices)} devices there are; set one of them to -1 to take what is left"
+        )
+    each = len(devices) // len({device.process_index for device in devices})
+    if each % shape[2]:
+        raise ValueError(
+            f"mesh.tensor={tensor}: tensor parallelism stays inside a process, so it must divide "
+            f"the {each} devices of each; use fewer ways of it and more of mesh.fsdp"
         )
     return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -92,7 +101,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Puts every array of a pytree where `sharding` says."""
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+    return jax.tree.map(lambda x: put(x, sharding), tree)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Puts each array where its entry of `shardings`, a tree or the top of one, says.
+
+    With several processes, an array that is not global yet is whole and the same on each of them,
+    and each puts down the shards of its own devices.
+    """
+
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        whole = x if is_key else np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
+
+
+def place_own_rows(tree: Any, sharding: NamedSharding) -> Any:
+    """Global arrays of which each process has its own rows alone, in the order of processes."""
+    if jax.process_count() == 1:
+        return place(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ from rapo_jax.host.data import load_questions
 from rapo_jax.host.memory.sources import Imported, read_sources
 from rapo_jax.host.memory.traces import Trace
 from rapo_jax.host.protocol import Segment
-from rapo_jax.host.tasks import Question, outcome_reward
+from rapo_jax.host.tasks import Question
+from rapo_jax.train.distributed import own_part
 from rapo_jax.train.tapes import own_steps, own_text, segments
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def sample_agent(run: Run) -> list[Trace]:
             q.id,
             q.question,
             own_steps(row),
-            outcome_reward(own_text(row), q.answers, metric=s.task.metric),
+            run.reward(own_text(row), q.answers),
             origin,
         )
         for q, group, origin in AGENTS[s.buffer.agent](run, questions)
@@ -55,9 +55,10 @@ def import_files(run: Run) -> Imported | None:
         questions=[
             q for split in ("train", "expert") for q in load_questions(run.questions[split])
         ],
-        score=functools.partial(outcome_reward, metric=s.task.metric),
+        score=run.reward,
         mask=s.retrieval.mask,
         max_chars=s.retrieval.max_chars,
+        own=run.tokens.own,
     )
     for report in imported.reports:
         print(f"[buffer] {report.summary()}", flush=True)
@@ -94,7 +95,7 @@ def _checkpoint(run: Run, questions: Sequence[Question]) -> Sampled:
         trajectory = run.sampler.sample(
             params,
             jax.random.fold_in(jax.random.key(s.seed), start),
-            padded,
+            own_part(padded),
             group_size=s.buffer.samples,
             n_hybrid=0,
             temperature=s.rollout.temperature,

@@ -14,7 +14,8 @@ from rapo_jax.types import Params, TrainState
 
 class Checkpoints:
     """Numbered checkpoints in a folder; the newest `keep` stay. A save that fails loses nothing:
-    the former checkpoint stays loadable, and the error is raised."""
+    the former checkpoint stays loadable, and the error is raised. Several processes open, save and
+    restore together, and what one number of them saved, another may restore."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         import orbax.checkpoint as ocp
@@ -57,13 +58,21 @@ class Checkpoints:
         params, opt_state = found["state"]["params"], found["state"]["opt_state"]
         return TrainState(params, opt_state, found["state"]["step"]), found["about"]
 
-    def restore_params(self) -> Params:
-        """The newest parameters alone, as numpy arrays, in whatever shape they were saved."""
-        args = self._ocp.args
-        found = self._manager.restore(
-            self.latest(), args=args.Composite(state=args.StandardRestore())
+    def restore_params(self, step: int | None = None) -> Params:
+        """The newest parameters (or those of `step`) alone, as numpy arrays of any shape.
+
+        On whichever devices, and by however many processes: each reads all of them.
+        """
+        ocp, step = self._ocp, self.latest() if step is None else step
+        path = self._manager.directory / str(step) / "state"
+        handler = ocp.PyTreeCheckpointHandler()
+        saved = {"params": handler.metadata(path).tree["params"]}
+        how = ocp.args.PyTreeRestore(
+            item=saved,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved),
+            partial_restore=True,
         )
-        return jax.tree.map(np.asarray, found["state"]["params"])
+        return handler.restore(path, args=how)["params"]
 
     def close(self) -> None:
         self._manager.close()

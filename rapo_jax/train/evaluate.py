@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rapo_jax.host.tasks import Question, is_correct, outcome_reward
+from rapo_jax.host.tasks import Question, is_correct
+from rapo_jax.train.distributed import own_part, share
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_text, segments
 from rapo_jax.types import Params, Source, Status
@@ -33,7 +34,7 @@ def evaluate(
     if not questions:
         raise ValueError("evaluate: there is no question to evaluate on")
     params = run.sampler.load(params)
-    n_rows, metric = run.settings.evaluate.rows, run.settings.task.metric
+    n_rows, metric, score = run.settings.evaluate.rows, run.settings.task.metric, run.reward
     right: dict[str, list[bool]] = defaultdict(list)
     rewards: list[float] = []
     tokens: list[int] = []
@@ -44,16 +45,27 @@ def evaluate(
         trajectory = run.sampler.sample(
             params,
             jax.random.fold_in(jax.random.key(run.settings.seed), start),
-            padded,
+            own_part(padded),
             group_size=1,
             n_hybrid=0,
             temperature=temperature,
         )
         response_BT = (trajectory.source_BT != Source.PAD) & (trajectory.source_BT != Source.PROMPT)
-        for b, question in enumerate(some):
-            text = own_text(segments(run.tokens, trajectory, b))
-            right[question.kind].append(is_correct(text, question.answers, metric=metric))
-            rewards.append(outcome_reward(text, question.answers, metric=metric))
+        judged = []
+        for b in own_part(range(n_rows)):
+            if b < len(some):
+                text = own_text(segments(run.tokens, trajectory, b))
+                gold = some[b].answers
+                judged.append(
+                    (
+                        bool(is_correct(text, gold, metric=metric, own=run.tokens.own)),
+                        float(score(text, gold)),
+                    )
+                )
+        everyones = [each for part in share(judged) for each in part]
+        for b, (question, (correct, reward)) in enumerate(zip(some, everyones, strict=True)):
+            right[question.kind].append(correct)
+            rewards.append(reward)
             tokens.append(int(response_BT[b].sum()))
             endings[Status(int(trajectory.status_B[b])).name] += 1
     run.environment.take_counts()

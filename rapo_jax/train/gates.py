@@ -9,6 +9,7 @@ import jax
 
 from rapo_jax.host.data import load_questions
 from rapo_jax.host.protocol import Segment
+from rapo_jax.train.distributed import is_first, on_first, own_part
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.memory import attach_buffer
 from rapo_jax.train.policy import load_policy
@@ -27,14 +28,14 @@ def check_cold_start(run: Run) -> dict[str, Any]:
         a policy that does not follow retrieved steps makes RAPO equal to GRPO.
     """
     path, s = run.cold_start / "gates.json", run.settings
-    if path.is_file():
-        found = json.loads(path.read_text())
-    else:
+    found = on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    if found is None:
         params = load_policy(run, run.cold_start)
         easy = [q for q in load_questions(run.questions["eval"]) if q.kind == run.task.kinds[0]]
         one_hop = evaluate(run, params, spread(easy, s.evaluate.rows), temperature=1.0)
         found = {"one_hop": one_hop["accuracy"], "follow": follow_rate(run, params)}
-        path.write_text(json.dumps(found) + "\n")
+        if is_first():
+            path.write_text(json.dumps(found) + "\n")
     print(
         f"[gates] one-hop accuracy {found['one_hop']:.3f}, retrieved steps followed "
         f"{found['follow']:.3f} (temperature 1)",
@@ -61,7 +62,7 @@ def follow_rate(run: Run, params: Params) -> float:
     trajectory = run.sampler.sample(
         run.sampler.load(params),
         jax.random.fold_in(stage_key(s, GATE_STAGE), 0),
-        questions,
+        own_part(questions),
         group_size=s.rollout.group_size,
         n_hybrid=s.rollout.n_hybrid,
         temperature=1.0,

@@ -3,32 +3,79 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from rapo_jax.host.protocol import CALLS
 from rapo_jax.host.tasks import Question, failure_kind, is_correct
+from rapo_jax.host.tasks.own import Score
+from rapo_jax.host.tokens import Tokens
 from rapo_jax.train.calibrate import Calibrated
+from rapo_jax.train.distributed import share
+from rapo_jax.train.tapes import own_text, segments
 from rapo_jax.types import Source, Trajectory
 
 
-def rollout_metrics(
+class Judged(NamedTuple):
+    """What became of every row: outcome reward, a right answer or not, a bad format or not."""
+
+    reward_B: np.ndarray
+    right_B: np.ndarray
+    malformed_B: np.ndarray
+
+
+def judge(
+    tokens: Tokens,
     trajectory: Trajectory,
     row_questions: Sequence[Question],
-    texts: Sequence[str],
-    reward_B: np.ndarray,
-    hybrid_B: np.ndarray,
-    found: Calibrated,
     *,
     metric: str,
+    reward: Score,
+) -> Judged:
+    """Judges the rows of this process, those of `row_questions`, and hears from the others."""
+    first_row = jax.process_index() * len(row_questions)
+    own = []
+    for b, question in enumerate(row_questions, first_row):
+        text, gold = own_text(segments(tokens, trajectory, b)), question.answers
+        own.append(
+            (
+                float(reward(text, gold)),
+                bool(is_correct(text, gold, metric=metric, own=tokens.own)),
+                bool(failure_kind(text, tokens.own)),
+            )
+        )
+    rewards, right, malformed = zip(*[row for part in share(own) for row in part], strict=True)
+    return Judged(np.array(rewards, np.float32), np.array(right), np.array(malformed))
+
+
+def shared_counts(own: Mapping[str, float]) -> dict[str, float]:
+    """Counts of all processes together; `seconds` stay those of this one."""
+    everyones = share(dict(own))
+    if len(everyones) == 1:
+        return everyones[0]
+    found = {
+        name: sum(counts.get(name, 0) for counts in everyones)
+        for name in {name: None for counts in everyones for name in counts}
+    }
+    if "memory/similarity_mean" in found:
+        found["memory/similarity_mean"] = sum(
+            counts.get("memory/similarity_mean", 0) * counts.get("memory/hits", 0)
+            for counts in everyones
+        ) / max(found["memory/hits"], 1)
+    return found | {"seconds": own.get("seconds", 0.0)}
+
+
+def rollout_metrics(
+    trajectory: Trajectory, judged: Judged, hybrid_B: np.ndarray, found: Calibrated
 ) -> dict[str, float]:
-    """What a rollout batch looked like; `metric` is task.metric."""
+    """What a rollout batch looked like."""
+    reward_B = judged.reward_B
     source_BT = trajectory.source_BT
     policy_BT = source_BT == Source.POLICY
     response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
-    right_B = np.array(
-        [is_correct(t, q.answers, metric=metric) for t, q in zip(texts, row_questions, strict=True)]
-    )
 
     def mean(values: np.ndarray) -> float:
         return float(values.mean()) if values.size else 0.0
@@ -37,8 +84,8 @@ def rollout_metrics(
         "reward/mean": mean(reward_B),
         "reward/on_policy": mean(reward_B[~hybrid_B]),
         "reward/hybrid": mean(reward_B[hybrid_B]),
-        "reward/accuracy": mean(right_B),
-        "reward/format_bad": mean(np.array([bool(failure_kind(t)) for t in texts])),
+        "reward/accuracy": mean(judged.right_B),
+        "reward/format_bad": mean(judged.malformed_B),
         "reward/retrieval": mean(found.retrieval_B[hybrid_B]),
         "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
         "rollout/tokens": mean(response_B),
@@ -47,16 +94,23 @@ def rollout_metrics(
     }
 
 
-def world_metrics(counts: dict[str, float], found: Calibrated) -> dict[str, float]:
-    """What the world was asked in a rollout batch."""
+def world_metrics(
+    counts: dict[str, float], found: Calibrated, own: Sequence[str]
+) -> dict[str, float]:
+    """What the world was asked in a rollout batch; `own` are the tags of own tools."""
     rows_count = len(found.share_B)
-    calls = counts.get("search", 0) + counts.get("python", 0)
+    calls = sum(counts.get(name, 0) for name in (*CALLS, *own))
+    of_own = {}
+    for name in own:
+        of_own[f"tools/{name}"] = counts.get(name, 0) / rows_count
+        of_own[f"tools/{name}/failed"] = float(counts.get(f"failed/{name}", 0))
     queries = counts.get("memory/queries", 0)
     bad = ("error", "crashed", "empty", "flooded")
     return {
         "rollout/tool_calls": calls / rows_count,
         "tools/search": counts.get("search", 0) / rows_count,
         "tools/python": counts.get("python", 0) / rows_count,
+        **of_own,
         "tools/errors": float(sum(counts.get(f"outcome/{name}", 0) for name in bad)),
         "tools/timeouts": float(counts.get("outcome/timeout", 0)),
         "retrieval/count": float(counts.get("memory/hits", 0)),

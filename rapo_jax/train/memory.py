@@ -17,10 +17,12 @@ from rapo_jax.host.jsonl import LineReport, read_jsonl
 from rapo_jax.host.memory.buffer import StepTraceBuffer, Trace, best_of, make_items
 from rapo_jax.host.memory.ngram import NgramEncoder
 from rapo_jax.host.memory.retriever import Retriever
+from rapo_jax.host.memory.sources import Imported
 from rapo_jax.host.memory.traces import group_by_question
 from rapo_jax.host.tasks import check_metric
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
 from rapo_jax.train.buffer_sources import import_files, sample_agent
+from rapo_jax.train.distributed import in_turn, on_first
 
 if TYPE_CHECKING:
     from rapo_jax.train.run import Run
@@ -93,12 +95,22 @@ def build_buffer(run: Run) -> dict[str, Any]:
     Returns the manifest.
     """
     folder, s = run.buffer, run.settings
-    if (folder / "done.json").is_file():
+    if on_first((folder / "done.json").is_file):
         return load_buffer(run).manifest
     started = time.perf_counter()
     check_metric(s.task.metric)
     imported = import_files(run)
-    traces = sample_agent(run) + (imported.traces if imported else [])
+    if s.buffer.agent == "checkpoint":  # all processes sample a policy together
+        sampled = sample_agent(run)
+        return on_first(lambda: _build(run, imported, sampled, started))
+    return on_first(lambda: _build(run, imported, sample_agent(run), started))
+
+
+def _build(
+    run: Run, imported: Imported | None, sampled: list[Trace], started: float
+) -> dict[str, Any]:
+    folder, s = run.buffer, run.settings
+    traces = sampled + (imported.traces if imported else [])
     taken: dict[str, Any] = {"unit": s.retrieval.unit, "include_answers": s.buffer.include_answers}
     settings = _splitting(s.retrieval) | taken
     (folder / "encoder").mkdir(parents=True, exist_ok=True)
@@ -168,8 +180,10 @@ def attach_buffer(run: Run) -> StepTraceBuffer:
     """Loads the buffer and lets the environment retrieve from it."""
     buffer = load_buffer(run)
     encode, _ = _encoder(run)
-    retriever = Retriever(
-        buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
+    retriever = in_turn(  # the first may write the index
+        lambda: Retriever(
+            buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
+        )
     )
     run.environment.remember(
         retriever,

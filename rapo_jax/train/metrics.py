@@ -40,6 +40,16 @@ class Metrics:
             self._board.close()
 
 
+class NoMetrics:
+    """Stands for `Metrics` in processes that write nothing."""
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def open_to_append(path: Path) -> TextIO:
     """A file of JSON lines, open for more of them; half a line that a kill left is closed off."""
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115

@@ -16,7 +16,7 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.hf import check_tensors, load_params
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.hf_files import Tensors
-from rapo_jax.model.sharding import layout, replicated, state_layout
+from rapo_jax.model.sharding import layout, put, replicated, state_layout
 from rapo_jax.model.transformer import init_params
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.run import Run, stage_key
@@ -40,9 +40,9 @@ def start_state(run: Run, params: Params, optimizer: optax.GradientTransformatio
     where = layout(run.mesh, run.model, params, name="training")
     everywhere = replicated(run.mesh)
     moments = state_layout(run.mesh, optimizer, params, where)
-    params = jax.device_put(params, where)
+    params = put(params, where)
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)
-    return TrainState(params, opt_state, jax.device_put(jnp.int32(0), everywhere))
+    return TrainState(params, opt_state, put(jnp.int32(0), everywhere))
 
 
 def read_folder(model: ModelSettings, mesh: Mesh, *, dtype: str) -> Params:
@@ -78,7 +78,7 @@ def load_policy(run: Run, folder: Path) -> Params:
     params = restore(folder)
     if params is not None:
         check_shape(run.model, params, folder)
-        return jax.device_put(params, layout(run.mesh, run.model, params, name="training"))
+        return put(params, layout(run.mesh, run.model, params, name="training"))
     if run.model.folder and folder == run.cold_start:
         return read_folder(run.model, run.mesh, dtype="float32")
     raise ValueError(f"{folder}: no checkpoint there; run the stage that makes it first")
@@ -126,7 +126,7 @@ class Weights(NamedTuple):
         if self.restored is None:
             return read_folder(self.model, mesh, dtype=dtype)
         where = layout(mesh, self.model, self.restored, name="training")
-        return jax.device_put(self.restored, where)
+        return put(self.restored, where)
 
 
 def newest_weights(settings: Settings, workdir: Path) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from functools import partial
@@ -13,12 +14,19 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.host.data import load_questions, question_stream
-from rapo_jax.host.tasks import outcome_reward
+from rapo_jax.host.tasks import Question
 from rapo_jax.model.sharding import place, row_shards, rows
 from rapo_jax.train.calibrate import calibrate, guards
 from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.distributed import Stopped, is_first, share, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
-from rapo_jax.train.measures import cpu_seconds, rollout_metrics, world_metrics
+from rapo_jax.train.measures import (
+    cpu_seconds,
+    judge,
+    rollout_metrics,
+    shared_counts,
+    world_metrics,
+)
 from rapo_jax.train.memory import attach_buffer, read_trajectories
 from rapo_jax.train.metrics import Progress, open_to_append
 from rapo_jax.train.mini_batches import train_on_examples, train_on_rollouts
@@ -27,7 +35,7 @@ from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run, stage_key
 from rapo_jax.train.sampler import FOREVER
 from rapo_jax.train.sft import Examples, as_segments, examples_of, imitation_updater
-from rapo_jax.train.tapes import own_text, segments, write_trajectories
+from rapo_jax.train.tapes import write_trajectories
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, Params
 
@@ -115,6 +123,10 @@ class RlStage:
         progress = Progress("rl", total=s.rl.steps, done=self.step, every_s=10)
         while self.step < s.rl.steps:
             step = self.step
+            if stop_asked():
+                self._save()
+                self.store.close()
+                raise Stopped(f"checkpoint saved at step {step} of {s.rl.steps}")
             values: dict[str, float] = {}
             if s.evaluate.every and step % s.evaluate.every == 0:
                 values |= self._held_out()
@@ -169,18 +181,13 @@ class RlStage:
             noise=s.retrieval.noise,
             last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
         )
-        counts = run.environment.take_counts()
+        counts = shared_counts(run.environment.take_counts())
         rolled = time.perf_counter()
-        texts = [own_text(segments(run.tokens, trajectory, b)) for b in range(len(row_questions))]
-        reward_B = np.array(
-            [
-                outcome_reward(t, q.answers, metric=s.task.metric)
-                for t, q in zip(texts, row_questions, strict=True)
-            ],
-            np.float32,
+        judged = judge(
+            run.tokens, trajectory, row_questions, metric=s.task.metric, reward=run.reward
         )
-        judged = time.perf_counter()
-        found = jax.device_get(self.calibrate(trajectory, reward_B))
+        measured = time.perf_counter()
+        found = jax.device_get(self.calibrate(trajectory, judged.reward_B))
         batch = Batch(
             trajectory.token_BT,
             trajectory.source_BT,
@@ -195,33 +202,36 @@ class RlStage:
         )
         updates["loss/learning_rate"] = rate
         ended = time.perf_counter()
-        host = counts.get("seconds", 0.0) + judged - rolled
+        host = counts.get("seconds", 0.0) + measured - rolled
         phases = {
             "reshard": loaded - started,
             "rollout": rolled - loaded - counts.get("seconds", 0.0),
             "host": host,
-            "update": ended - judged,
+            "update": ended - measured,
         }
         for name, seconds in phases.items():
             self.seconds[name] += seconds
         hybrid_B = np.tile(
-            np.arange(s.rollout.group_size) >= s.rollout.group_size - s.n_hybrid, len(questions)
+            np.arange(s.rollout.group_size) >= s.rollout.group_size - s.n_hybrid,
+            s.rollout.questions,
         )
         if s.log.trajectories and step % s.log.trajectory_every == 0:
-            self._dump(step, trajectory, row_questions, hybrid_B, reward_B, found)
-        values = rollout_metrics(
-            trajectory, row_questions, texts, reward_B, hybrid_B, found, metric=s.task.metric
-        )
+            self._dump(step, trajectory, row_questions, hybrid_B, judged.reward_B, found)
+        values = rollout_metrics(trajectory, judged, hybrid_B, found)
         return {
             **values,
             **{name: float(x) for name, x in found.floors.items()},
-            **world_metrics(counts, found),
+            **world_metrics(counts, found, run.tokens.own),
             **updates,
             "retrieval/probability": probability,
             **{f"time/{name}": seconds for name, seconds in phases.items()},
         }
 
-    def _dump(self, step, trajectory, row_questions, hybrid_B, reward_B, found) -> None:
+    def _dump(self, step, trajectory, own_questions, hybrid_B, reward_B, found) -> None:
+        parts = share([dataclasses.asdict(question) for question in own_questions])
+        if not is_first():
+            return
+        row_questions = [Question(**each) for part in parts for each in part]
         with open_to_append(self.run.workdir / "trajectories.jsonl") as file:
             write_trajectories(
                 file,

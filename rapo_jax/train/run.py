@@ -11,20 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rapo_jax.checks import check_unscripted
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.host.data import QuestionFiles, prepare_questions
 from rapo_jax.host.environment import Environment
 from rapo_jax.host.memory.ngram import NgramEncoder
-from rapo_jax.host.protocol import render_result
-from rapo_jax.host.tasks import TASKS, Task, check_metric
+from rapo_jax.host.protocol import own_names, render_result, with_tools
+from rapo_jax.host.tasks import Task, check_metric, find_reward, find_task
 from rapo_jax.host.tasks.chains import LONGEST_CHAIN
+from rapo_jax.host.tasks.own import Score
 from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.host.tools import close_tools, make_tools
+from rapo_jax.host.tools import OwnTool, close_tools, make_tools, own_tools
 from rapo_jax.host.tools.observation import Tool
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
+from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.memory import device_encoder
-from rapo_jax.train.metrics import Metrics
+from rapo_jax.train.metrics import Metrics, NoMetrics
 from rapo_jax.train.sampler import Sampler
 
 SEARCH_ORDERS = (1, 2)
@@ -47,11 +50,21 @@ class Run:
     environment: Environment
     sampler: Sampler
     encoder: Any
-    metrics: Metrics
+    metrics: Metrics | NoMetrics
 
     @property
     def cold_start(self) -> Path:
         return Path(self.settings.sft.folder or self.workdir / "coldstart")
+
+    @property
+    def reward(self) -> Score:
+        """The outcome reward of a response, the paper's or an own one."""
+        t = self.settings.task
+        return find_reward(t.reward, metric=t.metric, own=self.tokens.own)
+
+    @property
+    def system(self) -> str:
+        return _system_prompt(self.settings, self.task, self.tools)
 
     @property
     def buffer(self) -> Path:
@@ -67,30 +80,41 @@ def open_run(
 ) -> Run:
     """Prepares data, tokenizer, tools and the sampler; nothing is compiled yet.
 
-    `devices` are those to compute on; None takes all of this machine's.
+    `devices` are those to compute on; None takes all there are, of every process.
     """
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
     _check_devices(settings, mesh)
     _check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
-    task = TASKS[settings.task.name]
-    parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
+    t = settings.tools
+    own = own_tools(t.own, timeout_s=t.timeout_s, output_chars=t.output_chars)
+    tags = own_names(own)
+    find_reward(settings.task.reward, metric=settings.task.metric, own=tags)
+    task = find_task(settings.task.name)
+    if not task.scripted:
+        check_unscripted(settings)
+    parameters = _task_parameters(settings)
     world = task.make_world(**parameters)
     data_dir = Path(settings.task.data_dir or workdir / "data").absolute()
     for source in task.sources(world):
         if "summary" in source:
             print(f"[data] {source['summary']}", flush=True)
-    questions = prepare_questions(settings.task.name, parameters, world, data_dir=str(data_dir))
+    questions = in_turn(
+        lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(data_dir))
+    )
     cold_start = Path(settings.sft.folder or workdir / "coldstart")
     cold_start.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_folder(settings, cold_start)
-    if (
-        tokenizer == cold_start / "tokenizer"
-        and not (tokenizer / "tokenizer_config.json").is_file()
-    ):
-        build_tokenizer(tokenizer, task.corpus(world), vocab_size=settings.tokenizer.vocab_size)
-    tokens = load_tokens(tokenizer, vocab_size=model.vocab)
+
+    def make_tokenizer() -> None:
+        made = (tokenizer / "tokenizer_config.json").is_file()
+        if tokenizer == cold_start / "tokenizer" and not made:
+            size = settings.tokenizer.vocab_size
+            build_tokenizer(tokenizer, task.corpus(world), vocab_size=size, own=tags)
+
+    on_first(make_tokenizer)
+    tokens = load_tokens(tokenizer, vocab_size=model.vocab, own=tags)
     if model.folder and len(tokens.bytes_V) > model.vocab:
         raise ValueError(
             f"tokenizer.folder={str(tokenizer)!r}: its ids go up to {len(tokens.bytes_V) - 1}, but "
@@ -98,7 +122,12 @@ def open_run(
         )
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     documents = task.documents(world)
-    t = settings.tools
+    if not documents and t.search.kind == "local" and "search" not in own:
+        raise ValueError(
+            f"tools.search.kind='local': task.name={settings.task.name!r} has no documents to "
+            "search; give it some, search a service (tools.search.kind='retrieval'), or replace "
+            "the tool: tools.own=(('search', 'module:function'),)"
+        )
     tools = make_tools(
         documents=documents,
         # a service searches documents of its own
@@ -111,8 +140,10 @@ def open_run(
         search=t.search,
         require=t.python.require,
         fits=lambda text: (
-            len(tokens.encode_protocol(render_result(text))) <= settings.rollout.observation_tokens
+            len(tokens.encode_protocol(render_result(text, tags)))
+            <= settings.rollout.observation_tokens
         ),
+        own=own,
     )
     missing = getattr(tools["python"], "missing_layers", ())
     if missing:
@@ -130,7 +161,7 @@ def open_run(
         tokens,
         environment,
         mesh,
-        system=settings.prompt.system or task.system_prompt,
+        system=_system_prompt(settings, task, tools),
         embed=encoder.embed,
         query_E=encoder.query_E,
     )
@@ -147,7 +178,9 @@ def open_run(
         environment=environment,
         sampler=sampler,
         encoder=encoder,
-        metrics=Metrics(workdir, tensorboard=settings.log.tensorboard),
+        metrics=(
+            Metrics(workdir, tensorboard=settings.log.tensorboard) if is_first() else NoMetrics()
+        ),
     )
 
 
@@ -158,6 +191,20 @@ def tokenizer_folder(settings: Settings, cold_start: Path) -> Path:
     if settings.model.folder:
         return Path(settings.model.folder)
     return cold_start / "tokenizer"
+
+
+def _task_parameters(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of the task's `make_world`."""
+    if ":" in settings.task.name:
+        return dict(settings.task.own)
+    return dataclasses.asdict(getattr(settings.task, settings.task.name))
+
+
+def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
+    """prompt.system, or the task's own, which cannot know own tools: they are told after it."""
+    own = {name: tools[name] for name in own_names(tools)}
+    told = {name: tool.about for name, tool in own.items() if isinstance(tool, OwnTool)}
+    return settings.prompt.system or with_tools(task.system_prompt, told)
 
 
 def _check_devices(settings: Settings, mesh: Mesh) -> None:
@@ -171,6 +218,11 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
                 "over (mesh.data x mesh.fsdp)"
             )
+    if jax.process_count() > 1 and settings.rollout.driver == "host":
+        raise ValueError(
+            f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "
+            "use 'scan'"
+        )
 
 
 def _check_calls(settings: Settings) -> None:

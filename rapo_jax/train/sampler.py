@@ -13,13 +13,21 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.host.environment import Environment
-from rapo_jax.host.protocol import STOPS
+from rapo_jax.host.protocol import stops
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.host.tokens import Tokens, boundary_automaton
-from rapo_jax.model.sharding import compute_copy, layout, place, replicated, rows
+from rapo_jax.model.sharding import (
+    compute_copy,
+    layout,
+    place,
+    place_own_rows,
+    replicated,
+    rows,
+)
 from rapo_jax.model.transformer import init_params
 from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
 from rapo_jax.rollout.spans import Boundary
+from rapo_jax.train.distributed import share
 from rapo_jax.types import Params, Span, Trajectory
 
 FOREVER = 2**30
@@ -45,32 +53,43 @@ class Sampler:
     ) -> None:
         self._model, self._settings, self._mesh = model, settings, mesh
         self._tokens, self._environment, self._system = tokens, environment, system
-        automaton = boundary_automaton(tokens.bytes_V)
+        ends = stops(tokens.own)
+        automaton = boundary_automaton(tokens.bytes_V, ends)
         self._parts = parts(
             model,
             settings,
             Boundary(
                 jnp.asarray(automaton.next_state_KV),
                 automaton.first_accept,
-                STOPS.index("</answer>"),
+                ends.index("</answer>"),
                 jnp.asarray(tokens.eos_ids, jnp.int32),
             ),
             embed,
         )
         self._query_E = query_E
-        self._world = World(environment.act, self._key, environment.search, query_E)
+        self._first_row = 0
+        self._world = World(self._act, self._key, self._search, query_E)
         shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
         self.load = jax.jit(
             partial(compute_copy, model),
             out_shardings=layout(mesh, model, shapes, name="sampling"),
         )
         """Weights in the training layout -> those that `sample` takes: once for each phase."""
+        self._everywhere = jax.jit(lambda tape: tape, out_shardings=replicated(mesh))
         self._programs: dict[tuple[bool, int], Callable[..., Trajectory]] = {}
         self.compiled = 0
 
+    # The program numbers the rows of all processes, the environment holds those of this one.
+
+    def _act(self, row_B: np.ndarray, *asked: np.ndarray) -> Any:
+        return self._environment.act(row_B - self._first_row, *asked)
+
     def _key(self, row_B: np.ndarray, wants_B: np.ndarray) -> np.ndarray:
         blank = np.zeros((len(row_B), *self._query_E.shape), self._query_E.dtype)
-        return self._environment.key(row_B, wants_B, query=blank)
+        return self._environment.key(row_B - self._first_row, wants_B, query=blank)
+
+    def _search(self, row_B: np.ndarray, *asked: np.ndarray) -> Any:
+        return self._environment.search(row_B - self._first_row, *asked)
 
     def sample(
         self,
@@ -87,15 +106,19 @@ class Sampler:
     ) -> Trajectory:
         """Q * G trajectories as numpy arrays; the last `n_hybrid` of each group may retrieve.
 
-        `params` are what `load` returned.
+        `params` are what `load` returned. `questions` are this process's own; all processes call
+        this together, and each gets the trajectories of all questions, in the order of processes.
 
         Raises:
-            RuntimeError: a tool or the memory failed on the host; names the error.
+            RuntimeError: a tool or the memory failed on a host; names the error.
             ValueError: a prompt is longer than `rollout.prompt_tokens`.
         """
         row_questions = [question for question in questions for _ in range(group_size)]
         self._environment.begin(row_questions)
-        hybrid_B = np.tile(np.arange(group_size) >= group_size - n_hybrid, len(questions))
+        self._first_row = jax.process_index() * len(row_questions)
+        hybrid_B = np.tile(
+            np.arange(group_size) >= group_size - n_hybrid, len(questions) * jax.process_count()
+        )
         plan = Plan(
             key=key,
             hybrid_B=hybrid_B,
@@ -107,13 +130,16 @@ class Sampler:
         plan = place(plan, replicated(self._mesh)).replace(
             hybrid_B=place(hybrid_B, rows(self._mesh))
         )
-        prompt = place(self._prompts(questions), rows(self._mesh))
+        prompt = place_own_rows(self._prompts(questions), rows(self._mesh))
         program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
-        trajectory = jax.device_get(program(params, plan, prompt))
-        if self._environment.failure is not None:
-            raise RuntimeError(
-                f"the world failed during a rollout: {self._environment.failure!r}"
-            ) from self._environment.failure
+        trajectory = program(params, plan, prompt)
+        if jax.process_count() > 1:
+            trajectory = self._everywhere(trajectory)
+        trajectory = jax.device_get(trajectory)
+        failure = self._environment.failure
+        failures = [each for each in share(repr(failure) if failure else "") if each]
+        if failures:  # of any process: all raise, for none could go on without the others
+            raise RuntimeError(f"the world failed during a rollout: {failures[0]}") from failure
         return trajectory
 
     def _prompts(self, questions: Sequence[Question]) -> Span:

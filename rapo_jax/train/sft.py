@@ -21,6 +21,7 @@ from rapo_jax.host.protocol import Segment
 from rapo_jax.host.tokens import Tokens
 from rapo_jax.model.sharding import place, row_shards, rows
 from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
@@ -146,10 +147,13 @@ def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
 def train_cold_start(run: Run) -> None:
     """Trains `COLDSTART/checkpoints` from scratch, or keeps what is there; resumes if killed."""
     folder, s = run.cold_start, run.settings
-    if (folder / "done.json").is_file():
+    if on_first((folder / "done.json").is_file):
         return
     started = time.perf_counter()
-    shown = demonstrations(run)
+    shown = [  # of the first process: tools need not answer all alike
+        (question, [Segment(*segment) for segment in row])
+        for question, row in on_first(lambda: demonstrations(run))
+    ]
     examples = examples_of(run, shown)
     if len(examples.length_B) < s.sft.batch:
         raise ValueError(
@@ -177,6 +181,10 @@ def train_cold_start(run: Run) -> None:
     losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
     progress = Progress("sft", total=s.sft.steps, done=first, every_s=10)
     for step in range(first, s.sft.steps):
+        if stop_asked():
+            store.save(step, state, {})
+            store.close()
+            raise Stopped(f"cold start saved at step {step} of {s.sft.steps}")
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
         losses.append(metrics["loss"])
@@ -190,7 +198,8 @@ def train_cold_start(run: Run) -> None:
     store.close()
     seconds = time.perf_counter() - started
     about = {"seconds": seconds, "examples": len(examples.length_B)}
-    (folder / "done.json").write_text(json.dumps(about) + "\n")
+    if is_first():
+        (folder / "done.json").write_text(json.dumps(about) + "\n")
 
 
 def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]]) -> Examples:
@@ -199,7 +208,7 @@ def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]])
     return encode_examples(
         run.tokens,
         trajectories,
-        system=run.settings.prompt.system or run.task.system_prompt,
+        system=run.system,
         observation_tokens=r.observation_tokens,
         retrieved_tokens=r.retrieved_tokens,
         max_tokens=r.max_tokens,

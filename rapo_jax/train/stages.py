@@ -14,6 +14,7 @@ from rapo_jax.config import Settings
 from rapo_jax.host.data import load_questions
 from rapo_jax.model.sharding import describe
 from rapo_jax.model.transformer import init_params
+from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.export import export_weights
 from rapo_jax.train.gates import check_cold_start
@@ -45,6 +46,8 @@ class Stages:
         )
 
     def write(self) -> None:
+        if not is_first():
+            return
         path = self.run.workdir / "result.json"
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(self.result, indent=2) + "\n")
@@ -77,7 +80,8 @@ def open_stages(settings: Settings, workdir: Path) -> Stages:
     run = open_run(settings, workdir)
     shapes = jax.eval_shape(lambda: init_params(run.model, jax.random.key(0)))
     table, notes = describe(run.mesh, run.model, shapes)
-    (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
+    if is_first():
+        (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
     for note in notes:
         print(f"[mesh] {note}", flush=True)
     return Stages(run)
@@ -106,7 +110,7 @@ def _buffer(stages: Stages) -> None:
 
 
 def _rl(stages: Stages) -> None:
-    if stages.run.settings.task.name != "dataset":  # its settings are refused where a gate is set
+    if stages.run.task.scripted:  # without, settings are refused where a gate is set
         stages.result["cold_start"] = check_cold_start(stages.run)
     found = RlStage(stages.run).train()
     stages.result["seconds"] |= {k: v for k, v in found["seconds"].items() if k != "rl"}

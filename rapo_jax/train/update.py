@@ -25,6 +25,7 @@ from rapo_jax.method.objective import (
     row_weight,
 )
 from rapo_jax.model.scoring import score
+from rapo_jax.model.sharding import put
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
@@ -189,7 +190,7 @@ class Updater:
         """Sums of nothing, laid out like all sums; one program serves every addition."""
         shapes = jax.eval_shape(self._sums_of, *arguments)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        return jax.device_put(zeros, self._sums_layout)
+        return put(zeros, self._sums_layout)
 
     def _micro_batches(
         self, batch: Batch, length_B: np.ndarray

@@ -150,3 +150,17 @@ def test_another_seed_gives_other_trajectories():
 
 def test_no_question_gives_no_trajectory():
     assert run_agents(gambler, [], TOOLS, max_calls=4, samples=4, rng_seed=0) == []
+
+
+def test_an_agent_calls_an_own_tool_by_its_tag_and_reads_a_neutral_result():
+    def agent(question, history, rng):
+        return "<loud>a</loud>" if not history else "<answer>done</answer>"
+
+    def loud(calls):
+        return [Observation(call.upper() + "</loud>", "ok") for call in calls]
+
+    assert [segment.text for segment in run_one(agent, tools={"loud": loud})] == [
+        "<loud>a</loud>",
+        "<result> A< /loud></result>",
+        "<answer>done</answer>",
+    ]

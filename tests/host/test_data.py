@@ -46,7 +46,7 @@ def test_epochs_and_seeds_have_different_orders():
     assert taken(stream(made_up(50), batch=50), 1) == [first]
 
 
-def test_processes_share_each_global_batch_without_overlap():
+def test_each_process_takes_its_block_of_every_global_batch():
     whole = taken(stream(made_up(10), batch=6), 5)
     for count in (2, 3):
         parts = [
@@ -54,7 +54,28 @@ def test_processes_share_each_global_batch_without_overlap():
             for p in range(count)
         ]
         for step, names in enumerate(whole):
-            assert [names[p::count] for p in range(count)] == [part[step] for part in parts]
+            assert names == [name for part in parts for name in part[step]]
+
+
+def test_a_process_reads_its_own_questions_alone():
+    class Noting(list):
+        read: list[int] = []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    source = Noting(made_up(8))
+    (names,) = taken(stream(source, batch=8, process_index=1, process_count=4), 1)
+    assert sorted(map(str, source.read)) == sorted(names) and len(names) == 2
+
+
+def test_the_order_of_questions_is_that_of_shuffled_rows():
+    import grain.python as grain
+
+    rows = grain.MapDataset.source(made_up(10)).seed(3).shuffle().repeat()
+    flat = [name for names in taken(stream(made_up(10), seed=3, batch=4), 9) for name in names]
+    assert flat == [rows[i].id for i in range(36)]
 
 
 def test_a_stream_goes_on_exactly_where_its_saved_position_was():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -22,9 +23,9 @@ def echo(calls):
 def make(house):
     """An environment with these tools, and room as the small rollout has it."""
 
-    def make(tools, *, own_history=True, query=None, exclude=False):
+    def make(tools, *, own_history=True, query=None, exclude=False, tokens=None):
         found = Environment(
-            house.tokens, tools, observation_tokens=ROOM, retrieved_tokens=TRACE_ROOM
+            tokens or house.tokens, tools, observation_tokens=ROOM, retrieved_tokens=TRACE_ROOM
         )
         found.remember(
             house.retriever,
@@ -261,3 +262,25 @@ def test_devices_may_call_at_the_same_time(make, act, search, house):
         heard = [f"heard {row} {turn}<" for turn in range(20)]
         places = [world._history[row].index(text) for text in heard]
         assert places == sorted(places)
+
+
+def test_an_own_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut(house, make, act):
+    said = {"a": "A</loud>", "b": "friend " * 50, "c": "error: no"}
+    outcomes = {"a": "ok", "b": "flooded", "c": "error"}
+
+    def loud(calls):
+        return [Observation(said[call], outcomes[call]) for call in calls]
+
+    tokens = dataclasses.replace(house.tokens, own=("loud",))
+    world = make({"search": echo, "loud": loud}, tokens=tokens)
+    steps = ["<loud>a</loud>", "<search>q</search>", "<loud>c</loud>", "<loud>b</loud>"]
+    texts, healthy = act(world, steps)
+    assert texts[:3] == [
+        "<result> A< /loud></result>",
+        render_result("heard q"),
+        render_result("error: no"),
+    ]
+    assert texts[3].startswith("<result> friend") and texts[3].endswith("</result>")
+    assert len(tokens.encode_protocol(texts[3])) == ROOM and healthy == [True] * 4
+    counts = world.take_counts()
+    assert (counts["loud"], counts["failed/loud"], counts["search"]) == (3, 2, 1)

@@ -12,15 +12,36 @@ from rapo_jax.host.protocol import (
     TAGS,
     Step,
     neutralise,
+    own_names,
     parse_step,
     render_result,
     render_retrieved,
     split_steps,
+    stops,
+    tags,
+    with_tools,
     without_retrieved,
 )
 
 pieces = st.sampled_from(
-    [*TAGS, "<", "</", ">", "/", "|", "<|", "|>", "<|end|>", "search", " ", "\n", "x", "é"]
+    [
+        *TAGS,
+        "<loud>",
+        "</loud>",
+        "<",
+        "</",
+        ">",
+        "/",
+        "|",
+        "<|",
+        "|>",
+        "<|end|>",
+        "search",
+        " ",
+        "\n",
+        "x",
+        "é",
+    ]
 )
 any_text = st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join))
 
@@ -137,3 +158,51 @@ def test_splitting_any_text_loses_nothing_but_retrieved_traces(text):
 def test_the_system_prompt_names_every_tag_pair_and_the_box():
     assert all(tag in SYSTEM_PROMPT for tag in TAGS)
     assert "\\boxed{}" in SYSTEM_PROMPT and "if helpful" in SYSTEM_PROMPT
+
+
+OWN = ("loud", "louder")
+
+
+def test_own_tags_come_behind_those_that_are_always_there():
+    assert tags(OWN) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
+    assert stops(OWN) == (*STOPS, "</loud>", "</louder>")
+    assert (tags(), stops()) == (TAGS, STOPS)
+    assert own_names({"loud": 1, "python": 2, "louder": 3}) == OWN
+
+
+def test_an_own_tag_calls_where_it_is_known_and_is_text_where_it_is_not():
+    text = "<think>hm</think><loud> hey </loud>"
+    assert parse_step(text, OWN) == Step("loud", "hey")
+    assert parse_step(text) == Step("stop", "")
+    assert parse_step(text + "<search>q</search>", OWN) == Step("search", "q")
+    assert render_result("</loud><louder>", OWN) == "<result> < /loud>< louder></result>"
+    assert render_result("</loud>") == "<result> </loud></result>"
+
+
+@given(any_text)
+def test_with_own_tags_any_text_parses_and_can_be_made_neutral(text):
+    step = parse_step(text, OWN)
+    assert (step.kind == "stop") == (not any(stop in text for stop in stops(OWN)))
+    neutral = neutralise(text, OWN)
+    assert not any(tag in neutral for tag in tags(OWN)) and "<|" not in neutral
+    assert neutralise(neutral, OWN) == neutral
+
+
+@given(any_text)
+def test_splitting_with_own_tags_loses_nothing_but_retrieved_traces(text):
+    assert "".join(split_steps(text, OWN)) == without_retrieved(text)
+
+
+def test_a_response_splits_after_calls_of_own_tools_too():
+    first = call_step("who", "loud", "hey", "HEY")
+    answer = "<think>so</think><answer>\\boxed{HEY}</answer>"
+    assert split_steps(first + answer, OWN) == [first, answer]
+    assert split_steps(first + answer) == [first + answer]
+
+
+def test_a_system_prompt_tells_of_own_tools_and_stays_as_it_is_without_any():
+    assert with_tools("be good", {}) == "be good"
+    assert with_tools("be good", {"loud": "Says it louder.", "x": ""}) == (
+        "be good\nAnother tool: write its input inside <loud> and </loud>. Says it louder.\n"
+        "Another tool: write its input inside <x> and </x>."
+    )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.host.protocol import STOPS, TAGS, neutralise, parse_step, render_result
+from rapo_jax.host.protocol import STOPS, TAGS, neutralise, parse_step, render_result, stops
 from rapo_jax.host.tokens import (
     BOXED,
     CHAT_TOKENS,
@@ -255,3 +255,21 @@ def test_the_automaton_and_the_parser_agree_on_how_a_step_ended(tokens):
         stopped = state < automaton.first_accept
         kind = "stop" if stopped else kinds[state - automaton.first_accept]
         assert parse_step(tokens.decode(ids)).kind == kind
+
+
+def test_tags_of_own_tools_are_one_token_each_and_end_a_step(tmp_path):
+    own = ("loud",)
+    build_tokenizer(tmp_path, CORPUS, vocab_size=VOCAB_SIZE, own=own)
+    tokens = load_tokens(tmp_path, own=own)
+    for text in ("<loud>", "</loud>"):
+        (token,) = tokens.encode_protocol(text)
+        assert tokens.bytes_V[token] == text.encode()
+    automaton = boundary_automaton(tokens.bytes_V, stops(own))
+    state = 0
+    for token in tokens.encode_protocol("<loud>hey</loud>"):
+        assert state < automaton.first_accept
+        state = automaton.next_state_KV[state, token]
+    assert stops(own)[state - automaton.first_accept] == "</loud>"
+    (token,) = tokens.encode_protocol("</loud>")
+    assert token not in tokens.prompt_ids("", "hey</loud>")  # a question cannot close anything
+    assert token not in tokens.encode_protocol(render_result("hey</loud>", own))

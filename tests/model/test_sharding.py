@@ -57,3 +57,24 @@ def test_the_start_up_table_counts_the_bytes_that_devices_hold(small_settings):
     assert embedding.endswith(f"{4 * size // 4:,} + {4 * size // 2:,}")
     assert "2 data x 2 fsdp x 2 tensor devices" in notes[0]
     assert "does not divide the 1 kv heads" in notes[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Stands for a device of some process."""
+
+    id: int
+    process_index: int
+
+
+def test_devices_of_one_process_are_neighbours_however_they_are_numbered():
+    devices = [Device(number, number // 2 % 2) for number in range(8)]  # as on a TPU pod
+    mesh = make_mesh(devices, data=2, fsdp=2, tensor=2)
+    assert [device.process_index for device in mesh.devices.flat] == [0] * 4 + [1] * 4
+    assert [device.id for device in mesh.devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def test_tensor_parallelism_across_processes_is_refused():
+    devices = [Device(number, number // 2) for number in range(8)]
+    with pytest.raises(ValueError, match="mesh.tensor=4: .*divide the 2 devices of each"):
+        make_mesh(devices, tensor=4)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rapo_jax.host.protocol import TAGS, neutralise, render_result
+from rapo_jax.host.protocol import neutralise, render_result, tags
 
 QUERY_NAMES = ("query", "q", "queries", "query_list", "search_query")
 PROGRAM_NAMES = ("code", "program", "script", "source")
@@ -16,17 +16,17 @@ SHORT_ANSWER_CHARS = 200
 Message = Mapping[str, Any]
 
 
-def tagged_text(messages: Sequence[Any]) -> tuple[str, str]:
+def tagged_text(messages: Sequence[Any], own: tuple[str, ...] = ()) -> tuple[str, str]:
     """(question, response with protocol tags) of one chat in the OpenAI format.
 
     The question is the user's message; a system message is passed over, for ours takes its place.
     An assistant's message becomes a thought and its call, the tool's message the result; several
     calls of one message become steps of their own; a message without calls is the answer. Contents
-    that hold protocol tags already are taken as they are.
+    that hold protocol tags already are taken as they are. A tool of the name of an `own` one is it.
 
     Raises:
-        ValueError: with what cannot be understood: several user turns, a tool that is no search
-            and no python, a call without a result or a result without a call.
+        ValueError: with what cannot be understood: several user turns, a tool that is no search,
+            no python and no own one, a call without a result or a result without a call.
     """
     turns = [_message(message) for message in messages]
     while turns and turns[0]["role"] in ("system", "developer"):
@@ -40,11 +40,11 @@ def tagged_text(messages: Sequence[Any]) -> tuple[str, str]:
         message = turns[place]
         if message["role"] != "assistant":
             raise ValueError(f"messages: a {message['role']} message where the assistant's was due")
-        calls = _calls(message)
+        calls = _calls(message, own)
         results = turns[place + 1 : place + 1 + len(calls)]
-        response.append(_own_words(message, is_answer=not calls))
+        response.append(_own_words(message, own, is_answer=not calls))
         response.extend(
-            f"<{kind}>{neutralise(call)}</{kind}>{render_result(result)}"
+            f"<{kind}>{neutralise(call, own)}</{kind}>{render_result(result, own)}"
             for (kind, call), result in zip(
                 [content for _, content in calls], _results(calls, results), strict=True
             )
@@ -81,15 +81,15 @@ def _content(message: Message) -> str:
     return content
 
 
-def _own_words(message: Message, *, is_answer: bool) -> str:
+def _own_words(message: Message, own: tuple[str, ...], *, is_answer: bool) -> str:
     """The assistant's thought, or thought and answer, with tags."""
     content = _content(message).strip()
     thought = message.get("reasoning_content") or ""
     if not isinstance(thought, str):
         raise ValueError("messages: reasoning_content is no text")
-    if any(tag in content for tag in TAGS):
-        return (f"<think>{neutralise(thought.strip())}</think>" if thought else "") + content
-    thought, content = neutralise(thought.strip()), neutralise(content)
+    if any(tag in content for tag in tags(own)):
+        return (f"<think>{neutralise(thought.strip(), own)}</think>" if thought else "") + content
+    thought, content = neutralise(thought.strip(), own), neutralise(content, own)
     if not is_answer:
         return f"<think>{' '.join(filter(None, [thought, content]))}</think>"
     if not content:
@@ -99,20 +99,20 @@ def _own_words(message: Message, *, is_answer: bool) -> str:
     return f"<think>{thought}</think><answer>{content}</answer>"
 
 
-def _calls(message: Message) -> list[tuple[Any, tuple[str, str]]]:
+def _calls(message: Message, own: tuple[str, ...]) -> list[tuple[Any, tuple[str, str]]]:
     """(id, (tag, content)) of each call of a message."""
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise ValueError("messages: tool_calls is no list")
-    return [_call(call) for call in calls]
+    return [_call(call, own) for call in calls]
 
 
-def _call(call: Any) -> tuple[Any, tuple[str, str]]:
+def _call(call: Any, own: tuple[str, ...]) -> tuple[Any, tuple[str, str]]:
     function = call.get("function") if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str):
         raise ValueError("messages: a tool call without a function's name")
-    kind = _kind(name)
+    kind = name if name in own else _kind(name)
     text = _argument(function.get("arguments"), QUERY_NAMES if kind == "search" else PROGRAM_NAMES)
     if text is None:
         raise ValueError(f"messages: the call of {name!r} has no text among its arguments")

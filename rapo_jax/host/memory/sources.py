@@ -26,7 +26,7 @@ from rapo_jax.host.jsonl import LineReport, number_of, read_jsonl, text_of, text
 from rapo_jax.host.memory.keys import key_text
 from rapo_jax.host.memory.messages import tagged_text
 from rapo_jax.host.memory.traces import Trace, TraceItem
-from rapo_jax.host.protocol import TAGS, split_steps
+from rapo_jax.host.protocol import split_steps, tags
 from rapo_jax.host.tasks.schema import Question
 
 Score = Callable[[str, Sequence[str]], float]
@@ -76,12 +76,13 @@ def read_sources(
     score: Score,
     mask: str,
     max_chars: int,
+    own: tuple[str, ...] = (),
 ) -> Imported:
     """Reads every file, in order. `questions` are those to train on: a trace of one gets its id.
 
     `mask` and `max_chars` make the keys of official records, which are single step traces: key and
     history stand in one text there, which is cut at the first <think> and goes through `key_text`
-    like our own keys, else no query could match it.
+    like our own keys, else no query could match it. `own` are the tags of own tools.
 
     Raises:
         ValueError: a file is missing, damaged or without any usable line, or a line is malformed
@@ -91,7 +92,7 @@ def read_sources(
     found = Imported()
     for path in files:
         report = LineReport(str(path))
-        parse = _Parser(Path(path).name, known, score, mask, max_chars)
+        parse = _Parser(Path(path).name, known, score, mask, max_chars, own)
         for record in read_jsonl(
             path, parse, malformed=malformed, key="buffer.malformed", report=report
         ):
@@ -107,11 +108,18 @@ class _Parser:
     """One file's lines to records; remembers what the file held to tell duplicates."""
 
     def __init__(
-        self, name: str, known: Mapping[str, Question], score: Score, mask: str, max_chars: int
+        self,
+        name: str,
+        known: Mapping[str, Question],
+        score: Score,
+        mask: str,
+        max_chars: int,
+        own: tuple[str, ...],
     ) -> None:
         self._origin = f"file:{name}"
         self._known = known
         self._score = score
+        self._own = own
         self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
         self._ids: set[Any] = set()
         self._contents: set[bytes] = set()
@@ -137,7 +145,7 @@ class _Parser:
         )
 
     def _trajectory(self, record: Mapping[str, Any]) -> Trace:
-        question, steps = _read_trajectory(record)
+        question, steps = _read_trajectory(record, self._own)
         return Trace(
             question_id=self._question_id(record, question),
             question=question,
@@ -180,35 +188,35 @@ class _Parser:
         self._contents.add(content)
 
 
-def _read_trajectory(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _read_trajectory(record: Mapping[str, Any], own: tuple[str, ...]) -> tuple[str, list[str]]:
     """(question, step traces) of a trajectory in any of its three forms."""
     if "messages" in record:
         messages = record["messages"]
         if not isinstance(messages, list):
             raise ValueError("messages is no list")
-        asked, response = tagged_text(messages)
+        asked, response = tagged_text(messages, own)
         question = text_of(record, "question") if "question" in record else asked
         if not question.strip():
             raise ValueError("messages: the question is blank")
-        return question, _steps(response, "messages")
+        return question, _steps(response, "messages", own)
     if "steps" in record:
         return text_of(record, "question"), texts_of(record, "steps")
     if "response" in record:
-        return text_of(record, "question"), _steps(text_of(record, "response"), "response")
+        return text_of(record, "question"), _steps(text_of(record, "response"), "response", own)
     raise ValueError(
         "none of key, response, steps and messages is there "
         f"(there are {', '.join(sorted(record)) or 'no keys'})"
     )
 
 
-def _steps(response: str, name: str) -> list[str]:
+def _steps(response: str, name: str, own: tuple[str, ...]) -> list[str]:
     """Step traces of a tagged text, without the tokens that end a turn."""
     response = _END_TOKENS.sub("", response)
     if any(token in response for token in _TURN_TOKENS):
         raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
-    if not any(tag in response for tag in TAGS):
+    if not any(tag in response for tag in tags(own)):
         raise ValueError(f"{name} holds none of our tags, such as <think>")
-    steps = split_steps(response)
+    steps = split_steps(response, own)
     if not any(step.strip() for step in steps):
         raise ValueError(f"{name} holds no step")
     return steps

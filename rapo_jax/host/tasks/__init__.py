@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from rapo_jax.host.metrics.answers import token_f1
+from rapo_jax.host.own import load
 from rapo_jax.host.tasks import chains, chains_agents, chains_text, dataset
+from rapo_jax.host.tasks.own import find_reward, question_task
 from rapo_jax.host.tasks.reward import (
     METRICS,
     boxed_answer,
@@ -24,8 +26,11 @@ __all__ = [
     "boxed_answer",
     "check_metric",
     "failure_kind",
+    "find_reward",
+    "find_task",
     "is_correct",
     "outcome_reward",
+    "question_task",
     "token_f1",
 ]
 
@@ -46,20 +51,18 @@ TASKS: dict[str, Task] = {
         kinds=chains.KINDS,
         sources=lambda world: [],
     ),
-    "dataset": Task(
-        make_world=dataset.make_world,
-        questions=dataset.questions,
-        documents=dataset.documents,
-        corpus=dataset.corpus,
-        expert=dataset.unscripted,
-        demonstrator=dataset.unscripted,
-        random_retrieved_step=dataset.unscripted,
-        injector=dataset.unscripted,
-        retrieved_decision=dataset.unscripted,
-        decision=dataset.unscripted,
-        can_follow=dataset.unscripted,
-        system_prompt=dataset.SYSTEM_PROMPT,
-        kinds=dataset.KINDS,
-        sources=dataset.sources,
-    ),
+    "dataset": dataset.unscripted_task(dataset.make_world),
 }
+
+
+def find_task(name: str) -> Task:
+    """A task of the table, or an own one by config path, 'my_task:TASK'; ValueError if none is."""
+    if ":" not in name:
+        return TASKS[name]
+    task = load(name, key="task.name")
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task.name={name!r}: it is a {type(task).__name__} and no Task; make one with "
+            "rapo_jax.host.tasks.question_task"
+        )
+    return task

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from rapo_jax.host.tasks import SPLITS, TASKS, Question
+from rapo_jax.host.tasks import SPLITS, Question, find_task
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,9 +31,10 @@ class QuestionsConfig(tfds.core.BuilderConfig):
         Content is the hyper-parameters of the world, its seed included, and what was read from
         files: counts, malformed lines and a hash.
         """
-        sources = TASKS[task].sources(world)
+        sources = find_task(task).sources(world)
         content = json.dumps([task, dict(parameters), *sources], sort_keys=True)
-        name = f"{task}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        name = f"{re.sub(r'[^A-Za-z0-9]', '_', task)}-{digest}"
         return cls(name=name, description=content, task=task, world=world)
 
 
@@ -71,7 +73,7 @@ class TaskQuestions(tfds.core.GeneratorBasedBuilder):
 
     def generate(self) -> dict[str, list[Question]]:
         """The questions of every split straight from the task, which the files must match."""
-        task = TASKS[self.builder_config.task]
+        task = find_task(self.builder_config.task)
         return {split: task.questions(self.builder_config.world, split) for split in SPLITS}
 
     def stored(self) -> dict[str, str]:

@@ -179,7 +179,7 @@ def _choose_chains(
     def begun_in_turn(length: int, count: int, first_turn: int) -> list[Chain]:
         check("hidden", count, len(hops(length)))
         left = {beginning: shuffled(hops(length - 2)) for beginning in beginnings}
-        chosen = []
+        chosen: list[Chain] = []
         for turn in itertools.count(first_turn):
             if len(chosen) == count:
                 return chosen

@@ -7,14 +7,14 @@ for a cold start, no expert for the buffer, no gates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rapo_jax.host.protocol import SYSTEM_PROMPT
 from rapo_jax.host.tasks.dataset_files import about, read_set
-from rapo_jax.host.tasks.schema import SPLITS, Question
+from rapo_jax.host.tasks.schema import SPLITS, Question, Task, unscripted
 from rapo_jax.host.tools.search_corpus import read_corpus
 
 KINDS: tuple[str, ...] = ()
@@ -43,11 +43,19 @@ def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malfor
     held_out = read_set(eval, key="task.dataset.eval", **how)
     passages, files = _read_documents(documents, malformed)
     files = [*learned.files, *held_out.files, *files]
-    shared = {q.question for q in learned.questions} & {q.question for q in held_out.questions}
-    if shared:
-        told = f"warning: {len(shared)} of the held-out questions are questions to learn from too"
-        files.append({"summary": told})
+    files += shared_questions(learned.questions, held_out.questions)
     return World(learned.questions, held_out.questions, passages, files)
+
+
+def shared_questions(
+    train: Sequence[Question], held_out: Sequence[Question]
+) -> list[Mapping[str, Any]]:
+    """A warning, as one of a world's `files`, if what is to be learned is asked again."""
+    shared = {q.question for q in train} & {q.question for q in held_out}
+    if not shared:
+        return []
+    told = f"warning: {len(shared)} of the held-out questions are questions to learn from too"
+    return [{"summary": told}]
 
 
 def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[str, Any]]]:
@@ -96,10 +104,21 @@ def _digest(taken: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def unscripted(*_: Any, **__: Any) -> NoReturn:
-    """Stands where a made task has a scripted agent. Settings that need one are refused before."""
-    raise ValueError(
-        "task.name='dataset': it has no scripted agent, so there is no cold start from "
-        "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "
-        "the buffer from buffer.files (buffer.agent='none') or with buffer.agent='checkpoint'"
+def unscripted_task(make_world: Callable[..., World]) -> Task:
+    """A task of nothing but questions and passages, whose worlds `make_world` makes."""
+    return Task(
+        make_world=make_world,
+        questions=questions,
+        documents=documents,
+        corpus=corpus,
+        expert=unscripted,
+        demonstrator=unscripted,
+        random_retrieved_step=unscripted,
+        injector=unscripted,
+        retrieved_decision=unscripted,
+        decision=unscripted,
+        can_follow=unscripted,
+        system_prompt=SYSTEM_PROMPT,
+        kinds=KINDS,
+        sources=sources,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -21,6 +21,15 @@ class Question:
     answers: tuple[str, ...]
     kind: str
     source: str
+
+
+def unscripted(*_: Any, **__: Any) -> NoReturn:
+    """Stands where a made task has a scripted agent. Settings that need one are refused before."""
+    raise ValueError(
+        "task.name: this task has no scripted agent, so there is no cold start from "
+        "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "
+        "the buffer from buffer.files (buffer.agent='none') or with buffer.agent='checkpoint'"
+    )
 
 
 class Task(NamedTuple):
@@ -52,6 +61,11 @@ class Task(NamedTuple):
     kinds: tuple[str, ...]
     sources: Callable[[Any], list[Mapping[str, Any]]]
     """What was read from files, a 'summary' for people included; nothing for a made world."""
+
+    @property
+    def scripted(self) -> bool:
+        """Whether there is a demonstrator to learn the protocol from, and gates to measure."""
+        return self.demonstrator is not unscripted
 
 
 SPLITS: Sequence[str] = ("train", "eval", "expert")

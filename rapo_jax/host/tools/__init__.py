@@ -1,4 +1,4 @@
-"""The tools of the agent: a Python sandbox and a search over passages."""
+"""The tools of the agent: a Python sandbox, a search over passages, and own ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from rapo_jax.config import SearchSettings
 from rapo_jax.host.tools.observation import Observation, Tool
+from rapo_jax.host.tools.own import OwnTool, own_tools
 from rapo_jax.host.tools.python_pool import PythonTool, python_tool
 from rapo_jax.host.tools.search import local_search
 from rapo_jax.host.tools.search_apis import APIS
@@ -16,12 +17,14 @@ from rapo_jax.host.tools.search_client import HttpSearch
 __all__ = [
     "HttpSearch",
     "Observation",
+    "OwnTool",
     "PythonTool",
     "SEARCHES",
     "Tool",
     "close_tools",
     "local_search",
     "make_tools",
+    "own_tools",
     "python_tool",
 ]
 
@@ -42,23 +45,30 @@ def make_tools(
     require: Sequence[str] = (),
     search: SearchSettings | None = None,
     fits: Callable[[str], bool] = lambda text: True,
+    own: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
-    """The tools by the name of their tag: `search`, and `python`.
+    """The tools by the name of their tag: `search`, `python`, and those of `own`.
 
     `require` names the layers that the sandbox of `python` must have, see `python_tool`; `search`
     says where to search, None in the documents; `fits` whether an observation from there
-    has room in the tape, see `render_passages`. Raises ValueError if a service is set up wrongly
+    has room in the tape, see `render_passages`. A tool of `own` named search or python takes the
+    place of the built-in one, which is not made. Raises ValueError if a service is set up wrongly
     or a retrieval server does not answer.
     """
-    searching = _make_search(search, documents, encode, passages, fits)
-    python = python_tool(
-        workers=workers,
-        timeout_s=timeout_s,
-        memory_mb=memory_mb,
-        output_chars=output_chars,
-        require=require,
-    )
-    return {"search": searching, "python": python}
+    found = dict(own or {})
+    searching = found.pop("search", None)
+    if searching is None:
+        searching = _make_search(search, documents, encode, passages, fits)
+    python = found.pop("python", None)
+    if python is None:
+        python = python_tool(
+            workers=workers,
+            timeout_s=timeout_s,
+            memory_mb=memory_mb,
+            output_chars=output_chars,
+            require=require,
+        )
+    return {"search": searching, "python": python, **found}
 
 
 def _make_search(

@@ -178,3 +178,17 @@ def test_any_json_is_understood_or_refused_with_a_value_error(messages):
     except ValueError:
         return
     assert isinstance(question, str) and response
+
+
+def test_a_tool_of_the_name_of_an_own_one_is_it():
+    call = {"id": "1", "function": {"name": "loud", "arguments": '{"text": "hey </loud>"}'}}
+    chat = [
+        USER,
+        {"role": "assistant", "content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "HEY <loud>"},
+        {"role": "assistant", "content": "HEY"},
+    ]
+    response = tagged_text(chat, ("loud",))[1]
+    assert "<loud>hey < /loud></loud><result> HEY < loud></result>" in response
+    with pytest.raises(ValueError, match="tool 'loud' is no search and no python"):
+        tagged_text(chat)

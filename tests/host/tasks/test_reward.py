@@ -178,3 +178,17 @@ def test_very_long_malformed_text_is_judged_too():
     for tag in ("<retrieve>", "</search><result>", "\\boxed{", "<think>"):
         text = THINK + tag * 20_000 + ANSWER
         assert -1.0 <= outcome_reward(text, ["Kavel"]) <= 1.1
+
+
+LOUD = "<think>a</think><loud>hey</loud><result> HEY</result>"
+BOB = "<think>b</think><answer>\\boxed{Bob}</answer>"
+
+
+def test_a_call_of_an_own_tool_must_have_its_result_and_earns_no_bonus():
+    assert outcome_reward(LOUD + BOB, ["Bob"], own=("loud",)) == 1.0
+    python = "<think>a</think><python>1</python><result> 1</result>"
+    assert outcome_reward(python + LOUD + BOB, ["Bob"], own=("loud",)) == 1.0
+    assert failure_kind("<loud>hey</loud>" + BOB, ("loud",)) == "loud call without its result"
+    assert failure_kind(LOUD + "<loud>" + BOB, ("loud",)) == "unbalanced loud tags"
+    assert not is_correct("<loud>hey</loud>" + BOB, ["Bob"], own=("loud",))
+    assert failure_kind("<loud>hey</loud>" + BOB) == ""  # known to nobody, it is text

@@ -1,0 +1,58 @@
+"""A user's own code, as tests name it by config path."""
+
+from __future__ import annotations
+
+from rapo_jax.host.tasks import Question, question_task
+
+NOT_CALLABLE = 3
+
+
+def shout(text):
+    """Says it louder.
+
+    Not told to the agent.
+    """
+    return text.upper() + "!"
+
+
+def broken(text):
+    return {}[text]
+
+
+def quarter(text, gold_answers):
+    return 0.25
+
+
+def not_finite(text, gold_answers):
+    return float("nan")
+
+
+def no_number(text, gold_answers):
+    return "0.5"
+
+
+def raises(text, gold_answers):
+    raise ValueError("no such unit")
+
+
+def takes_nothing():
+    return 0.0
+
+
+async def later(text):
+    return text
+
+
+def neighbours(*, held_out=2):
+    words = ["Anna", "Bob", "Carla", "Dora", "Emil", "Fred"]
+    asked = [(f"Who is next to {word}?", word) for word in words]
+    named = [Question("q", "Who sees Bob?", ("Bob", "nobody"), "seeing", "by hand")]
+    return {
+        "train": asked[held_out:],
+        "eval": [*asked[:held_out], *named],
+        "documents": [f"{word} is next to {word}" for word in words],
+    }
+
+
+NEIGHBOURS = question_task(neighbours)
+NO_DOCUMENTS = question_task(lambda: {"train": [("a", "b")], "eval": [("c", ["d", "e"])]})
