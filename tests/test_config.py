@@ -176,6 +176,7 @@ def test_the_known_names_are_those_of_the_table_that_is_chosen_from(key, table):
 
 
 NEEDED = {
+    "explicit": {"distributed.coordinator": "10.0.0.1:1234", "distributed.processes": 2},
     "checkpoint": {"buffer.checkpoint": "somewhere"},
     "none": {"buffer.files": (__file__,)},
     "dataset": {

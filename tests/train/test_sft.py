@@ -51,10 +51,11 @@ def test_world_segments_become_the_tokens_that_the_rollout_wrote(house, tapes, w
 
 
 def test_a_demonstration_is_encoded_token_for_token(house):
+    one, other = house.world.entities[:2]
     row = [
-        Segment(Source.POLICY, 0, "<think> mentor</think><search> Dorim mentor</search>"),
-        Segment(Source.TOOL, 0, "<result> Dorim mentor Zizaz</result>"),
-        Segment(Source.POLICY, 1, "<answer>\\boxed{ Zizaz}</answer>"),
+        Segment(Source.POLICY, 0, f"<think> mentor</think><search> {one} mentor</search>"),
+        Segment(Source.TOOL, 0, f"<result> {one} mentor {other}</result>"),
+        Segment(Source.POLICY, 1, f"<answer>\\boxed{{ {other}}}</answer>"),
     ]
     shown = [("who ?", row)]
     found = encode_examples(house.tokens, shown, system="s", **LIMITS)

@@ -77,7 +77,9 @@ def test_an_update_on_any_mesh_is_that_of_one_device(house, batch, tapes, alone,
     data, fsdp, tensor = shape
     state = trained(house, batch, tapes.length_B, make_mesh(data=data, fsdp=fsdp, tensor=tensor))
     for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(left, right, atol=2e-5)
+        # an entry moves by up to 1e-2; Adam divides by the gradient's size, so the rounding of a
+        # gradient near 0 counts as if it were of usual size
+        np.testing.assert_allclose(left, right, atol=5e-5)
 
 
 @pytest.mark.parametrize("shape", MESHES[1:])
