@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     # name and module:function; 'search' and 'python' take the place of the built-in ones
     o.python = ConfigDict()  # besides: one process and thread, files of 1 MiB, 16 MiB in all
     o.python.require = ()  # layers of confinement without which no run starts: ('all',), or some
-    # of SANDBOX_LAYERS in rapo_jax/config.py, such as ('pid', 'network', 'seccomp')
+    # of SANDBOX_LAYERS in rapo_jax/config/host.py, such as ('pid', 'network', 'seccomp')
     o.search = h = ConfigDict()
     h.kind = "local"  # local: the task's documents | retrieval: a server that speaks Search-R1's
     # wire format | bing | serper | searxng: web-search APIs of their shape

@@ -1,0 +1,29 @@
+"""The one reader of config: a mapping becomes frozen settings, and every value is checked.
+
+All errors are `ValueError`s that name the key, the value and the remedy, and they come before
+anything is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapo_jax.checks.reading import read_group
+from rapo_jax.checks.rules import CHOICES, check
+from rapo_jax.checks.stages import METHODS, READERS, STAGES
+from rapo_jax.checks.tasks import check_unscripted
+from rapo_jax.config import Settings
+
+__all__ = ["CHOICES", "METHODS", "READERS", "STAGES", "check_unscripted", "read_settings"]
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Frozen, checked settings of a config mapping.
+
+    Raises:
+        ValueError: names the offending key, its value and the remedy.
+    """
+    settings = read_group(Settings, config, "")
+    check(settings)
+    return settings

@@ -1,0 +1,96 @@
+"""The settings of a run: one frozen dataclass for each group of keys.
+
+`configs/default.py` documents every key with its unit and its section of the paper;
+`checks.read_settings` makes settings from a config and refuses what cannot work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rapo_jax.config.host import (
+    SANDBOX_LAYERS,
+    BufferSettings,
+    ChainsSettings,
+    DatasetSettings,
+    PromptSettings,
+    PythonSettings,
+    RetrievalSettings,
+    SearchSettings,
+    TaskSettings,
+    TokenizerSettings,
+    ToolsSettings,
+)
+from rapo_jax.config.model import (
+    DistributedSettings,
+    ExportSettings,
+    MeshSettings,
+    ModelSettings,
+    ScoreSettings,
+)
+from rapo_jax.config.training import (
+    CheckpointSettings,
+    EvaluateSettings,
+    LogSettings,
+    OptimizerSettings,
+    RlSettings,
+    RolloutSettings,
+    SftSettings,
+)
+
+__all__ = [
+    "BufferSettings",
+    "ChainsSettings",
+    "CheckpointSettings",
+    "DatasetSettings",
+    "DistributedSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "LogSettings",
+    "MeshSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "PromptSettings",
+    "PythonSettings",
+    "RetrievalSettings",
+    "RlSettings",
+    "RolloutSettings",
+    "SANDBOX_LAYERS",
+    "ScoreSettings",
+    "SearchSettings",
+    "Settings",
+    "SftSettings",
+    "TaskSettings",
+    "TokenizerSettings",
+    "ToolsSettings",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    seed: int
+    method: str
+    stages: tuple[str, ...]
+    task: TaskSettings
+    prompt: PromptSettings
+    tokenizer: TokenizerSettings
+    mesh: MeshSettings
+    distributed: DistributedSettings
+    model: ModelSettings
+    tools: ToolsSettings
+    rollout: RolloutSettings
+    retrieval: RetrievalSettings
+    buffer: BufferSettings
+    sft: SftSettings
+    optimizer: OptimizerSettings
+    rl: RlSettings
+    evaluate: EvaluateSettings
+    score: ScoreSettings
+    export: ExportSettings
+    checkpoint: CheckpointSettings
+    log: LogSettings
+
+    @property
+    def n_hybrid(self) -> int:
+        """Hybrid rollouts of a group; GRPO is RAPO with none."""
+        return self.rollout.n_hybrid if self.method == "rapo" else 0
