@@ -189,7 +189,7 @@ def _choose_chains(
         raise AssertionError("turns do not end")
 
     check("two_hop", two_hop, len(hops(2)))
-    three, four = hidden - hidden // 3, hidden // 3
+    three, four = hidden // 4, hidden - hidden // 4
     return {
         "one_hop": hops(1),
         "two_hop": shuffled(hops(2))[:two_hop],
