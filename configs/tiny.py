@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
         batch=32,
         examples=12_000,
         inject_share=0.6,
-        weak_habit=0.2,
-        weak_stop=0.2,
+        weak_habit=0.45,
+        weak_stop=0.0,
         gate_one_hop=0.85,
         gate_follow=0.9,
     )

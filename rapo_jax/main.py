@@ -13,10 +13,13 @@ Stages, in order; a finished one is skipped, a killed one goes on where its last
     buffer    fill the Step-Trace Buffer with an off-policy agent  -> WORKDIR/buffer
     rl        hybrid-policy rollouts and RAPO updates              -> WORKDIR/checkpoints
     evaluate  held-out questions, greedy, without retrieval        -> WORKDIR/result.json
+              published sets: --config.evaluate.suites="('gsm8k','hotpotqa')" -> WORKDIR/suites
     report    curves, comparison and trajectories                  -> WORKDIR/report.html
 On demand, with the weights of WORKDIR's newest checkpoint or else of config.model.folder:
     score     log-probs and entropies of given tokens              -> config.score.output
     export    a Hugging Face folder                                -> config.export.folder
+    plan      needs no weights: what the run would need of chips that are not at hand
+    search_index  a corpus of passages as an index on disk         -> config.search_index.folder
 
 config.model.folder names a Hugging Face folder (Qwen2/2.5, Qwen3, Llama 3) to start from.
 Every key of the config can be set as --config.GROUP.KEY=VALUE; configs/default.py lists them all
@@ -43,7 +46,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rapo_jax.checks import READERS, STAGES, read_settings
+from rapo_jax.checks import READERS, STAGES, SUITE_KEYS, read_settings
 from rapo_jax.config import Settings
 from rapo_jax.model.hf_config import refuse_contradictions
 
@@ -60,9 +63,11 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     try:
         settings = read_settings(CONFIG.value.to_dict())
-        refuse_contradictions(
-            settings.model, config_flags.get_override_values(flags.FLAGS["config"])
-        )
+        no_weights = {"plan", "search_index"}  # know a published model by its name, or need none
+        if not set(settings.stages) <= no_weights:
+            refuse_contradictions(
+                settings.model, config_flags.get_override_values(flags.FLAGS["config"])
+            )
     except (ValueError, FileNotFoundError) as error:
         refuse(error)
     # Own code may lie beside the config file; last, so that it hides no installed module.
@@ -107,8 +112,8 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> bool:
 def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     """Writes config.json, or refuses a folder that belongs to another config. True if it wrote.
 
-    `stages`, `log`, `checkpoint`, `distributed` and what only `score` and `export` read may differ
-    between calls: they change no result. A call for these two stages alone writes nothing.
+    `stages`, `log`, `checkpoint`, `distributed`, what only READERS read and the keys of the
+    suites may differ between calls: they change no result. A call for READERS alone writes nothing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
@@ -116,6 +121,7 @@ def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     wanted = json.loads(json.dumps(config))
     if path.is_file():
         found = json.loads(path.read_text())
+        found, wanted = _without_suites(found), _without_suites(wanted)
         for key in sorted(set(found) | set(wanted)):
             if key not in free and key != "commit" and found.get(key) != wanted.get(key):
                 raise ValueError(
@@ -129,6 +135,11 @@ def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     draft.write_text(json.dumps(wanted | {"commit": commit()}, indent=2) + "\n")
     draft.replace(path)
     return True
+
+
+def _without_suites(config: dict[str, Any]) -> dict[str, Any]:
+    group = config.get("evaluate", {})
+    return config | {"evaluate": {k: x for k, x in group.items() if k not in SUITE_KEYS}}
 
 
 def commit() -> str:
@@ -146,14 +157,18 @@ def commit() -> str:
 
 
 def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
-    """Runs the stages that are asked for, in their order; `score` and `export` open no run."""
+    """Runs the stages that are asked for, in their order; those of READERS open no run."""
     from rapo_jax.train.stages import READER_RUNNERS
 
     if not set(settings.stages) <= set(READERS):
         run_job(settings, workdir, fresh=fresh)
-    for name in READERS:
+    for name in READER_RUNNERS:
         if name in settings.stages:
             READER_RUNNERS[name](settings, workdir)
+    if "plan" in settings.stages:
+        from rapo_jax.plan.stage import plan
+
+        plan(settings, workdir)
 
 
 def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
@@ -185,12 +200,16 @@ def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
                     write_report([workdir], workdir / "report.html")
             elif name in done:
                 print(f"[{name}] finished before; skipped", flush=True)
-                continue
-            else:
+            elif not (name == "evaluate" and settings.suites_alone):
                 RUNNERS[name](stages)
-            done = [*[d for d in done if d != name], name]
-            if distributed.is_first():
-                done_path.write_text(json.dumps({"stages": done}) + "\n")
+            else:
+                name = "suites"  # its files know what is finished
+            if name not in (*done, "suites"):
+                done = [*done, name]
+                if distributed.is_first():
+                    done_path.write_text(json.dumps({"stages": done}) + "\n")
+            if name in ("evaluate", "suites") and settings.evaluate.suites:
+                RUNNERS["suites"](stages)
             if distributed.stop_asked():
                 raise distributed.Stopped(f"stage {name!r} is finished")
     finally:

@@ -22,6 +22,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it: what one comp
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -41,6 +42,9 @@ from rapo_jax.model.transformer import init_params
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.tapes import own_steps, own_text
 from rapo_jax.types import Params, Trajectory
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("unhurried")
 
 HERE = Path(__file__).parent
 TASK = TASKS["chains"]

@@ -1,6 +1,6 @@
 """A model of a few numbers; tests change what they are about with `dataclasses.replace`."""
 
-from rapo_jax.config import ModelSettings
+from rapo_jax.config import LoraSettings, ModelSettings
 
 SMALL_MODEL = ModelSettings(
     folder="",
@@ -25,4 +25,7 @@ SMALL_MODEL = ModelSettings(
     dtype="float32",
     layer_unroll=1,
     score_chunk=64,
+    remat="none",
+    attention="auto",
+    lora=LoraSettings(rank=0, alpha=1.0, targets=(), merge=False),
 )

@@ -97,7 +97,7 @@ def test_processes_that_could_not_find_each_other_are_refused(changes, refusal):
 
 
 def test_reading_weights_is_refused_to_several_processes():
-    with pytest.raises(ValueError, match="stages=.*score and export run in one process"):
+    with pytest.raises(ValueError, match="stages=.*score, export, plan and search_index run in"):
         read_with(stages=("export",), **{"distributed.mode": "auto"})
 
 

@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from rapo_jax.checks import CHOICES, STAGES, read_settings
 from rapo_jax.config import Settings
+from rapo_jax.host.metrics.answers import RULES
 from rapo_jax.host.tasks import METRICS, TASKS
 from rapo_jax.host.tools import SEARCHES
 from rapo_jax.method.objective import AGGREGATIONS
@@ -145,6 +146,16 @@ def test_whole_numbers_may_stand_for_floats_and_lists_for_tuples(small_settings)
         ({"model.rope_positions": 0}, "model.rope_positions=0: must be at least 1"),
         ({"score.batch_tokens": 0}, "score.batch_tokens=0: must be at least 1"),
         ({"export.shard_gb": 0.0}, "export.shard_gb=0.0: must be more than 0"),
+        ({"evaluate.samples": 0}, "evaluate.samples=0: must be at least 1"),
+        ({"evaluate.samples": 4}, "evaluate.samples=4: greedy samples of a question are all the"),
+        ({"evaluate.temperature": -1.0}, "evaluate.temperature=-1.0: must be at least 0"),
+        ({"evaluate.scoring": "strikt"}, "evaluate.scoring='strikt': expected one of official, "),
+        (
+            {"evaluate.suites": ("gsm8k,math",)},
+            "evaluate.suites='gsm8k,math': write a tuple: --config.evaluate.suites=\"('gsm8k','ma",
+        ),
+        ({"evaluate.judge.url": "localhost"}, "evaluate.judge.url='localhost': the base of an"),
+        ({"evaluate.judge.url": "http://x"}, "evaluate.judge.model='': name the model"),
         ({"method": "rappo"}, "method='rappo': expected one of rapo, grpo, sft; did you mean 'r"),
         ({"rl.quality": "increasing"}, "rl.quality='increasing': expected one of decrease, "),
         ({"stages": ("rl", "eval")}, "stages='eval': expected one of sft, buffer, rl, evaluate, "),
@@ -169,6 +180,7 @@ def test_a_value_that_cannot_work_is_refused_with_its_key_and_a_remedy(
         ("task.name", {*TASKS, "module:TASK"}),
         ("task.metric", METRICS),
         ("tools.search.kind", SEARCHES),
+        ("evaluate.scoring", RULES),
     ],
 )
 def test_the_known_names_are_those_of_the_table_that_is_chosen_from(key, table):
@@ -179,6 +191,7 @@ NEEDED = {
     "explicit": {"distributed.coordinator": "10.0.0.1:1234", "distributed.processes": 2},
     "checkpoint": {"buffer.checkpoint": "somewhere"},
     "none": {"buffer.files": (__file__,)},
+    "endpoint": {"buffer.endpoint.url": "http://localhost:8000/v1", "buffer.endpoint.model": "m"},
     "dataset": {
         "stages": ("rl", "evaluate"),
         "model.folder": "model",

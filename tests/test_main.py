@@ -90,6 +90,19 @@ def test_what_changes_no_result_may_differ_between_calls(tmp_path, small_config)
     prepare_workdir(tmp_path, small_config())
     changes = {"stages": ("report",), "log.tensorboard": True, "checkpoint.every": 7}
     prepare_workdir(tmp_path, small_config(changes))
+    changes = {"evaluate.suites": ("gsm8k",), "evaluate.judge.model": "m", "evaluate.samples": 4}
+    prepare_workdir(tmp_path, small_config(changes))
+    with pytest.raises(ValueError, match=r"another config \(evaluate was"):
+        prepare_workdir(tmp_path, small_config({"evaluate.rows": 16}))
+
+
+def test_a_workdir_from_before_there_were_suites_goes_on(tmp_path, small_config):
+    prepare_workdir(tmp_path, small_config())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["evaluate"] = {key: config["evaluate"][key] for key in ("every", "limit", "rows")}
+    path.write_text(json.dumps(config))
+    prepare_workdir(tmp_path, small_config({"evaluate.suites": ("gsm8k",)}))
 
 
 def test_the_commit_is_a_hash_that_says_whether_files_were_changed():

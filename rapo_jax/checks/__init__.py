@@ -12,10 +12,19 @@ from typing import Any
 from rapo_jax.checks.reading import read_group
 from rapo_jax.checks.rules import CHOICES, check
 from rapo_jax.checks.stages import METHODS, READERS, STAGES
+from rapo_jax.checks.suites import SUITE_KEYS
 from rapo_jax.checks.tasks import check_unscripted
 from rapo_jax.config import Settings
 
-__all__ = ["CHOICES", "METHODS", "READERS", "STAGES", "check_unscripted", "read_settings"]
+__all__ = [
+    "CHOICES",
+    "METHODS",
+    "READERS",
+    "STAGES",
+    "SUITE_KEYS",
+    "check_unscripted",
+    "read_settings",
+]
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

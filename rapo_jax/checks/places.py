@@ -23,5 +23,5 @@ def check_distributed(s: Settings) -> None:
         value, only = getattr(d, key), "only distributed.mode='explicit' reads it"
         holds = bool(works) if explicit else value == unset
         require(holds, f"distributed.{key}", value, remedy if explicit else only)
-    readers = "score and export run in one process: set distributed.mode='off'"
+    readers = "score, export, plan and search_index run in one process: set distributed.mode='off'"
     require(d.mode == "off" or not set(s.stages) & set(READERS), "stages", s.stages, readers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from rapo_jax.checks.buffer import AGENTS, check_buffer
+from rapo_jax.checks.lora import check_lora
 from rapo_jax.checks.places import check_distributed
 from rapo_jax.checks.require import one_of, read, require
+from rapo_jax.checks.search import check_search
 from rapo_jax.checks.stages import METHODS, check_stages
+from rapo_jax.checks.suites import check_suites
 from rapo_jax.checks.tasks import check_dataset
 from rapo_jax.config import SANDBOX_LAYERS, Settings
 
@@ -19,7 +21,7 @@ CHOICES = {
     "retrieval.history": ("full", "own"),
     "retrieval.encoder": ("ngram", "minilm"),
     "retrieval.index": ("auto", "exact", "brute", "tree"),
-    "buffer.agent": ("scripted", "checkpoint", "none"),
+    "buffer.agent": AGENTS,
     "buffer.malformed": ("skip", "fail"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
     "rl.quality": ("decrease", "increase", "off"),
@@ -27,11 +29,14 @@ CHOICES = {
     "rl.aggregation": ("sequence_mean", "token_mean", "sequence_sum"),
     "model.dtype": ("float32", "bfloat16"),
     "model.rope_type": ("default", "llama3"),
+    "model.remat": ("none", "dots", "dots_no_batch", "offload", "full"),
+    "model.attention": ("auto", "plain", "cudnn", "splash"),
     "export.dtype": ("same", "float32", "bfloat16"),
     "task.name": ("chains", "dataset", "module:TASK"),
     "task.dataset.malformed": ("skip", "fail"),
     "task.metric": ("f1", "math"),
     "tools.search.kind": ("local", "retrieval", "bing", "serper", "searxng"),
+    "evaluate.scoring": ("official", "strict"),
 }
 
 
@@ -39,11 +44,14 @@ def check(s: Settings) -> None:
     """Refuses values that cannot work, before any compile. Raises ValueError."""
     own = ":" in s.task.name
     for key, known in CHOICES.items():
-        if key != "task.name" or not own:
+        if key != "buffer.agent" and (key != "task.name" or not own):
             one_of(key, read(s, key), known)
     require(own or not s.task.own, "task.own", s.task.own, "only task.name='module:TASK' reads it")
     check_stages(s.stages)
     check_distributed(s)
+    check_lora(s)
+    check_suites(s)
+    check_search(s)
     for layer in s.tools.python.require:
         one_of("tools.python.require", layer, ("all", *SANDBOX_LAYERS))
     for key in (
@@ -62,6 +70,12 @@ def check(s: Settings) -> None:
     ).split():
         require(read(s, key) >= 1, key, read(s, key), "must be at least 1")
     r = s.rollout
+    require(
+        r.waves >= 1 and r.questions % r.waves == 0,
+        "rollout.waves",
+        r.waves,
+        f"must divide rollout.questions={r.questions}",
+    )
     require(
         r.group_size >= 2,
         "rollout.group_size",
@@ -126,26 +140,6 @@ def check(s: Settings) -> None:
         s.rl.entropy_floor,
         "H_before may be 0 and divides (eq. 5): a small positive number of nats, such as 1e-6",
     )
-    require(
-        s.buffer.keep <= s.buffer.samples,
-        "buffer.keep",
-        s.buffer.keep,
-        f"cannot keep more than buffer.samples={s.buffer.samples}",
-    )
-    require(
-        s.buffer.agent != "checkpoint" or bool(s.buffer.checkpoint),
-        "buffer.checkpoint",
-        s.buffer.checkpoint,
-        "buffer.agent='checkpoint' needs the checkpoint folder of the agent to sample",
-    )
-    require(
-        s.buffer.agent != "none" or bool(s.buffer.files),
-        "buffer.files",
-        s.buffer.files,
-        "buffer.agent='none' needs files of traces to fill the buffer with",
-    )
+    check_buffer(s)
     if s.task.name == "dataset":
         check_dataset(s)
-    if "buffer" in s.stages:
-        for file in s.buffer.files:
-            require(Path(file).is_file(), "buffer.files", file, "there is no such file")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rapo_jax.checks.require import one_of, require
 
 METHODS = ("rapo", "grpo", "sft")
-READERS = ("score", "export")
-"""Stages that open no run: they read weights and leave the workdir as it is."""
+READERS = ("score", "export", "plan", "search_index")
+"""Stages that open no run: they read weights, shapes or a corpus, and leave the run as it is."""
 STAGES = ("sft", "buffer", "rl", "evaluate", "report", *READERS)
 
 

@@ -10,10 +10,12 @@ def check_dataset(s: Settings) -> None:
     """A data set brings questions alone: no corpus unless it is named, and no scripted agent."""
     remedy = "task.name='dataset' needs a file of questions or a published set, as 'gsm8k:train'"
     for key in ("task.dataset.train", "task.dataset.eval"):
-        require(bool(read(s, key).strip()), key, read(s, key), remedy)
+        require(bool(read(s, key).strip()) or s.suites_alone, key, read(s, key), remedy)
     own_search = any(pair[:1] == ("search",) for pair in s.tools.own)
     require(
-        s.tools.search.kind != "local" or own_search or bool(s.task.dataset.documents),
+        s.tools.search.kind != "local"
+        or own_search
+        or bool(s.tools.search.index or s.task.dataset.documents),
         "task.dataset.documents",
         s.task.dataset.documents,
         "tools.search.kind='local' searches this corpus (JSON lines): name one, or search a "
@@ -38,9 +40,9 @@ def check_unscripted(s: Settings) -> None:
         ),
         (
             "buffer.agent",
-            s.buffer.agent != "scripted" or "buffer" not in s.stages,
+            "scripted" not in s.buffer.agents or "buffer" not in s.stages,
             "scripted agent: bring traces (buffer.files with buffer.agent='none') or sample a "
-            "policy (buffer.agent='checkpoint')",
+            "policy (buffer.agent='checkpoint' or 'endpoint')",
         ),
         ("sft.gate_one_hop", s.sft.gate_one_hop == 0, gate),
         ("sft.gate_follow", s.sft.gate_follow == 0, gate),

@@ -13,9 +13,11 @@ from rapo_jax.config.host import (
     BufferSettings,
     ChainsSettings,
     DatasetSettings,
+    EndpointSettings,
     PromptSettings,
     PythonSettings,
     RetrievalSettings,
+    SearchIndexSettings,
     SearchSettings,
     TaskSettings,
     TokenizerSettings,
@@ -24,13 +26,16 @@ from rapo_jax.config.host import (
 from rapo_jax.config.model import (
     DistributedSettings,
     ExportSettings,
+    LoraSettings,
     MeshSettings,
     ModelSettings,
+    PlanSettings,
     ScoreSettings,
 )
 from rapo_jax.config.training import (
     CheckpointSettings,
     EvaluateSettings,
+    JudgeSettings,
     LogSettings,
     OptimizerSettings,
     RlSettings,
@@ -44,12 +49,16 @@ __all__ = [
     "CheckpointSettings",
     "DatasetSettings",
     "DistributedSettings",
+    "EndpointSettings",
     "EvaluateSettings",
     "ExportSettings",
+    "JudgeSettings",
     "LogSettings",
+    "LoraSettings",
     "MeshSettings",
     "ModelSettings",
     "OptimizerSettings",
+    "PlanSettings",
     "PromptSettings",
     "PythonSettings",
     "RetrievalSettings",
@@ -57,6 +66,7 @@ __all__ = [
     "RolloutSettings",
     "SANDBOX_LAYERS",
     "ScoreSettings",
+    "SearchIndexSettings",
     "SearchSettings",
     "Settings",
     "SftSettings",
@@ -87,6 +97,8 @@ class Settings:
     evaluate: EvaluateSettings
     score: ScoreSettings
     export: ExportSettings
+    search_index: SearchIndexSettings
+    plan: PlanSettings
     checkpoint: CheckpointSettings
     log: LogSettings
 
@@ -94,3 +106,8 @@ class Settings:
     def n_hybrid(self) -> int:
         """Hybrid rollouts of a group; GRPO is RAPO with none."""
         return self.rollout.n_hybrid if self.method == "rapo" else 0
+
+    @property
+    def suites_alone(self) -> bool:
+        """Whether suites are all that is asked for: the task's own questions are not read then."""
+        return bool(self.evaluate.suites) and not {"sft", "buffer", "rl"} & set(self.stages)

@@ -54,11 +54,26 @@ class TokenizerSettings:
 class SearchSettings:
     kind: str
     url: str
+    index: str
     key_variable: str
     cache: str
     deadline_s: float
     per_second: float
     concurrency: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchIndexSettings:
+    corpus: str
+    folder: str
+    encoder: str
+    encoder_folder: str
+    encoder_tokens: int
+    width: int
+    kind: str
+    recall: float
+    memory_mb: int
+    malformed: str
 
 
 SANDBOX_LAYERS = (
@@ -106,10 +121,25 @@ class RetrievalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EndpointSettings:
+    url: str
+    model: str
+    key_variable: str
+    temperature: float
+    step_tokens: int
+    max_calls_total: int
+    max_tokens_total: int
+    concurrency: int
+    deadline_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class BufferSettings:
     folder: str
     agent: str
     checkpoint: str
+    temperature: float
+    endpoint: EndpointSettings
     files: tuple[str, ...]
     malformed: str
     questions: int
@@ -117,3 +147,17 @@ class BufferSettings:
     keep: int
     expert_error: float
     include_answers: bool
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """The agents to sample, in their order."""
+        return _names(self.agent)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The policies of the agent 'checkpoint'."""
+        return _names(self.checkpoint)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))

@@ -21,6 +21,14 @@ class DistributedSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    merge: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
     folder: str
     vocab: int
@@ -44,6 +52,9 @@ class ModelSettings:
     dtype: str
     layer_unroll: int
     score_chunk: int
+    remat: str
+    attention: str
+    lora: LoraSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,12 @@ class ScoreSettings:
     input: str
     output: str
     batch_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    topology: str
+    compile: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ class RolloutSettings:
     retrieved_tokens: int
     max_tokens: int
     temperature: float
+    waves: int
     driver: str
 
 
@@ -73,10 +74,26 @@ class RlSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    url: str
+    model: str
+    key_variable: str
+    cache: str
+    deadline_s: float
+    concurrency: int
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
     every: int
     limit: int
     rows: int
+    suites: tuple[str, ...]
+    manual_dir: str
+    scoring: str
+    samples: int
+    temperature: float
+    judge: JudgeSettings
 
 
 @dataclasses.dataclass(frozen=True)

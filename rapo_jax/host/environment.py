@@ -78,6 +78,8 @@ class Environment:
         self._history: list[str] = []
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self.calls: list[list[tuple[str, str]]] = []
+        """Of each row: (tool, outcome) of its calls, in their order."""
         self.failure: BaseException | None = None
 
     def remember(
@@ -96,6 +98,7 @@ class Environment:
         """Starts a fresh trajectory in every row; row b asks `row_questions[b]`."""
         self._questions = list(row_questions)
         self._history = [""] * len(self._questions)
+        self.calls = [[] for _ in self._questions]
         self.failure = None
 
     def take_counts(self) -> dict[str, float]:
@@ -174,6 +177,7 @@ class Environment:
             for (b, row, _), observation in zip(
                 asking, self._tools[kind]([content for *_, content in asking]), strict=True
             ):
+                self.calls[row].append((kind, observation.outcome))
                 counts[kind] += 1
                 counts[f"outcome/{observation.outcome}"] += 1
                 if kind in self.tokens.own and observation.outcome != "ok":

@@ -8,15 +8,16 @@ every token.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.types import Params
@@ -39,6 +40,17 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
 }
 """End of a parameter's path -> its axes. Norm scales are not here: they are whole everywhere."""
 
+_KERNELS = {
+    path.removesuffix("/kernel"): axes
+    for path, axes in LOGICAL_AXES.items()
+    if path.endswith("/kernel")
+}
+ADAPTER_AXES: Mapping[str, tuple[str, ...]] = {
+    **{f"{name}/a": (layer, into, "rank") for name, (layer, into, _) in _KERNELS.items()},
+    **{f"{name}/b": (layer, "rank", out) for name, (layer, _, out) in _KERNELS.items()},
+}
+"""The two factors of a kernel's adapter (lora.py) are cut as the kernel is."""
+
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "training": {
         "width": "fsdp",
@@ -50,6 +62,14 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "sampling": {"heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"},
 }
 """Logical axis -> mesh axis, for each layout; an axis that is not named stays whole."""
+
+ACTIVATIONS: Mapping[str, str | tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+}
+"""The same for what is computed from rows, in both layouts."""
 
 
 def make_mesh(
@@ -85,9 +105,49 @@ def make_mesh(
     return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """What is traced inside may `constrain` and `on_shards`; one device needs neither."""
+    if mesh is None or mesh.size == 1:
+        yield
+        return
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
+
+
+def ambient_mesh() -> AbstractMesh | None:
+    """The mesh of `on_mesh`, if tracing is inside one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def spec_of(*logical: str | None) -> PartitionSpec:
+    """Where an activation of these axes lives (ACTIVATIONS); None stays whole."""
+    return PartitionSpec(*(None if axis is None else ACTIVATIONS[axis] for axis in logical))
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Keeps an activation cut as ACTIVATIONS says, inside `on_mesh`; elsewhere it is `x` itself.
+
+    An axis that its mesh axes do not divide stays whole.
+    """
+    mesh = ambient_mesh()
+    if mesh is None:
+        return x
+    spec = [
+        None if parts is None or size % _ways(mesh, parts) else parts
+        for parts, size in zip(spec_of(*logical), x.shape, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _ways(mesh: AbstractMesh, parts: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[part] for part in ([parts] if isinstance(parts, str) else parts))
+
+
 def rows(mesh: Mesh) -> NamedSharding:
     """Rows spread over the data and fsdp axes."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["rows"]))
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -156,7 +216,8 @@ def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Pa
         return mesh_axis if mesh_axis and units % mesh.shape[mesh_axis] == 0 else None
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        logical = LOGICAL_AXES.get("/".join(name_of(path).split("/")[-2:]), ())
+        end = "/".join(name_of(path).split("/")[-2:])
+        logical = LOGICAL_AXES.get(end) or ADAPTER_AXES.get(end, ())
         spec = [axis(part, size) for part, size in zip(logical, leaf.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -192,38 +253,3 @@ def compute_copy(model: ModelSettings, params: Params) -> Params:
 def name_of(path: Any) -> str:
     """`blocks/query/kernel` of a pytree path."""
     return "/".join(str(getattr(part, "key", part)) for part in path)
-
-
-def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str], list[str]]:
-    """For the start-up log: a table of all parameters (shape, layouts, bytes a device), and notes.
-
-    Bytes are those of the float32 master weights and of the copy to sample with.
-    """
-    train, sample = (jax.tree.leaves(layout(mesh, model, params, name=name)) for name in LAYOUTS)
-    width = jnp.dtype(model.dtype).itemsize
-    table = [f"{'parameter':<30}{'shape':<22}{'training':<28}{'sampling':<28}bytes a device"]
-    master_bytes = copy_bytes = 0
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    for (path, leaf), training, sampling in zip(leaves, train, sample, strict=True):
-        master = 4 * math.prod(training.shard_shape(leaf.shape))
-        copy = width * math.prod(sampling.shard_shape(leaf.shape))
-        master_bytes, copy_bytes = master_bytes + master, copy_bytes + copy
-        table.append(
-            f"{name_of(path):<30}{leaf.shape!s:<22}{_spec(training):<28}{_spec(sampling):<28}"
-            f"{master:,} + {copy:,}"
-        )
-    notes = [
-        f"{' x '.join(f'{n} {axis}' for axis, n in mesh.shape.items())} devices; on each "
-        f"{3 * master_bytes / 1e6:,.3g} MB of weights and Adam moments, {copy_bytes / 1e6:,.3g} MB "
-        f"of {model.dtype} weights to sample with"
-    ]
-    if model.kv_heads % mesh.shape["tensor"]:
-        notes.append(
-            f"mesh.tensor={mesh.shape['tensor']} does not divide the {model.kv_heads} kv heads: "
-            "every device holds them all"
-        )
-    return table, notes
-
-
-def _spec(sharding: NamedSharding) -> str:
-    return "(" + ", ".join(str(axis or "-") for axis in sharding.spec) + ")"

@@ -16,6 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
+from rapo_jax.model.attention import attend, kernel_of, on_shards
+from rapo_jax.model.lora import ADAPTERS, adapted
+from rapo_jax.model.remat import remat
+from rapo_jax.model.sharding import constrain
 from rapo_jax.types import Params
 
 
@@ -80,27 +84,6 @@ def rotate(x_BXNH: jax.Array, at: Angles) -> jax.Array:
     return turned.astype(x_BXNH.dtype)
 
 
-def attend(
-    query_BXNH: jax.Array, key_BKHT: jax.Array, value_BKTH: jax.Array, seen_BXT: jax.Array
-) -> jax.Array:
-    """Grouped-query attention; scores and softmax in float32; `seen_BXT` says what is visible.
-
-    Keys come with their positions innermost: on CPU that is several times faster than the layout
-    of the projections, and it is how the cache stores them.
-    """
-    B, X, N, H = query_BXNH.shape
-    K, T = key_BKHT.shape[1], key_BKHT.shape[3]
-    # Z = X * N/K: the queries of one kv head as one axis, so that both products are plain matmuls.
-    query_BKZH = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
-    score = jnp.einsum(
-        "BKZH,BKHT->BKZT", query_BKZH, key_BKHT, preferred_element_type=jnp.float32
-    ).reshape(B, K, X, N // K, T)
-    score = jnp.where(seen_BXT[:, None, :, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
-    share = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype).reshape(B, K, -1, T)
-    mixed_BKZH = jnp.einsum("BKZT,BKTH->BKZH", share, value_BKTH)
-    return mixed_BKZH.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)
-
-
 def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> LayerCache:
     """Writes X new slots of every row from its `start_B`; the caller leaves slack at the end."""
 
@@ -118,6 +101,9 @@ def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> Layer
 class Block(nn.Module):
     """One pre-norm layer. With a cache it extends it from `start_B` and attends over it.
 
+    Without `seen` the rows are whole ones, and the platform's kernel attends over them. Adapters
+    are a collection of their own beside the parameters (`lora.py`).
+
     Projections see the tokens of all rows as one axis: XLA's weight gradients are twice as fast on
     CPU than with rows and slots apart.
     """
@@ -129,7 +115,7 @@ class Block(nn.Module):
         self,
         x_BXD: jax.Array,
         at: Angles,
-        seen: jax.Array,
+        seen: jax.Array | None,
         cache: LayerCache | None,
         start_B: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
@@ -141,7 +127,10 @@ class Block(nn.Module):
             layer = nn.Dense(
                 width, use_bias=use_bias, dtype=jnp.dtype(s.dtype), kernel_init=init, name=name
             )
-            return layer(x.reshape(B * X, -1))
+            flat = x.reshape(B * X, -1)
+            if not self.has_variable(ADAPTERS, name):
+                return layer(flat)
+            return adapted(s, layer(flat), flat, self.get_variable(ADAPTERS, name))
 
         def heads(x: jax.Array, count: int, name: str) -> jax.Array:
             projected = dense(x, count * s.head_width, name, s.qkv_bias)
@@ -154,16 +143,25 @@ class Block(nn.Module):
         if s.qk_norm:
             query = RMSNorm(s.norm_eps, name="query_norm")(query)
             key = RMSNorm(s.norm_eps, name="key_norm")(key)
-        query, key = rotate(query, at), rotate(key, at)
+        query = constrain(rotate(query, at), "rows", None, "heads")
+        key = constrain(rotate(key, at), "rows", None, "kv_heads")
+        value = constrain(value, "rows", None, "kv_heads")
         readable = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
         if cache is not None:
             assert start_B is not None
             cache = readable = write_cache(cache, readable, start_B)
-        mixed = attend(query, *readable, seen)
+        if seen is None:
+            kernel = kernel_of(s)
+            assert kernel is not None
+            mixed = on_shards(kernel.attend, query, key, value)
+        else:
+            mixed = attend(query, *readable, seen)
         x_BXD = x_BXD + dense(mixed, D, "output").reshape(B, X, D)
         normed = RMSNorm(s.norm_eps, name="ffn_norm")(x_BXD)
         gated = nn.silu(dense(normed, s.ffn, "gate")) * dense(normed, s.ffn, "up")
-        return x_BXD + dense(gated, D, "down").reshape(B, X, D), cache
+        gated = constrain(gated, "rows", "ffn")
+        x_BXD = x_BXD + dense(gated, D, "down").reshape(B, X, D)
+        return constrain(x_BXD, "rows"), cache
 
 
 def init_params(settings: ModelSettings, key: jax.Array) -> Params:
@@ -227,28 +225,60 @@ def extend(
     X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
     position_BX = start_B[:, None] + jnp.arange(X)
     seen_BXT = jnp.arange(T) <= position_BX[:, :, None]
+    return _read(settings, params, cache, token_BX, start_B, position_BX, seen_BXT)
+
+
+def prefill(
+    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """`extend` from the start of every row, by the platform's kernel if there is one."""
+    start_B = jnp.zeros(token_BX.shape[:1], jnp.int32)
+    if kernel_of(settings) is None:
+        return extend(settings, params, cache, token_BX, start_B)
+    position_BX = start_B[:, None] + jnp.arange(token_BX.shape[1])
+    return _read(settings, params, cache, token_BX, start_B, position_BX, None)
+
+
+def _read(
+    settings: ModelSettings,
+    params: Params,
+    cache: Cache,
+    token_BX: jax.Array,
+    start_B: jax.Array,
+    position_BX: jax.Array,
+    seen_BXT: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
     x_BXD = _embed(settings, params, token_BX)
     at = angles(settings, position_BX)
     block = Block(settings)
     layers: list[LayerCache] = []
     for layer, layer_cache in enumerate(cache):
-        weights = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
-        found: Any = block.apply({"params": weights}, x_BXD, at, seen_BXT, layer_cache, start_B)
+        weights = jax.tree.map(lambda p, layer=layer: p[layer], _stacks(params))
+        found: Any = block.apply(weights, x_BXD, at, seen_BXT, layer_cache, start_B)
         x_BXD = found[0]
         layers.append(found[1])
     return _final_norm(settings, params, x_BXD), tuple(layers)
+
+
+def _stacks(params: Params) -> Params:
+    """The variables of all blocks, stacked over layers: parameters, and adapters if there are."""
+    adapters = {ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {}
+    return {"params": params["blocks"]} | adapters
 
 
 def forward(settings: ModelSettings, params: Params, token_BT: jax.Array) -> jax.Array:
     """Hidden states hidden_BTD of whole rows, teacher-forced; padding at the end is harmless."""
     T = token_BT.shape[1]
     at = angles(settings, jnp.arange(T)[None])
-    seen_1TT = jnp.tril(jnp.ones((T, T), bool))[None]
+    seen_1TT = jnp.tril(jnp.ones((T, T), bool))[None] if kernel_of(settings) is None else None
     block = Block(settings)
 
     def layer(x_BTD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        return block.apply({"params": weights}, x_BTD, at, seen_1TT, None, None)[0], None
+        found: Any = block.apply(weights, x_BTD, at, seen_1TT, None, None)
+        return found[0], None
 
-    x_BTD = _embed(settings, params, token_BT)
-    x_BTD, _ = jax.lax.scan(layer, x_BTD, params["blocks"], unroll=settings.layer_unroll)
+    x_BTD = constrain(_embed(settings, params, token_BT), "rows")
+    x_BTD, _ = jax.lax.scan(
+        remat(settings, layer), x_BTD, _stacks(params), unroll=settings.layer_unroll
+    )
     return _final_norm(settings, params, x_BTD)

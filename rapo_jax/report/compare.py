@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rapo_jax.checks import SUITE_KEYS
 from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, load_run, series
 
 __all__ = ["Summary", "group_runs", "load_run", "paired_difference", "summarise"]
@@ -22,7 +23,10 @@ __all__ = ["Summary", "group_runs", "load_run", "paired_difference", "summarise"
 BASELINE = "grpo"
 """The variant that the others are compared with, where nobody names another."""
 
-IGNORED_KEYS = ("seed", "stages", "commit", "task.data_dir", "sft.folder", "buffer.folder")
+IGNORED_KEYS = (
+    "seed", "stages", "commit", "task.data_dir", "sft.folder", "buffer.folder",
+    *(f"evaluate.{key}" for key in SUITE_KEYS),
+)  # fmt: skip
 IGNORED_GROUPS = ("log", "checkpoint")
 """What says where, when and how often a run writes never makes two runs differ."""
 
@@ -52,10 +56,12 @@ def settings_of(run: Run) -> dict[str, str]:
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
+        if prefix in IGNORED_KEYS:
+            return
         if isinstance(value, Mapping):
             for key, child in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), child)
-        elif prefix not in IGNORED_KEYS and prefix.split(".")[0] not in IGNORED_GROUPS:
+        elif prefix.split(".")[0] not in IGNORED_GROUPS:
             flat[prefix] = value if isinstance(value, str) else json.dumps(value)
 
     walk("", run.config)

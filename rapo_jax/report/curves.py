@@ -67,7 +67,7 @@ CURVES: dict[str, dict[str, str]] = {
     },
 }
 COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}
-SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/")
+SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/", "retrieval/origin/")
 PERCENT = {
     "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
     "retrieval/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",

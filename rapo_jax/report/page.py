@@ -17,7 +17,9 @@ from typing import Any
 
 from rapo_jax.report import charts, curves
 from rapo_jax.report.compare import BASELINE, Summary, by_seed, group_runs, settings_of, summarise
+from rapo_jax.report.origins import origin_table
 from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
+from rapo_jax.report.suites import KINDS, suite_rows
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
 
 MAX_TRAJECTORIES = 60
@@ -68,10 +70,13 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         summaries=summaries,
         baseline=baseline if baseline in groups else None,
         kinds=_kinds(groups),
+        suites=suite_rows(runs),
+        suite_kinds=KINDS,
         settings=_differing_settings(groups),
         differences=_difference_charts(groups, summaries, baseline),
         heldout=curves.heldout_charts(groups),
         sections=curves.curve_charts(groups),
+        origins=origin_table(groups),
         times=curves.time_charts(groups),
         phases=curves.PHASES,
         cold_start=curves.cold_start_charts(groups),

@@ -35,12 +35,19 @@ def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: ja
 
     here = jax.tree.map(shape_here, result)
 
+    # A TPU takes back no answers of different ranks, so that vectors come as one column.
+    tables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), here
+    )
+
     def ring(*arrays: jax.Array) -> Any:
         """jax hands the host its own arrays; indexing those would run programs in the callback."""
-        return door(*map(np.asarray, arrays))
+        answer = door(*map(np.asarray, arrays))
+        return jax.tree.map(lambda x, table: np.reshape(x, table.shape), answer, tables)
 
     def ask(*arrays: jax.Array) -> Any:
-        return io_callback(ring, here, *arrays, ordered=False)
+        answer = io_callback(ring, tables, *arrays, ordered=False)
+        return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, here)
 
     def once_per_row(*arrays: jax.Array) -> Any:
         """Rows replicated over the tensor axis are asked for once and shared by a sum."""

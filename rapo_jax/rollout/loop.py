@@ -60,6 +60,8 @@ class Plan(flax.struct.PyTreeNode):
     temperature: Array
     last_retrieval: Array
     """Last boundary at which retrieval may happen: 1 for whole trajectories, else the last."""
+    row_B: Array | None = None
+    """Numbers of the rows in their batch, where only a part of it is sampled; None is 0, 1, 2, …"""
 
 
 class Parts(NamedTuple):
@@ -71,9 +73,13 @@ class Parts(NamedTuple):
     embed: Callable[[jax.Array], jax.Array]
 
 
-def row_keys(key: jax.Array, rows: int) -> jax.Array:
+def row_numbers(plan: Plan, rows: int) -> jax.Array:
+    return jnp.arange(rows, dtype=jnp.int32) if plan.row_B is None else plan.row_B
+
+
+def row_keys(key: jax.Array, plan: Plan, rows: int) -> jax.Array:
     """One key per row: what a row draws does not depend on how many rows there are."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+    return jax.vmap(partial(jax.random.fold_in, key))(row_numbers(plan, rows))
 
 
 def draw(plan: Plan, tape: Tape, boundary: jax.Array) -> Draws:
@@ -84,7 +90,7 @@ def draw(plan: Plan, tape: Tape, boundary: jax.Array) -> Draws:
     def coins(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, (3,))
 
-    coin_B, noisy_B, pick_B = jax.vmap(coins)(row_keys(boundary_key, rows)).T
+    coin_B, noisy_B, pick_B = jax.vmap(coins)(row_keys(boundary_key, plan, rows)).T
     running_B = tape.trajectory.status_B == Status.RUNNING
     wants_B = running_B & plan.hybrid_B & (coin_B < plan.probability)
     wants_B &= boundary <= plan.last_retrieval
@@ -100,7 +106,7 @@ def parts(
     """The device's side of a step for one model; `embed` turns the world's queries into keys."""
 
     def think(params: Params, plan: Plan, tape: Tape) -> tuple[Tape, Span, jax.Array]:
-        keys = row_keys(jax.random.fold_in(plan.key, 0), tape.step_B.shape[0])
+        keys = row_keys(jax.random.fold_in(plan.key, 0), plan, tape.step_B.shape[0])
         return decode(
             model,
             params,
@@ -143,7 +149,7 @@ def agent_step(
     no retrieval at all.
     """
     rows = tape.step_B.shape[0]
-    row_B = jnp.arange(rows, dtype=jnp.int32)
+    row_B = row_numbers(plan, rows)
 
     def answer(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (

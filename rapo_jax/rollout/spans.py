@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sampling import sample
-from rapo_jax.model.transformer import Cache, empty_cache, extend, unembed
+from rapo_jax.model.transformer import Cache, empty_cache, extend, prefill, unembed
 from rapo_jax.types import Params, Source, Span, Status, Trajectory
 
 
@@ -89,8 +89,7 @@ def open_tape(
     """
     Q, X = prompt_QX.token_BX.shape
     cache = empty_cache(model, rows=Q, slots=max_tokens + max(slack, X))
-    zero_Q = jnp.zeros((Q,), jnp.int32)
-    hidden_QXD, cache = extend(model, params, cache, prompt_QX.token_BX, zero_Q)
+    hidden_QXD, cache = prefill(model, params, cache, prompt_QX.token_BX)
     last = (prompt_QX.length_B - 1)[:, None, None]
     hidden_QD = jnp.take_along_axis(hidden_QXD, last, axis=1)[:, 0]
     rows = Q * group_size

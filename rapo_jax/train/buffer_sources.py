@@ -1,47 +1,72 @@
-"""Where the trajectories of a Step-Trace Buffer come from: an agent that is sampled, and files."""
+"""Where the trajectories of a Step-Trace Buffer come from: agents that are sampled, and files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import jax
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rapo_jax.host.agents import run_agents
+from rapo_jax.host.conversations import converse
 from rapo_jax.host.data import load_questions
+from rapo_jax.host.endpoint import Budget, Endpoint
+from rapo_jax.host.memory.kept import KeptRollouts, Rollout
 from rapo_jax.host.memory.sources import Imported, read_sources
 from rapo_jax.host.memory.traces import Trace
 from rapo_jax.host.protocol import Segment
 from rapo_jax.host.tasks import Question
-from rapo_jax.train.distributed import own_part
-from rapo_jax.train.tapes import own_steps, own_text, segments
+from rapo_jax.train.buffer_policies import SHOW_EVERY_S, sample_policies
+from rapo_jax.train.metrics import Progress
+from rapo_jax.train.tapes import own_steps
 
 if TYPE_CHECKING:
     from rapo_jax.train.run import Run
 
+SCRIPTED_AT_A_TIME = 512
+"""Questions; a trajectory does not depend on what else is sampled with it."""
 
-def sample_agent(run: Run) -> list[Trace]:
-    """Trajectories of the buffer's own agent, with their outcome rewards."""
-    s = run.settings
-    questions = load_questions(run.questions["expert"])[: s.buffer.questions]
-    if s.buffer.agent != "none":
-        print(
-            f"[buffer] {len(questions)} questions x {s.buffer.samples} trajectories by the "
-            f"{s.buffer.agent} agent",
-            flush=True,
-        )
-    return [
-        Trace(
-            q.id,
-            q.question,
-            own_steps(row),
-            run.reward(own_text(row), q.answers),
-            origin,
-        )
-        for q, group, origin in AGENTS[s.buffer.agent](run, questions)
-        for row in group
-    ]
+
+class Sampling(NamedTuple):
+    """What an agent gave, and what the manifest says of it."""
+
+    rollouts: list[Rollout]
+    about: dict[str, Any]
+
+
+def sample_agents(run: Run) -> Callable[[], tuple[list[Trace], dict[str, Any]]]:
+    """Asks the buffer's own agents, in their order.
+
+    All processes sample policies together, here; what is returned asks the others, scores all
+    trajectories and is for one process alone. It gives them and what the manifest is to say.
+    """
+    b = run.settings.buffer
+    questions = load_questions(run.questions["expert"])[: b.questions]
+    for name in b.agents:
+        if name != "none":
+            print(
+                f"[buffer] {len(questions)} questions x {b.samples} trajectories by the {name} "
+                "agent",
+                flush=True,
+            )
+    policies = sample_policies(run, questions) if "checkpoint" in b.agents else []
+
+    def rest() -> tuple[list[Trace], dict[str, Any]]:
+        found = [AGENTS[name](run, questions, policies) for name in b.agents]
+        answers = {question.id: question.answers for question in questions}
+        traces = [
+            Trace(
+                rollout.question_id,
+                rollout.question,
+                rollout.steps,
+                run.reward("".join(rollout.steps), answers[rollout.question_id]),
+                rollout.origin,
+            )
+            for sampling in found
+            for rollout in sampling.rollouts
+        ]
+        return traces, {name: x for sampling in found for name, x in sampling.about.items()}
+
+    return rest
 
 
 def import_files(run: Run) -> Imported | None:
@@ -66,50 +91,123 @@ def import_files(run: Run) -> Imported | None:
     return imported
 
 
-Sampled = list[tuple[Question, list[list[Segment]], str]]
-
-
-def _scripted(run: Run, questions: Sequence[Question]) -> Sampled:
+def _scripted(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
     s = run.settings
-    groups = run_agents(
-        run.task.expert(run.world, error=s.buffer.expert_error),
-        questions,
-        run.tools,
-        max_calls=s.rollout.max_calls,
-        samples=s.buffer.samples,
-        rng_seed=s.seed,
-    )
-    return [(q, group, "scripted") for q, group in zip(questions, groups, strict=True)]
-
-
-def _checkpoint(run: Run, questions: Sequence[Question]) -> Sampled:
-    """A policy of this project, sampled on-policy by the same rollout program."""
-    from rapo_jax.train.policy import load_policy
-
-    s = run.settings
-    params = run.sampler.load(load_policy(run, Path(s.buffer.checkpoint)))
-    sampled: Sampled = []
-    for start in range(0, len(questions), s.rollout.questions):
-        some = list(questions[start : start + s.rollout.questions])
-        padded = (some * s.rollout.questions)[: s.rollout.questions]
-        trajectory = run.sampler.sample(
-            params,
-            jax.random.fold_in(jax.random.key(s.seed), start),
-            own_part(padded),
-            group_size=s.buffer.samples,
-            n_hybrid=0,
-            temperature=s.rollout.temperature,
+    expert = run.task.expert(run.world, error=s.buffer.expert_error)
+    progress = Progress("buffer", total=len(questions), done=0, every_s=SHOW_EVERY_S)
+    rollouts: list[Rollout] = []
+    for start in range(0, len(questions), SCRIPTED_AT_A_TIME):
+        some = questions[start : start + SCRIPTED_AT_A_TIME]
+        groups = run_agents(
+            expert,
+            some,
+            run.tools,
+            max_calls=s.rollout.max_calls,
+            samples=s.buffer.samples,
+            rng_seed=s.seed,
         )
-        for q, question in enumerate(some):
-            rows = range(q * s.buffer.samples, (q + 1) * s.buffer.samples)
-            group = [segments(run.tokens, trajectory, b) for b in rows]
-            sampled.append((question, group, f"checkpoint:{s.buffer.checkpoint}"))
-    return sampled
+        rollouts += [
+            Rollout(question.id, question.question, sample, own_steps(row), "scripted")
+            for question, group in zip(some, groups, strict=True)
+            for sample, row in enumerate(group)
+        ]
+        if len(some) < len(questions):
+            progress.show(start + len(some))
+    return Sampling(rollouts, {})
 
 
-def _nobody(run: Run, questions: Sequence[Question]) -> Sampled:
+def _policies(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+    return Sampling(list(policies), {})
+
+
+def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+    """A chat endpoint; a cap on spending cuts the samples of all questions alike."""
+    s, n = run.settings, run.settings.buffer.endpoint
+    folder, origin = run.buffer / "agents", f"endpoint:{n.model}"
+    files = KeptRollouts(folder, f"endpoint-{zlib.crc32(n.model.encode()):08x}")
+    asked = {question.id: question.question for question in questions}
+    kept = [
+        rollout
+        for rollout in files.begin(
+            {
+                "origin": origin,
+                "temperature": n.temperature,
+                "step_tokens": n.step_tokens,
+                "max_calls": s.rollout.max_calls,
+                "system": run.system,
+            }
+        )
+        if asked.get(rollout.question_id) == rollout.question and rollout.sample < s.buffer.samples
+    ]
+    there = {(rollout.question_id, rollout.sample) for rollout in kept}
+    wanted = [
+        (question, sample)
+        for sample in range(s.buffer.samples)
+        for question in questions
+        if (question.id, sample) not in there
+    ]
+    total = len(questions) * s.buffer.samples
+    if there:
+        print(f"[buffer] {len(there)} of {total} trajectories are there; going on", flush=True)
+    budget = Budget(
+        folder / "spent.jsonl", max_calls=n.max_calls_total, max_tokens=n.max_tokens_total
+    )
+    progress = Progress("buffer: endpoint", total=total, done=len(there), every_s=SHOW_EVERY_S)
+    new: list[Rollout] = []
+
+    def keep(question: Question, sample: int, segments: list[Segment]) -> None:
+        rollout = Rollout(question.id, question.question, sample, own_steps(segments), origin)
+        files.append([rollout])
+        new.append(rollout)
+        progress.show(len(there) + len(new), calls=budget.calls, tokens=budget.tokens)
+
+    endpoint = Endpoint(n, budget, own=run.tokens.own)
+    try:
+        outcome = converse(
+            endpoint,
+            wanted,
+            run.tools,
+            system=run.system,
+            max_calls=s.rollout.max_calls,
+            concurrency=n.concurrency,
+            keep=keep,
+        )
+    finally:
+        endpoint.close()
+    if outcome.failed:
+        print(
+            f"[buffer] {outcome.failed} trajectories of the endpoint failed and are left out; the "
+            f"last with: {outcome.problem}",
+            flush=True,
+        )
+    if outcome.spent:
+        print(
+            f"[buffer] {outcome.spent}; going on with {len(kept) + len(new)} of {total} "
+            f"trajectories (for more raise it and delete {run.buffer / 'done.json'})",
+            flush=True,
+        )
+    place = {question.id: i for i, question in enumerate(questions)}
+    rollouts = sorted(kept + new, key=lambda r: (place[r.question_id], r.sample))
+    about = {
+        "model": n.model,
+        "trajectories": len(rollouts),
+        "wanted": total,
+        "failed": outcome.failed,
+        "calls": budget.calls,
+        "tokens": budget.tokens,
+        "stopped": outcome.spent,
+    }
+    return Sampling(rollouts, {"endpoint": about})
+
+
+def _nobody(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
     """No agent: buffer.files alone fill the buffer."""
-    return []
+    return Sampling([], {})
 
 
-AGENTS = {"scripted": _scripted, "checkpoint": _checkpoint, "none": _nobody}
+AGENTS = {
+    "scripted": _scripted,
+    "checkpoint": _policies,
+    "endpoint": _endpoint,
+    "none": _nobody,
+}

@@ -1,4 +1,7 @@
-"""Checkpoints: parameters, optimizer, step, and everything a run needs to go on, through Orbax."""
+"""Checkpoints: parameters, optimizer, step, and everything a run needs to go on, through Orbax.
+
+Of parameters with adapters the adapters alone are saved, and the identity of their base.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
 from rapo_jax.types import Params, TrainState
+
+_identity = jax.jit(identity)
+
+
+def base_identity(params: Params) -> list[int]:
+    """That of the frozen base of parameters with adapters; every process must ask for it."""
+    return [int(number) for number in np.asarray(_identity(params))]
 
 
 class Checkpoints:
@@ -35,17 +46,21 @@ class Checkpoints:
         """Saves and waits. `about` is small JSON: data position, buffer identity, counters."""
         if step in self._manager.all_steps():
             return
-        args = self._ocp.args
+        args, about = self._ocp.args, dict(about)
+        if ADAPTERS in state.params:
+            about["base"] = base_identity(state.params)
         self._manager.save(
             step,
-            args=args.Composite(
-                state=args.StandardSave(_plain(state)), about=args.JsonSave(dict(about))
-            ),
+            args=args.Composite(state=args.StandardSave(_plain(state)), about=args.JsonSave(about)),
         )
         self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """The newest checkpoint (or that of `step`), shaped and placed like `state`."""
+        """The newest checkpoint (or that of `step`), shaped and placed like `state`.
+
+        Raises:
+            ValueError: its adapters were trained on another base than that of `state`.
+        """
         step = self.latest() if step is None else step
         args = self._ocp.args
         found = self._manager.restore(
@@ -55,8 +70,22 @@ class Checkpoints:
                 about=args.JsonRestore(),
             ),
         )
-        params, opt_state = found["state"]["params"], found["state"]["opt_state"]
-        return TrainState(params, opt_state, found["state"]["step"]), found["about"]
+        about, saved = dict(found["about"]), found["state"]
+        if about.pop("base", None) != (
+            base_identity(state.params) if ADAPTERS in state.params else None
+        ):
+            raise ValueError(
+                f"{self._manager.directory}: its adapters were trained on other weights than those "
+                "of model.folder or the cold start now; give those back, or start anew"
+            )
+        params = with_trained(state.params, saved["params"])
+        return TrainState(params, saved["opt_state"], saved["step"]), about
+
+    def about(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself, the identity of a base included."""
+        args = self._ocp.args
+        found = self._manager.restore(self.latest(), args=args.Composite(about=args.JsonRestore()))
+        return dict(found["about"])
 
     def restore_params(self, step: int | None = None) -> Params:
         """The newest parameters (or those of `step`) alone, as numpy arrays of any shape.
@@ -79,7 +108,7 @@ class Checkpoints:
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
+    return {"params": trained(state.params), "opt_state": state.opt_state, "step": state.step}
 
 
 def _abstract(x: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,8 +15,10 @@ from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_text, segments
 from rapo_jax.types import Params, Source, Status
 
+T = TypeVar("T")
 
-def spread(questions: Sequence[Question], limit: int) -> list[Question]:
+
+def spread(questions: Sequence[T], limit: int) -> list[T]:
     """At most `limit` questions, evenly spread over the list; 0 means all."""
     if not limit or limit >= len(questions):
         return list(questions)

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rapo_jax.host.tokens import load_tokens
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_config import HfConfig, config_of
 from rapo_jax.model.hf_files import Tensors
+from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.train.metrics import clock
 from rapo_jax.train.policy import Weights, newest_weights
@@ -43,7 +45,7 @@ def export_weights(
     """Makes `export.folder`: config.json, safetensors, tokenizer and generation config.
 
     The weights are the newest of the workdir, or those of `model.folder` where nothing was trained.
-    The folder appears when it is whole.
+    Adapters are added into them. The folder appears when it is whole.
 
     Raises:
         ValueError: `export.folder` is not set or in use, there are no weights, or they are not
@@ -58,6 +60,8 @@ def export_weights(
     dtype = stored_dtype(settings) if s.dtype == "same" else s.dtype
     config = _config(settings, weights, dtype)
     params = weights.load(make_mesh(devices, **dataclasses.asdict(settings.mesh)), dtype="float32")
+    if ADAPTERS in params:
+        params = jax.jit(partial(merged, weights.model))(params)
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -104,6 +104,12 @@ def world_metrics(
     for name in own:
         of_own[f"tools/{name}"] = counts.get(name, 0) / rows_count
         of_own[f"tools/{name}/failed"] = float(counts.get(f"failed/{name}", 0))
+    origin = "memory/origin/"
+    by_origin = {
+        f"retrieval/origin/{name.removeprefix(origin)}": float(count)
+        for name, count in counts.items()
+        if name.startswith(origin)
+    }
     queries = counts.get("memory/queries", 0)
     bad = ("error", "crashed", "empty", "flooded")
     return {
@@ -117,6 +123,7 @@ def world_metrics(
         "retrieval/hit_rate": counts.get("memory/hits", 0) / max(queries, 1),
         "retrieval/similarity": counts.get("memory/similarity_mean", 0.0),
         "retrieval/same_question": counts.get("memory/same_question", 0) / max(queries, 1),
+        **by_origin,
     }
 
 

@@ -21,8 +21,10 @@ from rapo_jax.host.memory.sources import Imported
 from rapo_jax.host.memory.traces import group_by_question
 from rapo_jax.host.tasks import check_metric
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
-from rapo_jax.train.buffer_sources import import_files, sample_agent
+from rapo_jax.train.buffer_policies import SHOW_EVERY_S
+from rapo_jax.train.buffer_sources import import_files, sample_agents
 from rapo_jax.train.distributed import in_turn, on_first
+from rapo_jax.train.metrics import Progress
 
 if TYPE_CHECKING:
     from rapo_jax.train.run import Run
@@ -71,6 +73,9 @@ def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
 ENCODE_ROWS = 64
 """Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""
 
+ENCODE_TEXTS = 128 * ENCODE_ROWS
+"""Keys between two lines of progress."""
+
 
 def text_encoder(encoder: DeviceEncoder) -> Callable[[Sequence[str]], np.ndarray]:
     """Texts to keys outside a rollout, for an encoder that runs on the device."""
@@ -100,14 +105,16 @@ def build_buffer(run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     check_metric(s.task.metric)
     imported = import_files(run)
-    if s.buffer.agent == "checkpoint":  # all processes sample a policy together
-        sampled = sample_agent(run)
-        return on_first(lambda: _build(run, imported, sampled, started))
-    return on_first(lambda: _build(run, imported, sample_agent(run), started))
+    sample_rest = sample_agents(run)
+    return on_first(lambda: _build(run, imported, *sample_rest(), started))
 
 
 def _build(
-    run: Run, imported: Imported | None, sampled: list[Trace], started: float
+    run: Run,
+    imported: Imported | None,
+    sampled: list[Trace],
+    about: dict[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     folder, s = run.buffer, run.settings
     traces = sampled + (imported.traces if imported else [])
@@ -124,12 +131,13 @@ def _build(
     encode, identity = _encoder(run)
     buffer = StepTraceBuffer.build(
         traces,
-        encode=encode,
+        encode=_with_progress(encode),
         encoder_identity=identity,
         tokenizer_fingerprint=run.tokens.fingerprint,
         keep=s.buffer.keep,
         count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
         imported=imported,
+        about=about,
         **settings,
     )
     buffer.save(folder / "traces")
@@ -139,8 +147,8 @@ def _build(
             for trace in best:
                 file.write(json.dumps(trace._asdict()) + "\n")
     seconds = time.perf_counter() - started
-    about = {"seconds": seconds, "identity": buffer.identity}
-    (folder / "done.json").write_text(json.dumps(about) + "\n")
+    done = {"seconds": seconds, "identity": buffer.identity}
+    (folder / "done.json").write_text(json.dumps(done) + "\n")
     m = buffer.manifest
     print(
         f"[buffer] {len(buffer.items)} step traces of {m['trajectories_kept']} trajectories kept "
@@ -149,6 +157,24 @@ def _build(
         flush=True,
     )
     return m
+
+
+def _with_progress(
+    encode: Callable[[Sequence[str]], np.ndarray],
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """The same encoder, which says how far it is with many texts."""
+
+    def encode_all(texts: Sequence[str]) -> np.ndarray:
+        if len(texts) <= ENCODE_TEXTS:
+            return encode(texts)
+        progress = Progress("buffer: keys", total=len(texts), done=0, every_s=SHOW_EVERY_S)
+        found = []
+        for start in range(0, len(texts), ENCODE_TEXTS):
+            found.append(encode(texts[start : start + ENCODE_TEXTS]))
+            progress.show(start + len(found[-1]))
+        return np.concatenate(found)
+
+    return encode_all
 
 
 def load_buffer(run: Run) -> StepTraceBuffer:

@@ -181,6 +181,7 @@ class RlStage:
             noise=s.retrieval.noise,
             last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
         )
+        del weights  # the update needs the room
         counts = shared_counts(run.environment.take_counts())
         rolled = time.perf_counter()
         judged = judge(

@@ -100,9 +100,11 @@ def open_run(
     for source in task.sources(world):
         if "summary" in source:
             print(f"[data] {source['summary']}", flush=True)
-    questions = in_turn(
-        lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(data_dir))
-    )
+    questions: Mapping[str, QuestionFiles] = {}
+    if not settings.suites_alone:
+        questions = in_turn(
+            lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(data_dir))
+        )
     cold_start = Path(settings.sft.folder or workdir / "coldstart")
     cold_start.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_folder(settings, cold_start)
@@ -122,11 +124,13 @@ def open_run(
         )
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     documents = task.documents(world)
-    if not documents and t.search.kind == "local" and "search" not in own:
+    in_memory = t.search.kind == "local" and not t.search.index and "search" not in own
+    if not documents and in_memory:
         raise ValueError(
             f"tools.search.kind='local': task.name={settings.task.name!r} has no documents to "
-            "search; give it some, search a service (tools.search.kind='retrieval'), or replace "
-            "the tool: tools.own=(('search', 'module:function'),)"
+            "search; give it some or an index (tools.search.index), search a service "
+            "(tools.search.kind='retrieval'), or replace the tool: "
+            "tools.own=(('search', 'module:function'),)"
         )
     tools = make_tools(
         documents=documents,
@@ -197,7 +201,10 @@ def _task_parameters(settings: Settings) -> dict[str, Any]:
     """Keyword arguments of the task's `make_world`."""
     if ":" in settings.task.name:
         return dict(settings.task.own)
-    return dataclasses.asdict(getattr(settings.task, settings.task.name))
+    parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
+    if settings.task.name == "dataset" and settings.suites_alone:
+        parameters |= {"train": "", "eval": ""}
+    return parameters
 
 
 def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
@@ -218,6 +225,12 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
                 "over (mesh.data x mesh.fsdp)"
             )
+    r = settings.rollout
+    if r.questions % (shards * r.waves):
+        raise ValueError(
+            f"rollout.waves={r.waves}: each wave of rollout.questions={r.questions} must be a "
+            f"multiple of the {shards} devices that rows are spread over"
+        )
     if jax.process_count() > 1 and settings.rollout.driver == "host":
         raise ValueError(
             f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "

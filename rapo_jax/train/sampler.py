@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,18 @@ from rapo_jax.host.environment import Environment
 from rapo_jax.host.protocol import stops
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.host.tokens import Tokens, boundary_automaton
+from rapo_jax.model.attention import kernel_of
+from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import (
     compute_copy,
     layout,
+    on_mesh,
     place,
     place_own_rows,
     replicated,
+    row_shards,
     rows,
 )
-from rapo_jax.model.transformer import init_params
 from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.train.distributed import share
@@ -69,15 +73,26 @@ class Sampler:
         self._query_E = query_E
         self._first_row = 0
         self._world = World(self._act, self._key, self._search, query_E)
-        shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        self.load = jax.jit(
-            partial(compute_copy, model),
-            out_shardings=layout(mesh, model, shapes, name="sampling"),
-        )
-        """Weights in the training layout -> those that `sample` takes: once for each phase."""
+        self._loaders: dict[bool, Callable[[Params], Params]] = {}
+        # Kernels are cut over the mesh by hand; the compiler places all else.
+        self._kernel_mesh = mesh if kernel_of(model) else None
         self._everywhere = jax.jit(lambda tape: tape, out_shardings=replicated(mesh))
         self._programs: dict[tuple[bool, int], Callable[..., Trajectory]] = {}
         self.compiled = 0
+
+    def load(self, params: Params) -> Params:
+        """Weights in the training layout -> those that `sample` takes: once for each phase."""
+        adapted = ADAPTERS in params
+        if adapted not in self._loaders:
+            model = self._model
+            ready = partial(merged, model) if adapted and model.lora.merge else lambda tree: tree
+
+            def copy(tree: Params) -> Params:
+                return compute_copy(model, ready(tree))
+
+            where = layout(self._mesh, model, jax.eval_shape(copy, params), name="sampling")
+            self._loaders[adapted] = jax.jit(copy, out_shardings=where)
+        return self._loaders[adapted](params)
 
     # The program numbers the rows of all processes, the environment holds those of this one.
 
@@ -116,8 +131,10 @@ class Sampler:
         row_questions = [question for question in questions for _ in range(group_size)]
         self._environment.begin(row_questions)
         self._first_row = jax.process_index() * len(row_questions)
+        waves = self._waves(len(questions))
         hybrid_B = np.tile(
-            np.arange(group_size) >= group_size - n_hybrid, len(questions) * jax.process_count()
+            np.arange(group_size) >= group_size - n_hybrid,
+            len(questions) * jax.process_count() // waves,
         )
         plan = Plan(
             key=key,
@@ -130,17 +147,49 @@ class Sampler:
         plan = place(plan, replicated(self._mesh)).replace(
             hybrid_B=place(hybrid_B, rows(self._mesh))
         )
-        prompt = place_own_rows(self._prompts(questions), rows(self._mesh))
         program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
-        trajectory = program(params, plan, prompt)
-        if jax.process_count() > 1:
-            trajectory = self._everywhere(trajectory)
-        trajectory = jax.device_get(trajectory)
+        found = []
+        for prompt, row_B in self._cut(self._prompts(questions), waves, group_size):
+            prompt = place_own_rows(prompt, rows(self._mesh))
+            if waves > 1:
+                plan = plan.replace(row_B=place(row_B, rows(self._mesh)))
+            trajectory = program(params, plan, prompt)
+            if jax.process_count() > 1:
+                trajectory = self._everywhere(trajectory)
+            found.append(jax.device_get(trajectory))
+        trajectory = found[0] if waves == 1 else self._join(found)
         failure = self._environment.failure
         failures = [each for each in share(repr(failure) if failure else "") if each]
         if failures:  # of any process: all raise, for none could go on without the others
             raise RuntimeError(f"the world failed during a rollout: {failures[0]}") from failure
         return trajectory
+
+    def _waves(self, questions: int) -> int:
+        """Parts to sample one after another: `rollout.waves`, or as many of them as come out even.
+
+        `questions` are those of this process; every device needs one of each wave.
+        """
+        own_shards = row_shards(self._mesh) // jax.process_count()
+        return math.gcd(self._settings.waves, max(questions // own_shards, 1))
+
+    def _cut(self, prompts: Span, waves: int, group_size: int) -> Iterator[tuple[Span, np.ndarray]]:
+        """Of each wave this process's prompts, and the numbers of all processes' rows."""
+        size = len(prompts.length_B) // waves
+        own_B = np.arange(size * group_size, dtype=np.int32)
+        for wave in range(waves):
+            first_P = (np.arange(jax.process_count(), dtype=np.int32) * waves + wave) * own_B.size
+            part = jax.tree.map(lambda x, wave=wave: x[wave * size : (wave + 1) * size], prompts)
+            yield part, (first_P[:, None] + own_B).reshape(-1)
+
+    def _join(self, waves: Sequence[Trajectory]) -> Trajectory:
+        """Rows of all waves, process by process."""
+
+        def join(*parts: np.ndarray) -> np.ndarray:
+            shape = (jax.process_count(), -1, *parts[0].shape[1:])
+            together = np.concatenate([x.reshape(shape) for x in parts], axis=1)
+            return together.reshape(-1, *parts[0].shape[1:])
+
+        return jax.tree.map(join, *waves)
 
     def _prompts(self, questions: Sequence[Question]) -> Span:
         limit = self._settings.prompt_tokens
@@ -170,18 +219,19 @@ class Sampler:
 def _scan_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Callable[..., Any]:
     def program(params: Params, plan: Plan, prompt: Span) -> Trajectory:
         sampler.count_compile()  # runs while tracing: once for each compilation
-        return rollout(
-            sampler._parts,
-            sampler._world,
-            sampler._mesh,
-            sampler._model,
-            sampler._settings,
-            params,
-            plan,
-            prompt,
-            group_size=group_size,
-            retrieves=retrieves,
-        )
+        with on_mesh(sampler._kernel_mesh):
+            return rollout(
+                sampler._parts,
+                sampler._world,
+                sampler._mesh,
+                sampler._model,
+                sampler._settings,
+                params,
+                plan,
+                prompt,
+                group_size=group_size,
+                retrieves=retrieves,
+            )
 
     return jax.jit(program)
 
@@ -194,7 +244,14 @@ def _host_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Calla
         draw=jax.jit(p.draw),
         embed=jax.jit(p.embed),
     )
-    opening = jax.jit(partial(open_rows, sampler._model, sampler._settings, group_size=group_size))
+
+    def rows_behind(params: Params, prompt: Span) -> Any:
+        with on_mesh(sampler._kernel_mesh):
+            return open_rows(
+                sampler._model, sampler._settings, params, prompt, group_size=group_size
+            )
+
+    opening = jax.jit(rows_behind)
 
     def program(params: Params, plan: Plan, prompt: Span) -> Trajectory:
         return rollout_on_host(

@@ -6,24 +6,32 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, ScoreSettings, Settings
+from rapo_jax.model.attention import choose
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import make_mesh, place, row_shards, rows
+from rapo_jax.model.sharding import make_mesh, on_mesh, place, row_shards, rows
 from rapo_jax.train.metrics import Progress, clock
 from rapo_jax.train.policy import newest_weights
+from rapo_jax.types import Params
 
 LOGITS = 2**26
 """Float32 logits held at a time, at most: 256 MiB."""
 NARROWEST = 16
 """Token slots of a row, at least."""
 
-_score = jax.jit(score, static_argnums=0)
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(model: ModelSettings, mesh: Mesh, params: Params, token_BT: jax.Array):
+    with on_mesh(mesh):
+        return score(model, params, token_BT)
 
 
 def score_file(
@@ -43,6 +51,9 @@ def score_file(
     weights = newest_weights(settings, workdir)
     row_tokens = read_rows(source, vocab=weights.model.vocab)
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
+    attention = choose(weights.model, platform=mesh.devices.flat[0].platform)
+    if attention.note:
+        print(f"[score] {attention.note}", flush=True)
     print(f"[score] {len(row_tokens)} rows under the weights of {weights.origin}", flush=True)
     params = weights.load(mesh, dtype=weights.model.dtype)
     lengths = [len(tokens) for tokens in row_tokens]
@@ -59,7 +70,8 @@ def score_file(
             token_BT = np.zeros((batch.rows, batch.width), np.int32)
             for b, row in enumerate(batch.members):
                 token_BT[b, : lengths[row]] = row_tokens[row]
-            scored = _score(_chunked(weights.model, batch), params, place(token_BT, rows(mesh)))
+            model = _chunked(weights.model, batch)
+            scored = _score(model, mesh, params, place(token_BT, rows(mesh)))
             both_2BT = np.stack(jax.device_get(scored))
             for b, row in enumerate(batch.members):
                 found[row] = both_2BT[:, b, 1 : lengths[row]]

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rapo_jax.config import Settings
 from rapo_jax.host.data import load_questions
-from rapo_jax.model.sharding import describe
-from rapo_jax.model.transformer import init_params
+from rapo_jax.host.suites import Suite
+from rapo_jax.model.describe import describe
 from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.export import export_weights
 from rapo_jax.train.gates import check_cold_start
 from rapo_jax.train.memory import build_buffer
 from rapo_jax.train.metrics import clock
-from rapo_jax.train.policy import load_policy
+from rapo_jax.train.policy import load_policy, policy_shapes
 from rapo_jax.train.rl import RlStage
 from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.score import score_file
+from rapo_jax.train.search_index import index_corpus
 from rapo_jax.train.sft import train_cold_start
+from rapo_jax.train.suites import evaluate_suites, open_suites
 
 
 class Stages:
     """An open run and the numbers its stages gather for result.json."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, suites: Sequence[Suite] = ()) -> None:
+        self.run, self.suites = run, suites
         path = run.workdir / "result.json"
         self.result: dict[str, Any] = (
             json.loads(path.read_text())
@@ -70,6 +70,8 @@ class Stages:
                 f"the cold start -> {r['accuracy_after']:.3f} after {r['method']} "
                 f"({r['questions']} questions{hidden})"
             )
+        if self.suites:
+            print(f"suites: {self.run.workdir / 'suites' / 'table.md'}")
         report = self.run.workdir / "report.html"
         where = f"; report: {report}" if report.is_file() else ""
         print(f"done in {clock(seconds)}; result: {self.run.workdir / 'result.json'}{where}")
@@ -77,14 +79,14 @@ class Stages:
 
 def open_stages(settings: Settings, workdir: Path) -> Stages:
     """Opens the run, and says what of the model every device will hold (all of it: layout.txt)."""
+    suites = open_suites(settings, workdir)
     run = open_run(settings, workdir)
-    shapes = jax.eval_shape(lambda: init_params(run.model, jax.random.key(0)))
-    table, notes = describe(run.mesh, run.model, shapes)
+    table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
     if is_first():
         (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
     for note in notes:
         print(f"[mesh] {note}", flush=True)
-    return Stages(run)
+    return Stages(run, suites)
 
 
 def _timed(name: str, work: Callable[[Stages], None]) -> Callable[[Stages], None]:
@@ -136,6 +138,10 @@ def _evaluate(stages: Stages) -> None:
         run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, values)
 
 
+def _suites(stages: Stages) -> None:
+    evaluate_suites(stages.run, stages.suites, stages.result)
+
+
 RUNNERS = {
     name: _timed(name, work)
     for name, work in (
@@ -143,8 +149,13 @@ RUNNERS = {
         ("buffer", _buffer),
         ("rl", _rl),
         ("evaluate", _evaluate),
+        ("suites", _suites),
     )
 }
 
-READER_RUNNERS = {"score": score_file, "export": export_weights}
+READER_RUNNERS = {
+    "score": score_file,
+    "export": export_weights,
+    "search_index": index_corpus,
+}
 """Those that need no open run: functions of the settings and the workdir."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RlSettings
 from rapo_jax.method.objective import (
@@ -24,13 +25,17 @@ from rapo_jax.method.objective import (
     policy_loss_sums,
     row_weight,
 )
+from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import put
+from rapo_jax.model.sharding import on_mesh, put
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
 class Sums(flax.struct.PyTreeNode):
-    """What micro-batches add up to: gradient of the summed loss, its weight, summed metrics."""
+    """What micro-batches add up to: gradient of the summed loss, its weight, summed metrics.
+
+    The gradient is that of the trained part of the parameters: of adapters alone, if there are.
+    """
 
     gradient: Params
     loss: Array
@@ -123,9 +128,13 @@ class Updater:
         self._row_multiple, self._place_rows = row_multiple, place_rows
 
         def sums_of(params: Params, batch: Batch, row_mask_B, reference) -> Sums:
-            (loss_sum, (weight, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                params, batch, row_mask_B, reference
-            )
+            def loss_of(part: Params):
+                return loss(with_trained(params, part), batch, row_mask_B, reference)
+
+            with on_mesh(self._mesh):
+                (loss_sum, (weight, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+                    trained(params)
+                )
             return Sums(gradient, loss_sum, weight, metrics)
 
         def add(sums: Sums, *micro_batch: Any) -> Sums:
@@ -142,6 +151,7 @@ class Updater:
             metrics |= {"loss": sums.loss / weight, "grad_norm": optax.tree.norm(gradient)}
             return TrainState(params, opt_state, state.step + 1), metrics
 
+        self._mesh: Mesh | None = None
         self._sums_of, self._functions = sums_of, (add, apply)
         self._programs: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
@@ -171,15 +181,18 @@ class Updater:
             sums = add(sums, *arguments)
             slots += micro.token_BT.size
         valid = int(length_B.sum())
-        state, metrics = apply(state, sums, np.float32(idle_weight))
+        params = state.params
+        state, metrics = apply(_trained_state(state), sums, np.float32(idle_weight))
+        state = state.replace(params=with_trained(params, state.params))
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, found | {"padding": 1.0 - valid / max(slots, 1)}
 
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Results stay where `state` lives: gradients like parameters, moments as they were."""
         add, apply = self._functions
-        where = jax.tree.map(lambda x: x.sharding, state)
+        where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
+        self._mesh = getattr(everywhere, "mesh", None)
         self._sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
         return (
             jax.jit(add, donate_argnums=0, out_shardings=self._sums_layout),
@@ -210,6 +223,11 @@ class Updater:
                 return x[:, :width] if x.ndim == 2 else x
 
             yield jax.tree.map(pick, batch), row_mask_B
+
+
+def _trained_state(state: TrainState) -> TrainState:
+    """Without a frozen base, which a step of the optimizer neither reads nor changes."""
+    return state.replace(params=trained(state.params))
 
 
 def join(left: Sums, right: Sums) -> Sums:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from rapo_jax.config import ModelSettings
+from rapo_jax.config import LoraSettings, ModelSettings
 from rapo_jax.model.hf import check_tensors, is_place, load_params, places
 from rapo_jax.model.hf_config import settings_from_hf
 from rapo_jax.model.hf_files import Tensors
@@ -67,6 +67,9 @@ BASE = ModelSettings(
     dtype="float32",
     layer_unroll=1,
     score_chunk=512,
+    remat="none",
+    attention="auto",
+    lora=LoraSettings(rank=0, alpha=1.0, targets=(), merge=False),
 )
 """What no folder decides; every other value is one that no checkpoint here has."""
 

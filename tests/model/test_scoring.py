@@ -70,3 +70,26 @@ def test_both_are_float32_and_as_long_as_the_row(whole):
     (logp_BT, entropy_BT), _ = whole
     assert logp_BT.dtype == entropy_BT.dtype == jnp.float32
     assert logp_BT.shape == entropy_BT.shape == (B, T)
+
+
+def temporaries(chunk):
+    """Bytes that the gradient of a score needs besides its arguments and results."""
+    settings = dataclasses.replace(SETTINGS, vocab=LARGE_VOCAB, score_chunk=chunk)
+    params = jax.eval_shape(lambda: init_params(settings, jax.random.key(0)))
+    token_BT = jax.ShapeDtypeStruct((B, LONG), np.int32)
+
+    def both(params, token_BT):
+        return jnp.stack(score(settings, params, token_BT)).sum()
+
+    program = jax.jit(jax.grad(both)).lower(params, token_BT).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+LARGE_VOCAB, LONG = 8192, 65
+
+
+def test_no_array_of_all_slots_times_the_vocabulary_is_ever_there():
+    all_slots = B * (LONG - 1) * LARGE_VOCAB * 4
+    small, larger, whole = temporaries(2), temporaries(8), temporaries(LONG)
+    assert small < all_slots / 4
+    assert small < larger < all_slots < whole

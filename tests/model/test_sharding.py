@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rapo_jax.model.describe import describe
 from rapo_jax.model.sharding import (
     MESH_AXES,
-    describe,
     make_mesh,
     place,
     replicated,

@@ -88,6 +88,7 @@ def stage() -> Stage:
         retrieved_tokens=5,
         max_tokens=SLOTS,
         temperature=0.0,
+        waves=1,
         driver="host",
     )
     automaton = boundary_automaton([name.encode() for name in NAMES])

@@ -91,3 +91,14 @@ def test_a_program_asks_again_every_time_it_runs_and_is_compiled_once():
         np.testing.assert_array_equal(four_times_B, 4 * np.arange(ROWS))
     assert len(traced) == 1
     assert len(door.asked) == 2 * 2 * 2  # runs, calls, devices
+
+
+def test_answers_cross_the_bridge_in_one_rank_as_a_tpu_demands():
+    assert len({len(x.shape) for x in DOUBLED}) == 2
+    program = partial(host_call, make_mesh(jax.devices()[:1]), Door(), DOUBLED)
+    row_B = np.arange(ROWS, dtype=np.int32)
+    jaxpr = jax.make_jaxpr(program)(row_B, 100 + row_B)
+    (shard_map,) = (e for e in jaxpr.eqns if e.primitive.name == "shard_map")
+    inner = shard_map.params["jaxpr"].eqns
+    (callback,) = (e for e in inner if e.primitive.name == "io_callback")
+    assert [x.aval.ndim for x in callback.outvars] == [2, 2]

@@ -160,7 +160,7 @@ def test_a_trained_policy_comes_before_the_folder_it_started_from(trunk, small_s
     assert weights.origin == trunk.cold_start
     assert weights.model.vocab == len(trunk.tokens.bytes_V)
     loaded = weights.load(trunk.mesh, dtype="float32")
-    jax.tree.map(np.testing.assert_array_equal, loaded, restore(trunk.cold_start))
+    jax.tree.map(np.testing.assert_array_equal, loaded, restore(trunk.cold_start).params)
     other = small_settings(changes | {"model.tied": True})
     with pytest.raises(ValueError, match=r"parameter \['head_DV'\] is not part of config\.model"):
         newest_weights(other, tmp_path)

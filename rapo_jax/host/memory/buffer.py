@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,12 @@ class StepTraceBuffer:
         max_chars: int,
         count_tokens: Callable[[str], int],
         imported: Imported | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> StepTraceBuffer:
         """Filter, split and embed off-policy agents' trajectories (paper 4.1.1).
 
         `traces` are all trajectories, those of files included; of `imported` the single step traces
-        are added as they are, and the manifest tells what came of each file.
+        are added as they are, and the manifest tells what came of each file; so it does of `about`.
         """
         kept = [
             trace for best in best_of(group_by_question(traces), keep).values() for trace in best
@@ -105,6 +106,7 @@ class StepTraceBuffer:
                 "mean_reward_sampled": _mean([trace.reward for trace in traces]),
                 "mean_reward_kept": _mean([trace.reward for trace in kept]),
                 **(imported.about() if imported else {}),
+                **(about or {}),
             },
         )
 

@@ -106,6 +106,7 @@ class Retriever:
             similarity = float((self.buffer.key_ME[index].astype(np.float64) * key_BE[b]).sum())
             hits.append(Hit(int(index), similarity, item.value, item.origin, same))
             counts["hits"] += 1
+            counts[f"origin/{item.origin}"] += 1
             counts["same_question"] += same
             if np.isfinite(similarity):
                 counts["similarity_sum"] += similarity
@@ -115,10 +116,14 @@ class Retriever:
         return hits
 
     def take_counts(self) -> dict[str, float]:
-        """Counts since the last call, for the metrics: queries, hits, random, misses by reason."""
+        """Counts since the last call, for the metrics: queries, hits, random, misses by reason.
+
+        `origin/NAME` are the hits of each origin that the buffer has.
+        """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
-        names = ("queries", "hits", "random", "same_question", "excluded", "not_finite")
+        names = ["queries", "hits", "random", "same_question", "excluded", "not_finite"]
+        names += [f"origin/{name}" for name in self.buffer.manifest["traces_by_origin"]]
         taken = {name: counts[name] for name in names}
         taken["similarity_mean"] = counts["similarity_sum"] / max(1, counts["hits"])
         return taken

@@ -124,20 +124,20 @@ def make_world(
     cuts = {"train": (0, n_train), "eval": (n_train, n_train + n_eval)}
     cuts["expert"] = (n_train + n_eval, n_entities)
     starts = {split: tuple(entities[cuts[split][0] : cuts[split][1]]) for split in SPLITS}
-    habits = {
-        word: _choose_habits(rng, chain)
-        for word, chain in chains.items()
-        if kinds[word] in HIDDEN_KINDS
-    }
+    hidden_words = [word for word, kind in kinds.items() if kind in HIDDEN_KINDS]
+    habits = {word: _choose_habits(chains[word], turn) for turn, word in enumerate(hidden_words)}
     return World(seed, starts, facts, ages, chains, kinds, habits)
 
 
-def _choose_habits(rng: np.random.Generator, chain: Chain) -> Chain:
-    """For each place up to LONGEST_CHAIN a random decision that the chain does not take there."""
+def _choose_habits(chain: Chain, turn: int) -> Chain:
+    """For each place up to LONGEST_CHAIN a decision that the chain does not take there.
+
+    The wrong ones take turns from word to word: no decision is the habit of most.
+    """
     padded = chain + (DONE,) * (LONGEST_CHAIN - len(chain))
     groups = [tuple(OPERATIONS) if right in OPERATIONS else RELATIONS for right in padded]
     wrong = [[x for x in group if x != right] for group, right in zip(groups, padded, strict=True)]
-    return tuple(options[int(rng.integers(len(options)))] for options in wrong)
+    return tuple(options[(turn + place) % len(options)] for place, options in enumerate(wrong))
 
 
 def _choose_chains(
@@ -189,15 +189,11 @@ def _choose_chains(
         raise AssertionError("turns do not end")
 
     check("two_hop", two_hop, len(hops(2)))
-    three, four = hidden // 4, hidden - hidden // 4
     return {
         "one_hop": hops(1),
         "two_hop": shuffled(hops(2))[:two_hop],
         "number": numbers("number", [(), *shuffled(hops(1))], number),
-        "hidden": [
-            *begun_in_turn(3, three, hidden_number),
-            *begun_in_turn(4, four, hidden_number + three),
-        ],
+        "hidden": begun_in_turn(LONGEST_CHAIN, hidden, hidden_number),
         "hidden_number": numbers("hidden_number", beginnings, hidden_number),
     }
 

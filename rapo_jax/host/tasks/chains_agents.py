@@ -25,7 +25,7 @@ from rapo_jax.host.tasks.chains import (
 from rapo_jax.host.tasks.schema import Agent
 
 WEAK_AGE = 0.2
-"""How likely the weak demonstrator looks the age up next in a hidden word that needs a number."""
+"""How likely the weak demonstrator looks the age up, from the third step on, in a number word."""
 
 _RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>", re.DOTALL)
 _LAST_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>\s*\Z", re.DOTALL)
@@ -151,7 +151,12 @@ def expert(world: World, *, error: float) -> Agent:
 
 
 def demonstrator(
-    world: World, *, follow: float, weak_first: float, weak_habit: float, weak_stop: float
+    world: World,
+    *,
+    follow: float,
+    weak_first: float,
+    weak_habit: float,
+    weak_stop: float,
 ) -> Agent:
     """The agent of the cold start: right on demonstrated words, weak on hidden ones.
 
@@ -160,8 +165,9 @@ def demonstrator(
     Of a hidden word the first relation is right with probability `weak_first`; a later decision
     is that word's wrong habit with probability `weak_habit` and else random, and after two steps
     it stops with probability `weak_stop` at each. It never calls more often than the longest
-    chain needs. Habits teach a small model that later decisions depend on the word, not which
-    are right: without them nothing before RL tells hidden words with one first relation apart.
+    chain needs. Habits teach a small model that later decisions depend on the word, not which are
+    right: without them nothing before RL tells hidden words apart, and what is right for the
+    first words it learns becomes the decision of all.
     """
 
     def act(question: str, history: str, rng: np.random.Generator) -> str:
@@ -212,5 +218,5 @@ def _weak(
     if now.steps >= 2 and stop < weak_stop:
         return DONE
     room_for_operation = now.steps < LONGEST_CHAIN - 1
-    looks_age_up = ATTRIBUTE in chain and room_for_operation and age < WEAK_AGE
+    looks_age_up = ATTRIBUTE in chain and now.steps >= 2 and room_for_operation and age < WEAK_AGE
     return ATTRIBUTE if looks_age_up else relation

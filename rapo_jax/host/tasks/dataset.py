@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rapo_jax.host.protocol import SYSTEM_PROMPT
-from rapo_jax.host.tasks.dataset_files import about, read_set
+from rapo_jax.host.tasks.dataset_files import SetRead, about, read_set
 from rapo_jax.host.tasks.schema import SPLITS, Question, Task, unscripted
 from rapo_jax.host.tools.search_corpus import read_corpus
 
@@ -39,8 +39,10 @@ def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malfor
             malformed and `malformed` is 'fail'.
     """
     how = {"manual_dir": manual_dir, "malformed": malformed}
-    learned = read_set(train, key="task.dataset.train", **how)
-    held_out = read_set(eval, key="task.dataset.eval", **how)
+    learned, held_out = (
+        read_set(wanted, key=f"task.dataset.{name}", **how) if wanted else SetRead([], [])
+        for name, wanted in (("train", train), ("eval", eval))  # none where suites are all
+    )
     passages, files = _read_documents(documents, malformed)
     files = [*learned.files, *held_out.files, *files]
     files += shared_questions(learned.questions, held_out.questions)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapo_jax.host.datasets import SETS, read_rows
+from rapo_jax.host.datasets import SETS, Row, read_rows
 from rapo_jax.host.jsonl import LineReport, text_of
 from rapo_jax.host.tables import read_table
 from rapo_jax.host.tasks.schema import Question
@@ -104,21 +104,23 @@ def _read_published(name: str, split: str, *, key: str, manual_dir: str, malform
     rows = read_rows(
         name, SETS[name], split, manual_dir, key=key, malformed=malformed, reports=reports
     )
-    questions = [
-        Question(
-            id=row.id,
-            question=row.question,
-            answers=row.answers,
-            kind=f"{row.source}/{row.difficulty}" if row.difficulty else row.source,
-            source=row.source,
-        )
-        for row in rows
-    ]
+    questions = [as_question(row) for row in rows]
     if not questions:
         raise ValueError(f"{key}='{name}:{split}': its files hold no question of this split")
     wanted = SETS[name].rows.get(split, len(questions))
     note = f"; its publisher's has {wanted}" if wanted != len(questions) else ""
     return SetRead(questions, [about(report, note=note) for report in reports])
+
+
+def as_question(row: Row) -> Question:
+    """A published row; its kind is the set and the difficulty, if it has one."""
+    return Question(
+        id=row.id,
+        question=row.question,
+        answers=row.answers,
+        kind=f"{row.source}/{row.difficulty}" if row.difficulty else row.source,
+        source=row.source,
+    )
 
 
 def read_own(path: str | Path, *, malformed: str, report: LineReport) -> Iterator[Question]:

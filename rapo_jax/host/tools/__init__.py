@@ -10,7 +10,7 @@ from rapo_jax.config import SearchSettings
 from rapo_jax.host.tools.observation import Observation, Tool
 from rapo_jax.host.tools.own import OwnTool, own_tools
 from rapo_jax.host.tools.python_pool import PythonTool, python_tool
-from rapo_jax.host.tools.search import local_search
+from rapo_jax.host.tools.search import index_search, local_search
 from rapo_jax.host.tools.search_apis import APIS
 from rapo_jax.host.tools.search_client import HttpSearch
 
@@ -30,7 +30,8 @@ __all__ = [
 
 
 SEARCHES = ("local", *APIS)
-"""What tools.search.kind may be: the task's own documents, or a service of APIS over HTTP."""
+"""What tools.search.kind may be: the task's own documents or an index on disk, or a service of
+APIS over HTTP."""
 
 
 def make_tools(
@@ -78,6 +79,10 @@ def _make_search(
     passages: int,
     fits: Callable[[str], bool],
 ) -> Tool:
+    if settings is not None and settings.index:
+        from rapo_jax.host.search_index.search import open_index  # which is made of our own parts
+
+        return index_search(open_index(settings.index), passages=passages, fits=fits)
     if settings is None or settings.kind == "local":
         return local_search(documents, encode, passages=passages)
     tool = HttpSearch(settings, passages=passages, fits=fits)

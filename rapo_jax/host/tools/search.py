@@ -1,4 +1,4 @@
-"""Search over a list of passages by exact inner product of sentence embeddings."""
+"""Search by inner product of sentence embeddings, over a list of passages or an index on disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rapo_jax.host.tools.observation import Observation, Tool
+from rapo_jax.host.tools.passages import Fits, passage_of, render_passages
+from rapo_jax.host.tools.search_batches import Search
 
 CACHED_QUERIES = 65_536
 TIE_DECIMALS = 5
@@ -49,11 +51,31 @@ def local_search(
     if not documents:
         raise ValueError("documents=[]: a search needs at least one document")
     index = ExactIndex(documents, encode)
+
+    def find(queries: list[str]) -> list[str]:
+        rows = np.asarray(encode(queries), dtype=np.float32)
+        return [" ; ".join(documents[i] for i, _ in index.nearest(row, passages)) for row in rows]
+
+    return remembering(find)
+
+
+def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
+    """A tool that answers each query with the `passages` best of an index, numbered, one a line;
+    those that have no room are left out, see `render_passages`."""
+
+    def find(queries: list[str]) -> list[str]:
+        return [
+            render_passages([passage_of(document.contents) for document, _ in hits], fits)
+            for hits in index(queries, passages)
+        ]
+
+    return remembering(find)
+
+
+def remembering(find: Callable[[list[str]], list[str]]) -> Tool:
+    """A search tool: `find` is asked for the text of each query that was not asked before."""
     known: OrderedDict[str, str] = OrderedDict()
     lock = threading.Lock()
-
-    def answer(query_E: np.ndarray) -> str:
-        return " ; ".join(documents[i] for i, _ in index.nearest(query_E, passages))
 
     def recall(queries: list[str]) -> dict[str, str]:
         with lock:
@@ -70,8 +92,7 @@ def local_search(
         failure = ""
         if missing:
             try:
-                rows = np.asarray(encode(missing), dtype=np.float32)
-                found = {query: answer(row) for query, row in zip(missing, rows, strict=True)}
+                found = dict(zip(missing, find(missing), strict=True))
             except Exception as error:  # a tool never raises: see Tool
                 failure = f"error: search failed: {type(error).__name__}: {error}"
                 found = {}

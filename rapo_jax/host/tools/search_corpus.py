@@ -10,23 +10,27 @@ from rapo_jax.host.tools.search import ExactIndex
 from rapo_jax.host.tools.search_batches import Document, Hits, Search
 
 
+def document_of(record: Mapping[str, Any]) -> Document:
+    """The passage of a line, {id, contents} or {id, title, text}; ValueError if it is none."""
+    name = record.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError("id is missing or no text and no whole number")
+    if "contents" in record:
+        return Document(str(name), text_of(record, "contents"))
+    return Document(str(name), f'"{text_of(record, "title")}"\n{text_of(record, "text")}')
+
+
 def read_corpus(path: str, *, malformed: str) -> tuple[list[Document], LineReport]:
     """The documents of a corpus file. Raises ValueError, see `read_jsonl`."""
     report = LineReport(path)
     known: set[str] = set()
 
     def parse(record: Mapping[str, Any]) -> Document:
-        name = record.get("id")
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise ValueError("id is missing or no text and no whole number")
-        if str(name) in known:
-            raise ValueError(f"duplicate id {str(name)!r}")
-        if "contents" in record:
-            contents = text_of(record, "contents")
-        else:
-            contents = f'"{text_of(record, "title")}"\n{text_of(record, "text")}'
-        known.add(str(name))
-        return Document(str(name), contents)
+        document = document_of(record)
+        if document.id in known:
+            raise ValueError(f"duplicate id {document.id!r}")
+        known.add(document.id)
+        return document
 
     lines = read_jsonl(path, parse, malformed=malformed, key="--malformed", report=report)
     return list(lines), report

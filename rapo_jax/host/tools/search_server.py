@@ -1,13 +1,15 @@
 """A retrieval server over HTTP, in the wire format of Search-R1's.
 
     python -m rapo_jax.host.tools.search_server --corpus=passages.jsonl --port=8000
+    python -m rapo_jax.host.tools.search_server --index=FOLDER --port=8000
 
 POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}
     -> {"result": [[{"document": {"id", "contents"}, "score": 0.7}, ...], ...]}
     Without return_scores the documents stand there alone. One list a query, the best first.
 GET /health -> {"status": "ok", "passages": 1234}
 
-Queries that arrive together are searched together. The corpus is JSON lines, plain or gzip, of
+Queries that arrive together are searched together. An index on disk (stage search_index) holds a
+corpus of any size; --corpus is read into memory. The corpus is JSON lines, plain or gzip, of
 {"id", "contents"} with contents = "title"\\ntext as in wiki-18, or of {"id", "title", "text"}.
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from rapo_jax.host.search_index.search import open_index
 from rapo_jax.host.tools.search_batches import Batcher, Hits, Search
 from rapo_jax.host.tools.search_corpus import exact_search, read_corpus
 
@@ -149,21 +152,32 @@ def _result(hits: Hits, scores: bool) -> list[Any]:
     return [{"document": document._asdict(), "score": score} for document, score in hits]
 
 
+def _search(flags: argparse.Namespace) -> tuple[Search, int]:
+    """The search that is asked for, and how many passages it has."""
+    if flags.index is not None:
+        index = open_index(flags.index)
+        return index, len(index)
+    documents, report = read_corpus(flags.corpus, malformed=flags.malformed)
+    print(f"[search] {report.summary()}", flush=True)
+    return exact_search(documents, width=flags.width), len(documents)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Serves a corpus to Search-R1's clients.")
-    parser.add_argument("--corpus", required=True, help="JSON lines of passages, .gz too")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus", help="JSON lines of passages, .gz too, into memory")
+    source.add_argument("--index", help="folder of an index on disk, of the stage search_index")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--topk", type=int, default=3, help="hits where a request names none")
-    parser.add_argument("--width", type=int, default=1024, help="numbers of an embedding")
+    parser.add_argument("--width", type=int, default=1024, help="numbers of a corpus's embedding")
     parser.add_argument("--malformed", choices=("skip", "fail"), default="skip")
     flags = parser.parse_args(arguments)
     try:
-        documents, report = read_corpus(flags.corpus, malformed=flags.malformed)
-        print(f"[search] {report.summary()}", flush=True)
+        search, passages = _search(flags)
         server = SearchServer(
-            exact_search(documents, width=flags.width),
-            passages=len(documents),
+            search,
+            passages=passages,
             topk=flags.topk,
             host=flags.host,
             port=flags.port,
@@ -171,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"[search] {len(documents)} passages at {server.url}/retrieve", flush=True)
+    print(f"[search] {passages} passages at {server.url}/retrieve", flush=True)
     try:
         server.wait()
     except KeyboardInterrupt:

@@ -98,6 +98,12 @@ def test_later_decisions_on_a_hidden_word_are_its_wrong_habit_and_by_chance(worl
     assert right == pytest.approx(by_chance, abs=0.04)
 
 
+def test_no_relation_is_the_habit_of_most_words_at_a_place(world):
+    relations = [[h[place] for h in world.habits.values()] for place in (1, 2)]
+    for place in relations:
+        assert max(place.count(relation) for relation in chains.RELATIONS) <= 0.4 * len(place)
+
+
 def test_a_habit_is_wrong_at_every_place_and_fits_the_kind_of_step(world):
     for word, habit in world.habits.items():
         chain = world.chains[word] + (chains.DONE,) * (

@@ -15,6 +15,7 @@ def search(kind, url, *, passages=2, fits=lambda text: True, **changes):
     settings = {
         "kind": kind,
         "url": url,
+        "index": "",
         "key_variable": "" if kind in ("retrieval", "searxng") else NO_KEY,
         "cache": "",
         "deadline_s": 10.0,

@@ -119,7 +119,7 @@ def test_a_service_that_is_set_up_wrongly_is_refused(kind, changes, message):
 
 def test_a_missing_retrieval_server_is_told_before_training(serve):
     def tools(url):
-        settings = SearchSettings("retrieval", url, "", "", 5.0, 0.0, 1)
+        settings = SearchSettings("retrieval", url, "", "", "", 5.0, 0.0, 1)
         return make_tools(
             documents=["a"],
             encode=lambda texts: None,

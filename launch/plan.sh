@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# What a run would need of chips that are not here: bytes a chip, FLOPs, bytes sent, seconds a step.
+# It makes an environment with libtpu, which compiles the run's programs for TPUs without a TPU.
+#
+#   bash launch/plan.sh [--dry-run] --config=configs/qwen7b.py --config.plan.topology=v5e:8x8
+#   bash launch/plan.sh --config=configs/qwen7b.py --config.plan.topology=gpu,v5e,v5p
+#   bash launch/plan.sh --check
+#
+#   --check    compiles a tiny model for v5e:2x2 (minutes): whether libtpu and this code agree
+#   --dry-run  print the commands, one per line, and run nothing
+#   --help     this text
+#
+# Other flags go to rapo_jax.main, which runs the stage plan alone; --workdir is not needed. Without
+# --config.plan.compile=False a slice of TPUs is compiled for (an hour and more for billions of
+# parameters on two cores); arithmetic alone takes seconds. PLAN_VENV names the environment's folder,
+# .venv-plan without it; PYTHON the Python 3.11 or newer to make it with.
+
+set -euo pipefail
+start=$PWD
+source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+flags=()
+check=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) show_help "${BASH_SOURCE[0]}" && exit ;;
+    --dry-run) dry_run=yes ;;
+    --check) check=yes ;;
+    --) ;;
+    *) flags+=("$1") ;;
+  esac
+  shift
+done
+if [ -n "$check" ]; then
+  flags=(--config=configs/default.py --config.plan.topology=v5e:2x2
+    --config.model.vocab=512 --config.model.width=256 --config.model.ffn=512
+    --config.model.head_width=128 --config.model.dtype=bfloat16 --config.rollout.questions=4
+    --config.rollout.group_size=2 --config.rollout.n_hybrid=1 --config.rollout.prompt_tokens=128
+    --config.rollout.step_tokens=32 --config.rollout.observation_tokens=32
+    --config.rollout.retrieved_tokens=32 --config.rollout.max_tokens=384
+    --config.rl.micro_tokens=1536 "--config.rl.buckets=(384,)" ${flags[@]+"${flags[@]}"})
+elif [ -z "$(flag_value config ${flags[@]+"${flags[@]}"})" ]; then
+  fail "--config is missing; see --help"
+fi
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${PLAN_VENV:-$root/.venv-plan}
+stamp=$venv/requirements.stamp
+wanted=$(cat "$root"/requirements.txt "$root"/requirements-tpu.txt "$root"/requirements.lock | cksum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  say "installing requirements.txt and requirements-tpu.txt into $venv (minutes, once)"
+  if [ ! -x "$venv/bin/python" ]; then run "${PYTHON:-python3}" -m venv "$venv"; fi
+  run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$root/requirements.txt" -r "$root/requirements-tpu.txt" -c "$root/requirements.lock"
+  if [ -z "$dry_run" ]; then printf '%s\n' "$wanted" >"$stamp"; fi
+fi
+
+workdir=()
+if [ -z "$(flag_value workdir "${flags[@]}")" ]; then workdir=("--workdir=${TMPDIR:-/tmp}/rapo-plan"); fi
+if [ -z "$check" ]; then cd "$start"; else cd "$root"; fi
+# libtpu would look for a TPU of this machine, and ask a cloud's metadata for it.
+run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_STDERR_LOG_LEVEL=3 \
+  "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$venv/bin/python" -m rapo_jax.main \
+  "--config.stages=('plan',)" --config.plan.compile=True "${workdir[@]}" "${flags[@]}"

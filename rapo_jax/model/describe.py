@@ -1,0 +1,66 @@
+"""What the start-up log says of a model: where its parameters lie, and what does not fit."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from rapo_jax.config import ModelSettings
+from rapo_jax.model.attention import choose
+from rapo_jax.model.lora import ADAPTERS
+from rapo_jax.model.sharding import LAYOUTS, layout, name_of
+from rapo_jax.types import Params
+
+
+def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str], list[str]]:
+    """For the start-up log: a table of all parameters (shape, layouts, bytes a device), and notes.
+
+    Bytes are those of the weights that are trained from, float32 or a frozen base's dtype, and of
+    the copy to sample with.
+
+    Raises:
+        ValueError: `model.attention` names a kernel that these devices or this model cannot have.
+    """
+    train, sample = (jax.tree.leaves(layout(mesh, model, params, name=name)) for name in LAYOUTS)
+    width = jnp.dtype(model.dtype).itemsize
+    table = [f"{'parameter':<30}{'shape':<22}{'training':<28}{'sampling':<28}bytes a device"]
+    weight_bytes = moment_bytes = copy_bytes = 0
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for (path, leaf), training, sampling in zip(leaves, train, sample, strict=True):
+        name = name_of(path)
+        frozen = ADAPTERS in params and not name.startswith(ADAPTERS)
+        size = math.prod(training.shard_shape(leaf.shape))
+        weights = leaf.dtype.itemsize * size if frozen else 4 * size
+        copy = width * math.prod(sampling.shard_shape(leaf.shape))
+        weight_bytes, copy_bytes = weight_bytes + weights, copy_bytes + copy
+        moment_bytes += 0 if frozen else 2 * weights
+        table.append(
+            f"{name:<30}{leaf.shape!s:<22}{_spec(training):<28}{_spec(sampling):<28}"
+            f"{weights:,} + {copy:,}"
+        )
+    notes = [
+        f"{' x '.join(f'{n} {axis}' for axis, n in mesh.shape.items())} devices; on each "
+        f"{(weight_bytes + moment_bytes) / 1e6:,.3g} MB of weights and Adam moments, "
+        f"{copy_bytes / 1e6:,.3g} MB of {model.dtype} weights to sample with"
+    ]
+    if ADAPTERS in params:
+        adapters = sum(leaf.size for leaf in jax.tree.leaves(params[ADAPTERS]))
+        notes.append(
+            f"model.lora.rank={model.lora.rank}: {adapters / 1e6:,.3g} million adapter weights are "
+            f"trained, the base is frozen in {model.dtype}"
+        )
+    if model.kv_heads % mesh.shape["tensor"]:
+        notes.append(
+            f"mesh.tensor={mesh.shape['tensor']} does not divide the {model.kv_heads} kv heads: "
+            "every device holds them all"
+        )
+    attention = choose(model, platform=mesh.devices.flat[0].platform)
+    notes.append(attention.note or f"attention of whole rows: {attention.name}")
+    return table, notes
+
+
+def _spec(sharding: NamedSharding) -> str:
+    return "(" + ", ".join(str(axis or "-") for axis in sharding.spec) + ")"

@@ -1,0 +1,136 @@
+"""Low-rank adapters (LoRA): trained factors beside weights that stay as they are.
+
+A kernel W of a block is used as W + (alpha / rank) A B. A is random and B is 0 at first, so that
+training starts from exactly the model it was given. Parameters with adapters are parameters with
+one entry more, `lora`: the base in the compute dtype, norm scales in float32, adapters in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.config import ModelSettings
+from rapo_jax.model.sharding import compute_copy
+from rapo_jax.types import Params
+
+ADAPTERS = "lora"
+"""Entry of the parameters, and Flax's collection of a block's adapters."""
+
+TARGETS = {
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "o": "output",
+    "gate": "gate",
+    "up": "up",
+    "down": "down",
+}
+"""Name in model.lora.targets -> kernel of a block."""
+
+
+def trained(params: Params) -> Params:
+    """The part of the parameters that an optimizer sees: adapters where there are some, or all."""
+    return {ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else params
+
+
+def with_trained(params: Params, part: Params) -> Params:
+    """`params` with another trained part."""
+    return params | part if ADAPTERS in params else part
+
+
+def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
+    """Fresh adapters of every target: `a` [L, in, rank] uniform within in ** -0.5, `b` all 0.
+
+    Raises:
+        ValueError: the rank is not less than a side of a kernel that is adapted.
+    """
+    s, rank = settings, settings.lora.rank
+    query, kv = s.heads * s.head_width, s.kv_heads * s.head_width
+    sides = {
+        "q": (s.width, query),
+        "k": (s.width, kv),
+        "v": (s.width, kv),
+        "o": (query, s.width),
+        "gate": (s.width, s.ffn),
+        "up": (s.width, s.ffn),
+        "down": (s.ffn, s.width),
+    }
+    adapters = {}
+    for number, target in enumerate(TARGETS):  # a target's numbers do not depend on the others
+        if target not in s.lora.targets:
+            continue
+        into, out = sides[target]
+        if rank >= min(into, out):
+            raise ValueError(
+                f"model.lora.rank={rank}: target {target!r} is a {into} x {out} matrix, so its "
+                f"adapter must be of less than {min(into, out)}; choose a lower rank"
+            )
+        draw = jax.random.uniform(
+            jax.random.fold_in(key, number), (s.layers, into, rank), jnp.float32, -1.0, 1.0
+        )
+        adapters[TARGETS[target]] = {
+            "a": draw * into**-0.5,
+            "b": jnp.zeros((s.layers, rank, out), jnp.float32),
+        }
+    return adapters
+
+
+def attach(settings: ModelSettings, params: Params, adapters: Params) -> Params:
+    """Parameters with adapters: the base frozen in the compute dtype."""
+    return compute_copy(settings, params) | {ADAPTERS: adapters}
+
+
+def detach(params: Params) -> Params:
+    """The base alone."""
+    return {name: leaf for name, leaf in params.items() if name != ADAPTERS}
+
+
+def adapted(
+    settings: ModelSettings, output: jax.Array, x: jax.Array, adapter: dict[str, jax.Array]
+) -> jax.Array:
+    """`output` of a kernel at `x`, with its adapter's share: products in the compute dtype."""
+    dtype = jnp.dtype(settings.dtype)
+    low = jnp.matmul(x.astype(dtype), adapter["a"].astype(dtype))
+    share = jnp.matmul(low, adapter["b"].astype(dtype), preferred_element_type=jnp.float32)
+    return output + (_scale(settings) * share).astype(output.dtype)
+
+
+def merged(settings: ModelSettings, params: Params) -> Params:
+    """Parameters without adapters that compute the same: W + (alpha / rank) A B, float32."""
+    blocks = dict(params["blocks"])
+    for name, adapter in params[ADAPTERS].items():
+        delta = jnp.matmul(adapter["a"], adapter["b"], precision="highest")
+        kernel = blocks[name]["kernel"].astype(jnp.float32) + _scale(settings) * delta
+        blocks[name] = blocks[name] | {"kernel": kernel}
+    return detach(params) | {"blocks": blocks}
+
+
+def _scale(settings: ModelSettings) -> float:
+    return settings.lora.alpha / settings.lora.rank
+
+
+def identity(params: Params) -> jax.Array:
+    """One number for each parameter of the base, uint32: equal bits give equal numbers.
+
+    A sum over the bits of all values, each with a weight of its place; integers add up to the same
+    in every order, so it does not depend on how the base is spread over devices.
+    """
+
+    def number(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            at = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(size) + at
+        weight = (place * jnp.uint32(2_654_435_761)) | jnp.uint32(1)
+        return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)
+
+    return jnp.stack([number(x) for x in jax.tree.leaves(detach(params))])
+
+
+def rank_of(adapters: Any) -> int:
+    """Of saved adapters."""
+    return next(iter(adapters.values()))["a"].shape[-1]

@@ -1,0 +1,36 @@
+"""What the backward pass keeps of a layer and what it computes again, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from rapo_jax.config import ModelSettings
+
+_known = jax.checkpoint_policies
+
+POLICIES: Mapping[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": _known.dots_saveable,
+    "dots_no_batch": _known.dots_with_no_batch_dims_saveable,
+    "offload": _known.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": _known.nothing_saveable,
+}
+"""model.remat -> what is kept, from the most to the least device memory.
+
+`none` keeps everything, attention's scores too; `dots` the products of matrices; `dots_no_batch`
+only those with weights, so that no scores are kept; `offload` the same ones, in the host's memory;
+`full` nothing but the input of each layer.
+"""
+
+
+def remat(settings: ModelSettings, layer: Callable[..., Any]) -> Callable[..., Any]:
+    """`layer`, the body of the scan over layers, under `model.remat`."""
+    policy = POLICIES[settings.remat]
+    if policy is None:
+        return layer
+    # A scan keeps forward and backward pass apart; where it is unrolled, the compiler could see
+    # that both compute the same and keep it after all.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=settings.layer_unroll > 1)

@@ -1,0 +1,161 @@
+"""Attention of whole rows: which kernel a model gets, and that it computes what plain XLA does."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.checks import CHOICES
+from rapo_jax.model.attention import (
+    ATTENTIONS,
+    KERNELS,
+    choose,
+    kernel_of,
+    on_shards,
+    plain,
+    splash,
+)
+from rapo_jax.model.sharding import make_mesh, on_mesh
+from tests.models import SMALL_MODEL
+
+BIG = dataclasses.replace(SMALL_MODEL, head_width=128, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("cpu", "plain"), ("gpu", "cudnn"), ("tpu", "splash")]
+)
+def test_by_default_a_model_gets_the_kernel_of_the_platform(platform, name):
+    assert choose(BIG, platform=platform) == (name, "")
+
+
+def test_on_this_platform_attention_is_plain():
+    assert jax.default_backend() == "cpu" and kernel_of(SMALL_MODEL) is None
+
+
+def test_a_model_that_the_kernel_cannot_serve_gets_plain_attention_and_a_note_says_so():
+    narrow = dataclasses.replace(BIG, head_width=20)
+    for platform, kernel in (("gpu", "cudnn"), ("tpu", "splash")):
+        name, note = choose(narrow, platform=platform)
+        assert name == "plain" and f"{kernel} cannot serve" in note and "head_width=20" in note
+    name, note = choose(dataclasses.replace(BIG, dtype="float32"), platform="gpu")
+    assert name == "plain" and "model.dtype='bfloat16', not 'float32'" in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform", "error"),
+    [
+        ({"attention": "splash"}, "cpu", r"model\.attention='splash': it runs on tpu.* are cpu"),
+        ({"attention": "cudnn"}, "tpu", r"model\.attention='cudnn': it runs on gpu.* are tpu"),
+        ({"attention": "cudnn", "dtype": "float32"}, "gpu", r"='cudnn': .*dtype='bfloat16'"),
+        ({"attention": "splash", "head_width": 20}, "tpu", r"head_width=20: .*multiple of 64"),
+    ],
+)
+def test_a_kernel_that_cannot_be_had_is_refused_when_it_is_named(changes, platform, error):
+    with pytest.raises(ValueError, match=error):
+        choose(dataclasses.replace(BIG, **changes), platform=platform)
+
+
+def test_config_offers_the_kernels_there_are():
+    assert CHOICES["model.attention"] == ATTENTIONS
+
+
+def rows_of(*, slots, heads, kv_heads, width, dtype):
+    rng = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(rng.standard_normal((2, slots, count, width)), dtype)
+        for count in (heads, kv_heads, kv_heads)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("bfloat16", 4e-2)])
+def test_splash_attention_is_plain_attention_and_so_is_its_gradient(dtype, atol):
+    rows = rows_of(slots=200, heads=4, kv_heads=2, width=64, dtype=dtype)  # 256 slots, padded
+
+    def both(attend):
+        def total(*rows):
+            mixed = attend(*rows).astype(jnp.float32)
+            return (mixed * jnp.cos(jnp.arange(mixed.size)).reshape(mixed.shape)).sum(), mixed
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*rows)
+
+    found, wanted = both(lambda *rows: splash(*rows, interpret=True)), both(plain)
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        left, right = np.float32(left), np.float32(right)
+        np.testing.assert_allclose(left, right, atol=atol * np.abs(right).max())
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_kernel_on_a_mesh_sees_its_own_rows_and_heads(kv_heads):
+    rows = rows_of(slots=8, heads=4, kv_heads=kv_heads, width=4, dtype="float32")
+    seen = []
+
+    def kernel(query, key, value):
+        seen.append((query.shape, key.shape))
+        return plain(query, key, value)
+
+    @jax.jit
+    def sharded(*rows):
+        with on_mesh(make_mesh(data=1, fsdp=2, tensor=4)):
+            return on_shards(kernel, *rows)
+
+    mesh_rows = jax.device_put(
+        rows,
+        jax.sharding.NamedSharding(
+            make_mesh(data=1, fsdp=2, tensor=4), jax.sharding.PartitionSpec()
+        ),
+    )
+    np.testing.assert_allclose(sharded(*mesh_rows), jax.jit(plain)(*rows), atol=1e-6)
+    assert seen == [((1, 8, 1, 4), (1, 8, 1, 4))]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_scoring_and_prefill_lower_to_the_kernel_forwards_and_backwards(name):
+    """For CUDA with a cuDNN that is not here: all that lowering asks it for is its version."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOWER, name],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == {"cudnn": ["1", "1", "1"], "splash": ["1", "2", "1"]}[name]
+
+
+LOWER = """
+import dataclasses, sys
+from types import SimpleNamespace
+
+import jax, jax.numpy as jnp, numpy as np
+from jax._src.cudnn import fused_attention_stablehlo
+from rapo_jax.model.scoring import score
+from rapo_jax.model.transformer import empty_cache, init_params, prefill
+from tests.models import SMALL_MODEL
+
+fused_attention_stablehlo.cuda_versions = SimpleNamespace(cudnn_get_version=lambda: 91000)
+name = sys.argv[1]
+model = dataclasses.replace(SMALL_MODEL, head_width=64, dtype="bfloat16", attention=name)
+params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+token_BT = jax.ShapeDtypeStruct((2, 32), np.int32)
+cache = empty_cache(model, rows=2, slots=64)
+
+def lowered(function, *arguments):
+    platform = {"cudnn": "cuda", "splash": "tpu"}[name]
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+gradient = lowered(jax.grad(lambda p, t: score(model, p, t)[0].sum()), params, token_BT)
+filled = lowered(lambda p, t: prefill(model, p, cache, t), params, token_BT)
+if name == "cudnn":
+    forwards, backwards = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
+    print(gradient.count(forwards), gradient.count(backwards), filled.count(forwards))
+else:
+    call, back = "tpu_custom_call", ("splash_mha_dq", "splash_mha_dkv")
+    print(int(gradient.count(call) > 0), sum(gradient.count(b) > 0 for b in back),
+          int(filled.count(call) > 0))
+"""

@@ -1,0 +1,115 @@
+"""Bytes between chips, counted on programs whose traffic is known beforehand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.plan.collectives import bytes_of, collective_bytes
+
+
+def compiled(function, mesh, *, into, out, shape):
+    at = NamedSharding(mesh, PartitionSpec(into))
+    argument = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at)
+    program = jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec(out)))
+    return program.lower(argument).compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(jax.devices()[:8], fsdp=8, data=1)
+
+
+def test_gathering_an_array_sends_all_of_it_but_ones_own_part(mesh):
+    text = compiled(lambda x: x + 1, mesh, into="fsdp", out=None, shape=(8, 100))
+    sent = collective_bytes(text, devices=8, unknown_trips=1)
+    assert sent == {"all-gather": 8 * 100 * 4 * 7 / 8}
+
+
+def test_a_sum_over_chips_sends_the_result_twice_but_ones_own_part(mesh):
+    text = compiled(lambda x: x.sum(0), mesh, into="fsdp", out=None, shape=(8, 64))
+    sent = collective_bytes(text, devices=8, unknown_trips=1)
+    assert sent == {"all-reduce": 2 * 64 * 4 * 7 / 8}
+
+
+def test_a_loop_counts_as_often_as_it_turns(mesh):
+    def five(x):
+        return jax.lax.fori_loop(0, 5, lambda _, y: y + jnp.sin(y.sum(0)), x)
+
+    text = compiled(five, mesh, into="fsdp", out="fsdp", shape=(8, 64))
+    sent = collective_bytes(text, devices=8, unknown_trips=1)
+    assert sent == {"all-reduce": 5 * 2 * 64 * 4 * 7 / 8}
+
+
+def test_a_loop_of_unknown_length_counts_as_often_as_is_said(mesh):
+    def until_large(x):
+        return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y + jnp.sin(y.sum(0)), x)
+
+    text = compiled(until_large, mesh, into="fsdp", out="fsdp", shape=(8, 64))
+    once, often = (
+        collective_bytes(text, devices=8, unknown_trips=n)["all-reduce"] for n in (1, 11)
+    )
+    assert often - once >= 10 * 2 * 64 * 4 * 7 / 8 * 0.999
+
+
+HLO = """HloModule m
+
+%branch_a (p: f32[4]) -> f32[4] {
+  ROOT %r = f32[4]{0} all-reduce(f32[4]{0} %p), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%branch_b (p.1: f32[4]) -> f32[4] {
+  ROOT %p.1 = f32[4]{0} parameter(0)
+}
+
+ENTRY %main (x: bf16[2,8], y: f32[4]) -> f32[4] {
+  %s = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(bf16[2,8]{1,0} %x), \
+replica_groups=[2,4]<=[8], dimensions={0}
+  %d = bf16[8,8]{1,0} all-gather-done(%s)
+  %q = f32[4]{0} collective-permute(f32[4]{0} %y), source_target_pairs={{0,1},{1,0}}
+  ROOT %c = f32[4]{0} conditional(s32[] %i, f32[4]{0} %y, f32[4]{0} %y), \
+branch_computations={%branch_a, %branch_b}
+}
+"""
+
+
+def test_asynchronous_collectives_count_once_and_the_costliest_branch_counts():
+    sent = collective_bytes(HLO, devices=8, unknown_trips=1)
+    assert sent == {
+        "all-gather": 8 * 8 * 2 * 3 / 4,
+        "all-reduce": 2 * 4 * 4 / 2,
+        "collective-permute": 4 * 4,
+    }
+
+
+def test_bytes_of_a_tuple_are_those_of_its_parts():
+    assert bytes_of("(bf16[2,3]{1,0}, f32[], pred[5])") == 12 + 4 + 5
+
+
+LOOP = """HloModule m
+
+%below_seven (p: (s32[], f32[4])) -> pred[] {
+  %limit.1 = s32[]{:T(128)} constant(7)
+  %p = (s32[]{:T(128)}, f32[4]{0:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit.1), direction=LT
+}
+
+%turn (p.1: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %x = f32[4]{0:T(128)} get-tuple-element(%p.1), index=1
+  %q = f32[4]{0:T(128)} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %t = (s32[]{:T(128)}, f32[4]{0:T(128)}) tuple(%i, %q)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  ROOT %w = (s32[]{:T(128)}, f32[4]{0:T(128)}) while(%z), condition=%below_seven, body=%turn
+}
+"""
+
+
+def test_for_tpus_the_turns_of_a_loop_stand_in_its_condition():
+    found = collective_bytes(LOOP, devices=2, unknown_trips=1000)
+    assert found == {"collective-permute": 7 * 4 * 4}

@@ -1,0 +1,133 @@
+"""Bytes and work of a chip against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from configs import default, llama8b, qwen3b, qwen7b
+from rapo_jax.checks import read_settings
+from rapo_jax.plan.arithmetic import Way, bytes_on, cache_slots, micro_rows, shape_on
+from rapo_jax.plan.chips import slices
+from rapo_jax.plan.estimate import estimate, rows_at_once, work_on
+from rapo_jax.plan.models import planned_model
+
+
+def settings_of(config):
+    return read_settings(config.get_config().to_dict() | {"stages": ("plan",)})
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    s = settings_of(qwen7b)
+    return s, planned_model(s.model)
+
+
+def parameters_of(m):
+    heads, kv = m.heads * m.head_width, m.kv_heads * m.head_width
+    biases = heads + 2 * kv if m.qkv_bias else 0
+    layer = 2 * m.width * (heads + kv) + biases + 3 * m.width * m.ffn + 2 * m.width
+    return m.layers * layer + m.width + m.vocab * m.width * (1 if m.tied else 2)
+
+
+@pytest.mark.parametrize(("config", "billions"), [(qwen3b, 3.09), (qwen7b, 7.62), (llama8b, 8.03)])
+def test_published_shapes_have_the_published_number_of_parameters(config, billions):
+    s = settings_of(config)
+    model = planned_model(s.model)
+    assert parameters_of(model) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert shape_on(model, fsdp=1, tensor=1).trained == parameters_of(model)
+
+
+def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
+    s, model = qwen
+    way = Way(fsdp=1, tensor=1, waves=8, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
+    count = parameters_of(model)
+    assert (found.parameters, found.optimizer, found.gradients) == (4 * count, 8 * count, 8 * count)
+    scales = (2 * model.layers + 1) * model.width  # norms stay float32
+    assert found.copy == 2 * count + 2 * scales
+
+
+def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
+    s, model = qwen
+    slots = 5632 + 1536  # a row, and room for the widest span, the prompt
+    assert cache_slots(s) == slots
+    way = Way(fsdp=16, tensor=4, waves=2, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    rows_here, kv_heads_here = 32 * 16 / 2 / 16, 4 / 4
+    assert found.cache == rows_here * slots * 2 * kv_heads_here * 128 * 2 * 28
+
+
+def test_the_copy_is_cut_over_tensor_alone_and_the_moments_over_both(qwen):
+    _, model = qwen
+    whole, cut = (shape_on(model, fsdp=f, tensor=t) for f, t in ((1, 1), (16, 4)))
+    assert cut.trained == pytest.approx(whole.trained / 64, rel=0.01)
+    assert cut.sampled == pytest.approx(whole.sampled / 4, rel=0.001)
+
+
+def test_a_micro_batch_has_a_row_for_every_chip(qwen):
+    s, _ = qwen
+    assert micro_rows(s, 4) == 8  # 65,536 / 5632 = 11, of which 8 divide by 4
+    assert micro_rows(s, 32) == 32
+
+
+def test_more_remat_keeps_less(qwen):
+    s, model = qwen
+    shape = shape_on(model, fsdp=8, tensor=1)
+
+    def update(remat, plain):
+        return bytes_on(s, model, shape, Way(8, 1, 1, remat), plain=plain).update
+
+    sizes = [update(remat, True) for remat in ("none", "dots", "dots_no_batch", "full")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    scores = 28 * 5632 * 5632  # of one row of one layer, that a kernel never writes
+    assert update("none", True) - update("none", False) >= 28 * scores * (4 + 2)
+
+
+def test_an_update_multiplies_every_token_with_every_weight_eight_times(qwen):
+    s, model = qwen
+    chips = slices("v5p:2x2x4")[0]
+    shape = shape_on(model, fsdp=16, tensor=1)
+    work = work_on(s, model, shape, Way(16, 1, 1, "full"), chips)
+    tokens = 512 * 5632 / 16
+    matrix = parameters_of(model) - model.vocab * model.width  # the embedding is looked up
+    attention = 4 * model.heads * model.head_width * model.layers * 5632 / 2
+    # forward, forward again, and twice as much backward: 4 x 2 a weight and token
+    assert work.update_flops == pytest.approx(4 * tokens * (2 * matrix + attention), rel=1e-6)
+
+
+@pytest.mark.parametrize("topology", ["v5e:8x8", "v5p:2x2x4", "h100x8"])
+def test_the_paper_s_batch_of_qwen_7b_fits(qwen, topology):
+    found = estimate(*qwen, slices(topology)[0])
+    assert found is not None and found.fits
+    assert found.bytes.peak <= found.slice.usable
+    assert rows_at_once(qwen[0], found) >= 512 // found.way.waves
+
+
+def test_qwen_3b_fits_one_h200():
+    s = settings_of(qwen3b)
+    found = estimate(s, planned_model(s.model), slices("h200x1")[0])
+    assert found is not None and found.fits and found.way.waves > 1
+
+
+def test_qwen_7b_does_not_fit_one_chip(qwen):
+    found = estimate(*qwen, slices("h100x1")[0])
+    assert found is not None and not found.fits
+
+
+def test_more_chips_than_questions_have_no_way(qwen):
+    assert estimate(*qwen, slices("v5e:16x16")[0]) is None
+
+
+def test_a_way_is_told_as_flags(qwen):
+    flags = Way(16, 4, 2, "full").flags.split()
+    assert "--config.mesh.fsdp=16" in flags and "--config.rollout.waves=2" in flags
+
+
+def test_a_folder_that_is_not_there_must_be_named_like_a_published_model():
+    base = read_settings(default.get_config().to_dict()).model
+    with pytest.raises(ValueError, match="model.folder='x/Mine': .*Qwen2.5-7B"):
+        planned_model(dataclasses.replace(base, folder="x/Mine"))
+    with pytest.raises(ValueError, match="model.vocab=0"):
+        planned_model(base)

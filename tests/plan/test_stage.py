@@ -1,0 +1,101 @@
+"""The stage: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+
+from configs import default
+from rapo_jax.checks import read_settings
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.plan.programs import compile_program, lowered_rollout, lowered_update
+from rapo_jax.plan.stage import plan
+
+
+def settings_of(**keys):
+    c = default.get_config()
+    c.stages = ("plan",)
+    c.model.vocab = 64
+    for path, value in keys.items():
+        group, _, key = path.partition("__")
+        c[group][key] = value
+    return read_settings(c.to_dict())
+
+
+def test_a_table_has_a_row_for_every_slice_that_is_named(tmp_path, capsys):
+    plan(settings_of(plan__topology="v5e:2x2, h100x4"), tmp_path)
+    told = capsys.readouterr().out
+    rows = [
+        line.split(" | ")
+        for line in told.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    assert [row[0] for row in rows] == ["| slice", "| v5e:2x2", "| h100x4"]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[1][1] == rows[2][1] == "yes"  # a model of a few thousand weights
+    assert "v5e:2x2: --config.mesh.data=1" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gpu_names_the_smallest_of_both_kinds(tmp_path, capsys):
+    plan(settings_of(plan__topology="gpu"), tmp_path)
+    told = capsys.readouterr().out
+    assert "| h100x1 | yes" in told and "| h200x1 | yes" in told
+
+
+def test_chips_that_cannot_share_the_questions_are_told(tmp_path, capsys):
+    plan(settings_of(plan__topology="v5e:16x16", rollout__questions=2), tmp_path)
+    assert "v5e:16x16: its 256 chips cannot share rollout.questions=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("topology", ["", "v5e:3x5", "v9"])
+def test_what_cannot_be_planned_for_is_refused(topology, tmp_path):
+    with pytest.raises(ValueError, match=f"plan.topology='{topology}'"):
+        plan(settings_of(plan__topology=topology), tmp_path)
+
+
+def test_the_programs_of_a_run_lower_from_shapes_alone():
+    s = settings_of(
+        rollout__questions=4,
+        rollout__group_size=2,
+        rollout__n_hybrid=1,
+        rollout__prompt_tokens=8,
+        rollout__step_tokens=4,
+        rollout__observation_tokens=4,
+        rollout__retrieved_tokens=4,
+        rollout__max_tokens=32,
+        rl__buckets=(32,),
+        rl__micro_tokens=128,
+    )
+    model = dataclasses.replace(s.model, layers=1)
+    mesh = make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    add, apply = lowered_update(s, model, mesh)
+    rollout = lowered_rollout(s, model, mesh, waves=2, width=8)
+    assert all("sdy.mesh" in each.as_text() for each in (add, rollout))
+    found = compile_program("optimizer", lambda: apply, chips=4, ticks=4)
+    assert found.refused == "" and found.argument > 0
+    assert found.sent["all-reduce"] > 0  # the norm of the gradient is a sum over all devices
+
+
+def test_a_program_that_is_too_large_is_told_in_the_compiler_s_words():
+    class Large:
+        def compile(self):
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G "
+                "hbm. Exceeded hbm capacity by 2.75G."
+            )
+
+    found = compile_program("update", Large, chips=4, ticks=1)
+    assert found.temporary == 18.5 * 2**30
+    assert found.refused.startswith("Ran out of memory")
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory():
+    class Wrong:
+        def compile(self):
+            raise RuntimeError("INTERNAL: no")
+
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        compile_program("update", Wrong, chips=4, ticks=1)
