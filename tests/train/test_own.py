@@ -15,7 +15,7 @@ from rapo_jax.host.protocol import render_result
 from rapo_jax.host.tokens import build_tokenizer
 from rapo_jax.host.tools import own_tools
 from rapo_jax.model.sharding import layout, make_mesh
-from rapo_jax.train.buffer_sources import sample_agent
+from rapo_jax.train.buffer_sources import sample_agents
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage
@@ -161,7 +161,8 @@ def test_evaluation_shows_an_own_reward_and_counts_accuracy_as_ever(branch, trun
 
 
 def test_the_buffers_own_agent_is_scored_by_an_own_reward(branch):
-    assert {trace.reward for trace in sample_agent(branch(QUARTER))} == {0.25}
+    traces, _ = sample_agents(branch(QUARTER))()
+    assert {trace.reward for trace in traces} == {0.25}
 
 
 def test_training_ends_with_the_key_of_a_reward_that_is_no_finite_number(branch):
