@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.retrieval.update(history="own", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
     c.optimizer.update(learning_rate=6e-4, schedule="cosine")
     c.rl.update(
-        steps=240,
+        steps=160,
         mini_batches=2,
         micro_tokens=512,
         buckets=(32, 40, 48, 56, 64, 72, 80, 96, 112, 144),

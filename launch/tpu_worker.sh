@@ -120,6 +120,8 @@ start() {
   quoted "$@" >>"$log"
   setsid nohup "$@" </dev/null >>"$log" 2>&1 &
   printf '%s\n%s\n' "$!" "$workdir" >"$last"
+  # until the new process is the program it becomes, `state` would take it for one that died
+  while ! running && [ ! -f "$ended" ] && kill -0 "$process" 2>/dev/null; do sleep .05; done
   echo "worker $number: started"
 }
 
