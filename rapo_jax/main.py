@@ -48,6 +48,7 @@ from ml_collections import config_flags
 
 from rapo_jax.checks import READERS, STAGES, SUITE_KEYS, read_settings
 from rapo_jax.config import Settings
+from rapo_jax.host.files import write_json
 from rapo_jax.model.hf_config import refuse_contradictions
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
@@ -131,9 +132,7 @@ def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
         return False
     if set(config["stages"]) <= set(READERS):
         return False
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(wanted | {"commit": commit()}, indent=2) + "\n")
-    draft.replace(path)
+    write_json(path, wanted | {"commit": commit()})
     return True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rapo_jax.config import Settings
 from rapo_jax.host.data import load_questions
+from rapo_jax.host.files import write_json
 from rapo_jax.host.suites import Suite
 from rapo_jax.model.describe import describe
 from rapo_jax.train.distributed import is_first
@@ -48,10 +49,7 @@ class Stages:
     def write(self) -> None:
         if not is_first():
             return
-        path = self.run.workdir / "result.json"
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.result, indent=2) + "\n")
-        draft.replace(path)
+        write_json(self.run.workdir / "result.json", self.result)
 
     def close(self) -> None:
         self.run.close()

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapo_jax.host.files import agree, write_text
+
 
 class Rollout(NamedTuple):
     """A finished trajectory: the `sample`-th of its question, as step traces with their results."""
@@ -38,13 +40,8 @@ class KeptRollouts:
         Raises:
             ValueError: they are of something else than `about` (JSON), or the file is damaged.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._about.is_file():
-            self._check(about)
-        else:
-            draft = self._about.with_name(self._about.name + ".tmp")
-            draft.write_text(json.dumps(dict(about), indent=2) + "\n", encoding="utf-8")
-            draft.replace(self._about)
+        what = f"buffer: {self.path} holds trajectories sampled"
+        agree(self._about, about, what=what, remedy=self._remedy())
         if not self.path.is_file():
             return []
         data = self.path.read_bytes()
@@ -63,23 +60,7 @@ class KeptRollouts:
 
     def rewrite(self, rollouts: Sequence[Rollout]) -> None:
         """Keeps these alone."""
-        draft = self.path.with_name(self.path.name + ".tmp")
-        draft.write_text("".join(json.dumps(rollout._asdict()) + "\n" for rollout in rollouts))
-        draft.replace(self.path)
-
-    def _check(self, about: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(self._about.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"{self._about}: not JSON; {self._remedy()}")
-        for key in sorted({*found, *about}):
-            if found.get(key) != about.get(key):
-                raise ValueError(
-                    f"buffer: {self.path} holds trajectories sampled with another {key} "
-                    f"({found.get(key)!r}, now {about.get(key)!r}); {self._remedy()}"
-                )
+        write_text(self.path, "".join(json.dumps(row._asdict()) + "\n" for row in rollouts))
 
     def _read(self, number: int, line: bytes) -> Rollout:
         try:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from rapo_jax.host.files import write_json
 from rapo_jax.host.search_index.files import (
     BUILD,
     ENCODER,
     MANIFEST,
     read_json,
     shard_folder,
-    write_json,
 )
 from rapo_jax.host.search_index.keys import Encode, Maker, make_keys
 from rapo_jax.host.search_index.search import SearchIndex

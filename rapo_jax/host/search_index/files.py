@@ -1,4 +1,4 @@
-"""What several parts of the index need of files: JSON that is whole or not there."""
+"""What several parts of the index need of files: their names, and JSON read back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ MANIFEST = "manifest.json"
 
 def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rapo_jax.host.search_index.files import KEYS, KEYS_DONE, TREE, read_json, write_json
+from rapo_jax.host.files import write_json
+from rapo_jax.host.search_index.files import KEYS, KEYS_DONE, TREE, read_json
 from rapo_jax.host.search_index.texts import Texts
 
 Encode = Callable[[Sequence[str]], np.ndarray]

@@ -12,8 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from rapo_jax.host.files import write_json
 from rapo_jax.host.jsonl import LineReport, read_jsonl
-from rapo_jax.host.search_index.files import TEXTS_DONE, read_json, shard_folder, write_json
+from rapo_jax.host.search_index.files import TEXTS_DONE, read_json, shard_folder
 from rapo_jax.host.tools.search_batches import Document
 from rapo_jax.host.tools.search_corpus import document_of
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapo_jax.host.files import agree, write_text
 from rapo_jax.host.tasks.schema import Question
 
 
@@ -82,11 +83,8 @@ class Predictions:
         Raises:
             ValueError: the files are of something else than `about`, or are damaged.
         """
-        self._about.parent.mkdir(parents=True, exist_ok=True)
-        if self._about.is_file():
-            self._check(about)
-        else:
-            _replace(self._about, json.dumps(dict(about), indent=2) + "\n")
+        what = f"evaluate.suites={self.name!r}: {self._about.parent} holds its predictions"
+        agree(self._about, about, what=what, remedy=self._remedy())
         if self.path.is_file():
             return len(self._wanted)
         lines = self._part.read_bytes().split(b"\n")[:-1] if self._part.is_file() else []
@@ -115,23 +113,8 @@ class Predictions:
 
     def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the scored rows; the samples are in them."""
-        _replace(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._part.unlink(missing_ok=True)
-
-    def _check(self, about: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(self._about.read_text())
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"{self._about}: not JSON; {self._remedy()}")
-        for key in sorted({*found, *about}):
-            if found.get(key) != about.get(key):
-                raise ValueError(
-                    f"evaluate.suites={self.name!r}: {self._about.parent} holds its predictions "
-                    f"with another {key} ({found.get(key)!r}, now {about.get(key)!r}); "
-                    f"{self._remedy()}"
-                )
 
     def _rows(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
         try:
@@ -153,9 +136,3 @@ class Predictions:
 
     def _remedy(self) -> str:
         return f"move {self.name}.* away from there to predict anew"
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
