@@ -6,12 +6,16 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from rapo_jax.host.memory.kept import KeptRollouts
+from rapo_jax.host.protocol import tags
+from rapo_jax.host.tokens import build_tokenizer, load_tokens
 from rapo_jax.train.buffer_policies import load_guest
 from rapo_jax.train.buffer_sources import sample_agents
 from rapo_jax.train.memory import build_buffer, load_buffer
 from tests.host.conftest import serve  # noqa: F401
+from tests.model.checkpoints import make_model, save_model
 
 SEARCH = "<think>look</think><search>a b</search>"
 ANSWER = "<think>so</think><answer>\\boxed{c}</answer>"
@@ -127,3 +131,29 @@ def test_what_is_there_of_a_finished_policy_loads_no_weights(branch, tmp_path, t
 def test_a_workdir_that_says_nothing_of_another_model_is_sampled_as_the_runs_own(trunk):
     guest = load_guest(trunk, trunk.cold_start)
     assert guest.sampler is trunk.sampler and guest.tokens is trunk.tokens
+
+
+def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weights(
+    branch, tmp_path, trunk
+):
+    folder = tmp_path / "teacher"
+    teacher = make_model("qwen3", vocab_size=320)
+    save_model(teacher, folder)
+    build_tokenizer(folder, [" ".join(tags())] * 2, vocab_size=320)
+    greedy = {"buffer.temperature": 0.0, "buffer.samples": 1, "buffer.checkpoint": str(folder)}
+    room = {"rollout.prompt_tokens": 90, "rollout.max_tokens": 170, "rl.buckets": (170,)}
+    run = branch(policy(trunk, tmp_path / "b", **greedy, **room))
+    traces, _ = sample_agents(run)()
+    tokens = load_tokens(folder, vocab_size=320)
+    assert [trace.origin for trace in traces] == 3 * [f"checkpoint:{folder}"]
+    for trace in traces:
+        prompt = torch.tensor([tokens.prompt_ids(run.system, trace.question)])
+        with torch.no_grad():
+            found = teacher.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=run.settings.rollout.step_tokens,
+                do_sample=False,
+            )
+        own = [int(i) for i in found[0, prompt.shape[1] :] if int(i) not in tokens.eos_ids]
+        assert "".join(trace.steps) == tokens.decode(own) != ""
