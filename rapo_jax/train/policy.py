@@ -97,7 +97,7 @@ def load_policy(run: Run, folder: Path) -> Params:
     model, mesh = run.model, run.mesh
     saved = restore(folder)
     if saved is not None and ADAPTERS in saved.params:
-        check_adapters(model, saved.params[ADAPTERS], folder)
+        check_adapters(model, saved, folder)
         base = read_base(model, mesh, folder, (folder / "coldstart", run.cold_start))
         return with_saved_adapters(model, mesh, base, saved, folder)
     if saved is not None:
@@ -154,7 +154,7 @@ def newest_weights(settings: Settings, workdir: Path) -> Weights:
         model = dataclasses.replace(model, vocab=saved.params["embed_VD"].shape[0])
         check_shape(model, saved.params, folder)
         if adapters:
-            check_adapters(model, adapters.params[ADAPTERS], origin)
+            check_adapters(model, adapters, origin)
         return Weights(model, saved.params, adapters, origin if adapters else folder)
     if not model.folder:
         raise ValueError(
@@ -162,5 +162,5 @@ def newest_weights(settings: Settings, workdir: Path) -> Weights:
             "name a Hugging Face folder, or the workdir of a run"
         )
     if adapters:
-        check_adapters(model, adapters.params[ADAPTERS], origin)
+        check_adapters(model, adapters, origin)
     return Weights(model, None, adapters, origin)

@@ -104,7 +104,9 @@ class RlStage:
             process_count=jax.process_count(),
         )
         self.held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
-        self.store = Checkpoints(run.workdir / "checkpoints", keep=s.checkpoint.keep)
+        self.store = Checkpoints(
+            run.workdir / "checkpoints", keep=s.checkpoint.keep, lora=run.model.lora
+        )
         self.cpu_seconds = 0.0
         self.seconds = dict.fromkeys(("reshard", "rollout", "host", "update", "rl"), 0.0)
 

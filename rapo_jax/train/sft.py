@@ -173,7 +173,7 @@ def train_cold_start(run: Run) -> None:
         schedule, clip_norm=s.sft.clip_norm, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=0.0
     )
     state = fresh_state(run, optimizer)
-    store = Checkpoints(folder / "checkpoints", keep=1)
+    store = Checkpoints(folder / "checkpoints", keep=1, lora=run.model.lora)
     if store.latest() is not None:
         state, _ = store.restore(state)
     updater = imitation_updater(run, optimizer)

@@ -16,7 +16,7 @@ from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, rank_of
 from rapo_jax.model.sharding import layout, put
 from rapo_jax.model.transformer import init_params
-from rapo_jax.train.checkpoint import Checkpoints, base_identity
+from rapo_jax.train.checkpoint import Checkpoints, base_identity, check_described
 from rapo_jax.types import Params
 
 
@@ -108,8 +108,9 @@ def with_saved_adapters(
     return params
 
 
-def check_adapters(model: ModelSettings, adapters: Params, folder: Path) -> None:
-    """Refuses saved adapters of another rank or other kernels than `model.lora`."""
+def check_adapters(model: ModelSettings, saved: Saved, folder: Path) -> None:
+    """Refuses saved adapters of another rank, alpha or other kernels than `model.lora`."""
+    adapters = saved.params[ADAPTERS]
     wanted: Params = {}
     if model.lora.rank:
         wanted = jax.eval_shape(lambda: init_adapters(model, jax.random.key(0)))
@@ -120,6 +121,7 @@ def check_adapters(model: ModelSettings, adapters: Params, folder: Path) -> None
             f"{rank_of(adapters)} for {', '.join(adapters)}; use the model.lora and the model that "
             "they were trained with"
         )
+    check_described(model.lora, saved.about, folder)
 
 
 def check_shape(model: ModelSettings, params: Params, folder: Path) -> None:

@@ -76,16 +76,20 @@ def open_run(small_settings, tmp_path):
             rng = np.random.default_rng(seed)
             shapes = jax.eval_shape(lambda: init_params(run.model, jax.random.key(0)))
             params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes)
-            save(run.cold_start, TrainState(params, {}, np.int32(7)))
+            save(run, TrainState(params, {}, np.int32(7)), run.cold_start)
         return run
 
     return make
 
 
-def save(folder, state):
-    store = Checkpoints(folder / "checkpoints", keep=1)
+def save(run, state, folder=None):
+    store = store_of(run, folder)
     store.save(int(state.step), state, {"note": 1})
     store.close()
+
+
+def store_of(run, folder=None):
+    return Checkpoints((folder or run.workdir) / "checkpoints", keep=1, lora=run.model.lora)
 
 
 def updater_of(run):
@@ -136,8 +140,8 @@ def test_going_on_from_a_checkpoint_of_adapters_is_going_on(open_run, tmp_path):
     run = open_run()
     whole, _ = steps(updater_of(run), started(run), 4)
     half, _ = steps(updater_of(run), started(run), 2)
-    save(run.workdir, half)
-    store = Checkpoints(run.workdir / "checkpoints", keep=1)
+    save(run, half)
+    store = store_of(run)
     assert list(store.restore_params()) == [ADAPTERS]  # the base is not saved again
     state, about = store.restore(started(run))
     store.close()
@@ -160,7 +164,7 @@ def test_an_update_on_a_mesh_is_that_of_one_device(open_run):
 def test_adapters_are_read_with_the_base_they_were_trained_on(open_run, small_settings):
     run = open_run()
     state, _ = steps(updater_of(run), started(run), 1)
-    save(run.workdir, state)
+    save(run, state)
     wanted = jax.device_get(state.params)
     same(jax.device_get(load_policy(run, run.workdir)), wanted)
     weights = newest_weights(run.settings, run.workdir)
@@ -170,22 +174,45 @@ def test_adapters_are_read_with_the_base_they_were_trained_on(open_run, small_se
         load_policy(open_run(rank=0), run.workdir)
     with pytest.raises(ValueError, match=r"lora\.rank=2: .*holds adapters of rank 3"):
         newest_weights(open_run(rank=2).settings, run.workdir)
-    base = Checkpoints(run.cold_start / "checkpoints", keep=1)
+    base = store_of(run, run.cold_start)
     other = jax.tree.map(lambda x: x + np.float32(1e-6), base.restore_params())
     base.save(8, TrainState(other, {}, np.int32(8)), {})
     base.close()
     with pytest.raises(ValueError, match="were trained on other weights"):
         load_policy(run, run.workdir)
-    store = Checkpoints(run.workdir / "checkpoints", keep=1)
+    store = store_of(run)
     with pytest.raises(ValueError, match="its adapters were trained on other weights"):
         store.restore(started(run))
     store.close()
 
 
+def test_adapters_that_would_count_otherwise_than_in_training_are_refused(open_run):
+    run = open_run()
+    state, _ = steps(updater_of(run), started(run), 1)
+    save(run, state)
+    other = open_run(alpha=12.0)
+    alpha = r"model\.lora\.alpha=12\.0: the adapters in .* were trained with 6\.0; set it back"
+    with pytest.raises(ValueError, match=alpha):  # evaluation, and the gates of a run
+        load_policy(other, run.workdir)
+    with pytest.raises(ValueError, match=alpha):  # score and export
+        newest_weights(other.settings, run.workdir)
+    for changed, told in (
+        (other, alpha),
+        (open_run(rank=2), r"model\.lora\.rank=2: .* were trained with 3; "),
+        (open_run(targets=("q", "v")), r"model\.lora\.targets=\('q', 'v'\): .* with \['down'"),
+    ):
+        store = store_of(changed, run.workdir)
+        with pytest.raises(ValueError, match=told):  # going on with the run
+            store.restore(started(changed))
+        store.close()
+    same_kernels = open_run(targets=("down", "q", "v"), merge=True)
+    same(jax.device_get(load_policy(same_kernels, run.workdir)), jax.device_get(state.params))
+
+
 def test_adapters_without_their_base_are_refused(open_run):
     run = open_run()
     state, _ = steps(updater_of(run), started(run), 1)
-    save(run.workdir / "elsewhere", state)
+    save(run, state, run.workdir / "elsewhere")
     (run.cold_start).rename(run.workdir / "hidden")
     with pytest.raises(ValueError, match=r"adapters alone, .*cold start.* name it: sft\.folder"):
         load_policy(run, run.workdir / "elsewhere")
@@ -200,7 +227,7 @@ def test_a_trained_folder_is_exported_whole_and_scored_as_it_was_trained(
     model = newest_weights(run.settings, tmp_path).model  # of config.json
     run = run._replace(model=model)
     state, _ = steps(updater_of(run), fresh_state(run, OPTIMIZER), 3)
-    save(run.workdir, state)
+    save(run, state)
     wanted = jax.jit(lambda p, x: unembed(model, p, forward(model, p, x)))(state.params, TOKENS)
     keys = {"folder": str(tmp_path / "made"), "dtype": "float32", "shard_gb": 1.0}
     settings = dataclasses.replace(

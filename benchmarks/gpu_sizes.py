@@ -1,0 +1,167 @@
+"""What benchmarks/gpu.py measures: shapes, sizes, and what a measurement is compared with.
+
+Bytes and FLOPs are those that the work cannot do without: recomputing for the sake of memory counts
+as time, not as work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from benchmarks.random_model import PUBLISHED_NAMES
+from configs import default, qwen7b
+from rapo_jax.checks import read_settings
+from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.plan.arithmetic import shape_on
+from rapo_jax.plan.chips import CHIPS, Chip
+from rapo_jax.plan.models import planned_model
+
+DEVICE_KINDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
+"""What the driver calls them; other variants of these chips have other peaks."""
+
+HEAD = (
+    "model", "measured", "rows", "tokens a row", "ms", "slowest", "tokens/s", "share", "of",
+    "peak so far", "note",
+)  # fmt: skip
+
+
+class Sizes(NamedTuple):
+    """How much of everything; tokens are those of a row."""
+
+    batches: tuple[int, ...]
+    """Rows that are decoded at once."""
+    prompt: int
+    ticks: int
+    """Tokens decoded."""
+    questions: int
+    """Of the rollout, each as often as a group has rows."""
+    group: int
+    update_rows: int
+    update_width: int
+    micro_rows: int
+    remats: tuple[str, ...]
+    repeats: int
+
+
+SIZES = {
+    "usual": Sizes((1, 16, 64, 256), 512, 128, 8, 8, 8, 4096, 4, ("dots_no_batch", "full"), 5),
+    "full": Sizes(
+        (1, 4, 16, 64, 128, 256), 1024, 256, 8, 8, 16, 4096, 4,
+        ("none", "dots", "dots_no_batch", "full"), 9,
+    ),
+    "tiny": Sizes((1, 2), 16, 8, 2, 2, 2, 32, 1, ("none",), 1),
+}  # fmt: skip
+
+FULL_FINE_TUNE = ("0.5b", "1.5b", "tiny")
+"""Models of which one GPU holds weights, gradients and moments; larger ones train adapters."""
+
+
+class Row(NamedTuple):
+    """One line of the table; seconds are those of every repetition."""
+
+    model: str
+    measured: str
+    rows: int
+    tokens: int
+    seconds: tuple[float, ...] = ()
+    total: float = 0
+    """Tokens of all rows that came of it."""
+    share: float | None = None
+    of: str = "-"
+    peak: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        ordered = sorted(self.seconds)
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else sum(ordered[middle - 1 : middle + 1]) / 2
+
+    def cells(self) -> tuple[str, ...]:
+        known = bool(self.seconds)
+        return (
+            self.model,
+            self.measured,
+            str(self.rows),
+            str(self.tokens or "-"),
+            f"{1e3 * self.median:.4g}" if known else "-",
+            f"{1e3 * max(self.seconds):.4g}" if known else "-",
+            f"{self.total / self.median:,.4g}" if self.total and known else "-",
+            "-" if self.share is None else f"{100 * self.share:.3g} %",
+            self.of,
+            "-" if self.peak is None else f"{self.peak / 1e9:.2f} GB",
+            self.note,
+        )
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The published peaks of a device; None where it is none of which they are known."""
+    kind = DEVICE_KINDS.get(device.device_kind)
+    return CHIPS[kind] if kind else None
+
+
+def settings_of(name: str, *, adapters: int) -> tuple[Settings, ModelSettings]:
+    """Of configs/qwen7b.py, with another model; `tiny` is of configs/default.py, in float32."""
+    c = default.get_config() if name == "tiny" else qwen7b.get_config()
+    c.stages = ("plan",)  # what a plan may leave open, a benchmark may
+    c.model.lora.rank = adapters
+    if name == "tiny":
+        c.model.update(vocab=1024, init_scale=0.1, tied=False)
+    else:
+        c.model.folder = PUBLISHED_NAMES[name]
+    s = read_settings(c.to_dict())
+    model = planned_model(s.model)
+    return s, dataclasses.replace(model, folder="")
+
+
+def read_weights(model: ModelSettings) -> float:
+    """Bytes of weights that decoding a token of any number of rows reads.
+
+    Of an embedding that is not the head too, a row of it for each token: nothing beside the rest.
+    """
+    shape = shape_on(model, fsdp=1, tensor=1)
+    looked_up = 0 if model.tied else model.vocab * model.width * shape.itemsize
+    return shape.sampled - looked_up
+
+
+def cache_bytes(model: ModelSettings) -> float:
+    """Bytes of keys and values of a token."""
+    itemsize = shape_on(model, fsdp=1, tensor=1).itemsize
+    return 2 * model.kv_heads * model.head_width * itemsize * model.layers
+
+
+def decode_bytes(model: ModelSettings, *, rows: int, prompt: int, ticks: int) -> float:
+    """Bytes that decoding `ticks` tokens behind a prompt reads: the weights, and what is cached.
+
+    Token i, from 0 on, attends to the prompt, to the i before it and to itself.
+    """
+    seen = ticks * prompt + ticks * (ticks + 1) / 2
+    return ticks * read_weights(model) + rows * seen * cache_bytes(model)
+
+
+def attention_flops(model: ModelSettings, *, width: int) -> float:
+    """Of a token of a row of `width`, forward: half of the row is seen, scores and their mix."""
+    return 4 * model.heads * model.head_width * model.layers * width / 2
+
+
+def read_flops(model: ModelSettings, *, width: int) -> float:
+    """Of a prompt's token: forward, without the head."""
+    shape = shape_on(model, fsdp=1, tensor=1)
+    matrix = shape.matrix - model.vocab * model.width + shape.adapters
+    return 2 * matrix + attention_flops(model, width=width)
+
+
+def trained_flops(model: ModelSettings, *, width: int) -> float:
+    """Of a trained token: forward, and twice as much backward, or once through a frozen matrix."""
+    shape = shape_on(model, fsdp=1, tensor=1)
+    frozen = 2 * shape.matrix * (1 + shape.passed_back)
+    return frozen + 3 * (2 * shape.adapters + attention_flops(model, width=width))
