@@ -21,7 +21,9 @@ def test_files_of_something_else_are_refused_with_the_key_and_both_values(tmp_pa
     told = {"what": "mine.jsonl holds rows", "remedy": "move it away"}
     agree(note, {"seed": 1, "unit": None}, **told)
     agree(note, {"seed": 1}, **told)
-    with pytest.raises(ValueError, match=r"^mine.jsonl holds rows with another seed \(1, now 2\); "):
+    with pytest.raises(
+        ValueError, match=r"^mine.jsonl holds rows with another seed \(1, now 2\); "
+    ):
         agree(note, {"seed": 2}, **told)
     with pytest.raises(ValueError, match=r"another model \(None, now 'a'\); move it away$"):
         agree(note, {"seed": 1, "model": "a"}, **told)
