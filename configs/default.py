@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
     r.max_tokens = 5632  # of a whole row, prompt included
     r.temperature = 1.0  # of sampling in training; evaluation is greedy
     r.waves = 1  # equal parts of a batch, sampled one after another: the cache is that much smaller
+    r.absorb_chunk = 256  # token slots of a tool result or a trace read at a time: less memory
     r.driver = "scan"  # scan: one jitted program | host: a Python loop over the same step
 
     c.retrieval = v = ConfigDict()

@@ -3,9 +3,11 @@
     bash launch/prepare.sh configs/qwen3b.py
     python -m rapo_jax.main --config=configs/qwen3b.py --workdir=runs/qwen3b
 
-Hardware: 4 GPUs of 80 GB, or as many bytes on TPUs. Expected memory of a GPU, by arithmetic (not
-measured), 45 GB and activations: of 3.1 billion parameters a quarter of 16 bytes each, 12 GB, and
-a bfloat16 copy, 6 GB; of the KV cache a quarter of 512 rows x 5632 tokens x 37 kB, 27 GB.
+Hardware: 4 GPUs of 80 GB, or a TPU slice such as v5e:4x4 (there with --config.rollout.waves=4).
+Expected memory of a GPU, by arithmetic (docs/plan.md; not measured), 49 GB: weights and moments 9
+GB, the copy to sample with 3 GB, and of a rollout in two waves the cache, 17 GB, and temporaries,
+20 GB. The update needs 27 GB in all. One GPU of 141 GB takes it with --config.mesh.tensor=1
+--config.rollout.waves=8.
 Paper's average over the ten sets: 47.0 (GRPO 40.7).
 """
 
@@ -17,4 +19,5 @@ from configs import qwen7b
 def get_config() -> ConfigDict:
     c = qwen7b.get_config()
     c.model.folder = f"{qwen7b.DATA_DIR}/models/Qwen2.5-3B-Instruct"
+    c.mesh.tensor = 2  # as many as kv heads
     return c

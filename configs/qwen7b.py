@@ -6,10 +6,11 @@
 Data lies below $RAPO_DATA ('data' without it): models/, questions/ (one folder for each published
 set), traces/. launch/prepare.sh says what is missing and how to get it.
 
-Hardware: 8 GPUs of 80 GB, or as many bytes on TPUs. Expected memory of a GPU, by arithmetic (not
-measured), 51 GB and activations: of 7.6 billion parameters an eighth of 16 bytes each (float32
-weights, gradients, two moments), 15 GB, and a bfloat16 copy to sample with, 15 GB; of the KV cache
-an eighth of 512 rows x 5632 tokens x 57 kB, 21 GB.
+Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU, by arithmetic
+(docs/plan.md; not measured), 46 GB: weights and moments in float32, cut over all GPUs, 11 GB; a
+bfloat16 copy to sample with, cut over tensor=4, 4 GB; and of a rollout in two waves the cache, 13
+GB, and temporaries, 18 GB. The update with remat="full" needs 33 GB in all. Of a v5e:8x8 chip's
+16 GB it is 9 GB. Fewer or other chips: bash launch/plan.sh says which mesh and waves fit.
 Paper's average over the ten sets: 51.3 (GRPO 46.7).
 """
 
@@ -32,8 +33,9 @@ def get_config() -> ConfigDict:
         "hotpotqa:dev,twowiki:dev,musique:dev,bamboogle:test,webwalkerqa:main",
         manual_dir=f"{DATA_DIR}/questions",
     )
-    c.model.update(folder=f"{DATA_DIR}/models/Qwen2.5-7B-Instruct", dtype="bfloat16")
-    c.mesh.update(data=1, fsdp=-1)  # weights, gradients and moments over all devices
+    c.model.update(folder=f"{DATA_DIR}/models/Qwen2.5-7B-Instruct", dtype="bfloat16", remat="full")
+    c.mesh.update(data=1, fsdp=-1, tensor=4)  # weights, gradients and moments over all devices
+    c.rollout.waves = 2
     c.tools.passages = 3
     c.tools.search.update(  # Wikipedia, dump of 2018
         kind="retrieval", url="http://127.0.0.1:8000", cache=f"{DATA_DIR}/search.sqlite"

@@ -8,8 +8,8 @@ What differs from qwen7b.py: 128 questions x 4 rollouts, 6 calls, 10 passages fr
 2000 questions of ASearcher and 200 of WebDancer. Which 2000 the paper took it does not say: these
 are the first. Every search is paid for, once: the cache keeps what was found.
 
-Hardware: 8 GPUs of 80 GB, or as many bytes on TPUs. Expected memory of a GPU as for qwen7b.py, by
-arithmetic (not measured): 51 GB and activations.
+Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU as for
+qwen7b.py, by arithmetic (not measured): 46 GB.
 Paper's scores: its table of SimpleQA, GAIA by level, WebWalkerQA by difficulty and BrowseComp;
 there is no one average to compare with.
 """

@@ -20,27 +20,34 @@ start=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 flags=()
 check=""
+config=""
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) show_help "${BASH_SOURCE[0]}" && exit ;;
     --dry-run) dry_run=yes ;;
     --check) check=yes ;;
+    --config=*) config=${1#*=} ;;
+    --config)
+      config=${2:-}
+      if [ $# -gt 1 ]; then shift; fi
+      ;;
     --) ;;
     *) flags+=("$1") ;;
   esac
   shift
 done
 if [ -n "$check" ]; then
-  flags=(--config=configs/default.py --config.plan.topology=v5e:2x2
+  config=${config:-configs/default.py}
+  flags=(--config.plan.topology=v5e:2x2
     --config.model.vocab=512 --config.model.width=256 --config.model.ffn=512
     --config.model.head_width=128 --config.model.dtype=bfloat16 --config.rollout.questions=4
     --config.rollout.group_size=2 --config.rollout.n_hybrid=1 --config.rollout.prompt_tokens=128
     --config.rollout.step_tokens=32 --config.rollout.observation_tokens=32
-    --config.rollout.retrieved_tokens=32 --config.rollout.max_tokens=384
+    --config.rollout.retrieved_tokens=32 --config.rollout.absorb_chunk=16
+    --config.rollout.max_tokens=384
     --config.rl.micro_tokens=1536 "--config.rl.buckets=(384,)" ${flags[@]+"${flags[@]}"})
-elif [ -z "$(flag_value config ${flags[@]+"${flags[@]}"})" ]; then
-  fail "--config is missing; see --help"
 fi
+if [ -z "$config" ]; then fail "--config is missing; see --help"; fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${PLAN_VENV:-$root/.venv-plan}
@@ -55,9 +62,14 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 workdir=()
-if [ -z "$(flag_value workdir "${flags[@]}")" ]; then workdir=("--workdir=${TMPDIR:-/tmp}/rapo-plan"); fi
+if [ -z "$(flag_value workdir ${flags[@]+"${flags[@]}"})" ]; then
+  workdir=("--workdir=${TMPDIR:-/tmp}/rapo-plan")
+fi
 if [ -z "$check" ]; then cd "$start"; else cd "$root"; fi
-# libtpu would look for a TPU of this machine, and ask a cloud's metadata for it.
-run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_STDERR_LOG_LEVEL=3 \
+# The program takes no --config.KEY before --config itself.
+# libtpu would look for a TPU of this machine, ask a cloud's metadata for it, and serve one process.
+run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+  TPU_STDERR_LOG_LEVEL=3 \
   "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$venv/bin/python" -m rapo_jax.main \
-  "--config.stages=('plan',)" --config.plan.compile=True "${workdir[@]}" "${flags[@]}"
+  "--config=$config" "--config.stages=('plan',)" --config.plan.compile=True \
+  ${workdir[@]+"${workdir[@]}"} ${flags[@]+"${flags[@]}"}

@@ -204,8 +204,9 @@ def make_sampler(house) -> Callable[..., Playing]:
         tools: Mapping[str, Tool] | None = None,
         fsdp: int = 1,
         tensor: int = 1,
+        absorb_chunk: int = 256,
     ) -> Playing:
-        r = dataclasses.replace(house.settings.rollout, driver=driver)
+        r = dataclasses.replace(house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk)
         environment = Environment(
             house.tokens,
             tools or house.tools,

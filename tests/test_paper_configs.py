@@ -79,14 +79,15 @@ def sets(wanted):
     return tuple(name for name, _ in parts)
 
 
-def test_models_differ_and_nothing_else_does():
+def test_models_and_what_their_size_asks_for_differ_and_nothing_else_does():
     _, base, _ = load("qwen7b")
     folders = {}
     for name in MATHS_AND_QA:
         _, s, _ = load(name)
         folders[name] = Path(s.model.folder).name
         model = dataclasses.replace(s.model, folder=base.model.folder)
-        assert dataclasses.replace(s, model=model) == base
+        rollout = dataclasses.replace(s.rollout, waves=base.rollout.waves)  # of the same tapes
+        assert dataclasses.replace(s, model=model, mesh=base.mesh, rollout=rollout) == base
     assert folders == {
         "qwen3b": "Qwen2.5-3B-Instruct",
         "qwen7b": "Qwen2.5-7B-Instruct",

@@ -62,10 +62,10 @@ def check(s: Settings) -> None:
         require(0 <= read(s, key) <= 1, key, read(s, key), "a probability lies in [0, 1]")
     for key in (
         "rollout.questions rollout.prompt_tokens rollout.step_tokens rollout.observation_tokens "
-        "rollout.retrieved_tokens buffer.samples buffer.keep buffer.questions sft.batch sft.steps "
-        "sft.examples rl.steps rl.epochs rl.mini_batches rl.micro_tokens evaluate.rows "
-        "checkpoint.every checkpoint.keep log.trajectory_every tools.workers tools.passages "
-        "tools.output_chars tools.memory_mb model.score_chunk model.rope_positions "
+        "rollout.retrieved_tokens rollout.absorb_chunk buffer.samples buffer.keep buffer.questions "
+        "sft.batch sft.steps sft.examples rl.steps rl.epochs rl.mini_batches rl.micro_tokens "
+        "evaluate.rows checkpoint.every checkpoint.keep log.trajectory_every tools.workers "
+        "tools.passages tools.output_chars tools.memory_mb model.score_chunk model.rope_positions "
         "score.batch_tokens tools.search.concurrency"
     ).split():
         require(read(s, key) >= 1, key, read(s, key), "must be at least 1")

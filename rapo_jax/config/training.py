@@ -18,6 +18,7 @@ class RolloutSettings:
     max_tokens: int
     temperature: float
     waves: int
+    absorb_chunk: int
     driver: str
 
 

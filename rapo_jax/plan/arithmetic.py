@@ -3,6 +3,9 @@
 Parameters, moments, gradients, the copy to sample with and the cache are exact: they follow from
 the layouts of `model/sharding.py`. Temporaries are those of the largest arrays: the compiler's plan
 (`programs.py`) is what counts where there is one.
+
+With `model.lora.rank` the weights are a frozen base in the compute dtype, which has no moments and
+no gradients; float32 adapters have.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, compute_copy, layout
-from rapo_jax.model.transformer import init_params
+from rapo_jax.train.policy import policy_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,28 +81,43 @@ class Shape(NamedTuple):
     ffn: int
     vocab: int
     matrix: float
-    """Parameters that a token is multiplied with, on all chips."""
+    """Parameters that a token is multiplied with, on all chips, adapters apart."""
     sampled: float
     """Bytes of the copy to sample with."""
     trained: float
-    """Parameters in the training layout."""
+    """Parameters that an update changes, in the training layout."""
+    frozen: float
+    """Bytes of the base that no update changes, in the training layout."""
+    adapters: float
+    """Parameters of adapters, on all chips."""
+    adapted: tuple[int, ...]
+    """Width of the output of each kernel of a layer that has an adapter."""
+
+    @property
+    def passed_back(self) -> float:
+        """Products of a backward pass for one of the forward pass, with the matrices at hand.
+
+        A frozen matrix needs no gradient of itself, only that of what it is multiplied with.
+        """
+        return 1 if self.adapters else 2
 
 
 @functools.cache
 def _shapes(model: ModelSettings) -> tuple[Any, Any]:
-    """Those of the master weights and of the copy to sample with."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return shapes, jax.eval_shape(partial(compute_copy, model), shapes)
+    """Those that a training starts from and of the copy to sample with."""
+    shapes = policy_shapes(model)
+    sampled = detach(shapes) if model.lora.merge else shapes
+    return shapes, jax.eval_shape(partial(compute_copy, model), sampled)
 
 
 @functools.cache
 def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
-    """Raises ValueError where `tensor` does not divide the heads."""
+    """Raises ValueError where `tensor` does not divide the heads, or a rank is too high."""
     mesh = AbstractMesh((1, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     shapes, copies = _shapes(model)
 
     def size(tree: Any, name: str, *, in_bytes: bool) -> float:
-        where: Any = layout(mesh, model, shapes, name=name)  # type: ignore[arg-type]
+        where: Any = layout(mesh, model, tree, name=name)  # type: ignore[arg-type]
         return sum(
             math.prod(at.shard_shape(x.shape)) * (x.dtype.itemsize if in_bytes else 1)
             for x, at in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
@@ -106,15 +125,20 @@ def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
 
     kv_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
     looked_up = 0 if model.tied else model.vocab * model.width
+    adapters: Any = shapes.get(ADAPTERS, {})
+    cut: Any = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})  # type: ignore[arg-type]
     return Shape(
         jnp.dtype(model.dtype).itemsize,
         model.heads // tensor,
         kv_heads,
         model.ffn // tensor if model.ffn % tensor == 0 else model.ffn,
         model.vocab // tensor if model.vocab % tensor == 0 else model.vocab,
-        sum(leaf.size for leaf in jax.tree.leaves(shapes)) - looked_up,
+        sum(leaf.size for leaf in jax.tree.leaves(detach(shapes))) - looked_up,
         size(copies, "sampling", in_bytes=True),
-        size(shapes, "training", in_bytes=False),
+        size(trained(shapes), "training", in_bytes=False),
+        size(detach(shapes), "training", in_bytes=True) if adapters else 0,
+        sum(leaf.size for leaf in jax.tree.leaves(adapters)),
+        tuple(cut[name]["b"].shard_shape(pair["b"].shape)[-1] for name, pair in adapters.items()),
     )
 
 
@@ -140,24 +164,26 @@ def micro_rows(s: Settings, shards: int) -> int:
 def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain: bool) -> Bytes:
     """`plain`: attention over whole rows writes its scores to memory (no kernel of the platform).
 
-    Decoding and reading spans always do.
+    Decoding and reading spans always do, of `rollout.absorb_chunk` tokens at a time.
     """
     r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.waves // way.fsdp
     item, H, D, L = shape.itemsize, model.head_width, model.width, model.layers
     slots = cache_slots(s)
     cache = rows * slots * 2 * shape.kv_heads * H * item * L
     span = max(r.observation_tokens, r.retrieved_tokens if s.n_hybrid else 0)
-    read = rows * span * (shape.heads * slots * (4 + 4 + item) + (2 * shape.ffn + 4 * D) * item)
+    scores, others = shape.heads * slots * (4 + 4 + item), (2 * shape.ffn + 4 * D) * item
+    prompts = rows / r.group_size * r.prompt_tokens * (scores * plain + others)
+    read = rows * min(span, r.absorb_chunk) * (scores + others)
     drawn = rows * shape.vocab * 3 * 4
     width = s.rl.buckets[-1]
     own = micro_rows(s, way.fsdp) // way.fsdp
     return Bytes(
-        4 * shape.trained,
+        4 * shape.trained + shape.frozen,
         8 * shape.trained,
         8 * shape.trained,
         shape.sampled,
         cache,
-        max(read, drawn),
+        max(prompts, read, drawn),
         _update_bytes(model, shape, way.remat, rows=own, width=width, plain=plain),
     )
 
@@ -169,17 +195,21 @@ def _update_bytes(
     item, D, tokens = shape.itemsize, model.width, rows * width
     heads = (shape.heads + 2 * shape.kv_heads) * model.head_width
     scores = rows * shape.heads * width * width if plain else 0
+    shares = 4 * tokens * sum(shape.adapted)  # products with adapters come as float32
+    low = tokens * len(shape.adapted) * model.lora.rank * item
     projected = (heads + shape.heads * model.head_width + 2 * D + 2 * shape.ffn) * item
     kept = {
-        "none": tokens * (projected + (4 * D + shape.ffn) * item) + scores * (4 + item),
-        "dots": tokens * (projected + D * item) + scores * 4,
-        "dots_no_batch": tokens * (projected + D * item),
+        "none": tokens * (projected + (4 * D + shape.ffn) * item) + scores * (4 + item) + low,
+        "dots": tokens * (projected + D * item) + scores * 4 + low + shares,
+        "dots_no_batch": tokens * (projected + D * item) + low + shares,
         "offload": tokens * D * item,
         "full": tokens * D * item,
     }[remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
+    layer += low + 4 * tokens * max(shape.adapted, default=0)
     chunk = min(model.score_chunk, width)
     logits = rows * chunk * shape.vocab * 3 * 4
-    whole = shape.sampled / model.layers * 2  # of one layer, gathered over fsdp, and its gradient
-    head = shape.vocab * D * (2 * item + 4)  # embedding and head, gathered, and a gradient
+    # Gathered over fsdp, one layer and its gradient; embedding and head, and a gradient.
+    whole = shape.sampled / model.layers * (1 if shape.adapters else 2)
+    head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))
     return model.layers * kept + max(layer, logits) + whole + head

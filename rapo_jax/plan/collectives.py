@@ -1,12 +1,13 @@
 """Bytes that a compiled program sends between chips, read off its HLO text.
 
 A loop counts by its trips, which XLA notes where it knows them, and which for TPUs stand in its
-condition: a counter less than a constant. A loop of unknown length (decoding until all rows are
-done) counts as often as the caller says.
+condition: a counter less than a constant, there perhaps with another reason to end, so that it is
+the most turns. A loop of unknown length counts as often as the caller says.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -35,10 +36,11 @@ _EITHER = re.compile(rf"\b(?:true|false)_computation={_NAME}")
 _BODY = re.compile(rf"\bbody={_NAME}")
 _CONDITION = re.compile(rf"\bcondition={_NAME}")
 _NUMBER = re.compile(rf"^ *{_NAME} = [su]\d+\[\](?:\{{[^}}]*\}})? constant\((\d+)\)")
-_LIMIT = re.compile(rf"^ *ROOT .*compare\([^,]*, (?:[^%)]* )?{_NAME}\), direction=LT")
+_LIMIT = re.compile(rf"^ .* compare\([^,]*, (?:[^%)]* )?{_NAME}\), direction=LT")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 _GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"\breplica_groups=\[\d+,(\d+)\]")
+_AXES = re.compile(r"\breplica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}")
 
 
 class Computation(NamedTuple):
@@ -50,7 +52,7 @@ class Computation(NamedTuple):
     """Of each conditional, of which the costliest branch counts."""
     constants: dict[str, int]
     limits: list[int]
-    """Where it ends in a comparison with a constant: that constant."""
+    """Constants that it asks a number to be less than: of a loop's condition, the most turns."""
 
 
 def bytes_of(shape: str) -> float:
@@ -140,6 +142,9 @@ def _group(line: str, devices: int) -> int:
     listed, iota = _GROUPS.search(line), _IOTA.search(line)
     if iota:
         return int(iota[1])
+    if axes := _AXES.search(line):  # mesh['a'=16,'b'=4] {'b'}: groups along b
+        sides = dict(side.split("=") for side in axes[1].split(","))
+        return math.prod(int(sides[name]) for name in axes[2].split(","))
     if listed and listed[1]:
         return listed[1].count(",") + 1
     return devices

@@ -50,7 +50,8 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     r, chip, L = s.rollout, chips.chip, model.layers
     rows = r.questions * r.group_size // way.waves // way.fsdp
     slots, item = cache_slots(s), shape.itemsize
-    matrix = shape.matrix / way.tensor
+    base, own = shape.matrix / way.tensor, shape.adapters / way.tensor
+    matrix = base if model.lora.merge else base + own  # in a rollout
     attention = 4 * shape.heads * model.head_width * L  # of a query and a key
 
     ticks = sampled_tokens(s)
@@ -69,12 +70,15 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
 
     width, micro = s.rl.buckets[-1], micro_rows(s, way.fsdp)
     passes = s.rl.epochs * math.ceil(r.questions * r.group_size / micro)
-    own = micro // way.fsdp * width
-    forward = own * (2 * matrix + attention * width / 2)
-    flops = passes * forward * (3 if way.remat == "none" else 4)
+    tokens_here = micro // way.fsdp * width
+    again = 0 if way.remat == "none" else 1  # forward once more
+    forward = 2 * base * (1 + again + shape.passed_back)
+    forward += (2 * own + attention * width / 2) * (3 + again)
+    flops = passes * tokens_here * forward
     ring = (way.fsdp - 1) / way.fsdp
-    gathers = (2 * shape.sampled + 4 / item * shape.sampled) * ring
-    update_sent = passes * (gathers + own * 4 * L * model.width * item * tensor)
+    reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
+    gathers = (2 * shape.sampled + reduced) * ring
+    update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * tensor)
     update = max(flops / chip.flops, update_sent / chip.link)
     return Work(
         way.waves * (ticks * tick_flops + read + prompts),

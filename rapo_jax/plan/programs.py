@@ -75,7 +75,7 @@ def tpu_mesh(chips: Slice, way: Way) -> Mesh:
         raise ValueError(
             f"plan.topology={chips.name!r}: libtpu does not know it ({text})"
             if known
-            else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which is not installed "
+            else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which cannot be had "
             f"here ({text}); bash launch/plan.sh makes an environment with it"
         ) from error
     return make_mesh(devices, data=1, fsdp=way.fsdp, tensor=way.tensor)
@@ -252,6 +252,10 @@ def compiled_programs(
     found = []
     for name, lower in lowers.items():
         program = compile_program(name, lower, chips=chips.chips, ticks=s.rollout.step_tokens)
-        tell(f"{chips.name}: {name} compiled in {program.seconds:.0f} s")
+        tell(
+            f"{chips.name}: {name} compiled in {program.seconds:.0f} s: "
+            f"{program.argument / 1e9:.2f} GB of arguments, {program.temporary / 1e9:.2f} GB of "
+            f"temporaries {program.refused}".rstrip()
+        )
         found.append(program)
     return found

@@ -9,12 +9,13 @@ import jax
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import choose
-from rapo_jax.model.transformer import init_params
+from rapo_jax.model.lora import detach, trained
 from rapo_jax.plan.arithmetic import Way
 from rapo_jax.plan.chips import Slice, slices
 from rapo_jax.plan.estimate import Estimate, estimate, rows_at_once
 from rapo_jax.plan.models import planned_model
 from rapo_jax.plan.programs import Program, compiled_programs, tpu_mesh
+from rapo_jax.train.policy import policy_shapes
 
 GB = 1e9
 HEAD = (
@@ -52,9 +53,10 @@ def refuse_what_no_plan_covers(s: Settings) -> None:
         raise ValueError(
             "plan.topology='': name the chips to plan for, such as v5e:8x8, v5p:2x2x4, h100x8, gpu"
         )
-    if s.model.lora.rank:
+    if s.model.lora.rank and s.plan.compile:
         raise ValueError(
-            f"model.lora.rank={s.model.lora.rank}: a plan is of a full fine-tune; set it to 0"
+            f"plan.compile=True: with model.lora.rank={s.model.lora.rank} a plan is by arithmetic "
+            "alone; set it to False"
         )
 
 
@@ -65,13 +67,18 @@ def on_tpu(found: Slice) -> bool:
 def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> list[str]:
     """The tables as lines of Markdown: of each list of slices the first that fits, or the last."""
     r = s.rollout
-    count = sum(
-        x.size
-        for x in jax.tree.leaves(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    shapes = policy_shapes(model)
+    count, own = (
+        sum(x.size for x in jax.tree.leaves(tree)) for tree in (detach(shapes), trained(shapes))
     )
     name = Path(model.folder).name or "model"
+    adapters = (
+        f", frozen, {own / 1e6:.3g} million in adapters of rank {model.lora.rank}"
+        if model.lora.rank
+        else ""
+    )
     lines = [
-        f"{name}: {count / 1e9:.2f} billion parameters, {model.dtype}; {r.questions} x "
+        f"{name}: {count / 1e9:.2f} billion parameters, {model.dtype}{adapters}; {r.questions} x "
         f"{r.group_size} rollouts of at most {r.max_tokens} tokens ({r.prompt_tokens} of prompt)",
         "",
         *_row(HEAD),

@@ -120,7 +120,9 @@ def parts(
     def read(params: Params, tape: Tape, span: Span, healthy_B: jax.Array, source: int) -> Tape:
         tape = jax.lax.cond(
             (span.length_B > 0).any(),
-            lambda tape: absorb(model, params, tape, span, Source(source)),
+            lambda tape: absorb(
+                model, params, tape, span, Source(source), chunk=rollout.absorb_chunk
+            ),
             lambda tape: tape,
             tape,
         )

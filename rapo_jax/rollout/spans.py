@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sampling import sample
 from rapo_jax.model.transformer import Cache, empty_cache, extend, prefill, unembed
+from rapo_jax.rollout.reading import Read, read_span
 from rapo_jax.types import Params, Source, Span, Status, Trajectory
 
 
@@ -120,27 +121,24 @@ def open_tape(
     return tape.replace(trajectory=_append(tape, prompt, Source.PROMPT, nothing, nothing))
 
 
-def absorb(model: ModelSettings, params: Params, tape: Tape, span: Span, source: Source) -> Tape:
+def absorb(
+    model: ModelSettings, params: Params, tape: Tape, span: Span, source: Source, *, chunk: int
+) -> Tape:
     """Reads tokens that the policy did not write; rows with an empty span stay as they are.
 
-    A span that does not fit ends its row as OUT_OF_TOKENS and is not read.
+    A span that does not fit ends its row as OUT_OF_TOKENS and is not read. One of more than `chunk`
+    slots is read so many at a time, as far as any row's tokens go.
     """
     start_B = tape.trajectory.length_B
     fits_B = start_B + span.length_B <= tape.trajectory.token_BT.shape[1]
     length_B = jnp.where(fits_B, span.length_B, 0)
-    hidden_BXD, cache = extend(model, params, tape.cache, span.token_BX, start_B)
-    last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
-    hidden_BD = jnp.where(
-        (length_B > 0)[:, None],
-        jnp.take_along_axis(hidden_BXD, last_B11, axis=1)[:, 0],
-        tape.hidden_BD,
-    )
+    before = Read(tape.hidden_BD, tape.cache)
+    found = read_span(model, params, before, span.token_BX, start_B, length_B, chunk=chunk)
     nothing_BX = jnp.zeros(span.token_BX.shape, jnp.float32)
     trajectory = _append(tape, Span(span.token_BX, length_B), source, nothing_BX, nothing_BX)
     status_B = jnp.where(fits_B, trajectory.status_B, Status.OUT_OF_TOKENS)
-    return tape.replace(
-        trajectory=trajectory.replace(status_B=status_B), hidden_BD=hidden_BD, cache=cache
-    )
+    trajectory = trajectory.replace(status_B=status_B)
+    return tape.replace(trajectory=trajectory, hidden_BD=found.hidden_BD, cache=found.cache)
 
 
 def decode(

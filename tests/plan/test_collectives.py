@@ -113,3 +113,31 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 def test_for_tpus_the_turns_of_a_loop_stand_in_its_condition():
     found = collective_bytes(LOOP, devices=2, unknown_trips=1000)
     assert found == {"collective-permute": 7 * 4 * 4}
+
+
+def test_a_loop_with_another_reason_to_end_counts_the_most_turns_it_can_take():
+    ends = LOOP.replace("ROOT %lt =", "%lt =").replace(
+        "direction=LT\n",
+        "direction=LT\n  %any = pred[] get-tuple-element(%p), index=1\n"
+        "  ROOT %and = pred[]{:T(512)} and(%any, %lt)\n",
+    )
+    found = collective_bytes(ends, devices=2, unknown_trips=1000)
+    assert found == {"collective-permute": 7 * 4 * 4}
+
+
+@pytest.mark.parametrize(
+    ("groups", "chips"),
+    [
+        ("mesh['axis_0'=16,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=16,'axis_1'=1,'axis_2'=4] {'axis_0','axis_1'}", 16),
+        ("mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", 2),
+    ],
+)
+def test_groups_may_be_named_by_the_axes_of_a_mesh(groups, chips):
+    hlo = (
+        "ENTRY %main (x: f32[4]) -> f32[4] {\n"
+        f"  ROOT %r = f32[4]{{0}} all-reduce(%x), channel_id=5, replica_groups={groups}, "
+        "to_apply=%add\n}\n"
+    )
+    sent = collective_bytes(hlo, devices=64, unknown_trips=1)
+    assert sent == {"all-reduce": round(2 * 16 * (chips - 1) / chips)}

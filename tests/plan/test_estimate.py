@@ -24,6 +24,18 @@ def qwen():
     return s, planned_model(s.model)
 
 
+@pytest.fixture(scope="module")
+def adapted():
+    c = qwen7b.get_config()
+    c.model.lora.rank = 32
+    s = read_settings(c.to_dict() | {"stages": ("plan",)})
+    return s, planned_model(s.model)
+
+
+ADAPTERS_7B = 28 * 32 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
+"""Layers, rank, and both sides of q and o, of k and v, of gate, up and down."""
+
+
 def parameters_of(m):
     heads, kv = m.heads * m.head_width, m.kv_heads * m.head_width
     biases = heads + 2 * kv if m.qkv_bias else 0
@@ -49,6 +61,36 @@ def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
     assert found.copy == 2 * count + 2 * scales
 
 
+def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloat16(adapted):
+    s, model = adapted
+    way = Way(fsdp=1, tensor=1, waves=32, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
+    base = 2 * parameters_of(model) + 2 * (2 * model.layers + 1) * model.width
+    assert found.parameters == base + 4 * ADAPTERS_7B
+    assert (found.optimizer, found.gradients) == (8 * ADAPTERS_7B, 8 * ADAPTERS_7B)
+    assert found.copy == base + 2 * ADAPTERS_7B
+    merged = dataclasses.replace(model, lora=dataclasses.replace(model.lora, merge=True))
+    assert shape_on(merged, fsdp=1, tensor=1).sampled == base
+
+
+def test_a_frozen_matrix_costs_an_update_no_gradient_of_its_own(adapted):
+    s, model = adapted
+    chips = slices("h200x8")[0]
+    work = work_on(s, model, shape_on(model, fsdp=8, tensor=1), Way(8, 1, 1, "full"), chips)
+    tokens = 512 * 5632 / 8
+    matrix = parameters_of(model) - model.vocab * model.width
+    attention = 4 * model.heads * model.head_width * model.layers * 5632 / 2
+    # forward twice; back through a frozen matrix once, through an adapter and attention twice
+    a_token = 2 * matrix * 3 + (2 * ADAPTERS_7B + attention) * 4
+    assert work.update_flops == pytest.approx(tokens * a_token, rel=1e-6)
+
+
+@pytest.mark.parametrize("topology", ["h100x1", "h200x1"])
+def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
+    found = estimate(*adapted, slices(topology)[0])
+    assert found is not None and found.fits
+
+
 def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
     s, model = qwen
     slots = 5632 + 1536  # a row, and room for the widest span, the prompt
@@ -57,6 +99,20 @@ def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
     found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
     rows_here, kv_heads_here = 32 * 16 / 2 / 16, 4 / 4
     assert found.cache == rows_here * slots * 2 * kv_heads_here * 128 * 2 * 28
+
+
+def test_a_span_is_read_with_the_scores_of_one_chunk(qwen):
+    s, model = qwen
+    shape, way = shape_on(model, fsdp=16, tensor=4), Way(16, 4, 2, "full")
+
+    def rollout(chunk):
+        r = dataclasses.replace(s.rollout, absorb_chunk=chunk)
+        return bytes_on(dataclasses.replace(s, rollout=r), model, shape, way, plain=False).rollout
+
+    assert s.rollout.absorb_chunk == 256 and s.rollout.retrieved_tokens == 1024
+    rows_here, heads_here, slots = 16, 28 / 4, 5632 + 1536
+    assert rollout(256) > rows_here * 256 * heads_here * slots * (4 + 4 + 2)
+    assert rollout(1024) == rollout(4096) == 4 * rollout(256)  # no span is longer
 
 
 def test_the_copy_is_cut_over_tensor_alone_and_the_moments_over_both(qwen):

@@ -39,6 +39,19 @@ def test_a_table_has_a_row_for_every_slice_that_is_named(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_adapters_are_planned_for_and_told_but_not_compiled(tmp_path, capsys):
+    s = settings_of(plan__topology="v5e:1x1")
+    lora = dataclasses.replace(s.model.lora, rank=4)
+    s = dataclasses.replace(s, model=dataclasses.replace(s.model, lora=lora))
+    plan(s, tmp_path)
+    told = capsys.readouterr().out
+    # default.py: 2 layers, 64 wide, 4 heads of 16, 2 kv heads, ffn 192
+    count = 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 192))
+    assert f"frozen, {count / 1e6:.3g} million in adapters of rank 4; " in told
+    with pytest.raises(ValueError, match="plan.compile=True: with model.lora.rank=4"):
+        plan(dataclasses.replace(s, plan=dataclasses.replace(s.plan, compile=True)), tmp_path)
+
+
 def test_gpu_names_the_smallest_of_both_kinds(tmp_path, capsys):
     plan(settings_of(plan__topology="gpu"), tmp_path)
     told = capsys.readouterr().out

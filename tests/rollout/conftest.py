@@ -89,6 +89,7 @@ def stage() -> Stage:
         max_tokens=SLOTS,
         temperature=0.0,
         waves=1,
+        absorb_chunk=5,
         driver="host",
     )
     automaton = boundary_automaton([name.encode() for name in NAMES])

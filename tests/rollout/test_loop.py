@@ -121,6 +121,13 @@ def test_eight_devices_write_the_tapes_of_one(spread_scan, scan, play):
         same(play(spread_scan, **plan), play(scan, **plan), rounding=1e-5)
 
 
+def test_spans_read_in_chunks_write_the_same_tapes(make_sampler, many, house, play):
+    r = house.settings.rollout
+    assert r.retrieved_tokens % 5 == 0 and r.observation_tokens % 5 > 0
+    playing = make_sampler(devices=2, driver="scan", absorb_chunk=5)
+    same(play(playing, seed=0), many[0], rounding=1e-5)
+
+
 def test_a_row_does_not_depend_on_its_neighbours(scan, many, house, play):
     kept = [1, 6]
     others = [q if i in kept else house.questions[-1 - i] for i, q in enumerate(house.asked)]

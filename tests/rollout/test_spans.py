@@ -19,11 +19,11 @@ ROWS, SLOTS, WIDTH = 7, 24, 10
 """One shape for all tests of the script, so that it is compiled once."""
 
 
-@pytest.fixture(scope="module")
-def programs(stage):
+@pytest.fixture(scope="module", params=[WIDTH, 4], ids=["whole spans", "chunks of 4"])
+def programs(stage, request):
     """Compiled (open, absorb as TOOL, greedy decode) of the scripted model."""
     opening = partial(open_tape, stage.model, group_size=1, max_tokens=SLOTS, slack=WIDTH)
-    reading = partial(absorb, stage.model, source=Source.TOOL)
+    reading = partial(absorb, stage.model, source=Source.TOOL, chunk=request.param)
 
     def deciding(params, tape):
         how = {"step_tokens": WIDTH, "temperature": 0.0}
@@ -171,16 +171,17 @@ def test_a_span_is_written_with_its_source_and_the_tapes_step_and_padding_keeps_
 
 
 BASE = dataclasses.replace(SMALL_MODEL, vocab=31, width=12, ffn=16, init_scale=0.4)
+GROUPED = "grouped queries, bias, tied"
+NORMED = "one kv head, query and key norms, untied"
 VARIANTS = {
-    "grouped queries, bias, tied": BASE,
-    "one kv head, query and key norms, untied": dataclasses.replace(
-        BASE, kv_heads=1, qkv_bias=False, qk_norm=True, tied=False
-    ),
+    GROUPED: BASE,
+    NORMED: dataclasses.replace(BASE, kv_heads=1, qkv_bias=False, qk_norm=True, tied=False),
 }
 
 
-@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
-def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage, model):
+@pytest.mark.parametrize(("name", "chunk"), [(GROUPED, 8), (GROUPED, 3), (NORMED, 4)])
+def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage, name, chunk):
+    model = VARIANTS[name]
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: np.float32(0.4 * rng.standard_normal(leaf.shape)) + (leaf.ndim == 1),
@@ -194,11 +195,11 @@ def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage,
 
     def play(params, prompt, trace, observation):
         tape = open_tape(model, params, prompt, group_size=2, max_tokens=40, slack=8)
-        tape = absorb(model, params, tape, trace, Source.RETRIEVED)
+        tape = absorb(model, params, tape, trace, Source.RETRIEVED, chunk=chunk)
         key_B = jax.random.split(jax.random.key(1), 4)
         how = {"step_tokens": 6, "temperature": 1.0}
         tape, _, _ = decode(model, params, tape, key_B, boundary, **how)
-        tape = absorb(model, params, tape, observation, Source.TOOL)
+        tape = absorb(model, params, tape, observation, Source.TOOL, chunk=chunk)
         found = tape.trajectory
         hidden_BTD = forward(model, params, found.token_BT)
         return found, tape.hidden_BD, hidden_BTD, score(model, params, found.token_BT)
@@ -213,3 +214,22 @@ def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage,
     np.testing.assert_allclose(found.logp_BT[policy_BT], logp_BT[policy_BT], atol=1e-5)
     np.testing.assert_allclose(found.entropy_BT[policy_BT], entropy_BT[policy_BT], atol=1e-5)
     assert (found.token_BT[:2, :3] == prompt.token_BX[0, :3]).all()
+
+
+def test_chunks_of_a_span_take_the_memory_of_one():
+    model = dataclasses.replace(BASE, heads=4, kv_heads=2)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = jax.ShapeDtypeStruct
+    prompt, span = (
+        Span(shapes((2, width), np.int32), shapes((2,), np.int32)) for width in (8, 256)
+    )
+    opening = partial(open_tape, model, group_size=1, max_tokens=768, slack=256)
+    tape = jax.eval_shape(opening, params, prompt)
+
+    def temporaries(chunk):
+        reading = partial(absorb, model, source=Source.TOOL, chunk=chunk)
+        return jax.jit(reading).lower(params, tape, span).compile().memory_analysis()
+
+    whole, cut = (temporaries(chunk).temp_size_in_bytes for chunk in (256, 32))
+    scores = 2 * 4 * 256 * (768 + 256) * 4  # of all rows and heads, float32
+    assert whole > scores and cut < whole / 7  # an eighth, and what both have

@@ -1,0 +1,49 @@
+"""launch/plan.sh: the program must take the flags that it prints, in their order."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parsed(words):
+    """The config that the program makes of a printed line."""
+    values, argv = flags.FlagValues(), words[words.index("rapo_jax.main") :]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(argv)
+    return values.config, values.workdir
+
+
+@pytest.mark.parametrize("config", [["--config=C"], ["--config", "C"]])
+def test_the_config_comes_before_what_overrides_it(place, config):
+    named = [word.replace("C", str(ROOT / "configs" / "qwen7b.py")) for word in config]
+    install, _, line = place.dry("plan", "--config.plan.topology=v5e:8x8", *named)
+    assert install == [sys.executable, "-m", "venv", f"{place.repository}/.venv-plan"]
+    found, workdir = parsed(line)
+    assert found.stages == ("plan",) and found.plan.compile
+    assert found.plan.topology == "v5e:8x8" and found.model.dtype == "bfloat16"
+    assert workdir == f"{place.tmp_path}/rapo-plan"
+
+
+def test_a_check_is_of_a_tiny_model_and_other_flags_still_count(place):
+    *_, line = place.dry(
+        "plan", "--check", f"--config={ROOT / 'configs' / 'default.py'}", "--workdir=x",
+        "--config.model.layers=1", PLAN_VENV="/venv",
+    )  # fmt: skip
+    assert "/venv/bin/python" in line
+    found, workdir = parsed(line)
+    assert (found.model.width, found.model.layers, workdir) == (256, 1, "x")
+    assert found.rollout.observation_tokens > found.rollout.absorb_chunk  # both ways to read
+
+
+@pytest.mark.parametrize("flags", [[], ["--config"], ["--config.plan.topology=v5e:2x2"]])
+def test_without_a_config_there_is_nothing_to_plan(place, flags):
+    done = place.run("plan", "--dry-run", *flags)
+    assert done.returncode == 2 and "--config is missing" in done.stderr
