@@ -85,15 +85,26 @@ files_of() {
   ended=$1/launch/worker-$number.exit
 }
 
-# The last run of this machine, in a folder that is not shared: its process, then its workdir.
+# The last run of this machine, in a folder that is not shared: its process, when that began (a
+# number may be given again), its workdir.
 last=.run
+
+# born PROCESS: when a process began, which stays when it becomes another program; false if it ended.
+born() {
+  local stat
+  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return
+  # shellcheck disable=SC2086 # fields from the third on, behind the name in brackets
+  set -- ${stat##*) }
+  if [ "$1" != Z ]; then echo "${20}"; else return 1; fi
+}
 
 # running: true if the last run still runs; fills `process` and `workdir_there`.
 running() {
+  local begun now
   process=0 workdir_there=''
   if [ ! -f "$last" ]; then return 1; fi
-  { read -r process && read -r workdir_there; } <"$last"
-  grep -q rapo_jax.main "/proc/$process/cmdline" 2>/dev/null
+  { read -r process && read -r begun && read -r workdir_there; } <"$last"
+  now=$(born "$process") && [ "$now" = "$begun" ]
 }
 
 # start FLAG...: in a session of its own, so that it outlives the connection.
@@ -119,9 +130,7 @@ start() {
   fi
   quoted "$@" >>"$log"
   setsid nohup "$@" </dev/null >>"$log" 2>&1 &
-  printf '%s\n%s\n' "$!" "$workdir" >"$last"
-  # until the new process is the program it becomes, `state` would take it for one that died
-  while ! running && [ ! -f "$ended" ] && kill -0 "$process" 2>/dev/null; do sleep .05; done
+  printf '%s\n' "$!" "$(born "$!")" "$workdir" >"$last"
   echo "worker $number: started"
 }
 

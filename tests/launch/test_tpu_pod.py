@@ -50,7 +50,7 @@ case "$1 $2 $4" in
   "mount -t 10.0.0.0:"*) rmdir runs && ln -s "$CLOUD/homes/0/${4#*/homes/1/}" runs ;;
 esac
 """
-# A setsid whose process for half a second does not show what it is going to be.
+# A setsid whose process does not show for half a second what it is going to be.
 LATE = r"""#!/bin/bash
 { echo sleep .5; printf 'exec /usr/bin/setsid'; printf ' %q' "$@"; } >"$HOME/late"
 exec bash "$HOME/late"
@@ -159,7 +159,8 @@ def test_a_new_slice_goes_on_from_the_results_that_were_fetched_from_the_last_on
     end(cloud, 0, 0)
     end(cloud, 1, 0)
     for runs in (1, 2):
-        assert cloud.run(*pod("--delete")).returncode == 0
+        done = cloud.run(*pod("--delete"))
+        assert done.returncode == 0, done.stdout + done.stderr
         steps = cloud.repository / "runs" / "x" / "steps-0"
         assert len(steps.read_text().splitlines()) == runs
     before = cloud.repository / "runs" / "x.before" / "steps-0"
@@ -170,7 +171,8 @@ def test_a_run_that_is_slow_to_become_its_program_is_not_taken_for_dead(cloud):
     cloud.add("setsid", LATE)
     end(cloud, 0, 0)
     end(cloud, 1, 0)
-    assert cloud.run(*pod("--delete")).returncode == 0
+    done = cloud.run(*pod("--delete"))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
