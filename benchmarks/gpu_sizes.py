@@ -52,7 +52,7 @@ SIZES = {
         (1, 4, 16, 64, 128, 256), 1024, 256, 8, 8, 16, 4096, 4,
         ("none", "dots", "dots_no_batch", "full"), 9,
     ),
-    "tiny": Sizes((1, 2), 16, 8, 2, 2, 2, 32, 1, ("none",), 1),
+    "tiny": Sizes((2,), 16, 8, 2, 2, 2, 32, 1, ("none",), 1),
 }  # fmt: skip
 
 FULL_FINE_TUNE = ("0.5b", "1.5b", "tiny")
