@@ -16,8 +16,8 @@ from there; a run that changes a key of sft, model, tokenizer or task makes its 
 that changes a key of buffer, tokenizer or task its own buffer. Finished runs are skipped, so the
 same command goes on after an interruption, and more seeds or variants can be added later.
 
-WORKDIR/report.html, summary.md and summary.json compare the runs. The exit status is 1 if
-one failed.
+WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. The exit status is
+1 if one failed.
 """
 
 from __future__ import annotations
@@ -204,12 +204,14 @@ def _remember(folder: Path, flags: dict[str, object]) -> None:
 
 
 def _compare(workdirs: Sequence[Path], folder: Path, baseline: str) -> None:
+    from rapo_jax.report.figure import write_figure
     from rapo_jax.report.page import write_report
     from rapo_jax.report.summary import write_summary
 
     if not workdirs:
         return
     say("\n" + write_summary(workdirs, folder, baseline=baseline))
+    write_figure(workdirs, folder / "heldout.svg")
     say(f"report: {write_report(workdirs, folder / 'report.html', baseline=baseline)}")
 
 

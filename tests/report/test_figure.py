@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as tree
+
+from rapo_jax.report.figure import write_figure
+
+
+def test_the_picture_has_a_line_for_each_variant_in_both_panels(make_run, tmp_path):
+    workdirs = [
+        make_run(f"{method}{seed}", method=method, seed=seed)
+        for method in ("grpo", "rapo")
+        for seed in (0, 1)
+    ]
+    assert write_figure(workdirs, tmp_path / "a.svg")
+    words = [each.text for each in tree.parse(tmp_path / "a.svg").iter() if each.text]
+    for title in ("held-out accuracy, all questions", "held-out accuracy, hidden words"):
+        assert title in words
+    assert words.count("grpo") == words.count("rapo") == 1
+    assert words.count("CPU-seconds of training") == 2
+    before = (tmp_path / "a.svg").read_bytes()
+    assert write_figure(workdirs, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_bytes() == before
+
+
+def test_runs_without_a_curve_make_no_picture(make_run, tmp_path):
+    workdir = make_run("a")
+    (workdir / "metrics.jsonl").write_text("")
+    assert not write_figure([workdir], tmp_path / "a.svg")
+    assert not (tmp_path / "a.svg").exists()
