@@ -1,4 +1,4 @@
-"""The examples of docs/own.md: short, and each of them runs as it stands there."""
+"""The README's examples of own code: short, and each of them runs as it stands there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rapo_jax.host.tools import own_tools
 from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = {
     found[1]: found[2]
     for found in re.finditer(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
