@@ -1,6 +1,8 @@
 """What tests of several rooms share: a small config, a talkative policy, and one rollout of it.
 
-Eight CPU devices are forced before jax starts; a test takes as many of them as it wants.
+Eight CPU devices are forced before jax starts; a test takes as many of them as it wants. Programs
+are compiled without LLVM's optimisations, as compiling is most of the time (by 28 to 41 % less CPU
+in the three longest files); tests of the whole job compile as users do.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["NPROC"] = "16"  # fewer, and callbacks of eight devices wait for each other's threads
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it: what one compiles, all have
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rapo_jax_tests_")

@@ -159,7 +159,8 @@ def _encoder(folder: Path, maker: Maker, texts: Texts) -> Encode:
 def measure(index: SearchIndex, *, goal: float) -> dict[str, Any]:
     """The least share of leaves with which recall@3 reaches `goal`, and that recall.
 
-    Queries are runs of words out of passages. A passage as near as the third nearest counts.
+    Queries are words from all over a passage: runs of words are found more easily than questions
+    are. A passage as near as the third nearest counts.
     """
     if not any(shard.leaves for shard in index.shards):
         return {"leaves_share": 1.0, "recall_at_3": 1.0, "recall_queries": 0}
@@ -182,5 +183,4 @@ def measure(index: SearchIndex, *, goal: float) -> dict[str, Any]:
 
 def _query(text: str) -> str:
     words = text.split()
-    start = max(0, len(words) - QUERY_WORDS) // 2
-    return " ".join(words[start : start + QUERY_WORDS])
+    return " ".join(words[:: max(1, len(words) // QUERY_WORDS)][:QUERY_WORDS])

@@ -20,8 +20,9 @@ from rapo_jax.host.search_index.keys import Encode, load_keys, scann_imports
 from rapo_jax.host.search_index.texts import Texts
 from rapo_jax.host.tools.search_batches import Hits
 
-CANDIDATES = 100
-"""Passages of each shard that its tree proposes, at least; their keys are read from disk."""
+CANDIDATES = 400
+"""Passages of each shard that its tree proposes, at least; their keys are read from disk. Of
+200,000 made passages 100 held only 0.927 of the three nearest, with every leaf searched."""
 EXACT_ROWS = 8192
 MIN_LEAVES = 16
 
