@@ -58,11 +58,10 @@ def _aggregate(
     return total, weight.astype(value_BT.dtype)
 
 
-def row_weight(policy_mask_BT: jax.Array, *, aggregation: str) -> jax.Array:
-    """The weight that these rows add to a batch: what a row of advantage 0 contributes, and all."""
-    ones_B = jnp.ones(policy_mask_BT.shape[0], dtype=bool)
-    mask_BT = policy_mask_BT.astype(bool)
-    return _aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, ones_B, aggregation)[1]
+def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation: str) -> jax.Array:
+    """The weight that the rows of `row_mask_B` add to a batch: all that one of advantage 0 adds."""
+    mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
+    return _aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, row_mask_B, aggregation)[1]
 
 
 def policy_loss_sums(

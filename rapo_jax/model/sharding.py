@@ -218,6 +218,7 @@ def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Pa
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         end = "/".join(name_of(path).split("/")[-2:])
         logical = LOGICAL_AXES.get(end) or ADAPTER_AXES.get(end, ())
+        logical = logical[len(logical) - leaf.ndim :]  # layers that are apart have no axis of them
         spec = [axis(part, size) for part, size in zip(logical, leaf.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*spec))
 

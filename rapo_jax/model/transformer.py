@@ -3,8 +3,9 @@
 Grouped-query attention, RoPE; QKV bias, QK norm and tied embeddings where the family has them.
 
 The policy is a Flax Linen module used as pure `init`/`apply`. Block parameters are stacked over
-layers (`blocks/... [L, ...]`): training scans over layers, decoding unrolls them with one cache per
-layer, because a scan that carries a stacked cache copies it at every token.
+layers (`blocks/... [L, ...]`): training scans over layers. Decoding unrolls them, with one cache
+per layer, because a scan that carries a stacked cache copies it at every token, and with one tree
+of weights per layer, because a program that cuts them out of their stacks holds them twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.attention import attend, kernel_of, on_shards
 from rapo_jax.model.lora import ADAPTERS, adapted
 from rapo_jax.model.remat import remat
-from rapo_jax.model.sharding import constrain
+from rapo_jax.model.sharding import compute_copy, constrain
 from rapo_jax.types import Params
 
 
@@ -214,10 +215,25 @@ def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.A
     return jnp.matmul(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)
 
 
+def sampling_copy(settings: ModelSettings, params: Params) -> Params:
+    """Parameters as `extend` and `prefill` read them: in the compute dtype, the layers apart.
+
+    Instead of `blocks` [L, ...] and adapters there is `layers`, the variables of each block.
+    """
+    copy, stacks = compute_copy(settings, params), ("blocks", ADAPTERS)
+    layers = tuple(
+        jax.tree.map(lambda p, layer=layer: p[layer], _stacks(copy))
+        for layer in range(settings.layers)
+    )
+    return {name: x for name, x in copy.items() if name not in stacks} | {"layers": layers}
+
+
 def extend(
     settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array, start_B: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Reads X more tokens of each row from position `start_B` on; returns hidden_BXD and the cache.
+
+    `params` are a `sampling_copy`.
 
     Slots beyond a row's valid tokens hold garbage that the causal mask hides until it is
     overwritten, so rows of different lengths need no padding logic.
@@ -252,8 +268,7 @@ def _read(
     at = angles(settings, position_BX)
     block = Block(settings)
     layers: list[LayerCache] = []
-    for layer, layer_cache in enumerate(cache):
-        weights = jax.tree.map(lambda p, layer=layer: p[layer], _stacks(params))
+    for weights, layer_cache in zip(params["layers"], cache, strict=True):
         found: Any = block.apply(weights, x_BXD, at, seen_BXT, layer_cache, start_B)
         x_BXD = found[0]
         layers.append(found[1])

@@ -22,7 +22,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.lora import ADAPTERS, detach, trained
-from rapo_jax.model.sharding import MESH_AXES, compute_copy, layout
+from rapo_jax.model.sharding import MESH_AXES, layout
+from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.train.policy import policy_shapes
 
 
@@ -107,7 +108,7 @@ def _shapes(model: ModelSettings) -> tuple[Any, Any]:
     """Those that a training starts from and of the copy to sample with."""
     shapes = policy_shapes(model)
     sampled = detach(shapes) if model.lora.merge else shapes
-    return shapes, jax.eval_shape(partial(compute_copy, model), sampled)
+    return shapes, jax.eval_shape(partial(sampling_copy, model), sampled)
 
 
 @functools.cache

@@ -23,7 +23,6 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.host.protocol import stops
 from rapo_jax.host.tokens import boundary_automaton
 from rapo_jax.model.sharding import (
-    compute_copy,
     layout,
     make_mesh,
     on_mesh,
@@ -32,7 +31,7 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.model.transformer import init_params
+from rapo_jax.model.transformer import init_params, sampling_copy
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
@@ -133,10 +132,8 @@ def lowered_rollout(
     everywhere = replicated(mesh)
     number = partial(shape, dtype=np.float32, at=everywhere)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    params = placed(
-        jax.eval_shape(partial(compute_copy, model), shapes),
-        layout(mesh, model, shapes, name="sampling"),
-    )
+    copies = jax.eval_shape(partial(sampling_copy, model), shapes)
+    params = placed(copies, layout(mesh, model, copies, name="sampling"))
     plan = Plan(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
         hybrid_B=shape(count, dtype=bool),

@@ -20,7 +20,6 @@ from rapo_jax.host.tokens import Tokens, boundary_automaton
 from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import (
-    compute_copy,
     layout,
     on_mesh,
     place,
@@ -29,6 +28,7 @@ from rapo_jax.model.sharding import (
     row_shards,
     rows,
 )
+from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.train.distributed import share
@@ -88,7 +88,7 @@ class Sampler:
             ready = partial(merged, model) if adapted and model.lora.merge else lambda tree: tree
 
             def copy(tree: Params) -> Params:
-                return compute_copy(model, ready(tree))
+                return sampling_copy(model, ready(tree))
 
             where = layout(self._mesh, model, jax.eval_shape(copy, params), name="sampling")
             self._loaders[adapted] = jax.jit(copy, out_shardings=where)

@@ -94,6 +94,9 @@ def imitation_loss(model: ModelSettings) -> LossSums:
     return loss
 
 
+_row_weight = jax.jit(row_weight, static_argnames="aggregation")
+
+
 def without_idle_rows(
     batch: Batch, length_B: np.ndarray, *, aggregation: str
 ) -> tuple[Batch, np.ndarray, float]:
@@ -106,8 +109,8 @@ def without_idle_rows(
     busy_B = np.asarray(batch.advantage_B) != 0
     if not busy_B.any():
         busy_B[np.argmin(length_B)] = True
-    idle_mask_BT = np.asarray(batch.source_BT)[~busy_B] == Source.POLICY
-    weight = float(row_weight(idle_mask_BT, aggregation=aggregation))
+    policy_BT = np.asarray(batch.source_BT) == Source.POLICY
+    weight = float(_row_weight(policy_BT, ~busy_B, aggregation=aggregation))
     return jax.tree.map(lambda x: np.asarray(x)[busy_B], batch), length_B[busy_B], weight
 
 

@@ -135,7 +135,7 @@ from types import SimpleNamespace
 import jax, jax.numpy as jnp, numpy as np
 from jax._src.cudnn import fused_attention_stablehlo
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import empty_cache, init_params, prefill
+from rapo_jax.model.transformer import empty_cache, init_params, prefill, sampling_copy
 from tests.models import SMALL_MODEL
 
 fused_attention_stablehlo.cuda_versions = SimpleNamespace(cudnn_get_version=lambda: 91000)
@@ -150,7 +150,8 @@ def lowered(function, *arguments):
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 gradient = lowered(jax.grad(lambda p, t: score(model, p, t)[0].sum()), params, token_BT)
-filled = lowered(lambda p, t: prefill(model, p, cache, t), params, token_BT)
+copy = jax.eval_shape(lambda p: sampling_copy(model, p), params)
+filled = lowered(lambda p, t: prefill(model, p, cache, t), copy, token_BT)
 if name == "cudnn":
     forwards, backwards = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
     print(gradient.count(forwards), gradient.count(backwards), filled.count(forwards))

@@ -15,7 +15,7 @@ import torch
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import empty_cache, extend, forward, unembed
+from rapo_jax.model.transformer import empty_cache, extend, forward, sampling_copy, unembed
 from tests.model.checkpoints import (
     VARIANTS,
     VOCAB,
@@ -99,11 +99,12 @@ def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path):
     model = make_model("llama31", seed=3)
     want_BTV = logits_of(model, token_BT := tokens((2, 40)))
     settings, params = load(save_model(model, tmp_path))
+    copy = sampling_copy(settings, params)
 
     @jax.jit
     def read(cache, token_BX, start_B):
-        hidden_BXD, cache = extend(settings, params, cache, token_BX, start_B)
-        return unembed(settings, params, hidden_BXD), cache
+        hidden_BXD, cache = extend(settings, copy, cache, token_BX, start_B)
+        return unembed(settings, copy, hidden_BXD), cache
 
     cache = empty_cache(settings, rows=2, slots=48)
     for start in range(0, 40, 8):

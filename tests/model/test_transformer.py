@@ -16,6 +16,7 @@ from rapo_jax.model.transformer import (
     forward,
     init_params,
     rotate,
+    sampling_copy,
     unembed,
 )
 from tests.models import SMALL_MODEL
@@ -128,7 +129,7 @@ def test_the_decoder_is_the_one_written_out_in_numpy(model):
 
 def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_states(model):
     settings, params, token_BT, hidden_BTD = model
-    read = jax.jit(partial(extend, settings))
+    read, copy = jax.jit(partial(extend, settings)), sampling_copy(settings, params)
     cache = jax.tree.map(np.asarray, empty_cache(settings, rows=B, slots=T + 4))
     length_B = np.zeros(B, np.int32)
     pieces = [[] for _ in range(B)]
@@ -136,7 +137,7 @@ def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_sta
         at_BX = np.minimum(length_B[:, None] + np.arange(4), T - 1)
         piece_BX = np.take_along_axis(token_BT, at_BX, axis=1)
         valid_BX = np.arange(4) < np.array(taken_B)[:, None]
-        found_BXD, cache = read(params, cache, np.where(valid_BX, piece_BX, 7), length_B)
+        found_BXD, cache = read(copy, cache, np.where(valid_BX, piece_BX, 7), length_B)
         for row, found_XD, taken in zip(pieces, np.asarray(found_BXD), taken_B, strict=True):
             row.append(found_XD[:taken])
         length_B = length_B + np.int32(taken_B)

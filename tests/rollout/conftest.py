@@ -13,7 +13,7 @@ import pytest
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.host.protocol import STOPS
 from rapo_jax.host.tokens import boundary_automaton
-from rapo_jax.model.transformer import init_params
+from rapo_jax.model.transformer import init_params, sampling_copy
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.types import Params, Span
 from tests.models import SMALL_MODEL
@@ -61,7 +61,7 @@ class Stage(NamedTuple):
             for before, after in zip(ids, ids[1:], strict=False):
                 params["head_DV"][before, after] = 1
                 assert (params["head_DV"][before] > 0).sum() == 1, f"{NAMES[before]} goes on twice"
-        return params
+        return sampling_copy(self.model, params)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import forward, init_params
+from rapo_jax.model.transformer import forward, init_params, sampling_copy
 from rapo_jax.rollout.spans import absorb, decode, open_tape
 from rapo_jax.types import Source, Span, Status
 from tests.models import SMALL_MODEL
@@ -194,12 +194,13 @@ def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage,
         return Span(token_BX, np.array(length_B, np.int32))
 
     def play(params, prompt, trace, observation):
-        tape = open_tape(model, params, prompt, group_size=2, max_tokens=40, slack=8)
-        tape = absorb(model, params, tape, trace, Source.RETRIEVED, chunk=chunk)
+        copy = sampling_copy(model, params)
+        tape = open_tape(model, copy, prompt, group_size=2, max_tokens=40, slack=8)
+        tape = absorb(model, copy, tape, trace, Source.RETRIEVED, chunk=chunk)
         key_B = jax.random.split(jax.random.key(1), 4)
         how = {"step_tokens": 6, "temperature": 1.0}
-        tape, _, _ = decode(model, params, tape, key_B, boundary, **how)
-        tape = absorb(model, params, tape, observation, Source.TOOL, chunk=chunk)
+        tape, _, _ = decode(model, copy, tape, key_B, boundary, **how)
+        tape = absorb(model, copy, tape, observation, Source.TOOL, chunk=chunk)
         found = tape.trajectory
         hidden_BTD = forward(model, params, found.token_BT)
         return found, tape.hidden_BD, hidden_BTD, score(model, params, found.token_BT)
@@ -218,7 +219,7 @@ def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage,
 
 def test_chunks_of_a_span_take_the_memory_of_one():
     model = dataclasses.replace(BASE, heads=4, kv_heads=2)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: sampling_copy(model, init_params(model, jax.random.key(0))))
     shapes = jax.ShapeDtypeStruct
     prompt, span = (
         Span(shapes((2, width), np.int32), shapes((2,), np.int32)) for width in (8, 256)
@@ -233,3 +234,29 @@ def test_chunks_of_a_span_take_the_memory_of_one():
     whole, cut = (temporaries(chunk).temp_size_in_bytes for chunk in (256, 32))
     scores = 2 * 4 * 256 * (768 + 256) * 4  # of all rows and heads, float32
     assert whole > scores and cut < whole / 7  # an eighth, and what both have
+
+
+def test_sampling_holds_its_weights_once(stage):
+    """A program that takes layers out of their stacks keeps both through its loop."""
+    model = dataclasses.replace(BASE, width=64, ffn=1024, layers=4)
+    boundary = stage.boundary._replace(next_state_KV=stage.boundary.next_state_KV[:, : model.vocab])
+    shapes = jax.ShapeDtypeStruct
+    prompt = Span(shapes((2, 8), np.int32), shapes((2,), np.int32))
+    stacked = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    copy = jax.eval_shape(partial(sampling_copy, model), stacked)
+    tape = jax.eval_shape(
+        partial(open_tape, model, group_size=1, max_tokens=16, slack=8), copy, prompt
+    )
+    key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+
+    def temporaries(params, apart):
+        def step(params, tape, key_B):
+            how = {"step_tokens": 8, "temperature": 1.0}
+            return decode(model, apart(params), tape, key_B, boundary, **how)
+
+        compiled = jax.jit(step).lower(params, tape, key_B).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    weights = 4 * sum(x.size for x in jax.tree.leaves(copy["layers"]))
+    assert temporaries(copy, lambda params: params) < weights / 4
+    assert temporaries(stacked, partial(sampling_copy, model)) > weights

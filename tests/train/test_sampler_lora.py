@@ -13,7 +13,8 @@ from rapo_jax.config import LoraSettings
 from rapo_jax.host.environment import Environment
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, merged
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import compute_copy, make_mesh
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.types import Source
 
@@ -83,11 +84,14 @@ def test_load_casts_adapters_or_adds_them_in(adapted, sampler_of):
     model, _, shaken = adapted
     narrow = dataclasses.replace(model, dtype="bfloat16")
     apart = sampler_of(narrow).load(shaken)
-    assert {str(x.dtype) for x in jax.tree.leaves(apart[ADAPTERS])} == {"bfloat16"}
+    (layer,) = apart["layers"]
+    assert {str(x.dtype) for x in jax.tree.leaves(layer[ADAPTERS])} == {"bfloat16"}
     whole = dataclasses.replace(narrow, lora=dataclasses.replace(LORA, merge=True))
     together = sampler_of(whole).load(shaken)
-    assert ADAPTERS not in together
-    wanted = compute_copy(whole, merged(whole, shaken))
+    (added,) = together["layers"]
+    assert set(added) == {"params"}
+    wanted = sampling_copy(whole, merged(whole, shaken))
     jax.tree.map(np.testing.assert_array_equal, together, wanted)
-    kernel = together["blocks"]["query"]["kernel"]
-    assert kernel.dtype == jnp.bfloat16 and (kernel != apart["blocks"]["query"]["kernel"]).any()
+    kernels = (each["params"]["query"]["kernel"] for each in (layer, added))
+    base, kernel = map(np.asarray, kernels)
+    assert kernel.dtype == jnp.bfloat16 and (kernel != base).any()

@@ -21,7 +21,7 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.model.transformer import empty_cache, extend, init_params
+from rapo_jax.model.transformer import empty_cache, extend, init_params, sampling_copy
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
@@ -127,6 +127,7 @@ def test_a_decode_step_gathers_no_cache(house, kv_heads):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     model = dataclasses.replace(house.model, kv_heads=kv_heads)
     params = init_params(model, jax.random.key(0))
+    params = sampling_copy(model, params)
     params = jax.device_put(params, layout(mesh, model, params, name="sampling"))
     slots = 173  # a number that no other axis has
     cache = place(empty_cache(model, rows=8, slots=slots), rows(mesh))
@@ -143,9 +144,11 @@ def test_a_decode_step_gathers_no_cache(house, kv_heads):
 
 def test_kv_heads_that_tensor_does_not_divide_are_whole_on_every_device(house):
     mesh = make_mesh(data=4, fsdp=1, tensor=2)
-    where = layout(mesh, house.model, house.params, name="sampling")  # two query heads, one kv head
-    assert "tensor" not in where["blocks"]["key"]["kernel"].spec
-    assert "tensor" in where["blocks"]["query"]["kernel"].spec
+    assert (house.model.heads, house.model.kv_heads) == (2, 1)
+    copy = sampling_copy(house.model, house.params)
+    (layer,) = layout(mesh, house.model, copy, name="sampling")["layers"]
+    assert "tensor" not in layer["params"]["key"]["kernel"].spec
+    assert "tensor" in layer["params"]["query"]["kernel"].spec
 
 
 def test_more_ways_of_tensor_parallelism_than_heads_are_refused(house):
