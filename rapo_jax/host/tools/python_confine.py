@@ -33,6 +33,8 @@ PACKAGES = "/packages"
 LIMITS = {"FSIZE": 1 << 20, "CORE": 0, "NOFILE": 32, "NPROC": 1}
 """A file of 1 MiB, and one process of one thread."""
 EMPTYING_S = 0.5
+ABANDONED = 3
+"""How a worker ends whose pool went without a word: killed, it removes no folder itself."""
 MOUNT_SETATTR, SET_DUMPABLE, SET_DEATH_SIGNAL = 442, 4, 1
 
 
@@ -102,11 +104,10 @@ class Confinement:
         for name, flag in NEW_NS.items():
             if self.attempt(name, lambda flag=flag: self.kernel.unshare(flag)):
                 self.unshared.add(name)
-        pool = os.getppid()
         if "pid" in self.unshared and (first := os.fork()):
             os.close(0)
-            os.waitpid(first, 0)  # the socket now belongs to the namespace's first process
-            if os.getppid() != pool:  # it was killed, and removes nothing itself
+            _, status = os.waitpid(first, 0)  # the socket now belongs to that process
+            if os.waitstatus_to_exitcode(status) == ABANDONED:
                 self.remove_folder()
             os._exit(0)
         die = (SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)

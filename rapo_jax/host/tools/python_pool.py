@@ -31,6 +31,8 @@ PACKAGES = ("numpy", "sympy", "mpmath")
 """What a program may import beside the standard library, where it is installed."""
 ENDS = ("ok", "error", "timeout", "crashed")
 """What a worker says of its child, by the first letter."""
+GOODBYE = b"bye"
+"""What `python_worker.py` hears when its pool lets it go; without it the pool was killed."""
 CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux has it
 WANTS_PACKAGES = re.compile(r"\b(?:numpy|sympy|mpmath)\b")
 
@@ -236,9 +238,10 @@ class _Worker:
     def stop(self) -> None:
         if self.process is None:
             return
-        self._socket.close()
+        with contextlib.suppress(OSError), self._socket:
+            self._socket.send(GOODBYE)
         try:
-            self.process.wait(timeout=1)  # the end of its input ends it
+            self.process.wait(timeout=1)  # the word ends it, and the end of its input
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -20,12 +20,13 @@ import sys
 import time
 
 sys.path.append(os.path.dirname(__file__))
-from python_confine import PACKAGES, Confinement  # noqa: E402
+from python_confine import ABANDONED, PACKAGES, Confinement  # noqa: E402
 from python_program import ERROR_EXIT, rehearse, run  # noqa: E402
 
 sys.path.pop()
 
 WARM = "cmath collections datetime decimal fractions functools heapq itertools re statistics"
+GOODBYE = b"bye"
 VERDICTS = {0: "ok", ERROR_EXIT: "error", -signal.SIGXCPU: "timeout"}
 
 
@@ -73,17 +74,18 @@ class Zygote:
         os.waitpid(pid, 0)
         return json.loads(text or '["all"]')
 
-    def serve(self) -> None:
-        """One child after the other, until whoever asks has gone."""
+    def serve(self) -> bool:
+        """One child after the other, until whoever asks has gone; whether it said so."""
         self.connection.send(json.dumps(self.probe()).encode() + b"\n")
         while True:
             self.confinement.empty_scratch()
             self.confinement.prepare()
             pid = self.offer_child()
-            seconds = self.connection.recv(64)
-            verdict = self.end(pid, float(seconds or 0))
-            if not seconds:
-                return
+            said = self.connection.recv(64)
+            gone = not said or said.endswith(GOODBYE)
+            verdict = self.end(pid, 0.0 if gone else float(said))
+            if gone:
+                return bool(said)
             self.connection.send(verdict[:1].encode())
 
     def offer_child(self) -> int:
@@ -138,8 +140,10 @@ class Zygote:
 def main(settings: str) -> None:
     zygote = Zygote(json.loads(settings))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a child may share this process's user id
+    told = False
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has gone
-        zygote.serve()
+        told = zygote.serve()
+    sys.exit(0 if told else ABANDONED)
 
 
 if __name__ == "__main__":
