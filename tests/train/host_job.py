@@ -58,6 +58,7 @@ def main(workdir, config_file, report_file):
     stages = open_stages(settings, workdir)
     RUNNERS["rl"](stages)
     RUNNERS["evaluate"](stages)
+    RUNNERS["suites"](stages)
 
     run = stages.run
     r = settings.rollout

@@ -16,12 +16,15 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.host.data import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import RlStage
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 900
 DEVICES, STEPS = 4, 2
+ASKED = 6
+"""Questions to evaluate, of 8 rows: the last process has nothing to judge."""
 QUICK = "--xla_backend_optimization_level=0"  # of compilation, which is most of the time
 
 
@@ -61,13 +64,18 @@ def changes(trunk, tmp_path_factory):
     cold_start = tmp_path_factory.mktemp("hosts") / "coldstart"
     shutil.copytree(trunk.cold_start, cold_start)
     (cold_start / "gates.json").write_text(json.dumps({"one_hop": 1.0, "follow": 1.0}))
+    suite = cold_start.parent / "own.jsonl"
+    asked = load_questions(trunk.questions["eval"])[:ASKED]
+    some = [{"question": q.question, "answers": list(q.answers)} for q in asked]
+    suite.write_text("".join(json.dumps(each) + "\n" for each in some))
     return {
         "sft.folder": str(cold_start),
         "buffer.folder": str(trunk.buffer),
         "task.data_dir": trunk.settings.task.data_dir,
         "rollout.questions": DEVICES,
         "rl.steps": STEPS,
-        "evaluate.limit": 6,  # of 8 rows, so that the last process has nothing to judge
+        "evaluate.limit": ASKED,
+        "evaluate.suites": (str(suite),),
         "checkpoint.keep": 1000,
         "stages": ("rl", "evaluate"),
     }
@@ -204,9 +212,15 @@ def test_processes_write_the_tapes_of_one_and_learn_the_same(processes, alone, r
 def test_two_processes_evaluate_like_one(alone, two):
     results = [json.loads((w / "result.json").read_text()) for w in (two[0], alone)]
     for result in results:
-        assert result["questions"] == 6
+        assert result["questions"] == result["suites"]["own"]["questions"] == ASKED
         del result["seconds"], result["cpu_seconds"]
     assert_like(*results)
+
+
+def test_two_processes_write_the_predictions_of_one(alone, two):
+    found, wanted = (lines(w / "suites" / "own.jsonl") for w in (two[0], alone))
+    assert len(wanted) == ASKED
+    assert_like(found, wanted)
 
 
 def test_the_first_process_alone_writes_and_the_others_keep_a_log(alone, two):
