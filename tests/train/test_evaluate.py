@@ -39,8 +39,9 @@ def test_every_question_counts_once_though_rows_are_padded(trunk, params):
 
 def test_the_numbers_are_those_of_the_greedy_tapes(trunk, params):
     questions = load_questions(trunk.questions["eval"])[::4][:8]
+    loaded = trunk.sampler.load(params)
     trajectory = trunk.sampler.sample(
-        params, jax.random.key(9), questions, group_size=1, n_hybrid=0, temperature=0.0
+        loaded, jax.random.key(9), questions, group_size=1, n_hybrid=0, temperature=0.0
     )
     assert not (trajectory.source_BT == Source.RETRIEVED).any()
     texts = [own_text(segments(trunk.tokens, trajectory, b)) for b in range(8)]

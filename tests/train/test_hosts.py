@@ -21,10 +21,8 @@ from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import RlStage
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 900
-DEVICES, STEPS = 4, 2
-ASKED = 6
-"""Questions to evaluate, of 8 rows: the last process has nothing to judge."""
+PATIENCE_S, DEVICES, STEPS = 900, 4, 2
+ASKED = 6  # to evaluate, of 8 rows: the last process has nothing to judge
 QUICK = "--xla_backend_optimization_level=0"  # of compilation, which is most of the time
 
 
@@ -65,9 +63,9 @@ def changes(trunk, tmp_path_factory):
     shutil.copytree(trunk.cold_start, cold_start)
     (cold_start / "gates.json").write_text(json.dumps({"one_hop": 1.0, "follow": 1.0}))
     suite = cold_start.parent / "own.jsonl"
-    asked = load_questions(trunk.questions["eval"])[:ASKED]
-    some = [{"question": q.question, "answers": list(q.answers)} for q in asked]
-    suite.write_text("".join(json.dumps(each) + "\n" for each in some))
+    for q in load_questions(trunk.questions["eval"])[:ASKED]:
+        with open(suite, "a") as file:
+            file.write(json.dumps({"question": q.question, "answers": list(q.answers)}) + "\n")
     return {
         "sft.folder": str(cold_start),
         "buffer.folder": str(trunk.buffer),
@@ -229,9 +227,8 @@ def test_the_first_process_alone_writes_and_the_others_keep_a_log(alone, two):
     # main.py alone notes which stages are done
     assert names[1] - names[0] == {"done.json"}
     assert "[rl] 2/2" in (two[0] / "log-host-1.txt").read_text()
-    assert [row["stage"] for row in lines(two[0] / "metrics.jsonl")] == 2 * ["rl"] + 2 * [
-        "evaluate"
-    ]
+    stages = [row["stage"] for row in lines(two[0] / "metrics.jsonl")]
+    assert stages == 2 * ["rl"] + 2 * ["evaluate"]
 
 
 def test_processes_hear_what_each_has_to_say_and_take_turns(two):

@@ -159,7 +159,7 @@ def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_
 
     questions = load_questions(run.questions["train"])[:2]
     trajectory = sampler.sample(
-        load_policy(run, run.cold_start),
+        sampler.load(load_policy(run, run.cold_start)),
         jax.random.key(0),
         questions,
         group_size=4,

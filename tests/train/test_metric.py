@@ -24,7 +24,7 @@ def asked(trunk):
     """Questions whose gold answers share a word with the policy's, without being equal."""
     questions = load_questions(trunk.questions["eval"])[:8]
     trajectory = trunk.sampler.sample(
-        load_policy(trunk, trunk.cold_start),
+        trunk.sampler.load(load_policy(trunk, trunk.cold_start)),
         jax.random.key(9),
         questions,
         group_size=1,

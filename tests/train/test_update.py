@@ -286,21 +286,3 @@ def test_a_batch_without_any_advantage_keeps_a_row_and_moves_nothing(house, star
     assert metrics["grad_norm"] == 0
     for left, right in zip(jax.tree.leaves(state.params), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(left, right)
-
-
-def test_however_many_rows_are_left_out_nothing_is_compiled_again(batch, tapes):
-    def left_out(rows):
-        busy_B = np.arange(len(tapes.length_B)) >= rows
-        some = batch.replace(advantage_B=np.float32(busy_B))
-        return without_idle_rows(some, tapes.length_B, aggregation="token_mean")[2]
-
-    policy_BT = tapes.source_BT == Source.POLICY
-    assert left_out(1) == policy_BT[:1].sum()
-    compiled = []
-    record = lambda event, _, **about: compiled.append(event)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(record)
-    try:
-        assert [left_out(rows) for rows in (2, 5)] == [policy_BT[:n].sum() for n in (2, 5)]
-    finally:
-        jax.monitoring.unregister_event_duration_listener(record)
-    assert compiled == []
