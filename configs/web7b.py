@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
     data = qwen7b.DATA_DIR
     c.task.dataset.update(
         train="asearcher:base[:2000],webdancer:train",
-        eval="simpleqa:test,gaia:text,webwalkerqa:main,browsecomp:test",
+        eval="simpleqa:test[:200]",
     )
+    c.evaluate.suites = ("simpleqa", "gaia", "webwalkerqa_web", "browsecomp")
     c.tools.passages = 10
     c.tools.search.update(
         kind="serper", url="", key_variable="SERPER_API_KEY", cache=f"{data}/web_search.sqlite"

@@ -8,8 +8,10 @@ status is 0 if everything is there, 1 if something is missing, 2 if the config i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,16 @@ TRACES = (
     "--config.buffer.agent=checkpoint --config.buffer.checkpoint=WORKDIR --config.buffer.files='()'"
 )
 
+AGENT = (
+    "the workdir of a trained run or a cold start (it holds a folder checkpoints), or a Hugging "
+    "Face folder (it holds config.json)"
+)
+INDEX = (
+    "build it: python -m rapo_jax.main --config=CONFIG --workdir=WORKDIR "
+    "--config.stages=\"('search_index',)\" --config.search_index.corpus=CORPUS.jsonl "
+    "--config.search_index.folder=FOLDER"
+)
+
 
 class Need(NamedTuple):
     """Something a run needs; `missing` is '' if it is there, else how to get it."""
@@ -52,8 +64,10 @@ def needs(s: Settings) -> Iterator[Need]:
         yield _folder("model.folder", s.model.folder, wanted)
     if s.tokenizer.folder:
         yield _folder("tokenizer.folder", s.tokenizer.folder, ("tokenizer.json",))
-    if s.task.name == "dataset":
+    if s.task.name == "dataset" and not s.suites_alone:
         yield from _questions(s)
+    if "evaluate" in s.stages:
+        yield from _suites(s)
     yield from _search(s)
     if s.retrieval.encoder == "minilm":
         yield _encoder(s.retrieval.encoder_folder)
@@ -74,32 +88,61 @@ def _folder(key: str, folder: str, patterns: tuple[str, ...]) -> Need:
 
 
 def _questions(s: Settings) -> Iterator[Need]:
-    from rapo_jax.host.datasets import SETS, find_files
-
     d = s.task.dataset
     for key, wanted in (("task.dataset.train", d.train), ("task.dataset.eval", d.eval)):
-        for part in wanted.split(","):
-            name = re.sub(r"\[:\d+\]$", "", part.strip())
-            published, _, split = name.partition(":")
-            if not name:
-                continue
-            if Path(name).is_file() or published not in SETS:
-                gone = "" if Path(name).is_file() else "no such file, and no published set"
-                yield Need(key, name, gone)
-                continue
-            try:
-                find_files(published, SETS[published], split, d.manual_dir, key=key)
-                yield Need(key, name, "")
-            except ValueError as error:
-                yield Need(key, name, str(error).partition("': ")[2])
+        for part in filter(None, map(_whole, wanted.split(","))):
+            yield _set(key, part, part, d.manual_dir)
+
+
+def _suites(s: Settings) -> Iterator[Need]:
+    from rapo_jax.host.suites import SUITES
+
+    e = s.evaluate
+    for name in map(_whole, e.suites):
+        listed = SUITES.get(name)
+        asked = f"{listed.set}:{listed.split}" if listed else name
+        yield _set("evaluate.suites", name, asked, e.manual_dir or s.task.dataset.manual_dir)
+    if e.suites and e.judge.url:
+        yield from _key("evaluate.judge.key_variable", e.judge.key_variable)
+
+
+def _whole(name: str) -> str:
+    """Without the '[:N]' that takes the first N questions."""
+    return re.sub(r"\[:\d+\]$", "", name.strip())
+
+
+def _set(key: str, what: str, asked: str, manual_dir: str) -> Need:
+    """A file of questions, or the files of a published set, asked for as 'gsm8k:test'."""
+    from rapo_jax.host.datasets import SETS, find_files
+
+    published, _, split = asked.partition(":")
+    if Path(asked).is_file():
+        return Need(key, what, "")
+    if published not in SETS:
+        return Need(key, what, "no such file, and no published set")
+    try:
+        find_files(published, SETS[published], split, manual_dir, key=key)
+    except ValueError as error:
+        return Need(key, what, str(error).partition("': ")[2])
+    return Need(key, what, "")
+
+
+def _key(key: str, variable: str) -> Iterator[Need]:
+    """The environment variable that holds a service's key, if it asks for one."""
+    if variable:
+        yield Need(key, variable, "" if os.environ.get(variable) else f"export {variable}=…")
 
 
 def _search(s: Settings) -> Iterator[Need]:
+    from rapo_jax.host.search_index.files import MANIFEST
     from rapo_jax.host.tools import HttpSearch
 
     search, documents = s.tools.search, s.task.dataset.documents
     if search.kind == "local":
-        if s.task.name == "dataset":
+        if search.index:
+            how = "" if (Path(search.index) / MANIFEST).is_file() else INDEX
+            yield Need("tools.search.index", search.index, how)
+        elif s.task.name == "dataset" and not any(name == "search" for name, _ in s.tools.own):
             there = Path(documents).is_file()
             how = "" if there else "JSON lines {id, contents} or {id, title, text} of your passages"
             yield Need("task.dataset.documents", documents, how)
@@ -153,18 +196,24 @@ def _buffer(s: Settings) -> Iterator[Need]:
         return
     for file in b.files:
         yield Need("buffer.files", file, "" if Path(file).is_file() else TRACES)
-    if b.agent == "checkpoint":
-        there = (Path(b.checkpoint) / "checkpoints").is_dir()
-        how = "" if there else "the workdir of a trained run: it holds a folder checkpoints"
-        yield Need("buffer.checkpoint", b.checkpoint, how)
+    for folder in b.checkpoints if "checkpoint" in b.agents else ():
+        there = any((Path(folder) / name).exists() for name in ("checkpoints", "config.json"))
+        yield Need("buffer.checkpoint", folder, "" if there else AGENT)
+    if "endpoint" in b.agents:
+        yield from _key("buffer.endpoint.key_variable", b.endpoint.key_variable)
 
 
 def read(config: dict[str, Any]) -> Settings:
-    """Checked settings of a config whose traces need not be there yet: that is looked at here."""
-    files = tuple(config["buffer"]["files"])
-    config["buffer"]["files"] = tuple(__file__ for _ in files)
+    """Checked settings of a config whose traces and key need not be there yet: see `needs`."""
+    config = copy.deepcopy(config)
+    wanted = config["buffer"]
+    files, variable = tuple(wanted["files"]), wanted["endpoint"]["key_variable"]
+    wanted["files"] = tuple(__file__ for _ in files)
+    wanted["endpoint"]["key_variable"] = ""
     settings = read_settings(config)
-    return dataclasses.replace(settings, buffer=dataclasses.replace(settings.buffer, files=files))
+    endpoint = dataclasses.replace(settings.buffer.endpoint, key_variable=variable)
+    buffer = dataclasses.replace(settings.buffer, files=files, endpoint=endpoint)
+    return dataclasses.replace(settings, buffer=buffer)
 
 
 def tell(found: Sequence[Need]) -> int:

@@ -40,6 +40,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,13 +158,14 @@ def commit() -> str:
 
 def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     """Runs the stages that are asked for, in their order; those of READERS open no run."""
-    from rapo_jax.train.stages import READER_RUNNERS
-
     if not set(settings.stages) <= set(READERS):
         run_job(settings, workdir, fresh=fresh)
-    for name in READER_RUNNERS:
-        if name in settings.stages:
-            READER_RUNNERS[name](settings, workdir)
+    if not set(settings.stages).isdisjoint(READERS):
+        from rapo_jax.train.stages import READER_RUNNERS
+
+        for name in READER_RUNNERS:
+            if name in settings.stages:
+                READER_RUNNERS[name](settings, workdir)
     if "plan" in settings.stages:
         from rapo_jax.plan.stage import plan
 
@@ -171,49 +173,94 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
 
 
 def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
-    """Runs the stages that train, evaluate and report, each once.
+    """Runs the stages that train, evaluate and report, each once; opens a run for those left."""
+    from rapo_jax.train import distributed
+
+    started = time.perf_counter()
+    done = distributed.on_first(lambda: finished(workdir))
+    asked = [name for name in STAGES if name in settings.stages and name not in READERS]
+    for name in asked:
+        if name in done and name != "report":
+            print(f"[{name}] finished before; skipped", flush=True)
+    left = [name for name in asked if name not in (*done, "report")]
+    suites = "evaluate" in asked and bool(settings.evaluate.suites)  # their files know what is done
+    if left or suites:
+        run_open(settings, workdir, left, suites=suites, fresh=fresh)
+    if "report" in asked and distributed.is_first():
+        from rapo_jax.report.page import write_report
+
+        write_report([workdir], workdir / "report.html")
+        note_finished(workdir, "report")
+    result = distributed.on_first(lambda: read_json(workdir / "result.json", {}))
+    summarise(workdir, result, suites=suites, seconds=time.perf_counter() - started)
+
+
+def run_open(
+    settings: Settings, workdir: Path, left: Sequence[str], *, suites: bool, fresh: bool
+) -> None:
+    """Runs the stages `left` and the suites on one open run.
 
     A `fresh` workdir whose run cannot even be opened is not bound to the config that failed.
     """
-    from rapo_jax.report.page import write_report
     from rapo_jax.train import distributed
     from rapo_jax.train.stages import RUNNERS, open_stages
 
-    done_path = workdir / "done.json"
-    done = distributed.on_first(
-        lambda: json.loads(done_path.read_text())["stages"] if done_path.is_file() else []
-    )
     try:
         stages = open_stages(settings, workdir)
     except BaseException:
         if fresh and distributed.is_first():
             (workdir / "config.json").unlink()
         raise
-    started = time.perf_counter()
     try:
-        for name in STAGES:
-            if name not in settings.stages or name in READERS:
+        for name in left:
+            if name == "evaluate" and settings.suites_alone:
                 continue
-            if name == "report":
-                if distributed.is_first():
-                    write_report([workdir], workdir / "report.html")
-            elif name in done:
-                print(f"[{name}] finished before; skipped", flush=True)
-            elif not (name == "evaluate" and settings.suites_alone):
-                RUNNERS[name](stages)
-            else:
-                name = "suites"  # its files know what is finished
-            if name not in (*done, "suites"):
-                done = [*done, name]
-                if distributed.is_first():
-                    done_path.write_text(json.dumps({"stages": done}) + "\n")
-            if name in ("evaluate", "suites") and settings.evaluate.suites:
-                RUNNERS["suites"](stages)
+            RUNNERS[name](stages)
+            if distributed.is_first():
+                note_finished(workdir, name)
             if distributed.stop_asked():
                 raise distributed.Stopped(f"stage {name!r} is finished")
+        if suites:
+            RUNNERS["suites"](stages)
     finally:
         stages.close()
-    stages.summarise(time.perf_counter() - started)
+
+
+def finished(workdir: Path) -> list[str]:
+    """Stages that need not run again."""
+    return read_json(workdir / "done.json", {"stages": []})["stages"]
+
+
+def note_finished(workdir: Path, stage: str) -> None:
+    done = finished(workdir)
+    if stage not in done:
+        write_json(workdir / "done.json", {"stages": [*done, stage]})
+
+
+def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else default
+
+
+def summarise(workdir: Path, result: dict[str, Any], *, suites: bool, seconds: float) -> None:
+    """The last lines of a run: what came of it and where it lies."""
+    from rapo_jax.train.metrics import clock
+
+    if "accuracy_after" in result:
+        hidden = (
+            f"; hidden words {result['hidden_before']:.3f} -> {result['hidden_after']:.3f}"
+            if "hidden_before" in result
+            else ""
+        )
+        print(
+            f"held-out accuracy, greedy, without retrieval: {result['accuracy_before']:.3f} after "
+            f"the cold start -> {result['accuracy_after']:.3f} after {result['method']} "
+            f"({result['questions']} questions{hidden})"
+        )
+    if suites:
+        print(f"suites: {workdir / 'suites' / 'table.md'}")
+    report = workdir / "report.html"
+    where = f"; report: {report}" if report.is_file() else ""
+    print(f"done in {clock(seconds)}; result: {workdir / 'result.json'}{where}")
 
 
 def entry() -> None:

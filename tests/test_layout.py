@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,20 @@ def module_of(path):
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path):
     package = module_of(path) if path.name == "__init__.py" else module_of(path)[:-1]
-    return imported_names(path.read_text(encoding="utf-8"), list(package))
+    return list(imported_names(tree_of(path), list(package)))
 
 
-def imported_names(source, package):
+def imported_names(tree, package):
     """Every name that a file of `package` imports, in full: `from a import b` gives `a.b`."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -43,14 +50,16 @@ def imported_names(source, package):
             yield from (f"{start}.{name.name}" for name in node.names)
 
 
+@functools.cache
+def dotted_names(path):
+    """What a file mentions as an attribute, such as jax.jit."""
+    attributes = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute))
+    return {ast.unparse(node) for node in attributes}
+
+
 def uses(path, name):
     """Whether a file mentions `name`, such as jax.jit, imported or as an attribute."""
-    package, _, attribute = name.rpartition(".")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    dotted = any(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == name for node in ast.walk(tree)
-    )
-    return dotted or f"{package}.{attribute}" in set(imports(path))
+    return name in dotted_names(path) or name in imports(path)
 
 
 def room(module):
@@ -89,7 +98,7 @@ def test_a_room_imports_only_rooms_before_it():
 
 
 def test_the_package_itself_imports_no_room():
-    assert list(imports(ROOT / PACKAGE / "__init__.py")) == []
+    assert imports(ROOT / PACKAGE / "__init__.py") == []
 
 
 def test_the_host_never_imports_jax():
@@ -135,5 +144,5 @@ def test_no_file_is_longer_than_can_be_read_in_one_go(folder):
 
 def test_the_walker_sees_imports_in_functions_and_relative_ones():
     source = "def f():\n    import jax.numpy as jnp\nfrom ..tools import search\nfrom . import x"
-    found = set(imported_names(source, [PACKAGE, "host", "memory"]))
+    found = set(imported_names(ast.parse(source), [PACKAGE, "host", "memory"]))
     assert found == {"jax.numpy", f"{PACKAGE}.host.tools.search", f"{PACKAGE}.host.memory.x"}

@@ -15,6 +15,8 @@ import pytest
 from configs import default
 from rapo_jax.checks import read_settings
 from rapo_jax.host.datasets import SETS
+from rapo_jax.host.suites import SUITES
+from rapo_jax.host.suites.paper import AVERAGED
 
 ROOT = Path(__file__).parents[1]
 MATHS_AND_QA = ("qwen3b", "qwen7b", "llama8b")
@@ -57,7 +59,8 @@ def test_maths_and_qa(name):
     assert (r.group_size, s.n_hybrid, r.max_calls) == (16, 8, 3)
     assert (s.tools.passages, s.tools.search.kind) == (3, "retrieval")
     assert s.task.dataset.train == "toolstar:train"
-    assert sets(s.task.dataset.eval) == TEN
+    assert sets(s.task.dataset.eval) == ("gsm8k", "hotpotqa")
+    assert s.evaluate.suites == TEN == AVERAGED
     assert (r.prompt_tokens, r.max_tokens - r.prompt_tokens) == (1536, 4096)
 
 
@@ -68,13 +71,14 @@ def test_web():
     assert (r.group_size, s.n_hybrid, r.max_calls) == (4, 2, 6)
     assert (s.tools.passages, s.tools.search.kind) == (10, "serper")
     assert s.task.dataset.train == "asearcher:base[:2000],webdancer:train"
-    assert sets(s.task.dataset.eval) == ("simpleqa", "gaia", "webwalkerqa", "browsecomp")
+    assert sets(s.task.dataset.eval) == ("simpleqa",)
+    assert set(s.evaluate.suites) == {name for name, x in SUITES.items() if x.family == "web"}
     assert SETS["webdancer"].rows["train"] == 200
 
 
 def sets(wanted):
     """The sets that a config names, each with a split it has."""
-    parts = [part.split(":") for part in wanted.split(",")]
+    parts = [part.removesuffix("[:200]").split(":") for part in wanted.split(",")]
     assert all(split in SETS[name].files for name, split in parts)
     return tuple(name for name, _ in parts)
 

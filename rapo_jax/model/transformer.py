@@ -3,13 +3,12 @@
 Grouped-query attention, RoPE; QKV bias, QK norm and tied embeddings where the family has them.
 
 The policy is a Flax Linen module used as pure `init`/`apply`. Block parameters are stacked over
-layers (`blocks/... [L, ...]`): training scans over layers. Decoding unrolls them, with one cache
-per layer, because a scan that carries a stacked cache copies it at every token, and with one tree
-of weights per layer, because a program that cuts them out of their stacks holds them twice.
+layers (`blocks/... [L, ...]`): training scans over layers. `model/decoding.py` reads with a cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.attention import attend, kernel_of, on_shards
 from rapo_jax.model.lora import ADAPTERS, adapted
 from rapo_jax.model.remat import remat
-from rapo_jax.model.sharding import compute_copy, constrain
+from rapo_jax.model.sharding import constrain
 from rapo_jax.types import Params
 
 
@@ -29,9 +28,6 @@ class LayerCache(NamedTuple):
 
     key_BKHT: jax.Array
     value_BKTH: jax.Array
-
-
-Cache = tuple[LayerCache, ...]
 
 
 class RMSNorm(nn.Module):
@@ -122,7 +118,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         s = self.settings
         B, X, D = x_BXD.shape
-        init = nn.initializers.normal(s.init_scale)
+        init = normal(s.init_scale)
 
         def dense(x: jax.Array, width: int, name: str, use_bias: bool = False) -> jax.Array:
             layer = nn.Dense(
@@ -165,46 +161,43 @@ class Block(nn.Module):
         return constrain(x_BXD, "rows"), cache
 
 
+def normal(scale: float) -> nn.initializers.Initializer:
+    """N(0, scale^2). Without the barrier, factors are merged when jitted, and bits are others."""
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, dtype))
+
+    return draw
+
+
 def init_params(settings: ModelSettings, key: jax.Array) -> Params:
     """Fresh float32 parameters: `embed_VD`, stacked `blocks`, `norm`, and `head_DV` unless tied."""
     embed_key, head_key, block_key = jax.random.split(key, 3)
     shape = (settings.vocab, settings.width)
     x = jnp.zeros((1, 1, settings.width), jnp.dtype(settings.dtype))
-    block = Block(settings)
+    block, draw = Block(settings), normal(settings.init_scale)
 
     def init_block(layer_key: jax.Array) -> Params:
         at = angles(settings, jnp.zeros((1, 1), jnp.int32))
         return block.init(layer_key, x, at, jnp.ones((1, 1, 1), bool), None, None)["params"]
 
     params = {
-        "embed_VD": settings.init_scale * jax.random.normal(embed_key, shape, jnp.float32),
+        "embed_VD": draw(embed_key, shape),
         "blocks": jax.vmap(init_block)(jax.random.split(block_key, settings.layers)),
         "norm": RMSNorm(settings.norm_eps).init(block_key, x)["params"],
     }
     if not settings.tied:
-        params["head_DV"] = settings.init_scale * jax.random.normal(
-            head_key, shape[::-1], jnp.float32
-        )
+        params["head_DV"] = draw(head_key, shape[::-1])
     return params
 
 
-def empty_cache(settings: ModelSettings, *, rows: int, slots: int) -> Cache:
-    """A cache of `slots` positions for each of `rows` rows, in the compute dtype."""
-    K, H, dtype = settings.kv_heads, settings.head_width, jnp.dtype(settings.dtype)
-
-    def layer() -> LayerCache:
-        return LayerCache(
-            jnp.zeros((rows, K, H, slots), dtype), jnp.zeros((rows, K, slots, H), dtype)
-        )
-
-    return tuple(layer() for _ in range(settings.layers))
-
-
-def _embed(settings: ModelSettings, params: Params, token_BX: jax.Array) -> jax.Array:
+def embed(settings: ModelSettings, params: Params, token_BX: jax.Array) -> jax.Array:
+    """Embeddings [B, X, D] in the compute dtype."""
     return params["embed_VD"].astype(jnp.dtype(settings.dtype))[token_BX]
 
 
-def _final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> Any:
+def final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> Any:
+    """What `unembed` reads, of what the last block gives."""
     return RMSNorm(settings.norm_eps).apply({"params": params["norm"]}, x)
 
 
@@ -215,67 +208,7 @@ def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.A
     return jnp.matmul(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def sampling_copy(settings: ModelSettings, params: Params) -> Params:
-    """Parameters as `extend` and `prefill` read them: in the compute dtype, the layers apart.
-
-    Instead of `blocks` [L, ...] and adapters there is `layers`, the variables of each block.
-    """
-    copy, stacks = compute_copy(settings, params), ("blocks", ADAPTERS)
-    layers = tuple(
-        jax.tree.map(lambda p, layer=layer: p[layer], _stacks(copy))
-        for layer in range(settings.layers)
-    )
-    return {name: x for name, x in copy.items() if name not in stacks} | {"layers": layers}
-
-
-def extend(
-    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array, start_B: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Reads X more tokens of each row from position `start_B` on; returns hidden_BXD and the cache.
-
-    `params` are a `sampling_copy`.
-
-    Slots beyond a row's valid tokens hold garbage that the causal mask hides until it is
-    overwritten, so rows of different lengths need no padding logic.
-    """
-    X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
-    position_BX = start_B[:, None] + jnp.arange(X)
-    seen_BXT = jnp.arange(T) <= position_BX[:, :, None]
-    return _read(settings, params, cache, token_BX, start_B, position_BX, seen_BXT)
-
-
-def prefill(
-    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """`extend` from the start of every row, by the platform's kernel if there is one."""
-    start_B = jnp.zeros(token_BX.shape[:1], jnp.int32)
-    if kernel_of(settings) is None:
-        return extend(settings, params, cache, token_BX, start_B)
-    position_BX = start_B[:, None] + jnp.arange(token_BX.shape[1])
-    return _read(settings, params, cache, token_BX, start_B, position_BX, None)
-
-
-def _read(
-    settings: ModelSettings,
-    params: Params,
-    cache: Cache,
-    token_BX: jax.Array,
-    start_B: jax.Array,
-    position_BX: jax.Array,
-    seen_BXT: jax.Array | None,
-) -> tuple[jax.Array, Cache]:
-    x_BXD = _embed(settings, params, token_BX)
-    at = angles(settings, position_BX)
-    block = Block(settings)
-    layers: list[LayerCache] = []
-    for weights, layer_cache in zip(params["layers"], cache, strict=True):
-        found: Any = block.apply(weights, x_BXD, at, seen_BXT, layer_cache, start_B)
-        x_BXD = found[0]
-        layers.append(found[1])
-    return _final_norm(settings, params, x_BXD), tuple(layers)
-
-
-def _stacks(params: Params) -> Params:
+def stacks(params: Params) -> Params:
     """The variables of all blocks, stacked over layers: parameters, and adapters if there are."""
     adapters = {ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {}
     return {"params": params["blocks"]} | adapters
@@ -292,8 +225,8 @@ def forward(settings: ModelSettings, params: Params, token_BT: jax.Array) -> jax
         found: Any = block.apply(weights, x_BTD, at, seen_1TT, None, None)
         return found[0], None
 
-    x_BTD = constrain(_embed(settings, params, token_BT), "rows")
+    x_BTD = constrain(embed(settings, params, token_BT), "rows")
     x_BTD, _ = jax.lax.scan(
-        remat(settings, layer), x_BTD, _stacks(params), unroll=settings.layer_unroll
+        remat(settings, layer), x_BTD, stacks(params), unroll=settings.layer_unroll
     )
-    return _final_norm(settings, params, x_BTD)
+    return final_norm(settings, params, x_BTD)

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
-from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.train.policy import policy_shapes
 
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.host.protocol import stops
 from rapo_jax.host.tokens import boundary_automaton
+from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.sharding import (
     layout,
     make_mesh,
@@ -31,7 +32,7 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.model.transformer import init_params, sampling_copy
+from rapo_jax.model.transformer import init_params
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.transformer import Cache, extend
+from rapo_jax.model.decoding import Cache, extend
 from rapo_jax.types import Params
 
 

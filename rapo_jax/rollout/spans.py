@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
+from rapo_jax.model.decoding import Cache, empty_cache, extend, prefill
 from rapo_jax.model.sampling import sample
-from rapo_jax.model.transformer import Cache, empty_cache, extend, prefill, unembed
+from rapo_jax.model.transformer import unembed
 from rapo_jax.rollout.reading import Read, read_span
 from rapo_jax.types import Params, Source, Span, Status, Trajectory
 

@@ -46,7 +46,9 @@ def fresh_state(run: Run, optimizer: optax.GradientTransformation) -> TrainState
     """
     if run.model.folder:
         return start_state(run, load_folder(run), optimizer)
-    params = init_params(run.model, stage_key(run.settings, INIT_STAGE))
+    # One program: op by op, a hundred tiny ones are compiled, most for outputs nobody reads.
+    fresh = jax.jit(init_params, static_argnums=0)
+    params = fresh(run.model, stage_key(run.settings, INIT_STAGE))
     return start_state(run, params, optimizer)
 
 

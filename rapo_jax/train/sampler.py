@@ -18,6 +18,7 @@ from rapo_jax.host.protocol import stops
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.host.tokens import Tokens, boundary_automaton
 from rapo_jax.model.attention import kernel_of
+from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import (
     layout,
@@ -28,7 +29,6 @@ from rapo_jax.model.sharding import (
     row_shards,
     rows,
 )
-from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.train.distributed import share

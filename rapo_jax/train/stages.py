@@ -18,7 +18,6 @@ from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.export import export_weights
 from rapo_jax.train.gates import check_cold_start
 from rapo_jax.train.memory import build_buffer
-from rapo_jax.train.metrics import clock
 from rapo_jax.train.policy import load_policy, policy_shapes
 from rapo_jax.train.rl import RlStage
 from rapo_jax.train.run import Run, open_run
@@ -53,26 +52,6 @@ class Stages:
 
     def close(self) -> None:
         self.run.close()
-
-    def summarise(self, seconds: float) -> None:
-        """The last lines of a run: what came of it and where it lies."""
-        r = self.result
-        if "accuracy_after" in r:
-            hidden = (
-                f"; hidden words {r['hidden_before']:.3f} -> {r['hidden_after']:.3f}"
-                if "hidden_before" in r
-                else ""
-            )
-            print(
-                f"held-out accuracy, greedy, without retrieval: {r['accuracy_before']:.3f} after "
-                f"the cold start -> {r['accuracy_after']:.3f} after {r['method']} "
-                f"({r['questions']} questions{hidden})"
-            )
-        if self.suites:
-            print(f"suites: {self.run.workdir / 'suites' / 'table.md'}")
-        report = self.run.workdir / "report.html"
-        where = f"; report: {report}" if report.is_file() else ""
-        print(f"done in {clock(seconds)}; result: {self.run.workdir / 'result.json'}{where}")
 
 
 def open_stages(settings: Settings, workdir: Path) -> Stages:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs import qwen7b, web7b
+from rapo_jax.host.search_index.files import MANIFEST
 from rapo_jax.host.tools.search_corpus import exact_search, read_corpus
 from rapo_jax.host.tools.search_server import SearchServer
 
@@ -55,7 +56,9 @@ def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys
         f"hf download Qwen/Qwen2.5-7B-Instruct --local-dir {tmp_path}/models/Qwen2.5-7B-Instruct",
         f"put ASearcher-Base-35k.jsonl into {tmp_path}/questions/asearcher",
         f"put sample_qa.jsonl into {tmp_path}/questions/webdancer",
-        "missing task.dataset.eval: browsecomp:test",
+        "missing task.dataset.eval: simpleqa:test",
+        "missing evaluate.suites: webwalkerqa_web",
+        f"put browse_comp_test_set.csv into {tmp_path}/questions/browsecomp",
         f"mkdir -p {tmp_path}/cache",
         "SERPER_API_KEY",
         f"missing buffer.files: {tmp_path}/traces/web.jsonl",
@@ -113,6 +116,54 @@ def test_a_file_of_questions_a_corpus_and_a_finished_buffer_are_looked_for(tmp_p
     assert needs["task.dataset.eval"].missing.startswith("no such file")
     assert "your passages" in needs["task.dataset.documents"].missing
     assert "buffer.files" not in needs
+
+
+def test_every_suite_is_looked_for_by_itself_and_only_where_it_is_evaluated(tmp_path):
+    config = qwen7b.get_config().to_dict()
+    (tmp_path / "mine.jsonl").touch()
+    touch(tmp_path / "q" / "gsm8k" / "test.jsonl")
+    wanted = ("gsm8k[:5]", f"{tmp_path}/mine.jsonl", "gaia:level1", "nosuch")
+    config["evaluate"] |= {"suites": wanted, "manual_dir": f"{tmp_path}/q"}
+
+    def suites():
+        return [x for x in prepare.needs(prepare.read(config)) if x.key == "evaluate.suites"]
+
+    gone = [need.missing for need in suites()]
+    assert gone[:2] == ["", ""] and "metadata" in gone[2] and gone[3].startswith("no such file")
+    config["stages"] = ("buffer", "rl")
+    assert suites() == []
+
+
+def test_several_agents_of_the_buffer_each_need_their_own(tmp_path, monkeypatch):
+    config = qwen7b.get_config().to_dict()
+    touch(tmp_path / "hf" / "config.json")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config["buffer"] |= {
+        "agent": "checkpoint,endpoint",
+        "checkpoint": f"{tmp_path}/hf,{tmp_path}/run,{tmp_path}/gone",
+        "files": (),
+    }
+    config["buffer"]["endpoint"] |= {
+        "url": "http://localhost:9/v1",
+        "model": "m",
+        "key_variable": "RAPO_TEST_KEY",
+    }
+    needs = [x for x in prepare.needs(prepare.read(config)) if x.key.startswith("buffer.")]
+    assert [x.key for x in needs] == 3 * ["buffer.checkpoint"] + ["buffer.endpoint.key_variable"]
+    assert [bool(x.missing) for x in needs] == [False, False, True, True]
+    assert needs[-1].missing == "export RAPO_TEST_KEY=…"
+    monkeypatch.setenv("RAPO_TEST_KEY", "secret")
+    assert found(config)["buffer.endpoint.key_variable"].missing == ""
+
+
+def test_an_index_on_disk_is_looked_for_in_place_of_a_corpus(tmp_path):
+    config = qwen7b.get_config().to_dict()
+    config["tools"]["search"] |= {"kind": "local", "index": f"{tmp_path}/index", "cache": ""}
+    needs = found(config)
+    assert "task.dataset.documents" not in needs
+    assert "('search_index',)" in needs["tools.search.index"].missing
+    touch(tmp_path / "index" / MANIFEST)
+    assert found(config)["tools.search.index"].missing == ""
 
 
 def test_the_program_exits_1_where_something_is_missing_and_2_where_nothing_could_help():

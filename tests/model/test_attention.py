@@ -135,7 +135,8 @@ from types import SimpleNamespace
 import jax, jax.numpy as jnp, numpy as np
 from jax._src.cudnn import fused_attention_stablehlo
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import empty_cache, init_params, prefill, sampling_copy
+from rapo_jax.model.decoding import empty_cache, prefill, sampling_copy
+from rapo_jax.model.transformer import init_params
 from tests.models import SMALL_MODEL
 
 fused_attention_stablehlo.cuda_versions = SimpleNamespace(cudnn_get_version=lambda: 91000)

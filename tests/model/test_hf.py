@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import empty_cache, extend, forward, sampling_copy, unembed
+from rapo_jax.model.transformer import forward, unembed
 from tests.model.checkpoints import (
     VARIANTS,
     VOCAB,

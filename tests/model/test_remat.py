@@ -21,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, DEEP.vocab, (4, 48), np.int32)
 def compiled(policy, unroll=1):
     """Bytes of temporaries, and (loss, gradient)."""
     settings = dataclasses.replace(DEEP, remat=policy, layer_unroll=unroll)
-    params = init_params(DEEP, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0)(DEEP, jax.random.key(0))
 
     def loss(params):
         return -score(settings, params, TOKENS)[0].mean()

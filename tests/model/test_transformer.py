@@ -9,16 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.model.transformer import (
-    angles,
-    empty_cache,
-    extend,
-    forward,
-    init_params,
-    rotate,
-    sampling_copy,
-    unembed,
-)
+from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
+from rapo_jax.model.transformer import angles, forward, init_params, rotate, unembed
 from tests.models import SMALL_MODEL
 
 QWEN2 = dataclasses.replace(SMALL_MODEL, layers=2, head_width=6, score_chunk=8)
@@ -163,6 +155,16 @@ def test_only_an_untied_model_has_a_head_and_only_qwen2_has_biases():
     assert untied == {"llama3", "llama31"}
     assert {n for n, leaves in names.items() if any("bias" in x for x in leaves)} == {"qwen2"}
     assert {n for n, leaves in names.items() if any("query_norm" in x for x in leaves)} == {"qwen3"}
+
+
+def test_fresh_weights_are_the_draws_of_jax_random_times_their_scale_bit_for_bit():
+    settings = VARIANTS["llama3"]
+    fresh = jax.jit(init_params, static_argnums=0)(settings, jax.random.key(3))
+    keys = jax.random.split(jax.random.key(3), 3)
+    shape = (settings.vocab, settings.width)
+    for name, key, drawn in (("embed_VD", keys[0], shape), ("head_DV", keys[1], shape[::-1])):
+        wanted = np.float32(settings.init_scale) * np.asarray(jax.random.normal(key, drawn))
+        np.testing.assert_array_equal(fresh[name], wanted)
 
 
 def test_unrolling_layers_changes_nothing_but_rounding():

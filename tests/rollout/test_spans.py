@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.scoring import score
-from rapo_jax.model.transformer import forward, init_params, sampling_copy
+from rapo_jax.model.transformer import forward, init_params
 from rapo_jax.rollout.spans import absorb, decode, open_tape
 from rapo_jax.types import Source, Span, Status
 from tests.models import SMALL_MODEL

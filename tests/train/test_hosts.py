@@ -23,7 +23,7 @@ from rapo_jax.train.rl import RlStage
 ROOT = Path(__file__).parents[2]
 PATIENCE_S, DEVICES, STEPS = 900, 4, 2
 ASKED = 6  # to evaluate, of 8 rows: the last process has nothing to judge
-QUICK = "--xla_backend_optimization_level=0"  # of compilation, which is most of the time
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # to compile
 
 
 def start(command, *, devices, **environment):

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from rapo_jax.host.tokens import build_tokenizer
+from rapo_jax.main import summarise
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.train.policy import fresh_state, load_policy, restore
 from rapo_jax.train.run import open_run
@@ -70,7 +71,7 @@ def test_a_folder_can_be_evaluated_before_anything_is_trained(opened):
     stages = Stages(run)
     RUNNERS["evaluate"](stages)
     assert 0 <= stages.result["accuracy_before"] <= 1 and "accuracy_after" not in stages.result
-    stages.summarise(1.0)
+    summarise(run.workdir, stages.result, suites=False, seconds=1.0)
 
 
 def test_a_folder_without_tokenizer_and_a_tokenizer_too_large_are_refused(

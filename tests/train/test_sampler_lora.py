@@ -11,10 +11,10 @@ import pytest
 
 from rapo_jax.config import LoraSettings
 from rapo_jax.host.environment import Environment
+from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, merged
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.model.transformer import sampling_copy
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.types import Source
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.sharding import (
     layout,
     make_mesh,
@@ -21,7 +22,7 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.model.transformer import empty_cache, extend, init_params, sampling_copy
+from rapo_jax.model.transformer import init_params
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
@@ -126,7 +127,7 @@ def test_a_rollout_on_any_mesh_writes_the_tapes_of_one_device(house, make_sample
 def test_a_decode_step_gathers_no_cache(house, kv_heads):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     model = dataclasses.replace(house.model, kv_heads=kv_heads)
-    params = init_params(model, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     params = sampling_copy(model, params)
     params = jax.device_put(params, layout(mesh, model, params, name="sampling"))
     slots = 173  # a number that no other axis has
