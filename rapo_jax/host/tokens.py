@@ -170,7 +170,7 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...]
         ends a response.
     """
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     key = f"tokenizer.folder={str(folder)!r}"
     path = Path(folder) / "tokenizer.json"
@@ -186,7 +186,9 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...]
         raise ValueError(f"{path}: not JSON ({error})") from None
     if "ByteLevel" not in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")]):
         raise ValueError(f"{key}: only byte-level BPE (Qwen, Llama 3) gives exact bytes")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    # Whatever its class is: only its template and the names of its special tokens are used, and
+    # AutoTokenizer would import every kind of model there is.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     if not tokenizer.chat_template:
         raise ValueError(
             f"{key}: it has no chat template; use an instruction-tuned model's tokenizer, or put a "
