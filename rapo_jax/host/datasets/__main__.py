@@ -2,7 +2,8 @@
 
     python -m rapo_jax.host.datasets --config=gsm8k --manual_dir=FOLDER --data_dir=FOLDER
 
-The `tfds` command itself imports TensorFlow for its other subcommands; building does not need it.
+The `tfds` command itself imports tensorflow, apache-beam and mlcroissant for its other subcommands;
+building needs none of them.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     tfds build rapo_jax/host/datasets/builder.py --config=gsm8k --manual_dir=FOLDER \\
         --file_format=array_record
 
-FOLDER/gsm8k holds the publisher's files. The `tfds` command imports TensorFlow; without it say
-`python -m rapo_jax.host.datasets` with the same flags. Importing this module imports
-tensorflow_datasets.
+FOLDER/gsm8k holds the publisher's files. The `tfds` command imports tensorflow, apache-beam and
+mlcroissant; without them say `python -m rapo_jax.host.datasets` with the same flags. Importing this
+module imports tensorflow_datasets.
 """
 
 from __future__ import annotations
