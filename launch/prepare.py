@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from rapo_jax.checks import read_settings
 from rapo_jax.config import Settings
@@ -242,5 +242,6 @@ def main(argv: list[str], config: ConfigDict | None) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
-    app.run(lambda argv: main(argv, CONFIG.value))
+    from rapo_jax.main import CONFIG, parse_flags
+
+    app.run(lambda argv: main(argv, CONFIG.value), flags_parser=parse_flags)

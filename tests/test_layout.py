@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "rapo_jax"
 ORDER = (
     "types", "config", "checks", "method", "model", "rollout", "host", "train", "plan", "report",
-    "main",
+    "job", "main",
 )  # fmt: skip
 STRANGERS = {("rollout", "host"), ("host", "rollout")}
 DEVICE_PACKAGES = ("jax", "jaxlib", "flax", "optax")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rapo_jax.checks import STAGES, read_settings
-from rapo_jax.main import commit, prepare_workdir, run_stages
+from rapo_jax.job import commit, prepare_workdir, run_stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,8 +57,33 @@ def test_what_is_missing_for_a_run_is_one_line_too(tmp_path):
 
 def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):
     done = run("--config=tests/small.py", f"--workdir={tmp_path}", "--config.rl.stpes=3")
-    assert done.returncode != 0
-    assert 'Did you mean "steps"' in done.stderr
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --config.rl.stpes: the config has no such key. "
+        'Did you mean "steps" instead of "stpes"?\n',
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--config=tests/nosuch.py", "error: --config=tests/nosuch.py: there is no such file"),
+        ("--config.zz.steps=3", "error: --config.zz.steps: the config has no such key. configs/"),
+        ("--config.rl.steps=abc", "FATAL Flags parsing error: flag --config.rl.steps=abc: "),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_answered_without_a_traceback(flag, told, tmp_path):
+    done = run("--config=tests/small.py", f"--workdir={tmp_path}", flag)
+    assert done.returncode in (1, 2)
+    assert told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from configs import default\n\ndef get_config():\n    return default.get_config().nosuch\n"
+    )
+    done = run(f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1 and 'own.py", line 4' in done.stderr
 
 
 @pytest.mark.parametrize("missing", ["--config", "--workdir"])

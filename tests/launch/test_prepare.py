@@ -175,6 +175,8 @@ def test_the_program_exits_1_where_something_is_missing_and_2_where_nothing_coul
 
     status, told = run("--config.tools.search.kind=serper")
     assert status == 1 and "--local-dir /no/models/Qwen2.5-7B-Instruct" in told
+    status, told = run("--config.rollout.gruop_size=1")
+    assert status == 2 and told.startswith("error: --config.rollout.gruop_size: ")
     status, told = run("--config.rollout.group_size=1")
     assert status == 2 and told.startswith("error: rollout.group_size=1: ")
     assert "Traceback" not in told

@@ -14,7 +14,7 @@ import jax
 from rapo_jax.checks import read_settings
 from rapo_jax.host.data import load_questions
 from rapo_jax.host.tools import Observation
-from rapo_jax.main import open_workdir
+from rapo_jax.job import open_workdir
 from rapo_jax.train import distributed
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.stages import RUNNERS, open_stages

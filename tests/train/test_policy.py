@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from rapo_jax.host.tokens import build_tokenizer
-from rapo_jax.main import summarise
+from rapo_jax.job import summarise
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.train.policy import fresh_state, load_policy, restore
 from rapo_jax.train.run import open_run

@@ -11,7 +11,7 @@ import pytest
 
 from rapo_jax.checks import read_settings
 from rapo_jax.host.search_index.search import open_index
-from rapo_jax.main import prepare_workdir, run_stages
+from rapo_jax.job import prepare_workdir, run_stages
 from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.train.search_index import by_length
 from tests.model.test_encoder import TEXTS, numpy_key, random_tensors, write_encoder
