@@ -19,7 +19,8 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -42,26 +43,29 @@ class Refused(Exception):
         self.status = status
 
 
+Answer = Callable[[str, str, Callable[[], Any]], Any]
+"""(method, path, reader of the body) -> what is sent as JSON; raises Refused."""
+
+
 class SearchServer:
     """A running server; `url` is its address. Port 0 takes a free one."""
 
     def __init__(self, search: Search, *, passages: int, topk: int, host: str, port: int) -> None:
         batcher = Batcher(search)
 
-        class Handler(_Handler):
-            def answer(self, method: str) -> Any:
-                if (method, self.path) == ("GET", "/health"):
-                    return {"status": "ok", "passages": passages}
-                if self.path not in ("/health", "/retrieve"):
-                    raise Refused(404, "there are POST /retrieve and GET /health")
-                if (method, self.path) != ("POST", "/retrieve"):
-                    raise Refused(405, f"{self.path} knows no {method}")
-                queries, k, scores = _request(self.body(), topk)
-                return {"result": [_result(hits, scores) for hits in batcher(queries, k)]}
+        def answer(method: str, path: str, body: Callable[[], Any]) -> Any:
+            if (method, path) == ("GET", "/health"):
+                return {"status": "ok", "passages": passages}
+            if path not in ("/health", "/retrieve"):
+                raise Refused(404, "there are POST /retrieve and GET /health")
+            if (method, path) != ("POST", "/retrieve"):
+                raise Refused(405, f"{path} knows no {method}")
+            queries, k, scores = _request(body(), topk)
+            return {"result": [_result(hits, scores) for hits in batcher(queries, k)]}
 
         self._batcher = batcher
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = ThreadingHTTPServer((host, port), partial(_Handler, answer))
         except OSError as error:
             batcher.close()
             raise ValueError(f"--host={host} --port={port}: {error.strerror or error}") from None
@@ -86,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
 
-    def answer(self, method: str) -> Any:
-        raise NotImplementedError
+    def __init__(self, answer: Answer, *connection: Any) -> None:
+        self._answer = answer
+        super().__init__(*connection)  # reads and answers requests until the connection ends
 
     def do_GET(self) -> None:
         self._serve("GET")
@@ -95,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve("POST")
 
-    def body(self) -> Any:
+    def _body(self) -> Any:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Refused(411, "a Content-Length is needed")
@@ -108,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str) -> None:
         try:
-            status, value = 200, self.answer(method)
+            status, value = 200, self._answer(method, self.path, self._body)
         except Refused as refused:
             status, value = refused.status, {"detail": str(refused)}
             self.close_connection = True  # its body may be unread
