@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # as launch/gpu.sh
 
@@ -45,6 +45,7 @@ from benchmarks.gpu_sizes import (
 )
 from benchmarks.gpu_world import Play, make_play, plain_boundary
 from benchmarks.random_model import PUBLISHED_NAMES, random_params
+from benchmarks.timing import Timed, interleaved
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.rollout.loop import Plan, open_rows, parts
@@ -55,42 +56,6 @@ from rapo_jax.types import Batch, Source, Span
 
 RANK = 32
 OPTIMIZER = {"clip_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-
-
-class Timed(NamedTuple):
-    seconds: list[float]
-    found: Any
-    """What the last call returned."""
-    failure: str
-    """'' or why there are no seconds."""
-
-
-def interleaved(works: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timed]:
-    """Seconds of every work, in rounds of all of them, after one call each that compiles it.
-
-    A work blocks on its results and returns small ones. One that runs out of memory is left out.
-    """
-    found = {name: Timed([], None, "") for name in works}
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            if found[name].failure:
-                continue
-            started = time.perf_counter()
-            try:
-                result = work()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                found[name] = Timed([], None, "out of memory")
-                continue
-            spent = [time.perf_counter() - started] if turn else []
-            found[name] = Timed(found[name].seconds + spent, result, "")
-    return found
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
 class Bench:

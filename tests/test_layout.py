@@ -133,7 +133,7 @@ def test_the_product_never_imports_its_tests_or_launch_scripts():
         assert not [name for name in imports(path) if name.split(".")[0] in ("tests", "launch")]
 
 
-@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "tests"])
+@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "benchmarks", "tests"])
 def test_no_file_is_longer_than_can_be_read_in_one_go(folder):
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())

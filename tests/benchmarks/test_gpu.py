@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from benchmarks.gpu import Timed, interleaved, main
+from benchmarks.gpu import main
 from benchmarks.gpu_sizes import (
     HEAD,
     Row,
@@ -25,6 +25,7 @@ from benchmarks.gpu_sizes import (
     trained_flops,
 )
 from benchmarks.random_model import command, random_params, write_folder
+from benchmarks.timing import Timed, interleaved
 from configs import default
 from rapo_jax.checks import read_settings
 from rapo_jax.host.tokens import load_tokens
