@@ -38,13 +38,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rapo_jax.checks import read_settings
+from rapo_jax.checks import READERS, read_settings
+from rapo_jax.host.files import claimed
 from rapo_jax.job import open_workdir, run_stages
 from rapo_jax.model.hf_config import refuse_contradictions
 
@@ -79,7 +81,11 @@ def main(argv: list[str]) -> None:
         refuse(error)
     try:
         fresh = open_workdir(Path(WORKDIR.value), CONFIG.value.to_dict())
-        run_stages(settings, Path(WORKDIR.value), fresh=fresh)
+        with ExitStack() as held:
+            if not set(settings.stages) <= set(READERS):
+                claim = claimed(Path(WORKDIR.value), key="workdir")
+                distributed.on_first(lambda: held.enter_context(claim))
+            run_stages(settings, Path(WORKDIR.value), fresh=fresh)
     except distributed.Stopped as stopped:
         print(f"[stop] {stopped}; the same command goes on", flush=True)
     except (ValueError, FileNotFoundError) as error:

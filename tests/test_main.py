@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rapo_jax.checks import STAGES, read_settings
+from rapo_jax.host.files import claimed
 from rapo_jax.job import commit, prepare_workdir, run_stages
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,13 @@ def test_what_is_missing_for_a_run_is_one_line_too(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: /nowhere/config.json: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_in_which_another_process_works_is_refused(tmp_path):
+    with claimed(tmp_path, key="workdir"):
+        done = run("--config=tests/small.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert f"error: workdir={str(tmp_path)!r}: another process is at work there" in done.stderr
 
 
 def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):

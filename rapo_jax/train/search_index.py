@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rapo_jax.config import SearchIndexSettings, Settings
+from rapo_jax.host.files import claimed
 from rapo_jax.host.memory.ngram import NgramEncoder
 from rapo_jax.host.search_index.build import build_index, shard_rows
 from rapo_jax.host.search_index.estimate import estimate, free_bytes
@@ -50,16 +51,18 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
     if not (folder / MANIFEST).is_file():
         for line in estimate(s.corpus, maker, rows=rows, kind=s.kind).lines(free_bytes(folder)):
             _say(line)
-    manifest = build_index(
-        s.corpus,
-        folder,
-        maker,
-        rows=rows,
-        malformed=s.malformed,
-        kind=s.kind,
-        recall=s.recall,
-        say=_say,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, key="search_index.folder"):
+        manifest = build_index(
+            s.corpus,
+            folder,
+            maker,
+            rows=rows,
+            malformed=s.malformed,
+            kind=s.kind,
+            recall=s.recall,
+            say=_say,
+        )
     searched = f"; recall@3 {manifest['recall_at_3']:.3f}" if manifest["trees"] else "; exact"
     spent = clock(time.perf_counter() - started)
     _say(f"{manifest['passages']} passages{searched}; {spent} -> {folder}")

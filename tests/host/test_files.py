@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from rapo_jax.host.files import agree, write_json, write_text
+from rapo_jax.host.files import agree, claimed, write_json, write_text
+
+HOLDER = """
+import sys
+from pathlib import Path
+from rapo_jax.host.files import claimed
+with claimed(Path(sys.argv[1]), key="workdir"):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_the_former_one(tmp_path):
@@ -35,3 +47,18 @@ def test_a_damaged_note_is_refused(tmp_path, text):
     note.write_text(text)
     with pytest.raises(ValueError, match="note.json: not JSON; move it away"):
         agree(note, {}, what="", remedy="move it away")
+
+
+def test_a_folder_is_of_one_process_until_it_ends_or_is_killed(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "mine\n"
+        with (
+            pytest.raises(ValueError, match=r"^workdir='.*': another process is at work there; "),
+            claimed(tmp_path, key="workdir"),
+        ):
+            pass
+        other.kill()
+    with claimed(tmp_path, key="workdir"):
+        pass

@@ -224,8 +224,8 @@ def test_two_processes_write_the_predictions_of_one(alone, two):
 def test_the_first_process_alone_writes_and_the_others_keep_a_log(alone, two):
     names = [{path.name for path in workdir.iterdir()} for workdir in (two[0], alone)]
     assert names[0] - names[1] == {"turns.txt", "log-host-1.txt"}
-    # main.py alone notes which stages are done
-    assert names[1] - names[0] == {"done.json"}
+    # main.py alone notes which stages are done and locks the folder
+    assert names[1] - names[0] == {"done.json", ".lock"}
     assert "[rl] 2/2" in (two[0] / "log-host-1.txt").read_text()
     stages = [row["stage"] for row in lines(two[0] / "metrics.jsonl")]
     assert stages == 2 * ["rl"] + 2 * ["evaluate"]

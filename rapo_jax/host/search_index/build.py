@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.host.files import write_json
+from rapo_jax.host.files import LOCK, write_json
 from rapo_jax.host.search_index.files import (
     BUILD,
     ENCODER,
@@ -109,7 +109,7 @@ def corpus_identity(corpus: str) -> dict[str, Any]:
 def _bind(folder: Path, about: dict[str, Any]) -> None:
     path = folder / BUILD
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
             raise ValueError(
                 f"search_index.folder={str(folder)!r}: holds something else than an index; "
                 "name a folder that is empty or not there"
