@@ -172,6 +172,6 @@ def summarise(workdir: Path, result: dict[str, Any], *, suites: bool, seconds: f
         )
     if suites:
         print(f"suites: {workdir / 'suites' / 'table.md'}")
-    report = workdir / "report.html"
-    where = f"; report: {report}" if report.is_file() else ""
-    print(f"done in {clock(seconds)}; result: {workdir / 'result.json'}{where}")
+    files = {"result": workdir / "result.json", "report": workdir / "report.html"}
+    there = [f"{name}: {path}" for name, path in files.items() if path.is_file()]
+    print("; ".join([f"done in {clock(seconds)}", *there]))
