@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_sizes import (
     FULL_FINE_TUNE,
+    PUBLISHED_NAMES,
     SIZES,
     Row,
     Sizes,
@@ -44,7 +45,7 @@ from benchmarks.gpu_sizes import (
     trained_flops,
 )
 from benchmarks.gpu_world import Play, make_play, plain_boundary
-from benchmarks.random_model import PUBLISHED_NAMES, random_params
+from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
 from rapo_jax.host.tasks.schema import Question
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows

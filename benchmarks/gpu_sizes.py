@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.random_model import PUBLISHED_NAMES
 from configs import default, qwen7b
 from rapo_jax.checks import read_settings
 from rapo_jax.config import ModelSettings, Settings
@@ -19,6 +18,13 @@ from rapo_jax.plan.arithmetic import shape_on
 from rapo_jax.plan.chips import CHIPS, Chip
 from rapo_jax.plan.models import planned_model
 
+PUBLISHED_NAMES = {
+    "0.5b": "Qwen2.5-0.5B",
+    "1.5b": "Qwen2.5-1.5B",
+    "3b": "Qwen2.5-3B",
+    "7b": "Qwen2.5-7B",
+    "8b": "Meta-Llama-3-8B",
+}
 DEVICE_KINDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 """What the driver calls them; other variants of these chips have other peaks."""
 

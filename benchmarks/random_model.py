@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.gpu_sizes import PUBLISHED_NAMES, settings_of
 from rapo_jax.config import ModelSettings
 from rapo_jax.host.tokens import build_tokenizer
 from rapo_jax.model.hf import save_weights
@@ -29,13 +30,6 @@ from rapo_jax.model.sharding import compute_copy, layout, make_mesh, name_of
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.types import Params
 
-PUBLISHED_NAMES = {
-    "0.5b": "Qwen2.5-0.5B",
-    "1.5b": "Qwen2.5-1.5B",
-    "3b": "Qwen2.5-3B",
-    "7b": "Qwen2.5-7B",
-    "8b": "Meta-Llama-3-8B",
-}
 DRAWN = ("kernel", "embed_VD", "head_DV", "a")
 CORPUS = ("who is it? the answer is no word of a word. ",)
 
@@ -102,8 +96,6 @@ def command(folder: Path) -> str:
 
 
 def main() -> None:
-    from benchmarks.gpu_sizes import settings_of
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="1.5b", choices=(*PUBLISHED_NAMES, "tiny"))
     parser.add_argument("--folder", required=True, type=Path)

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -26,12 +26,10 @@ from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import Stopped, is_first, on_first, own_part, stop_asked
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.sampler import Sampler
+from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_steps, segments
 from rapo_jax.train.weights import read_folder
 from rapo_jax.types import Params
-
-if TYPE_CHECKING:
-    from rapo_jax.train.run import Run
 
 SHOW_EVERY_S = 10.0
 

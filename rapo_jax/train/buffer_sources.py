@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rapo_jax.host.agents import run_agents
 from rapo_jax.host.conversations import converse
@@ -17,10 +17,8 @@ from rapo_jax.host.protocol import Segment
 from rapo_jax.host.tasks import Question
 from rapo_jax.train.buffer_policies import SHOW_EVERY_S, sample_policies
 from rapo_jax.train.metrics import Progress
+from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_steps
-
-if TYPE_CHECKING:
-    from rapo_jax.train.run import Run
 
 SCRIPTED_AT_A_TIME = 512
 """Questions; a trajectory does not depend on what else is sampled with it."""

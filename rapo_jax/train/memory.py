@@ -6,10 +6,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import RetrievalSettings
@@ -20,54 +19,15 @@ from rapo_jax.host.memory.retriever import Retriever
 from rapo_jax.host.memory.sources import Imported
 from rapo_jax.host.memory.traces import group_by_question
 from rapo_jax.host.tasks import check_metric
-from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
 from rapo_jax.train.buffer_policies import SHOW_EVERY_S
 from rapo_jax.train.buffer_sources import import_files, sample_agents
 from rapo_jax.train.distributed import in_turn, on_first
+from rapo_jax.train.encoders import DeviceEncoder
 from rapo_jax.train.metrics import Progress
-
-if TYPE_CHECKING:
-    from rapo_jax.train.run import Run
+from rapo_jax.train.run import Run
 
 KEY_ORDERS = (1, 2)
 """n-grams of the built-in encoder of keys."""
-
-
-class DeviceEncoder(NamedTuple):
-    """The half of an encoder that runs inside the rollout, and what the host feeds it."""
-
-    embed: Callable[[jax.Array], jax.Array]
-    query_E: jax.ShapeDtypeStruct
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None
-    """Key texts to queries; None where the host's encoder makes the keys itself."""
-    identity: str
-
-
-def device_encoder(settings: RetrievalSettings) -> DeviceEncoder:
-    """`ngram`: the host embeds, the device passes on. `minilm`: the host tokenizes, the device
-    embeds, inside the rollout's program."""
-    return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
-
-
-def _ngram(settings: RetrievalSettings) -> DeviceEncoder:
-    shape = jax.ShapeDtypeStruct((settings.width,), jnp.float32)
-    return DeviceEncoder(lambda query_BE: query_BE, shape, None, "")
-
-
-def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
-    folder = settings.encoder_folder or find_minilm()
-    module, params, tokenizer = load_encoder(folder)
-    width = settings.encoder_tokens
-
-    def tokenize(texts: Sequence[str]) -> np.ndarray:
-        token_BX, length_B = tokenize_texts(tokenizer, texts, width=width)
-        return np.concatenate([length_B[:, None], token_BX], axis=1).astype(np.int32)
-
-    def embed(query_BX: jax.Array) -> Any:
-        return module.apply(params, query_BX[:, 1:], query_BX[:, 0])
-
-    shape = jax.ShapeDtypeStruct((1 + width,), jnp.int32)
-    return DeviceEncoder(embed, shape, tokenize, f"minilm:{Path(folder).name}:{width}")
 
 
 ENCODE_ROWS = 64

@@ -26,7 +26,7 @@ from rapo_jax.host.tools.observation import Tool
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
 from rapo_jax.train.distributed import in_turn, is_first, on_first
-from rapo_jax.train.memory import device_encoder
+from rapo_jax.train.encoders import device_encoder
 from rapo_jax.train.metrics import Metrics, NoMetrics
 from rapo_jax.train.sampler import Sampler
 

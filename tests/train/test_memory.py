@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from rapo_jax.host.data import load_questions
 from rapo_jax.host.memory.ngram import NgramEncoder
 from rapo_jax.host.protocol import render_retrieved
+from rapo_jax.train.encoders import device_encoder
 from rapo_jax.train.memory import (
     attach_buffer,
     build_buffer,
-    device_encoder,
     load_buffer,
     read_trajectories,
 )
