@@ -25,8 +25,9 @@ from rapo_jax.model.hf_config import model_settings
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import Stopped, is_first, on_first, own_part, stop_asked
 from rapo_jax.train.metrics import Progress
+from rapo_jax.train.policy import load_policy, newest_weights
+from rapo_jax.train.run import Run, tokenizer_folder
 from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_steps, segments
 from rapo_jax.train.weights import read_folder
 from rapo_jax.types import Params
@@ -150,9 +151,6 @@ def load_guest(run: Run, folder: Path) -> Guest:
 
     One of another shape or tokenizer than the run's gets a program of its own.
     """
-    from rapo_jax.train.policy import load_policy, newest_weights
-    from rapo_jax.train.run import tokenizer_folder
-
     config = _config_of(folder)
     if "model_type" in config:
         plain = dataclasses.replace(run.settings.model.lora, rank=0)
