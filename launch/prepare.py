@@ -40,7 +40,7 @@ TRACES = (
 
 AGENT = (
     "the workdir of a trained run or a cold start (it holds a folder checkpoints), or a Hugging "
-    "Face folder (it holds config.json)"
+    "Face folder (it holds *.safetensors)"
 )
 INDEX = (
     "build it: python -m rapo_jax.main --config=CONFIG --workdir=WORKDIR "
@@ -197,7 +197,7 @@ def _buffer(s: Settings) -> Iterator[Need]:
     for file in b.files:
         yield Need("buffer.files", file, "" if Path(file).is_file() else TRACES)
     for folder in b.checkpoints if "checkpoint" in b.agents else ():
-        there = any((Path(folder) / name).exists() for name in ("checkpoints", "config.json"))
+        there = any(any(Path(folder).glob(name)) for name in ("checkpoints", "*.safetensors"))
         yield Need("buffer.checkpoint", folder, "" if there else AGENT)
     if "endpoint" in b.agents:
         yield from _key("buffer.endpoint.key_variable", b.endpoint.key_variable)

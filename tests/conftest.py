@@ -1,8 +1,8 @@
 """What tests of several rooms share: a small config, a talkative policy, and one rollout of it.
 
 Eight CPU devices are forced before jax starts; a test takes as many of them as it wants. Programs
-are compiled without LLVM's optimisations and by XLA's older emitters, as compiling was most of the
-time (460 s of all tests with the newer ones, 205 s so); tests of the whole job compile as users do.
+are compiled without LLVM's optimisations and by XLA's older emitters, which takes about 205 CPU-s
+in all instead of 455; tests of the whole job compile as users do.
 """
 
 from __future__ import annotations

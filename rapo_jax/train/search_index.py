@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
     folder = Path(s.folder or workdir / "search_index")
     maker = encoder_maker(s)
     rows = shard_rows(memory_mb=s.memory_mb, width=maker.about["width"])
-    if not (folder / MANIFEST).is_file():
+    finished = (folder / MANIFEST).is_file()  # many may read it at a time, and only read it
+    if not finished:
         for line in estimate(s.corpus, maker, rows=rows, kind=s.kind).lines(free_bytes(folder)):
             _say(line)
-    folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder, key="search_index.folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if finished else claimed(folder, key="search_index.folder"):
         manifest = build_index(
             s.corpus,
             folder,

@@ -136,11 +136,11 @@ def test_every_suite_is_looked_for_by_itself_and_only_where_it_is_evaluated(tmp_
 
 def test_several_agents_of_the_buffer_each_need_their_own(tmp_path, monkeypatch):
     config = qwen7b.get_config().to_dict()
-    touch(tmp_path / "hf" / "config.json")
+    touch(tmp_path / "hf" / "model.safetensors", tmp_path / "untrained" / "config.json")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     config["buffer"] |= {
         "agent": "checkpoint,endpoint",
-        "checkpoint": f"{tmp_path}/hf,{tmp_path}/run,{tmp_path}/gone",
+        "checkpoint": ",".join(f"{tmp_path}/{name}" for name in ("hf", "run", "untrained", "gone")),
         "files": (),
     }
     config["buffer"]["endpoint"] |= {
@@ -149,8 +149,8 @@ def test_several_agents_of_the_buffer_each_need_their_own(tmp_path, monkeypatch)
         "key_variable": "RAPO_TEST_KEY",
     }
     needs = [x for x in prepare.needs(prepare.read(config)) if x.key.startswith("buffer.")]
-    assert [x.key for x in needs] == 3 * ["buffer.checkpoint"] + ["buffer.endpoint.key_variable"]
-    assert [bool(x.missing) for x in needs] == [False, False, True, True]
+    assert [x.key for x in needs] == 4 * ["buffer.checkpoint"] + ["buffer.endpoint.key_variable"]
+    assert [bool(x.missing) for x in needs] == [False, False, True, True, True]
     assert needs[-1].missing == "export RAPO_TEST_KEY=…"
     monkeypatch.setenv("RAPO_TEST_KEY", "secret")
     assert found(config)["buffer.endpoint.key_variable"].missing == ""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.checks import read_settings
+from rapo_jax.host.files import LOCK
 from rapo_jax.host.search_index.search import open_index
 from rapo_jax.job import prepare_workdir, run_stages
 from rapo_jax.model.encoder import load_encoder, tokenize_texts
@@ -41,6 +42,14 @@ def test_the_stage_tells_its_estimate_first_and_opens_no_run(tmp_path, small_con
     assert [path.name for path in workdir.iterdir()] == ["search_index"]
     ((document, score),) = open_index(workdir / "search_index")(["flour"], 1)[0]
     assert document.id == "1" and score > 0
+
+
+def test_a_finished_index_is_read_by_many_and_locked_by_none(tmp_path, small_config):
+    lock = index_with(small_config, tmp_path, ["anna"], width=32) / "search_index" / LOCK
+    assert lock.exists()
+    lock.unlink()
+    index_with(small_config, tmp_path, ["anna"], width=32)
+    assert not lock.exists()
 
 
 def test_minilm_embeds_a_corpus_on_the_device_and_its_queries_on_the_host(tmp_path, small_config):
