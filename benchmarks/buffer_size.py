@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.host.memory.buffer import StepTraceBuffer, Trace, make_items  # noqa: E402
-from rapo_jax.host.memory.index import make_index  # noqa: E402
-from rapo_jax.host.memory.ngram import NgramEncoder  # noqa: E402
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, make_items  # noqa: E402
+from rapo_jax.search.nearest import make_index  # noqa: E402
+from rapo_jax.search.ngram import NgramEncoder  # noqa: E402
 
 WORDS, TOPICS, WORDS_OF_TOPIC = 30_000, 2_000, 60
 STEPS = (2, 3, 4, 5)

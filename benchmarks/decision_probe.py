@@ -26,20 +26,20 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import default
-from rapo_jax.checks import read_settings
+from rapo_jax.buffer.agents import run_agents
 from rapo_jax.config import Settings
-from rapo_jax.host.agents import run_agents
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.protocol import Segment, render_retrieved
-from rapo_jax.host.tasks.chains import (
+from rapo_jax.config.read import read_settings
+from rapo_jax.model.scoring import score
+from rapo_jax.tasks.chains import (
     ATTRIBUTE,
     DONE,
     HIDDEN_KINDS,
     OPERATIONS,
     apply_operation,
 )
-from rapo_jax.host.tasks.chains_agents import expert, pick, step_text
-from rapo_jax.model.scoring import score
+from rapo_jax.tasks.chains_agents import expert, pick, step_text
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.text.protocol import Segment, render_retrieved
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.sft import examples_of

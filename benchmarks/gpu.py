@@ -47,9 +47,9 @@ from benchmarks.gpu_sizes import (
 from benchmarks.gpu_world import Play, make_play, plain_boundary
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
-from rapo_jax.host.tasks.schema import Question
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.rollout.loop import Plan, open_rows, parts
+from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import start_state
 from rapo_jax.train.update import Updater, rapo_loss

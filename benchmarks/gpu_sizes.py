@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 
 from configs import default, qwen7b
-from rapo_jax.checks import read_settings
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.config.read import read_settings
 from rapo_jax.plan.arithmetic import shape_on
 from rapo_jax.plan.chips import CHIPS, Chip
 from rapo_jax.plan.models import planned_model

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from benchmarks.gpu_sizes import Sizes
 from benchmarks.random_model import CORPUS
 from rapo_jax.config import ModelSettings, RolloutSettings, Settings
-from rapo_jax.host.environment import Environment
-from rapo_jax.host.memory.ngram import NgramEncoder
-from rapo_jax.host.protocol import stops
-from rapo_jax.host.tokens import Tokens, boundary_automaton, build_tokenizer, load_tokens
-from rapo_jax.host.tools import Observation, local_search
+from rapo_jax.environment import Environment
 from rapo_jax.rollout.spans import Boundary
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.text.protocol import stops
+from rapo_jax.text.tokens import Tokens, boundary_automaton, build_tokenizer, load_tokens
+from rapo_jax.tools import Observation, local_search
 from rapo_jax.train.sampler import Sampler
 
 CALL_EVERY = 64

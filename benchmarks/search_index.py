@@ -56,8 +56,8 @@ def write_corpus(path: Path, count: int) -> None:
 def build(arguments: argparse.Namespace) -> None:
     """In the process that is measured: the stage, then its peak of memory as its last line."""
     from configs import default
-    from rapo_jax.checks import read_settings
-    from rapo_jax.train.search_index import index_corpus
+    from rapo_jax.config.read import read_settings
+    from rapo_jax.stages.search_index import index_corpus
 
     config = default.get_config()
     config.stages = ("search_index",)
@@ -77,7 +77,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def search(folder: Path) -> str:
     """Queries a second one by one and in a batch, recall, and what is in memory."""
-    from rapo_jax.host.search_index.search import open_index
+    from rapo_jax.search.index.search import open_index
 
     index = open_index(folder)
     rng = np.random.default_rng(1)

@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
     n.max_tokens_total = 100_000_000  # the same in tokens, read and written
     n.concurrency = 16  # trajectories at a time
     n.deadline_s = 120.0  # seconds of a call, all attempts together
-    b.files = ()  # JSON lines (.gz too) of traces to add; rapo_jax/host/memory/sources.py: formats
+    b.files = ()  # JSON lines (.gz too) of traces to add; rapo_jax/buffer/sources.py: formats
     b.malformed = "skip"  # their bad lines: skip, counted in the manifest | fail
     b.questions = 100_000  # questions sampled, at most
     b.samples = 16  # N, trajectories a question (sec. 4.1.1)

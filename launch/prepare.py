@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from absl import app
 from ml_collections import ConfigDict
 
-from rapo_jax.checks import read_settings
 from rapo_jax.config import Settings
+from rapo_jax.config.read import read_settings
 
 HUB = {
     "Qwen2.5-3B-Instruct": "Qwen/Qwen2.5-3B-Instruct",
@@ -33,7 +33,7 @@ HUB = {
 """Folder name -> where the Hugging Face hub has it."""
 TRACES = (
     "JSON lines of an off-policy agent's traces, for example {question, response, reward} or "
-    "{key, value, reward}; rapo_jax/host/memory/sources.py lists the forms. The paper sampled "
+    "{key, value, reward}; rapo_jax/buffer/sources.py lists the forms. The paper sampled "
     "AEPO-Qwen3-14B, 16 trajectories a question. Or sample a policy of your own: "
     "--config.buffer.agent=checkpoint --config.buffer.checkpoint=WORKDIR --config.buffer.files='()'"
 )
@@ -95,7 +95,7 @@ def _questions(s: Settings) -> Iterator[Need]:
 
 
 def _suites(s: Settings) -> Iterator[Need]:
-    from rapo_jax.host.suites import SUITES
+    from rapo_jax.suites import SUITES
 
     e = s.evaluate
     for name in map(_whole, e.suites):
@@ -113,7 +113,7 @@ def _whole(name: str) -> str:
 
 def _set(key: str, what: str, asked: str, manual_dir: str) -> Need:
     """A file of questions, or the files of a published set, asked for as 'gsm8k:test'."""
-    from rapo_jax.host.datasets import SETS, find_files
+    from rapo_jax.tasks.published import SETS, find_files
 
     published, _, split = asked.partition(":")
     if Path(asked).is_file():
@@ -134,8 +134,8 @@ def _key(key: str, variable: str) -> Iterator[Need]:
 
 
 def _search(s: Settings) -> Iterator[Need]:
-    from rapo_jax.host.search_index.files import MANIFEST
-    from rapo_jax.host.tools import HttpSearch
+    from rapo_jax.search.index.files import MANIFEST
+    from rapo_jax.tools import HttpSearch
 
     search, documents = s.tools.search, s.task.dataset.documents
     if search.kind == "local":
@@ -168,7 +168,7 @@ def _search(s: Settings) -> Iterator[Need]:
             "tools.search.url",
             what,
             "no server answers; serve a corpus (the paper: Wikipedia of 2018, wiki-18.jsonl): "
-            "python -m rapo_jax.host.tools.search_server --corpus=CORPUS.jsonl, or any server "
+            "python -m rapo_jax.search.server --corpus=CORPUS.jsonl, or any server "
             "that speaks Search-R1's /retrieve",
         )
     finally:

@@ -45,10 +45,10 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rapo_jax.checks import READERS, read_settings
-from rapo_jax.host.files import claimed
-from rapo_jax.job import open_workdir, run_stages
+from rapo_jax.config.read import READERS, read_settings
+from rapo_jax.io.files import claimed
 from rapo_jax.model.hf_config import refuse_contradictions
+from rapo_jax.stages.job import open_workdir, run_stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run writes.")

@@ -32,21 +32,22 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.checks import read_settings
+from rapo_jax.buffer.agents import run_agents
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, make_items
+from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.host.agents import run_agents
-from rapo_jax.host.environment import Environment
-from rapo_jax.host.memory.buffer import StepTraceBuffer, Trace, make_items
-from rapo_jax.host.memory.ngram import NgramEncoder
-from rapo_jax.host.memory.retriever import Retriever
-from rapo_jax.host.tasks import TASKS, Question, outcome_reward
-from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.host.tools import Observation, Tool, local_search
+from rapo_jax.config.read import read_settings
+from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
 from rapo_jax.model.transformer import init_params
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.tasks import TASKS, Question, outcome_reward
+from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
+from rapo_jax.tools import Observation, Tool, local_search
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.tapes import own_steps, own_text
 from rapo_jax.types import Params, Trajectory
+from tests.loopback import serve  # noqa: F401
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("unhurried")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rapo_jax.host.tasks import Question, question_task
+from rapo_jax.tasks import Question, question_task
 
 NOT_CALLABLE = 3
 

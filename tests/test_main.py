@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rapo_jax.checks import STAGES, read_settings
-from rapo_jax.host.files import claimed
-from rapo_jax.job import commit, prepare_workdir, run_stages
+from rapo_jax.config.read import STAGES, read_settings
+from rapo_jax.io.files import claimed
+from rapo_jax.stages.job import commit, prepare_workdir, run_stages
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapo_jax.host.agents import response_text, run_agent
-from rapo_jax.host.protocol import tags
-from rapo_jax.host.tasks import Question, find_reward, find_task, outcome_reward
-from rapo_jax.host.tokens import build_tokenizer
-from rapo_jax.host.tools import own_tools
+from rapo_jax.buffer.agents import response_text, run_agent
+from rapo_jax.tasks import Question, find_reward, find_task, outcome_reward
+from rapo_jax.text.protocol import tags
+from rapo_jax.text.tokens import build_tokenizer
+from rapo_jax.tools import own_tools
 from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]

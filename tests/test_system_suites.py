@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rapo_jax.host.tokens import build_tokenizer
-from tests.host.datasets.fixtures import gsm, lines
+from rapo_jax.text.tokens import build_tokenizer
 from tests.model.checkpoints import make_model, save_model
+from tests.tasks.published.fixtures import gsm, lines
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("Anna", "Bob", "Carla", "Dora", "Emil")

@@ -20,8 +20,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.host.protocol import stops
-from rapo_jax.host.tokens import boundary_automaton
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.sharding import (
     layout,
@@ -38,6 +36,8 @@ from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
 from rapo_jax.rollout.loop import Plan, World, agent_step, open_rows, parts
 from rapo_jax.rollout.spans import Boundary
+from rapo_jax.text.protocol import stops
+from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, Span, TrainState, Trajectory

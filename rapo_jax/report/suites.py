@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rapo_jax.host.suites.paper import reported
-from rapo_jax.host.suites.scores import FAILURES, RIGHT
-from rapo_jax.host.suites.table import average, percent
 from rapo_jax.report.runs import Run, as_number
+from rapo_jax.suites.paper import reported
+from rapo_jax.suites.scores import FAILURES, RIGHT
+from rapo_jax.suites.table import average, percent
 
 KINDS = (RIGHT, *FAILURES)
 DASH = "–"

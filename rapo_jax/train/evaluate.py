@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from rapo_jax.host.tasks import Question, is_correct
+from rapo_jax.tasks import Question, is_correct
 from rapo_jax.train.distributed import own_part, share
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import own_text, segments

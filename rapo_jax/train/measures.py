@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rapo_jax.host.protocol import CALLS
-from rapo_jax.host.tasks import Question, failure_kind, is_correct
-from rapo_jax.host.tasks.own import Score
-from rapo_jax.host.tokens import Tokens
-from rapo_jax.train.calibrate import Calibrated
+from rapo_jax.method.calibrate import Calibrated
+from rapo_jax.tasks import Question, failure_kind, is_correct
+from rapo_jax.tasks.user import Score
+from rapo_jax.text.protocol import CALLS
+from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import share
 from rapo_jax.train.tapes import own_text, segments
 from rapo_jax.types import Source, Trajectory

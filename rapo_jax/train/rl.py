@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import Settings
-from rapo_jax.host.data import load_questions, question_stream
-from rapo_jax.host.tasks import Question
+from rapo_jax.method.calibrate import calibrate, guards
 from rapo_jax.model.sharding import place, row_shards, rows
-from rapo_jax.train.calibrate import calibrate, guards
+from rapo_jax.tasks import Question
+from rapo_jax.tasks.stream import load_questions, question_stream
+from rapo_jax.train.buffer import attach_buffer, read_trajectories
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import Stopped, is_first, share, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
@@ -27,7 +28,6 @@ from rapo_jax.train.measures import (
     shared_counts,
     world_metrics,
 )
-from rapo_jax.train.memory import attach_buffer, read_trajectories
 from rapo_jax.train.metrics import Progress, open_to_append
 from rapo_jax.train.mini_batches import train_on_examples, train_on_rollouts
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer

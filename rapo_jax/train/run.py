@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rapo_jax.checks import check_unscripted
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.host.data import QuestionFiles, prepare_questions
-from rapo_jax.host.environment import Environment
-from rapo_jax.host.memory.ngram import NgramEncoder
-from rapo_jax.host.protocol import own_names, render_result, with_tools
-from rapo_jax.host.tasks import Task, check_metric, find_reward, find_task
-from rapo_jax.host.tasks.chains import LONGEST_CHAIN
-from rapo_jax.host.tasks.own import Score
-from rapo_jax.host.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.host.tools import OwnTool, close_tools, make_tools, own_tools
-from rapo_jax.host.tools.observation import Tool
+from rapo_jax.config.read import check_unscripted
+from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.tasks import Task, check_metric, find_reward, find_task
+from rapo_jax.tasks.chains import LONGEST_CHAIN
+from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
+from rapo_jax.tasks.user import Score
+from rapo_jax.text.protocol import own_names, render_result, with_tools
+from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
+from rapo_jax.tools import OwnTool, close_tools, make_tools, own_tools
+from rapo_jax.tools.observation import Tool
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import device_encoder
 from rapo_jax.train.metrics import Metrics, NoMetrics

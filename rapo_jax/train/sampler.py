@@ -13,10 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.host.environment import Environment
-from rapo_jax.host.protocol import stops
-from rapo_jax.host.tasks.schema import Question
-from rapo_jax.host.tokens import Tokens, boundary_automaton
+from rapo_jax.environment import Environment
 from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, merged
@@ -31,6 +28,9 @@ from rapo_jax.model.sharding import (
 )
 from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
 from rapo_jax.rollout.spans import Boundary
+from rapo_jax.tasks.schema import Question
+from rapo_jax.text.protocol import stops
+from rapo_jax.text.tokens import Tokens, boundary_automaton
 from rapo_jax.train.distributed import share
 from rapo_jax.types import Params, Span, Trajectory
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.host.agents import run_agents
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.environment import observation_ids, retrieved_ids
-from rapo_jax.host.memory.buffer import Trace
-from rapo_jax.host.protocol import Segment
-from rapo_jax.host.tokens import Tokens
+from rapo_jax.buffer.agents import run_agents
+from rapo_jax.buffer.buffer import Trace
+from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.model.sharding import place, row_shards, rows
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.text.protocol import Segment
+from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.train.metrics import Progress

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from rapo_jax.host.protocol import Segment
-from rapo_jax.host.tasks.schema import Question
-from rapo_jax.host.tokens import Tokens
+from rapo_jax.tasks.schema import Question
+from rapo_jax.text.protocol import Segment
+from rapo_jax.text.tokens import Tokens
 from rapo_jax.types import Source, Status, Trajectory
 
 

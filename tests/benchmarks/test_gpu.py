@@ -27,9 +27,9 @@ from benchmarks.gpu_sizes import (
 from benchmarks.random_model import command, random_params, write_folder
 from benchmarks.timing import Timed, interleaved
 from configs import default
-from rapo_jax.checks import read_settings
-from rapo_jax.host.tokens import load_tokens
+from rapo_jax.config.read import read_settings
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.text.tokens import load_tokens
 from rapo_jax.train.policy import newest_weights
 
 # Qwen2.5-7B: 28 layers, 3584 wide, 28 heads and 4 kv heads of 128, ffn 18,944

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from configs import qwen7b, web7b
-from rapo_jax.host.search_index.files import MANIFEST
-from rapo_jax.host.tools.search_corpus import exact_search, read_corpus
-from rapo_jax.host.tools.search_server import SearchServer
+from rapo_jax.search.corpus import exact_search, read_corpus
+from rapo_jax.search.index.files import MANIFEST
+from rapo_jax.search.server import SearchServer
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -101,7 +101,7 @@ def test_a_retrieval_server_is_asked_whether_it_answers(tmp_path):
     assert found(config)["tools.search"].missing == ""
     server.close()
     config["tools"]["search"]["deadline_s"] = 0.2
-    assert "rapo_jax.host.tools.search_server" in found(config)["tools.search.url"].missing
+    assert "rapo_jax.search.server" in found(config)["tools.search.url"].missing
 
 
 def test_a_file_of_questions_a_corpus_and_a_finished_buffer_are_looked_for(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.checks import CHOICES
+from rapo_jax.config.read import CHOICES
 from rapo_jax.model.attention import (
     ATTENTIONS,
     KERNELS,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.checks import read_settings
-from rapo_jax.checks.lora import TARGETS as CHECKED
 from rapo_jax.config import LoraSettings
+from rapo_jax.config.check_lora import TARGETS as CHECKED
+from rapo_jax.config.read import read_settings
 from rapo_jax.model.lora import (
     ADAPTERS,
     TARGETS,

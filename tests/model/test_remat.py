@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.checks import CHOICES
+from rapo_jax.config.read import CHOICES
 from rapo_jax.model.remat import POLICIES
 from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import init_params

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from configs import default, llama8b, qwen3b, qwen7b
-from rapo_jax.checks import read_settings
+from rapo_jax.config.read import read_settings
 from rapo_jax.plan.arithmetic import Way, bytes_on, cache_slots, micro_rows, shape_on
 from rapo_jax.plan.chips import slices
 from rapo_jax.plan.estimate import estimate, rows_at_once, work_on

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import default
-from rapo_jax.checks import read_settings
+from rapo_jax.config.read import read_settings
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.plan.programs import compile_program, lowered_rollout, lowered_update
 from rapo_jax.plan.stage import plan

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from rapo_jax.host.suites.paper import AVERAGED
 from rapo_jax.report.page import write_report
 from rapo_jax.report.runs import load_run
 from rapo_jax.report.suites import KINDS, suite_rows
+from rapo_jax.suites.paper import AVERAGED
 from tests.report.conftest import HOSTILE
 
 SUITE = {

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.host.protocol import STOPS
-from rapo_jax.host.tokens import boundary_automaton
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.transformer import init_params
 from rapo_jax.rollout.spans import Boundary
+from rapo_jax.text.protocol import STOPS
+from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span
 from tests.models import SMALL_MODEL
 

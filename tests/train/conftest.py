@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from rapo_jax.model.transformer import init_params
+from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.memory import build_buffer
 from rapo_jax.train.metrics import Metrics
 from rapo_jax.train.policy import start_state
 from rapo_jax.train.run import Run, open_run

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 
-from rapo_jax.checks import read_settings
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.tools import Observation
-from rapo_jax.job import open_workdir
+from rapo_jax.config.read import read_settings
+from rapo_jax.stages.job import open_workdir
+from rapo_jax.stages.table import RUNNERS, open_stages
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.tools import Observation
 from rapo_jax.train import distributed
 from rapo_jax.train.policy import load_policy
-from rapo_jax.train.stages import RUNNERS, open_stages
 from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source
 

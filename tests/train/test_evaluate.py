@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.tasks import is_correct, outcome_reward
+from rapo_jax.stages.gates import check_cold_start
+from rapo_jax.tasks import is_correct, outcome_reward
+from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate, spread
-from rapo_jax.train.gates import check_cold_start
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.tapes import own_text, segments
 from rapo_jax.types import Source

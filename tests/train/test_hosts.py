@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.host.data import load_questions
+from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import RlStage
 

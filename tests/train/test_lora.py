@@ -18,8 +18,9 @@ from rapo_jax.model.describe import describe
 from rapo_jax.model.lora import ADAPTERS, detach
 from rapo_jax.model.sharding import make_mesh, place, row_shards, rows
 from rapo_jax.model.transformer import forward, init_params, unembed
+from rapo_jax.stages.export import export_weights
+from rapo_jax.stages.score import score_file
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.export import export_weights
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import (
     fresh_state,
@@ -28,7 +29,6 @@ from rapo_jax.train.policy import (
     policy_shapes,
     start_state,
 )
-from rapo_jax.train.score import score_file
 from rapo_jax.train.update import Updater, imitation_loss
 from rapo_jax.types import Batch, Source, TrainState
 from tests.model.checkpoints import load_model, logits_of, make_model, save_model

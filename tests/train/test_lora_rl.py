@@ -11,10 +11,10 @@ import pytest
 
 from rapo_jax.config import LoraSettings
 from rapo_jax.model.lora import ADAPTERS, detach
-from rapo_jax.train.export import export_weights
+from rapo_jax.stages.export import export_weights
+from rapo_jax.stages.score import score_file
 from rapo_jax.train.rl import RlStage
 from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.score import score_file
 from rapo_jax.train.weights import restore
 
 LORA = {"rank": 3, "alpha": 6.0, "targets": ("q", "v", "down"), "merge": False}

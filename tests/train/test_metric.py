@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.tasks import boxed_answer, outcome_reward
-from rapo_jax.host.tools.search_batches import Document
-from rapo_jax.host.tools.search_server import SearchServer
+from rapo_jax.search.batches import Document
+from rapo_jax.search.server import SearchServer
+from rapo_jax.tasks import boxed_answer, outcome_reward
+from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage

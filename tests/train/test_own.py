@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.host.data import load_questions
-from rapo_jax.host.environment import Environment
-from rapo_jax.host.protocol import render_result
-from rapo_jax.host.tokens import build_tokenizer
-from rapo_jax.host.tools import own_tools
+from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
-from rapo_jax.train.buffer_sources import sample_agents
+from rapo_jax.stages.buffer_sources import sample_agents
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.text.protocol import render_result
+from rapo_jax.text.tokens import build_tokenizer
+from rapo_jax.tools import own_tools
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage

@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from rapo_jax.host.tokens import build_tokenizer
-from rapo_jax.job import summarise
 from rapo_jax.model.transformer import forward, unembed
+from rapo_jax.stages.job import summarise
+from rapo_jax.stages.table import RUNNERS, Stages
+from rapo_jax.text.tokens import build_tokenizer
 from rapo_jax.train.policy import fresh_state, load_policy, restore
 from rapo_jax.train.run import open_run
-from rapo_jax.train.stages import RUNNERS, Stages
 from tests.model.checkpoints import logits_of, make_model, save_model
 
 VOCAB = 320

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import LoraSettings
-from rapo_jax.host.environment import Environment
+from rapo_jax.environment import Environment
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, merged
 from rapo_jax.model.scoring import score

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.host.memory.buffer import Trace
-from rapo_jax.host.protocol import Segment
+from rapo_jax.buffer.buffer import Trace
+from rapo_jax.text.protocol import Segment
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.sft import (

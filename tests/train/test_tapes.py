@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from rapo_jax.host.protocol import Segment
+from rapo_jax.text.protocol import Segment
 from rapo_jax.train.tapes import own_steps, own_text, pieces, segments, write_trajectories
 from rapo_jax.types import Source, Status
 

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from rapo_jax.method.advantages import group_advantage
+from rapo_jax.method.calibrate import calibrate
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.train.calibrate import calibrate
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_idle_rows
 from rapo_jax.types import Batch, Source, TrainState

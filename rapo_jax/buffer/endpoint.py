@@ -1,0 +1,187 @@
+"""A chat endpoint as an off-policy agent: any OpenAI-compatible server, within a spending cap.
+
+The key comes from an environment variable and stands in a header alone. `conversations.py` samples
+whole trajectories.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.config import EndpointSettings
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.text.protocol import STEP_KINDS, neutralise, stops, tags
+
+HOPELESS = (401, 402, 403, 404, 405)
+"""Statuses that no other question would change: the endpoint is set up wrongly, or unpaid. (400
+may be a conversation that has become too long.)"""
+MAX_STOPS = 4
+"""More stop sequences are refused by OpenAI's own endpoint."""
+MAX_REPLY_BYTES = 8 << 20
+CHARS_PER_TOKEN = 3
+"""Of an estimate of what a call reads, on the high side for English."""
+REASONING = ("reasoning_content", "reasoning")
+"""Where servers put a thought that they cut out of the message."""
+
+Message = dict[str, str]
+
+
+class Spent(Exception):
+    """The spending cap is reached; says which one and how to raise it."""
+
+
+class Budget:
+    """Calls and tokens spent on an endpoint, over all builds of a buffer: `path` keeps account.
+
+    A call is written down before it is made, with an estimate of its tokens that its answer
+    corrects: a killed build has spent what it had under way.
+    """
+
+    def __init__(self, path: Path, *, max_calls: int, max_tokens: int) -> None:
+        self._path, self._max_calls, self._max_tokens = path, max_calls, max_tokens
+        self._lock = threading.Lock()
+        self.calls = self.tokens = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        for line in lines:
+            try:
+                calls, tokens = map(int, json.loads(line))
+            except (ValueError, TypeError):
+                raise ValueError(f"{path}: damaged; it says what was spent, mend it") from None
+            self.calls, self.tokens = self.calls + calls, self.tokens + tokens
+
+    def take(self, estimate: int) -> None:
+        """Sets a call of about `estimate` tokens apart. Raises Spent if it is beyond a cap."""
+        with self._lock:
+            for name, used, cap in (
+                ("calls", self.calls + 1, self._max_calls),
+                ("tokens", self.tokens + estimate, self._max_tokens),
+            ):
+                if cap and used > cap:
+                    spent = {"calls": self.calls, "tokens": self.tokens}[name]
+                    raise Spent(f"buffer.endpoint.max_{name}_total={cap}: {spent} are spent")
+            self._write(1, estimate)
+
+    def correct(self, tokens: int) -> None:
+        """Adds what a call took beyond its estimate."""
+        with self._lock:
+            self._write(0, tokens)
+
+    def _write(self, calls: int, tokens: int) -> None:
+        self.calls, self.tokens = self.calls + calls, self.tokens + tokens
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([calls, tokens]) + "\n")
+
+
+class Endpoint:
+    """Answers of a chat endpoint, cut where a step ends; from any thread. `own`: own tools' tags.
+
+    Raises:
+        ValueError: the environment variable of the key is empty.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        budget: Budget,
+        *,
+        own: tuple[str, ...],
+        attempts: int = 4,
+        backoff_s: float = 1.0,
+    ) -> None:
+        key = os.environ.get(settings.key_variable, "") if settings.key_variable else ""
+        if settings.key_variable and not key:
+            raise ValueError(
+                f"buffer.endpoint.key_variable={settings.key_variable!r}: this environment "
+                "variable is empty or not set; put the endpoint's key into it"
+            )
+        self._settings, self._budget, self._own = settings, budget, own
+        self._url = f"{settings.url.rstrip('/')}/chat/completions"
+        self._client = JsonClient(
+            Limits(settings.deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            secrets=[key],
+            connections=settings.concurrency,
+        )
+
+    def step(self, messages: Sequence[Message]) -> str:
+        """The model's next step.
+
+        Raises:
+            Spent: the spending cap is reached.
+            HttpFailure: the call failed, in all its attempts.
+            ValueError: the endpoint refuses calls altogether.
+        """
+        s = self._settings
+        read = sum(len(message["content"]) for message in messages) // CHARS_PER_TOKEN
+        estimate = read + s.step_tokens
+        self._budget.take(estimate)
+        body = {
+            "model": s.model,
+            "messages": list(messages),
+            "temperature": s.temperature,
+            "max_tokens": s.step_tokens,
+            "stop": list(stops(self._own)[:MAX_STOPS]),
+        }
+        try:
+            reply = self._client.post(self._url, body)
+        except HttpFailure as failure:
+            if failure.kind == "status":  # else it may have worked on the call all the same
+                self._budget.correct(-estimate)
+            if failure.status in HOPELESS:
+                raise ValueError(f"buffer.endpoint.model={s.model!r}: {failure}") from None
+            raise
+        text, ended = self._read(reply)
+        used = _tokens_of(reply)
+        used = read + len(text) // CHARS_PER_TOKEN if used is None else used
+        self._budget.correct(used - estimate)
+        if not text.strip():
+            raise HttpFailure("body", f"POST {self._url}: the answer holds no message")
+        return whole_step(text, ended=ended, own=self._own)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _read(self, reply: Any) -> tuple[str, bool]:
+        """(text, whether it ended by itself and not at its longest)."""
+        try:
+            choice = reply["choices"][0]
+            message = choice["message"]
+            text = message.get("content") or ""
+            thought = next((x for name in REASONING if (x := message.get(name))), "")
+            ended = choice.get("finish_reason") != "length"
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return "", False
+        if not isinstance(text, str):
+            return "", False
+        if isinstance(thought, str) and thought.strip() and "<think>" not in text:
+            text = f"<think>{neutralise(thought.strip(), self._own)}</think>{text}"
+        return text.encode("utf-8", "replace").decode(), ended  # half a character has no bytes
+
+
+def whole_step(text: str, *, ended: bool, own: tuple[str, ...]) -> str:
+    """A model's step as the policy's own would end: with the first closing tag of a call or answer.
+
+    What an endpoint wrote after it is cut. Most leave the stop sequence out: where a text `ended`
+    in an open call or answer, its closing tag is put back. Chat control tokens cannot act.
+    """
+    text = text.replace("<|", "< |")
+    ends = [place + len(tag) for tag in stops(own) if (place := text.find(tag)) >= 0]
+    if ends:
+        return text[: min(ends)]
+    place, kind = max((text.rfind(f"<{kind}>"), kind) for kind in (*STEP_KINDS, *own))
+    inside = text[place + len(kind) + 2 :]
+    closes = ended and place >= 0 and not any(tag in inside for tag in tags(own))
+    return f"{text}</{kind}>" if closes else text
+
+
+def _tokens_of(reply: Any) -> int | None:
+    usage = reply.get("usage") if isinstance(reply, Mapping) else None
+    total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
+    right = isinstance(total, int) and not isinstance(total, bool) and total >= 0
+    return total if right else None

@@ -1,0 +1,159 @@
+"""Chat messages with tool calls as the text of our protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapo_jax.text.protocol import neutralise, render_result, tags
+
+QUERY_NAMES = ("query", "q", "queries", "query_list", "search_query")
+PROGRAM_NAMES = ("code", "program", "script", "source")
+SHORT_ANSWER_CHARS = 200
+"""A last message up to this long and of one line is itself the answer, and is boxed."""
+
+Message = Mapping[str, Any]
+
+
+def tagged_text(messages: Sequence[Any], own: tuple[str, ...] = ()) -> tuple[str, str]:
+    """(question, response with protocol tags) of one chat in the OpenAI format.
+
+    The question is the user's message; a system message is passed over, for ours takes its place.
+    An assistant's message becomes a thought and its call, the tool's message the result; several
+    calls of one message become steps of their own; a message without calls is the answer. Contents
+    that hold protocol tags already are taken as they are. A tool of the name of an `own` one is it.
+
+    Raises:
+        ValueError: with what cannot be understood: several user turns, a tool that is no search,
+            no python and no own one, a call without a result or a result without a call.
+    """
+    turns = [_message(message) for message in messages]
+    while turns and turns[0]["role"] in ("system", "developer"):
+        turns = turns[1:]
+    if not turns or turns[0]["role"] != "user":
+        raise ValueError("messages do not begin with a user's question")
+    question, *turns = turns
+    response: list[str] = []
+    place = 0
+    while place < len(turns):
+        message = turns[place]
+        if message["role"] != "assistant":
+            raise ValueError(f"messages: a {message['role']} message where the assistant's was due")
+        calls = _calls(message, own)
+        results = turns[place + 1 : place + 1 + len(calls)]
+        response.append(_own_words(message, own, is_answer=not calls))
+        response.extend(
+            f"<{kind}>{neutralise(call, own)}</{kind}>{render_result(result, own)}"
+            for (kind, call), result in zip(
+                [content for _, content in calls], _results(calls, results), strict=True
+            )
+        )
+        place += 1 + len(calls)
+    if not response:
+        raise ValueError("messages hold no answer of an assistant")
+    return _content(question), "".join(response)
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A message in today's form; `function_call` and the role `function` are yesterday's."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError("messages hold an item that is no message with a role")
+    found = dict(message)
+    if found["role"] == "function":
+        found["role"] = "tool"
+    if found.get("function_call") and not found.get("tool_calls"):
+        found["tool_calls"] = [{"function": found["function_call"]}]
+    return found
+
+
+def _content(message: Message) -> str:
+    """The text of a message, whose parts may come as a list."""
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        if len(parts) == len(content) and all(isinstance(part, str) for part in parts):
+            return "".join(str(part) for part in parts)
+    if not isinstance(content, str):
+        raise ValueError(f"messages: content of the {message['role']} is no text")
+    return content
+
+
+def _own_words(message: Message, own: tuple[str, ...], *, is_answer: bool) -> str:
+    """The assistant's thought, or thought and answer, with tags."""
+    content = _content(message).strip()
+    thought = message.get("reasoning_content") or ""
+    if not isinstance(thought, str):
+        raise ValueError("messages: reasoning_content is no text")
+    if any(tag in content for tag in tags(own)):
+        return (f"<think>{neutralise(thought.strip(), own)}</think>" if thought else "") + content
+    thought, content = neutralise(thought.strip(), own), neutralise(content, own)
+    if not is_answer:
+        return f"<think>{' '.join(filter(None, [thought, content]))}</think>"
+    if not content:
+        raise ValueError("messages: a message of the assistant is empty")
+    if "\\boxed{" not in content and len(content) <= SHORT_ANSWER_CHARS and "\n" not in content:
+        content = f"\\boxed{{{content}}}"
+    return f"<think>{thought}</think><answer>{content}</answer>"
+
+
+def _calls(message: Message, own: tuple[str, ...]) -> list[tuple[Any, tuple[str, str]]]:
+    """(id, (tag, content)) of each call of a message."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise ValueError("messages: tool_calls is no list")
+    return [_call(call, own) for call in calls]
+
+
+def _call(call: Any, own: tuple[str, ...]) -> tuple[Any, tuple[str, str]]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str):
+        raise ValueError("messages: a tool call without a function's name")
+    kind = name if name in own else _kind(name)
+    text = _argument(function.get("arguments"), QUERY_NAMES if kind == "search" else PROGRAM_NAMES)
+    if text is None:
+        raise ValueError(f"messages: the call of {name!r} has no text among its arguments")
+    return call.get("id"), (kind, text)
+
+
+def _argument(arguments: Any, names: Sequence[str]) -> str | None:
+    """The query or program among a call's arguments; None where it cannot be told."""
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments)
+        except (ValueError, RecursionError):
+            read = None
+        # Some servers write the bare query or program, which may look like a number or a list.
+        arguments = read if isinstance(read, Mapping | str) else arguments
+    if isinstance(arguments, Mapping):
+        texts = [value for value in arguments.values() if isinstance(value, str)]
+        known = [arguments[name] for name in names if name in arguments]
+        arguments = known[0] if known else texts[0] if len(texts) == 1 else None
+    if isinstance(arguments, list) and len(arguments) == 1:
+        arguments = arguments[0]
+    return arguments if isinstance(arguments, str) else None
+
+
+def _kind(name: str) -> str:
+    lowered = name.lower()
+    if any(word in lowered for word in ("python", "code", "interpreter")):
+        return "python"
+    if any(word in lowered for word in ("search", "wiki", "retriev")):
+        return "search"
+    raise ValueError(f"messages: tool {name!r} is no search and no python interpreter")
+
+
+def _results(calls: Sequence[tuple[Any, Any]], messages: Sequence[Message]) -> list[str]:
+    """The results in the order of their calls; ids decide where there are any."""
+    if len(messages) < len(calls) or any(message["role"] != "tool" for message in messages):
+        raise ValueError("messages: a tool call without its result")
+    by_id = {message.get("tool_call_id"): message for message in messages}
+    ids = [call_id for call_id, _ in calls]
+    if None in ids or None in by_id or len(by_id) < len(messages):
+        return [_content(message) for message in messages]
+    if set(ids) != set(by_id):
+        raise ValueError("messages: the ids of tool calls and results do not agree")
+    return [_content(by_id[call_id]) for call_id in ids]

@@ -1,0 +1,222 @@
+"""Traces made elsewhere, as JSON lines: what may fill a Step-Trace Buffer beside our own agents.
+
+A line is one of four records, told apart by its keys:
+
+    {"key", "value", "reward"}     one step trace, as the official buffer stores it
+    {"question", "response", …}    a trajectory as text with our tags, the prompt left out
+    {"question", "steps", …}       a trajectory as a list of step traces
+    {"messages", …}                a trajectory as chat messages with tool calls
+
+A trajectory also needs "reward", or "answers" to compute it from, unless its question is one of
+those to train on. It may hold "question_id" (else the question's text names it), "id" (unique in
+its file) and "origin" (else the file's name).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.buffer.keys import key_text
+from rapo_jax.buffer.messages import tagged_text
+from rapo_jax.buffer.traces import Trace, TraceItem
+from rapo_jax.io.jsonl import LineReport, number_of, read_jsonl, text_of, texts_of
+from rapo_jax.tasks.schema import Question
+from rapo_jax.text.protocol import split_steps, tags
+
+Score = Callable[[str, Sequence[str]], float]
+"""(response text, gold answers) -> outcome reward."""
+
+_END_TOKENS = re.compile(r"(?:\s*<\|[^|>]*\|>)+\s*$")
+_TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
+
+
+@dataclass
+class Imported:
+    """What files gave: whole trajectories, single step traces, and a report for each file."""
+
+    traces: list[Trace] = field(default_factory=list)
+    items: list[TraceItem] = field(default_factory=list)
+    reports: list[LineReport] = field(default_factory=list)
+
+    def step_items(self, *, unit: str, include_answers: bool) -> list[TraceItem]:
+        """The single step traces that a buffer of these settings takes."""
+        if self.items and unit != "step":
+            raise ValueError(
+                f"retrieval.unit={unit!r}: buffer.files hold {len(self.items)} single step traces "
+                "{key, value, reward}, which are no trajectories; use retrieval.unit='step'"
+            )
+        return [item for item in self.items if include_answers or "</answer>" not in item.value]
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of the files: counts, and the malformed lines by number."""
+        files = [
+            {
+                "name": Path(report.path).name,
+                "lines": report.lines,
+                "records": report.records,
+                "malformed": report.malformed,
+                "malformed_lines": [list(bad) for bad in report.told],
+            }
+            for report in self.reports
+        ]
+        return {"files": files, "malformed": sum(report.malformed for report in self.reports)}
+
+
+def read_sources(
+    files: Sequence[str | Path],
+    *,
+    malformed: str,
+    questions: Sequence[Question],
+    score: Score,
+    mask: str,
+    max_chars: int,
+    own: tuple[str, ...] = (),
+) -> Imported:
+    """Reads every file, in order. `questions` are those to train on: a trace of one gets its id.
+
+    `mask` and `max_chars` make the keys of official records, which are single step traces: key and
+    history stand in one text there, which is cut at the first <think> and goes through `key_text`
+    like our own keys, else no query could match it. `own` are the tags of own tools.
+
+    Raises:
+        ValueError: a file is missing, damaged or without any usable line, or a line is malformed
+            and `malformed` is 'fail'.
+    """
+    known = {question.question.strip(): question for question in questions}
+    found = Imported()
+    for path in files:
+        report = LineReport(str(path))
+        parse = _Parser(Path(path).name, known, score, mask, max_chars, own)
+        for record in read_jsonl(
+            path, parse, malformed=malformed, key="buffer.malformed", report=report
+        ):
+            if isinstance(record, Trace):
+                found.traces.append(record)
+            else:
+                found.items.append(record)
+        found.reports.append(report)
+    return found
+
+
+class _Parser:
+    """One file's lines to records; remembers what the file held to tell duplicates."""
+
+    def __init__(
+        self,
+        name: str,
+        known: Mapping[str, Question],
+        score: Score,
+        mask: str,
+        max_chars: int,
+        own: tuple[str, ...],
+    ) -> None:
+        self._origin = f"file:{name}"
+        self._known = known
+        self._score = score
+        self._own = own
+        self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
+        self._ids: set[Any] = set()
+        self._contents: set[bytes] = set()
+
+    def __call__(self, record: Mapping[str, Any]) -> Trace | TraceItem:
+        found = self._step(record) if "key" in record else self._trajectory(record)
+        self._refuse_duplicates(record, found)
+        return found
+
+    def _step(self, record: Mapping[str, Any]) -> TraceItem:
+        """An official record; its step is the number of results in its key."""
+        key, value = text_of(record, "key"), text_of(record, "value")
+        start = key.find("<think>")
+        question, history = (key, "") if start < 0 else (key[:start], key[start:])
+        question = question.rstrip("\n")
+        return TraceItem(
+            key=self._key_text(question, history),
+            value=value,
+            reward=number_of(record, "reward"),
+            question_id=self._question_id(record, question),
+            step=history.count("</result>"),
+            origin=self._origin_of(record),
+        )
+
+    def _trajectory(self, record: Mapping[str, Any]) -> Trace:
+        question, steps = _read_trajectory(record, self._own)
+        return Trace(
+            question_id=self._question_id(record, question),
+            question=question,
+            steps=steps,
+            reward=self._reward(record, question, "".join(steps)),
+            origin=self._origin_of(record),
+        )
+
+    def _reward(self, record: Mapping[str, Any], question: str, response: str) -> float:
+        if "reward" in record:
+            return number_of(record, "reward")
+        name = next((name for name in ("answers", "answer") if name in record), "")
+        if name:
+            return self._score(response, texts_of(record, name))
+        if question.strip() in self._known:
+            return self._score(response, self._known[question.strip()].answers)
+        raise ValueError("neither reward nor answers, and the question is none to train on here")
+
+    def _question_id(self, record: Mapping[str, Any], question: str) -> str:
+        if "question_id" in record:
+            return text_of(record, "question_id")
+        if question.strip() in self._known:
+            return self._known[question.strip()].id
+        return f"text:{hashlib.sha256(question.strip().encode()).hexdigest()[:16]}"
+
+    def _origin_of(self, record: Mapping[str, Any]) -> str:
+        return text_of(record, "origin") if "origin" in record else self._origin
+
+    def _refuse_duplicates(self, record: Mapping[str, Any], found: Trace | TraceItem) -> None:
+        if "id" in record:
+            name = record["id"]
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise ValueError("id is no text and no whole number")
+            if name in self._ids:
+                raise ValueError(f"duplicate id {name!r}")
+            self._ids.add(name)
+        content = hashlib.sha256(repr(tuple(found)).encode("utf-8", "surrogatepass")).digest()
+        if content in self._contents:
+            raise ValueError("the same record as on an earlier line")
+        self._contents.add(content)
+
+
+def _read_trajectory(record: Mapping[str, Any], own: tuple[str, ...]) -> tuple[str, list[str]]:
+    """(question, step traces) of a trajectory in any of its three forms."""
+    if "messages" in record:
+        messages = record["messages"]
+        if not isinstance(messages, list):
+            raise ValueError("messages is no list")
+        asked, response = tagged_text(messages, own)
+        question = text_of(record, "question") if "question" in record else asked
+        if not question.strip():
+            raise ValueError("messages: the question is blank")
+        return question, _steps(response, "messages", own)
+    if "steps" in record:
+        return text_of(record, "question"), texts_of(record, "steps")
+    if "response" in record:
+        return text_of(record, "question"), _steps(text_of(record, "response"), "response", own)
+    raise ValueError(
+        "none of key, response, steps and messages is there "
+        f"(there are {', '.join(sorted(record)) or 'no keys'})"
+    )
+
+
+def _steps(response: str, name: str, own: tuple[str, ...]) -> list[str]:
+    """Step traces of a tagged text, without the tokens that end a turn."""
+    response = _END_TOKENS.sub("", response)
+    if any(token in response for token in _TURN_TOKENS):
+        raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
+    if not any(tag in response for tag in tags(own)):
+        raise ValueError(f"{name} holds none of our tags, such as <think>")
+    steps = split_steps(response, own)
+    if not any(step.strip() for step in steps):
+        raise ValueError(f"{name} holds no step")
+    return steps

@@ -1,0 +1,190 @@
+"""Memory-mapped texts, and the reading of a corpus into shards of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from rapo_jax.io.files import write_json
+from rapo_jax.io.jsonl import LineReport, read_jsonl
+from rapo_jax.search.batches import Document
+from rapo_jax.search.corpus import document_of
+from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
+
+TOLD = 20
+"""Bad lines of which the manifest keeps number and problem; all are counted."""
+
+
+class IdSet:
+    """Ids seen so far by 64 bits of their hash: 12 to 24 bytes each, 36 while the set grows.
+
+    Two of 21 million ids are taken for each other with a chance of 1 in 80,000.
+    """
+
+    def __init__(self) -> None:
+        self._slots, self._used = array("Q", bytes(8 << 10)), 0
+
+    def add(self, name: str) -> bool:
+        """Whether it is new."""
+        digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+        value = int.from_bytes(digest, "little") or 1  # 0 marks a free slot
+        new = _insert(self._slots, value)
+        self._used += new
+        if 3 * self._used > 2 * len(self._slots):
+            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
+            for each in filter(None, old):
+                _insert(self._slots, each)
+        return new
+
+
+def _insert(slots: array[int], value: int) -> bool:
+    mask = len(slots) - 1
+    place = value & mask
+    while (found := slots[place]) and found != value:
+        place = (place + 1) & mask
+    slots[place] = value
+    return not found
+
+
+class Texts(Sequence[str]):
+    """The contents of the passages of some shards, in their order, read from disk when asked for.
+
+    Iteration and slices give texts; `document` gives a passage with its id.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._offsets = [_offsets(folder) for folder in folders]
+        self._bytes = [_bytes(folder, offsets) for folder, offsets in self._parts(folders)]
+        sizes = [len(offsets) // 2 for offsets in self._offsets]
+        self.starts = np.cumsum([0, *sizes])
+        """The first passage of each shard, and behind the last."""
+
+    def _parts(self, folders: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+        return zip(folders, self._offsets, strict=True)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def document(self, place: int) -> Document:
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        row = 2 * (place - int(self.starts[shard]))
+        start, middle, end = (int(each) for each in self._offsets[shard][row : row + 3])
+        data = self._bytes[shard]
+        return Document(
+            data[start:middle].tobytes().decode("utf-8"), data[middle:end].tobytes().decode("utf-8")
+        )
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self.document(each).contents for each in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return self.document(place % len(self)).contents
+
+
+def _offsets(folder: Path) -> np.ndarray:
+    try:
+        return np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: its texts cannot be read ({error}); build the index again"
+        ) from None
+
+
+def _bytes(folder: Path, offsets: np.ndarray) -> np.ndarray:
+    path = folder / "texts.bin"
+    size = path.stat().st_size if path.is_file() else -1
+    if size != offsets[-1]:
+        raise ValueError(
+            f"{path}: {size} bytes, not the {offsets[-1]} it was built with; build the index again"
+        )
+    return np.memmap(path, np.uint8, "r", shape=(size,))
+
+
+def read_texts(
+    corpus: str, folder: Path, *, rows: int, malformed: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Cuts a corpus into shards of `rows` passages; returns what came of its lines.
+
+    Shards that are there already are kept: their lines are read again and compared, so that
+    duplicates and bad lines are counted as if there had been no interruption.
+
+    Raises:
+        ValueError: the corpus cannot be read or has changed, see `read_jsonl`.
+    """
+    done = folder / TEXTS_DONE
+    if done.is_file():
+        return read_json(done)
+    report, known, digest = LineReport(corpus), IdSet(), hashlib.sha256()
+
+    def parse(record: Mapping[str, Any]) -> Document:
+        document = document_of(record)
+        if not known.add(document.id):
+            raise ValueError(f"duplicate id {document.id[:100]!r}")
+        return document
+
+    lines = read_jsonl(
+        corpus, parse, malformed=malformed, key="search_index.malformed", report=report
+    )
+    number = 0
+    while (size := _write_shard(lines, shard_folder(folder, number), rows, digest)) > 0:
+        number += 1
+        say(f"texts: {report.records} passages of {report.lines} lines in {number} shards")
+        if size < rows:
+            break
+    about = {
+        "passages": report.records,
+        "shards": number,
+        "lines": report.lines,
+        "malformed": report.malformed,
+        "told": [list(each) for each in report.told[:TOLD]],
+        "summary": report.summary(),
+        "sha256": digest.hexdigest(),
+    }
+    write_json(done, about)
+    return about
+
+
+def _write_shard(lines: Iterator[Document], folder: Path, rows: int, digest: Any) -> int:
+    """Writes the next `rows` passages, or compares them with what is there; returns how many."""
+    offsets, kept = array("q", [0]), folder / TEXTS_DONE
+    draft = folder.with_name(folder.name + ".tmp")
+    if not kept.is_file():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    path = Path(os.devnull) if kept.is_file() else draft / "texts.bin"
+    own = hashlib.sha256()
+    with open(path, "wb") as file:
+        for document in lines:
+            for part in (document.id.encode("utf-8"), document.contents.encode("utf-8")):
+                file.write(part)
+                offsets.append(offsets[-1] + len(part))
+                own.update(len(part).to_bytes(8, "little") + part)
+            if len(offsets) > 2 * rows:
+                break
+    size = len(offsets) // 2
+    digest.update(own.digest())
+    if kept.is_file():
+        if read_json(kept) != {"passages": size, "sha256": own.hexdigest()}:
+            raise ValueError(
+                f"{folder}: holds other passages than the corpus now; remove the index, or name "
+                "another search_index.folder"
+            )
+    elif size:
+        np.save(draft / "offsets.npy", np.frombuffer(offsets, np.int64))
+        write_json(draft / TEXTS_DONE, {"passages": size, "sha256": own.hexdigest()})
+        draft.replace(folder)
+    else:
+        shutil.rmtree(draft)
+    return size

@@ -1,0 +1,112 @@
+"""The buffer stage: off-policy trajectories, filtered, split, embedded, indexed and saved."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, best_of, make_items
+from rapo_jax.buffer.sources import Imported
+from rapo_jax.buffer.traces import group_by_question
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.stages.buffer_policies import SHOW_EVERY_S
+from rapo_jax.stages.buffer_sources import import_files, sample_agents
+from rapo_jax.tasks import check_metric
+from rapo_jax.train.buffer import ENCODE_ROWS, key_encoder, load_buffer, splitting
+from rapo_jax.train.distributed import on_first
+from rapo_jax.train.metrics import Progress
+from rapo_jax.train.run import Run
+
+KEY_ORDERS = (1, 2)
+"""n-grams of the built-in encoder of keys."""
+
+
+ENCODE_TEXTS = 128 * ENCODE_ROWS
+"""Keys between two lines of progress."""
+
+
+def build_buffer(run: Run) -> dict[str, Any]:
+    """Builds `BUFFER/traces`, its encoder and `trajectories.jsonl`, or keeps what is there.
+
+    Returns the manifest.
+    """
+    folder, s = run.buffer, run.settings
+    if on_first((folder / "done.json").is_file):
+        return load_buffer(run).manifest
+    started = time.perf_counter()
+    check_metric(s.task.metric)
+    imported = import_files(run)
+    sample_rest = sample_agents(run)
+    return on_first(lambda: _build(run, imported, *sample_rest(), started))
+
+
+def _build(
+    run: Run,
+    imported: Imported | None,
+    sampled: list[Trace],
+    about: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    folder, s = run.buffer, run.settings
+    traces = sampled + (imported.traces if imported else [])
+    taken: dict[str, Any] = {"unit": s.retrieval.unit, "include_answers": s.buffer.include_answers}
+    settings = splitting(s.retrieval) | taken
+    (folder / "encoder").mkdir(parents=True, exist_ok=True)
+    if run.encoder.tokenize is None:
+        items = make_items(traces, keep=s.buffer.keep, **settings)
+        items += imported.step_items(**taken) if imported else []
+        fitted = NgramEncoder.fit(
+            [item.key for item in items], width=s.retrieval.width, orders=KEY_ORDERS
+        )
+        fitted.save(folder / "encoder")
+    encode, identity = key_encoder(run)
+    buffer = StepTraceBuffer.build(
+        traces,
+        encode=_with_progress(encode),
+        encoder_identity=identity,
+        tokenizer_fingerprint=run.tokens.fingerprint,
+        keep=s.buffer.keep,
+        count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
+        imported=imported,
+        about=about,
+        **settings,
+    )
+    buffer.save(folder / "traces")
+    kept = best_of(group_by_question(traces), s.buffer.keep)
+    with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
+        for best in kept.values():
+            for trace in best:
+                file.write(json.dumps(trace._asdict()) + "\n")
+    seconds = time.perf_counter() - started
+    done = {"seconds": seconds, "identity": buffer.identity}
+    (folder / "done.json").write_text(json.dumps(done) + "\n")
+    m = buffer.manifest
+    print(
+        f"[buffer] {len(buffer.items)} step traces of {m['trajectories_kept']} trajectories kept "
+        f"of {m['trajectories_sampled']}; mean reward {m['mean_reward_sampled']:.3f} -> "
+        f"{m['mean_reward_kept']:.3f}; {seconds:.0f} s",
+        flush=True,
+    )
+    return m
+
+
+def _with_progress(
+    encode: Callable[[Sequence[str]], np.ndarray],
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """The same encoder, which says how far it is with many texts."""
+
+    def encode_all(texts: Sequence[str]) -> np.ndarray:
+        if len(texts) <= ENCODE_TEXTS:
+            return encode(texts)
+        progress = Progress("buffer: keys", total=len(texts), done=0, every_s=SHOW_EVERY_S)
+        found = []
+        for start in range(0, len(texts), ENCODE_TEXTS):
+            found.append(encode(texts[start : start + ENCODE_TEXTS]))
+            progress.show(start + len(found[-1]))
+        return np.concatenate(found)
+
+    return encode_all

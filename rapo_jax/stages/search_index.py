@@ -1,0 +1,152 @@
+"""Stage search_index: a corpus of passages becomes an index on disk for the local search."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rapo_jax.config import SearchIndexSettings, Settings
+from rapo_jax.io.files import claimed
+from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
+from rapo_jax.search.index.build import build_index, shard_rows
+from rapo_jax.search.index.estimate import estimate, free_bytes
+from rapo_jax.search.index.files import MANIFEST
+from rapo_jax.search.index.keys import Encode, Made, Maker
+from rapo_jax.search.index.minilm import FILES
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.train.metrics import clock
+
+TEXT_ORDERS = (1, 2)
+"""n-grams of the built-in encoder."""
+BATCH_TOKENS = 8192
+"""Token slots that the accelerator embeds at a time."""
+NARROWEST = 16
+
+
+def index_corpus(settings: Settings, workdir: Path) -> None:
+    """Builds `search_index.folder` from `search_index.corpus`, or what is missing of it.
+
+    Raises:
+        ValueError: no corpus is named, it cannot be read, or the folder holds something else.
+        FileNotFoundError: the encoder is not there.
+    """
+    started, s = time.perf_counter(), settings.search_index
+    if not s.corpus:
+        raise ValueError(
+            "search_index.corpus='': name JSON lines of {id, contents} or {id, title, text}, "
+            "plain or gzip"
+        )
+    folder = Path(s.folder or workdir / "search_index")
+    maker = encoder_maker(s)
+    rows = shard_rows(memory_mb=s.memory_mb, width=maker.about["width"])
+    finished = (folder / MANIFEST).is_file()  # many may read it at a time, and only read it
+    if not finished:
+        for line in estimate(s.corpus, maker, rows=rows, kind=s.kind).lines(free_bytes(folder)):
+            _say(line)
+        folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if finished else claimed(folder, key="search_index.folder"):
+        manifest = build_index(
+            s.corpus,
+            folder,
+            maker,
+            rows=rows,
+            malformed=s.malformed,
+            kind=s.kind,
+            recall=s.recall,
+            say=_say,
+        )
+    searched = f"; recall@3 {manifest['recall_at_3']:.3f}" if manifest["trees"] else "; exact"
+    spent = clock(time.perf_counter() - started)
+    _say(f"{manifest['passages']} passages{searched}; {spent} -> {folder}")
+    _say(f"search it with --config.tools.search.index={folder}")
+
+
+def encoder_maker(settings: SearchIndexSettings) -> Maker:
+    """`ngram`: on the host, fitted to the corpus. `minilm`: on the accelerator."""
+    return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
+
+
+def _say(line: str) -> None:
+    print(f"[search_index] {line}", flush=True)
+
+
+def _ngram(settings: SearchIndexSettings) -> Maker:
+    def fit(texts: Sequence[str]) -> Made:
+        encoder = NgramEncoder.fit(texts, width=settings.width, orders=TEXT_ORDERS)
+        return Made(encoder, encoder.save)
+
+    return Maker({"name": "ngram", "width": settings.width}, fit, NgramEncoder.load)
+
+
+def _minilm(settings: SearchIndexSettings) -> Maker:
+    folder = Path(settings.encoder_folder or find_minilm())
+    module, params, tokenizer = load_encoder(folder)
+    tokens = min(settings.encoder_tokens, module.max_tokens)
+    encode = by_length(
+        module.apply, params, partial(tokenize_texts, tokenizer, width=tokens), tokens=tokens
+    )
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    about = {"name": "minilm", "width": module.width, "tokens": tokens, "sha256": digest}
+
+    def save(target: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(folder / name, target / name)
+
+    return Maker(about, lambda texts: Made(encode, save), lambda saved: encode)
+
+
+def by_length(
+    embed: Callable[..., Any],
+    params: Any,
+    tokenize: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]],
+    *,
+    tokens: int,
+) -> Encode:
+    """Texts to keys on all devices of this process, texts of like length together.
+
+    Rows are as wide as the next power of two, so that there are few shapes to compile.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("rows",))
+    rows_apart = NamedSharding(mesh, PartitionSpec("rows"))
+    program = jax.jit(embed)
+    weights = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        token_BX, length_B = tokenize(texts)
+        found: list[np.ndarray] = []
+        order_B, start = np.argsort(length_B, kind="stable"), 0
+        while start < len(order_B):
+            width = _width(int(length_B[order_B[start]]), tokens)
+            rows = -(-max(1, BATCH_TOKENS // width) // mesh.size) * mesh.size
+            some = order_B[start : start + rows]
+            some = some[length_B[some] <= width]
+            padded_RX = np.zeros((rows, width), np.int32)
+            padded_RX[: len(some)] = token_BX[some, :width]
+            length_R = np.zeros(rows, np.int32)
+            length_R[: len(some)] = length_B[some]
+            batch = jax.device_put((padded_RX, length_R), rows_apart)
+            found.append(np.asarray(program(weights, *batch))[: len(some)])
+            start += len(some)
+        key_BE = np.concatenate(found)
+        unsorted_BE = np.empty_like(key_BE)
+        unsorted_BE[order_B] = key_BE
+        return unsorted_BE
+
+    return encode
+
+
+def _width(length: int, tokens: int) -> int:
+    width = NARROWEST
+    while width < length:
+        width *= 2
+    return min(width, tokens)

@@ -1,0 +1,171 @@
+"""The fourteen suites of the paper by name, each with its split, and their questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rapo_jax.io.jsonl import LineReport
+from rapo_jax.tasks.dataset_files import as_question, read_own
+from rapo_jax.tasks.published import SETS, read_rows
+from rapo_jax.tasks.published.published import where_to_get
+from rapo_jax.tasks.schema import Question
+
+KEY = "evaluate.suites"
+
+
+class Listed(NamedTuple):
+    """A suite of the paper: a published set and the split that the protocol evaluates on."""
+
+    set: str
+    split: str
+    family: str
+
+
+SUITES = {
+    "gsm8k": Listed("gsm8k", "test", "maths"),
+    "math": Listed("math", "test", "maths"),
+    "math500": Listed("math500", "test", "maths"),
+    "aime24": Listed("aime24", "test", "maths"),
+    "aime25": Listed("aime25", "test", "maths"),
+    "hotpotqa": Listed("hotpotqa", "dev", "knowledge"),
+    "twowiki": Listed("twowiki", "dev", "knowledge"),
+    "musique": Listed("musique", "dev", "knowledge"),
+    "bamboogle": Listed("bamboogle", "test", "knowledge"),
+    "webwalkerqa": Listed("webwalkerqa", "main", "knowledge"),
+    "simpleqa": Listed("simpleqa", "test", "web"),
+    "gaia": Listed("gaia", "text", "web"),
+    "webwalkerqa_web": Listed("webwalkerqa", "main", "web"),
+    "browsecomp": Listed("browsecomp", "test", "web"),
+}
+"""WebWalkerQA serves twice: over Wikipedia, and over the web, where the paper tells it by
+difficulty. Both ask the same questions; what differs is the search that the run is given."""
+
+_PARTS = re.compile(r"(?P<name>.+?)(?:\[:(?P<first>\d+)\])?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Questions, each with the metric of its set; `name` is that of its files and table row."""
+
+    name: str
+    asked: str
+    """The set and split, or the file."""
+    questions: tuple[Question, ...]
+    metrics: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What came of each file, for people."""
+
+    @property
+    def metric(self) -> str:
+        return " and ".join(sorted(set(self.metrics)))
+
+    def only(self, indices: Sequence[int]) -> Suite:
+        """The questions at these places."""
+        return dataclasses.replace(
+            self,
+            questions=tuple(self.questions[i] for i in indices),
+            metrics=tuple(self.metrics[i] for i in indices),
+        )
+
+    def digest(self) -> str:
+        """Of everything that is asked and how it is scored."""
+        digest = hashlib.sha256()
+        for each in zip(self.questions, self.metrics, strict=True):
+            digest.update(repr(each).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def read_suites(
+    wanted: Sequence[str], *, manual_dir: str, malformed: str, metric: str
+) -> list[Suite]:
+    """The suites that evaluate.suites names, in that order; `metric` is for own files.
+
+    A name is one of `SUITES`, a published set with its split ('gaia:level1') or a file of questions
+    (JSON lines, Parquet, CSV), each perhaps with '[:N]' for its first N.
+
+    Raises:
+        ValueError: a suite is not known or named twice; or its files are missing, damaged or
+            without a usable record; or a record is malformed and `malformed` is 'fail'.
+    """
+    found: dict[str, Suite] = {}
+    for each in wanted:
+        suite = _read(each.strip(), manual_dir=manual_dir, malformed=malformed, metric=metric)
+        if suite.name in found:
+            raise ValueError(
+                f"{KEY}={each!r}: another suite has the name {suite.name!r} too; leave one out, or "
+                "rename its file"
+            )
+        found[suite.name] = suite
+    return list(found.values())
+
+
+def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite:
+    parts = _PARTS.fullmatch(wanted)
+    assert parts is not None  # settings refuse a blank name
+    name, first = parts["name"], parts["first"]
+    if name in SUITES:
+        listed = SUITES[name]
+        suite = _published(name, listed.set, listed.split, manual_dir, malformed)
+    elif name.partition(":")[0] in SETS and ":" in name:
+        own, _, split = name.partition(":")
+        suite = _published(f"{own}-{split}", own, split, manual_dir, malformed)
+    elif Path(name).is_file():
+        report = LineReport(name)
+        asked = tuple(read_own(name, malformed=malformed, report=report))
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name.partition(".")[0]) or "own"
+        if stem in SUITES:
+            stem = f"own-{stem}"
+        suite = Suite(stem, name, asked, (metric,) * len(asked), (report.summary(),))
+    else:
+        raise ValueError(_unknown(wanted, name))
+    if first is None:
+        return suite
+    count = int(first)
+    if not 1 <= count <= len(suite.questions):
+        raise ValueError(
+            f"{KEY}={wanted!r}: it has {len(suite.questions)} questions; take from 1 to all of them"
+        )
+    return dataclasses.replace(suite.only(range(count)), name=f"{suite.name}-first{count}")
+
+
+def _published(name: str, own: str, split: str, manual_dir: str, malformed: str) -> Suite:
+    published = SETS[own]
+    if not manual_dir and split in published.files:
+        told = where_to_get(published, [split], f"MANUAL_DIR/{own}")
+        raise ValueError(
+            f"{KEY}={name!r}: set evaluate.manual_dir=MANUAL_DIR, the folder of published sets; "
+            f"{told}"
+        )
+    reports: list[LineReport] = []
+    rows = list(
+        read_rows(own, published, split, manual_dir, key=KEY, malformed=malformed, reports=reports)
+    )
+    if not rows:
+        raise ValueError(f"{KEY}={name!r}: its files hold no question of {own}:{split}")
+    notes = [report.summary() for report in reports]
+    expected = published.rows.get(split, len(rows))
+    if expected != len(rows):
+        notes.append(f"{own}:{split}: {len(rows)} questions; its publisher's has {expected}")
+    return Suite(
+        name,
+        f"{own}:{split}",
+        tuple(map(as_question, rows)),
+        tuple(row.metric for row in rows),
+        tuple(notes),
+    )
+
+
+def _unknown(wanted: str, name: str) -> str:
+    near = difflib.get_close_matches(name.partition(":")[0].lower(), [*SUITES, *SETS], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return (
+        f"{KEY}={wanted!r}: there is no such suite and no such file; {hint}the suites are "
+        f"{', '.join(SUITES)}; a published set with its split, as in 'gaia:level1', or a file of "
+        "questions does too"
+    )

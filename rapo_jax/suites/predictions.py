@@ -1,0 +1,138 @@
+"""The files of a suite's predictions: written as they are sampled, scored when all are there.
+
+NAME.json        what is predicted, by which weights: another call must agree with it
+NAME.part.jsonl  samples so far, in the order of questions; a killed run goes on behind them
+NAME.jsonl       all of them, scored
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rapo_jax.io.files import agree, write_text
+from rapo_jax.tasks.schema import Question
+
+
+class Sampled(NamedTuple):
+    """What came of one row: `text` is the response, `calls` are (tool, outcome), as JSON has it."""
+
+    text: str
+    ending: str
+    tokens: int
+    calls: Sequence[Sequence[str]]
+
+
+TOO_LONG = Sampled("", "PROMPT_TOO_LONG", 0, ())
+"""Stands for a question that does not fit into rollout.prompt_tokens."""
+
+
+def prediction(question: Question, metric: str, sampled: Sampled, *, sample: int) -> dict[str, Any]:
+    """One line of a suite's file, short of its scores."""
+    calls = Counter(tool for tool, _ in sampled.calls)
+    failed = Counter(tool for tool, outcome in sampled.calls if outcome != "ok")
+    return {
+        "id": question.id,
+        "sample": sample,
+        "question": question.question,
+        "gold": list(question.answers),
+        "group": question.kind,
+        "metric": metric,
+        "ending": sampled.ending,
+        "calls": dict(sorted(calls.items())),
+        "failed_calls": dict(sorted(failed.items())),
+        "tokens": sampled.tokens,
+        "text": sampled.text,
+    }
+
+
+def join_parts(
+    parts: Iterable[Sequence[Mapping[str, Any]]], wanted: Sequence[tuple[str, int]]
+) -> list[Mapping[str, Any]]:
+    """What the processes predicted, each for its own rows in their order, as one list.
+
+    Raises:
+        RuntimeError: it is not exactly what was `wanted`: (id, sample) of every row.
+    """
+    rows = [row for part in parts for row in part]
+    found = [(row["id"], row["sample"]) for row in rows]
+    if found != list(wanted):
+        lost = set(wanted) - set(found)
+        raise RuntimeError(
+            f"evaluate.suites: {len(wanted)} rows were to be predicted, {len(found)} came back "
+            f"({len(lost)} lost, the first {min(lost, default=None)})"
+        )
+    return rows
+
+
+class Predictions:
+    """The files of one suite. `wanted` are (id, sample) of all rows to sample, in their order."""
+
+    def __init__(self, folder: Path, name: str, wanted: Sequence[tuple[str, int]]) -> None:
+        self.name, self._wanted = name, list(wanted)
+        self._about = folder / f"{name}.json"
+        self._part = folder / f"{name}.part.jsonl"
+        self.path = folder / f"{name}.jsonl"
+
+    def begin(self, about: Mapping[str, Any], *, batch: int) -> int:
+        """Rows that are there already, whole batches of them, or all.
+
+        Raises:
+            ValueError: the files are of something else than `about`, or are damaged.
+        """
+        what = f"evaluate.suites={self.name!r}: {self._about.parent} holds its predictions"
+        agree(self._about, about, what=what, remedy=self._remedy())
+        if self.path.is_file():
+            return len(self._wanted)
+        lines = self._part.read_bytes().split(b"\n")[:-1] if self._part.is_file() else []
+        keep = len(lines)
+        if keep < len(self._wanted):
+            keep -= keep % batch
+        self._check_rows(self._rows(lines[:keep]), self._wanted[:keep])
+        self._part.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
+        return keep
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with open(self._part, "ab") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def sampled(self) -> list[dict[str, Any]]:
+        """The rows of all samples, scored before or not, those of `wanted` alone.
+
+        Raises:
+            ValueError: not all are there.
+        """
+        whole = self.path if self.path.is_file() else self._part
+        lines = whole.read_bytes().split(b"\n")[:-1] if whole.is_file() else []
+        rows = [row for row in self._rows(lines) if row.get("ending") != TOO_LONG.ending]
+        self._check_rows(rows, self._wanted)
+        return rows
+
+    def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the scored rows; the samples are in them."""
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._part.unlink(missing_ok=True)
+
+    def _rows(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+        try:
+            rows = [json.loads(line) for line in lines]
+        except ValueError:
+            rows = [None]
+        if all(isinstance(row, dict) for row in rows):
+            return rows
+        raise ValueError(f"{self.path.parent}: {self.name}.* are damaged; {self._remedy()}")
+
+    def _check_rows(
+        self, rows: Sequence[Mapping[str, Any]], wanted: Sequence[tuple[str, int]]
+    ) -> None:
+        if [(row.get("id"), row.get("sample")) for row in rows] != list(wanted):
+            raise ValueError(
+                f"evaluate.suites={self.name!r}: {self._about.parent} does not hold the "
+                f"{len(wanted)} predictions that it should; {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        return f"move {self.name}.* away from there to predict anew"

@@ -1,0 +1,114 @@
+"""The table of all suites beside the paper's numbers, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapo_jax.suites.paper import AVERAGE, AVERAGED, reported
+from rapo_jax.suites.scores import FAILURES, RIGHT
+
+DASH = "–"
+OTHERS = ("exact", "f1", "contains", "math", "judge")
+"""Metrics told beside a suite's own."""
+RULES = {
+    "official": "as the papers' evaluation scores: the last box of a response, of several gold "
+    "answers the last, maths by the string rules of MATH",
+    "strict": "as the outcome reward does: a well-formed response's box, the best gold answer, "
+    "maths by equivalence",
+}
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Suites by name, as in result.json, as a page of Markdown: scores, failures, groups."""
+    pages = [_about(found), _scores(found), "Failures by kind, of all samples:", _kinds(found)]
+    if grouped := _groups(found):
+        pages += ["Scores by difficulty or type:", grouped]
+    return "\n\n".join(pages) + "\n"
+
+
+def average(found: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Mean score over the paper's ten suites, None unless all of them are there."""
+    if not set(AVERAGED) <= set(found):
+        return None
+    return sum(found[name]["score"] for name in AVERAGED) / len(AVERAGED)
+
+
+def _about(found: Mapping[str, Mapping[str, Any]]) -> str:
+    each = list(found.values())
+    rules = "; ".join(
+        f"{rule}: {RULES[rule]}" for rule in dict.fromkeys(x["scoring"] for x in each)
+    )
+    weights = ", ".join(dict.fromkeys(x["weights"] for x in each))
+    backbones = ", ".join(dict.fromkeys(x["backbone"] for x in each if x["backbone"]))
+    return "\n".join(
+        [
+            "# Suites",
+            "",
+            f"Weights: {weights}. Without retrieval. In percent, with 95 % intervals over "
+            "questions (Wilson for pass@1 and maths, bootstrap for the rest); calls and tokens are "
+            "means of a sample.",
+            f"Scoring: {rules}.",
+            f"Paper: {backbones or 'none of its backbones has this shape'}; a dash is a figure "
+            "that is not at hand.",
+        ]
+    )
+
+
+def _scores(found: Mapping[str, Mapping[str, Any]]) -> str:
+    several = any(x["samples"] > 1 for x in found.values())
+    others = [name for name in OTHERS if any(name in x["scores"] for x in found.values())]
+    head = ["suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several)]
+    rows = []
+    for name, x in found.items():
+        paper = reported(x["backbone"], name)
+        rows.append(
+            [
+                name, str(x["questions"]), x["metric"],
+                percent(x["score"], x["interval"]), percent(x["pass@1"], x["pass@1_interval"]),
+                *([_rates(x)] * several), *(percent(x["scores"].get(other)) for other in others),
+                f"{x['calls']:.1f}", f"{x['tokens']:.0f}",
+                *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH]),
+            ]
+        )  # fmt: skip
+    if (mean := average(found)) is not None:
+        paper = reported(found[AVERAGED[0]]["backbone"], AVERAGE)
+        blanks = [""] * (len(head) - 4 + len(others) + 2)
+        rows.append(
+            [f"average of the {len(AVERAGED)} of the paper", "", "", percent(mean), *blanks,
+             *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH])]
+        )  # fmt: skip
+    return _markdown([*head, *others, "calls", "tokens", "paper GRPO", "paper RAPO"], rows)
+
+
+def _kinds(found: Mapping[str, Mapping[str, Any]]) -> str:
+    kinds = (RIGHT, *FAILURES)
+    rows = [[name, *(str(x["kinds"][kind]) for kind in kinds)] for name, x in found.items()]
+    return _markdown(["suite", *kinds], rows)
+
+
+def _groups(found: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [name, group, str(of["questions"]), percent(of["score"])]
+        for name, x in found.items()
+        for group, of in x["groups"].items()
+    ]
+    return _markdown(["suite", "group", "questions", "score"], rows) if rows else ""
+
+
+def _rates(x: Mapping[str, Any]) -> str:
+    k = x["samples"]
+    return DASH if k == 1 else f"{percent(x[f'avg@{k}'])}, {percent(x[f'pass@{k}'])} (k={k})"
+
+
+def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A share in percent with one digit, and its interval if there is one."""
+    if value is None:
+        return DASH
+    bounds = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{100 * value:.1f}{bounds}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in row) + " |" for row in lines)

@@ -1,0 +1,222 @@
+"""Scripted agents of the chains task: they read text only, plus the table of what words mean.
+
+An agent's step is one decision: look a relation or the age up, compute, or answer ('done'). It is
+written as short as the protocol allows, and its present value (an entity or a number) is read out
+of the last `<result>` that is not part of a retrieved trace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rapo_jax.tasks.chains import (
+    ATTRIBUTE,
+    DONE,
+    HIDDEN_KINDS,
+    LONGEST_CHAIN,
+    OPERATIONS,
+    RELATIONS,
+    World,
+)
+from rapo_jax.tasks.schema import Agent
+
+WEAK_AGE = 0.2
+"""How likely the weak demonstrator looks the age up, from the third step on, in a number word."""
+
+_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>", re.DOTALL)
+_LAST_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>\s*\Z", re.DOTALL)
+_RESULT = re.compile(r"<result>((?:(?!<result>).)*?)</result>", re.DOTALL)
+_THINK = re.compile(r"<think>\s*(\w+)\s*</think>")
+_PASSAGE = re.compile(r"\W*(?:\d+\W+)?[A-Z][a-z]+ [a-z]+ ([A-Z][a-z]+|\d+)\b")
+_NUMBER = re.compile(r"\s*(-?\d+)\s*\Z")
+_QUESTION = re.compile(r"is the (\w+) of (\w+)")
+
+
+class Situation(NamedTuple):
+    """What an agent knows from the text alone."""
+
+    word: str
+    value: str
+    """The present entity or number."""
+    steps: int
+    """Calls made so far."""
+    lost: bool
+    """The last result could not be read: answer with what there is."""
+    computed: bool
+    """The last result is a bare number, as the python tool prints it."""
+
+
+def step_text(decision: str, value: str) -> str:
+    """A step in the real protocol: the decision as the thought, then its call or the answer."""
+    if decision == DONE:
+        return f"<think> {DONE}</think><answer>\\boxed{{ {value}}}</answer>"
+    if decision in OPERATIONS:
+        expression = OPERATIONS[decision].format(value)
+        return f"<think> {decision}</think><python>print({expression})</python>"
+    return f"<think> {decision}</think><search> {value} {decision}</search>"
+
+
+def decision(text: str) -> str | None:
+    """The decision of a step text: the word in its first thought, None if there is none."""
+    found = _THINK.search(text)
+    return found[1].strip() if found else None
+
+
+def retrieved_decision(history: str) -> str | None:
+    """The decision of the retrieved trace that ends a history, None if no trace ends it."""
+    found = _LAST_RETRIEVED.search(history)
+    return decision(found[1]) if found else None
+
+
+def read_situation(question: str, history: str) -> Situation:
+    """Reads word, present value and number of steps out of the text; retrieved traces are cut."""
+    asked = _QUESTION.search(question)
+    word, value = (asked[1], asked[2]) if asked else ("", "")
+    lost, computed = not asked, False
+    results = _RESULT.findall(_RETRIEVED.sub("", history))
+    for result in results:
+        passage, number = _PASSAGE.match(result), _NUMBER.match(result)
+        found = passage or number
+        lost, computed = found is None, number is not None
+        value = found[1] if found else value
+    return Situation(word, value, len(results), lost, computed)
+
+
+def is_number(value: str) -> bool:
+    """Whether a present value is a number and not an entity."""
+    return value.lstrip("-").isdigit()
+
+
+def applicable(choice: str, now: Situation) -> bool:
+    """Whether a decision can be taken now: a look-up needs an entity, an operation an age.
+
+    An operation on a computed number cannot: no chain has two, and results would leave 1 to 98.
+    """
+    if choice == DONE:
+        return True
+    if is_number(now.value):
+        return choice in OPERATIONS and not now.computed
+    return choice in RELATIONS or choice == ATTRIBUTE
+
+
+def can_follow(choice: str, history: str) -> bool:
+    """Whether a decision can be taken at the end of a history, retrieved traces left aside."""
+    now = read_situation("", history)
+    return not now.lost and now.steps < LONGEST_CHAIN and applicable(choice, now)
+
+
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options, all equally likely; `rng.choice` on strings is ten times slower."""
+    return options[int(rng.integers(len(options)))]
+
+
+def _planned(world: World, now: Situation) -> str:
+    """The right decision at this place of the word's chain; 'done' behind its end."""
+    chain = world.chains.get(now.word, ())
+    choice = chain[now.steps] if now.steps < len(chain) else DONE
+    return choice if applicable(choice, now) else DONE
+
+
+def _another(rng: np.random.Generator, choice: str) -> str:
+    """A random other relation in place of a relation, a random other operation in place of one."""
+    for group in (RELATIONS, tuple(OPERATIONS)):
+        if choice in group:
+            return pick(rng, [other for other in group if other != choice])
+    return choice
+
+
+def expert(world: World, *, error: float) -> Agent:
+    """The off-policy agent: the right chain, with noise.
+
+    Each relation and operation is replaced by a random other one with probability `error`; with
+    probability `error / 2` it answers one step early.
+    """
+
+    def act(question: str, history: str, rng: np.random.Generator) -> str:
+        now = read_situation(question, history)
+        choice = DONE if now.lost else _planned(world, now)
+        wrong, early = rng.random(2)
+        is_last = now.steps == len(world.chains.get(now.word, ())) - 1
+        if 0 < now.steps and is_last and early < error / 2:
+            choice = DONE
+        elif wrong < error:
+            choice = _another(rng, choice)
+        return step_text(choice, now.value)
+
+    return act
+
+
+def demonstrator(
+    world: World,
+    *,
+    follow: float,
+    weak_first: float,
+    weak_habit: float,
+    weak_stop: float,
+) -> Agent:
+    """The agent of the cold start: right on demonstrated words, weak on hidden ones.
+
+    After a retrieved trace it takes the trace's decision with probability `follow`, applied to its
+    own present value, if it can be applied: this teaches a small model to follow retrieved steps.
+    Of a hidden word the first relation is right with probability `weak_first`; a later decision
+    is that word's wrong habit with probability `weak_habit` and else random, and after two steps
+    it stops with probability `weak_stop` at each. It never calls more often than the longest
+    chain needs. Habits teach a small model that later decisions depend on the word, not which are
+    right: without them nothing before RL tells hidden words apart, and what is right for the
+    first words it learns becomes the decision of all.
+    """
+
+    def act(question: str, history: str, rng: np.random.Generator) -> str:
+        now = read_situation(question, history)
+        hint = retrieved_decision(history)
+        follows = rng.random() < follow
+        if now.lost or now.steps >= LONGEST_CHAIN:
+            choice = DONE
+        elif hint is not None and follows and applicable(hint, now):
+            choice = hint
+        elif world.kinds.get(now.word) in HIDDEN_KINDS:
+            choice = _weak(
+                world,
+                now,
+                rng,
+                weak_first=weak_first,
+                weak_habit=weak_habit,
+                weak_stop=weak_stop,
+            )
+        else:
+            choice = _planned(world, now)
+        return step_text(choice, now.value)
+
+    return act
+
+
+def _weak(
+    world: World,
+    now: Situation,
+    rng: np.random.Generator,
+    *,
+    weak_first: float,
+    weak_habit: float,
+    weak_stop: float,
+) -> str:
+    """A decision of someone who does not know the word."""
+    chain = world.chains[now.word]
+    right, stop, age, habitual = rng.random(4)
+    relation, operation = pick(rng, RELATIONS), pick(rng, tuple(OPERATIONS))
+    if now.steps == 0:
+        return chain[0] if right < weak_first else relation
+    habit = world.habits[now.word][now.steps]
+    if habitual < weak_habit:
+        relation = habit if habit in RELATIONS else relation
+        operation = habit if habit in OPERATIONS else operation
+    if is_number(now.value):
+        return DONE if now.computed else operation
+    if now.steps >= 2 and stop < weak_stop:
+        return DONE
+    room_for_operation = now.steps < LONGEST_CHAIN - 1
+    looks_age_up = ATTRIBUTE in chain and now.steps >= 2 and room_for_operation and age < WEAK_AGE
+    return ATTRIBUTE if looks_age_up else relation

@@ -1,0 +1,185 @@
+"""Questions from files: JSON lines or Parquet with `question` and `answer` or `answers`.
+
+A record may also hold `id` (unique in its set), `source` (else the file's name) and `kind`, by
+which accuracy is told (else the source). Without `id` a question is named by its text, as in the
+Step-Trace Buffer; a text that comes again gets a number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rapo_jax.io.jsonl import LineReport, text_of
+from rapo_jax.io.tables import read_table
+from rapo_jax.tasks.published import SETS, Row, read_rows
+from rapo_jax.tasks.schema import Question
+
+_FIRST = re.compile(r"^(.*)\[:(\d+)\]$")
+_PUBLISHED = re.compile(r"^(\w+):(\w+)$")
+
+
+class SetRead(NamedTuple):
+    """Questions, and what came of each file: counts, malformed lines, a summary for people."""
+
+    questions: list[Question]
+    files: list[Mapping[str, Any]]
+
+
+def about(report: LineReport, *, note: str = "") -> Mapping[str, Any]:
+    """What a manifest says of a file."""
+    return {
+        "path": report.path,
+        "lines": report.lines,
+        "records": report.records,
+        "malformed": report.malformed,
+        "malformed_lines": [list(bad) for bad in report.told],
+        "summary": report.summary() + note,
+    }
+
+
+def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
+    """The questions that the config key `key` asks for.
+
+    `wanted` names files and published sets, separated by commas, such as
+    'gsm8k:train,mine.jsonl[:200]'; [:200] takes the first 200 of one.
+
+    Raises:
+        ValueError: something is not there, damaged, or without a usable record; an id comes
+            twice; a record is malformed and `malformed` is 'fail'.
+    """
+    parts = [part.strip() for part in wanted.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(
+            f"{key}={wanted!r}: name a file of questions (JSON lines or Parquet with question and "
+            "answer) or a published set, such as 'gsm8k:train'"
+        )
+    found = SetRead([], [])
+    for part in parts:
+        first = _FIRST.match(part)
+        name, limit = (first[1], int(first[2])) if first else (part, 0)
+        questions, files = _read_part(name, key=key, manual_dir=manual_dir, malformed=malformed)
+        if first and not 1 <= limit <= len(questions):
+            raise ValueError(
+                f"{key}={part!r}: {name} has {len(questions)} questions; take from 1 to all of them"
+            )
+        found.questions.extend(questions[:limit] if first else questions)
+        found.files.extend(files)
+    ids = Counter(question.id for question in found.questions)
+    if ids and len(ids) < len(found.questions):
+        raise ValueError(
+            f"{key}={wanted!r}: two of its files hold a question with the id "
+            f"{ids.most_common(1)[0][0]!r}; give their records different ids, or leave one file out"
+        )
+    return found
+
+
+def _read_part(name: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
+    if Path(name).is_file():
+        report = LineReport(name)
+        questions = list(read_own(name, malformed=malformed, report=report))
+        return SetRead(questions, [about(report)])
+    published = _PUBLISHED.match(name)
+    if published and published[1] in SETS:
+        return _read_published(
+            published[1], published[2], key=key, manual_dir=manual_dir, malformed=malformed
+        )
+    near = difflib.get_close_matches(name.partition(":")[0], SETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near and ":" in name else ""
+    raise ValueError(
+        f"{key}={name!r}: there is no such file, and no such published set; {hint}the sets are "
+        f"{', '.join(SETS)}, each with its split, as in 'gsm8k:train'"
+    )
+
+
+def _read_published(name: str, split: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
+    """A published set; accuracy is told by set and difficulty."""
+    reports: list[LineReport] = []
+    rows = read_rows(
+        name, SETS[name], split, manual_dir, key=key, malformed=malformed, reports=reports
+    )
+    questions = [as_question(row) for row in rows]
+    if not questions:
+        raise ValueError(f"{key}='{name}:{split}': its files hold no question of this split")
+    wanted = SETS[name].rows.get(split, len(questions))
+    note = f"; its publisher's has {wanted}" if wanted != len(questions) else ""
+    return SetRead(questions, [about(report, note=note) for report in reports])
+
+
+def as_question(row: Row) -> Question:
+    """A published row; its kind is the set and the difficulty, if it has one."""
+    return Question(
+        id=row.id,
+        question=row.question,
+        answers=row.answers,
+        kind=f"{row.source}/{row.difficulty}" if row.difficulty else row.source,
+        source=row.source,
+    )
+
+
+def read_own(path: str | Path, *, malformed: str, report: LineReport) -> Iterator[Question]:
+    """The questions of one file of your own. Raises ValueError, see `read_table`."""
+    parse = _Parser(Path(path).name)
+    yield from read_table(
+        path, parse, malformed=malformed, key="task.dataset.malformed", report=report
+    )
+
+
+class _Parser:
+    """One file's records to questions; remembers its names to tell duplicates."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._ids: set[str] = set()
+        self._texts: Counter[str] = Counter()
+
+    def __call__(self, record: Mapping[str, Any]) -> Question:
+        question = text_of(record, "question")
+        answers = answers_of(record)
+        name = self._name(record, question)
+        source = text_of(record, "source") if record.get("source") else self._source
+        kind = text_of(record, "kind") if record.get("kind") else source
+        self._ids.add(name)
+        return Question(id=name, question=question, answers=answers, kind=kind, source=source)
+
+    def _name(self, record: Mapping[str, Any], question: str) -> str:
+        if record.get("id") is None:
+            digest = hashlib.sha256(question.strip().encode()).hexdigest()[:16]
+            self._texts[digest] += 1
+            again = self._texts[digest]
+            return f"text:{digest}" + (f"#{again}" if again > 1 else "")
+        name = record["id"]
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError("id is no text and no whole number")
+        if str(name) in self._ids:
+            raise ValueError(f"duplicate id {str(name)!r}")
+        return str(name)
+
+
+def answers_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The gold answers of a record: a text, a number or a list of them, each once, in order.
+
+    Raises:
+        ValueError: there are none, there are both `answer` and `answers`, or one is blank.
+    """
+    names = [name for name in ("answers", "answer") if record.get(name) is not None]
+    if len(names) != 1:
+        told = "both answer and answers are there" if names else "no answer and no answers"
+        raise ValueError(f"{told} (there are {', '.join(sorted(record)) or 'no keys'})")
+    value = record[names[0]]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError(f"{names[0]} is an empty list")
+    return tuple(dict.fromkeys(_answer(item, names[0]) for item in values))
+
+
+def _answer(value: Any, name: str) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    return text_of({name: value}, name)

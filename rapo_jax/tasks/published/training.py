@@ -1,0 +1,87 @@
+"""Question sets to train on: the 10k of Tool-Star and ARPO, ASearcher, WebDancer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapo_jax.io.jsonl import text_of, texts_of
+from rapo_jax.tasks.published.published import Published, Taken
+
+ANSWER_SPLIT = "<|answer_split|>"
+"""Between the gold answers of a question, in the files of ARPO."""
+_ESCAPES = str.maketrans({"\a": "\\a", "\b": "\\b", "\v": "\\v", "\f": "\\f"})
+
+
+def mended(text: str) -> str:
+    r"""A text whose LaTeX went through an unescaped string: a backspace was the `\b` of `\boxed`.
+
+    So were the other control characters that no question holds on purpose: `\f` of `\frac`. Tabs
+    and line ends may be meant and are left alone.
+    """
+    return text.translate(_ESCAPES)
+
+
+def _toolstar(record: Mapping[str, Any]) -> Taken:
+    """A row in the trainer's layout: chat messages, gold answers, and `ability` maths or QA."""
+    question = _asked(record)
+    model = record.get("reward_model")
+    if not isinstance(model, Mapping):
+        raise ValueError("reward_model is missing or no struct")
+    gold = texts_of(model, "ground_truth")
+    answers = [mended(a).strip() for text in gold for a in text.split(ANSWER_SPLIT) if a.strip()]
+    if not answers:
+        raise ValueError("ground_truth is blank")
+    ability = text_of(record, "ability")
+    metric = "math" if ability.startswith("math") else "f1"
+    return Taken(mended(question), answers, ability, metric=metric)
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    """The question alone: the system prompt of the file belongs to another trainer."""
+    about = record.get("extra_info")
+    if isinstance(about, Mapping) and about.get("question"):
+        return text_of(about, "question")
+    prompt = record.get("prompt")
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        for message in reversed(prompt):
+            if isinstance(message, Mapping) and message.get("role") == "user":
+                return text_of(message, "content")
+    raise ValueError("neither extra_info.question nor a user's message in prompt")
+
+
+def _asearcher(record: Mapping[str, Any]) -> Taken:
+    """`aug_answer` holds other names of the answer; `source` says how a question was made."""
+    answers = texts_of(record, "answer")
+    if record.get("aug_answer"):
+        answers += texts_of(record, "aug_answer")
+    source = str(record.get("source") or "")
+    return Taken(text_of(record, "question"), [answer.strip() for answer in answers], source)
+
+
+def _webdancer(record: Mapping[str, Any]) -> Taken:
+    return Taken(text_of(record, "question"), [text_of(record, "answer")])
+
+
+SETS = {
+    "toolstar": Published(
+        metric="f1",
+        offered="huggingface.co/datasets/dongguanting/ARPO-RL-Reasoning-10K",
+        files={"train": [("train_10k.parquet",)], "test": [("test.parquet",)]},
+        take=_toolstar,
+    ),
+    "asearcher": Published(
+        metric="f1",
+        offered="huggingface.co/datasets/inclusionAI/ASearcher-train-data",
+        files={"base": [("ASearcher-Base-35k.jsonl",)], "lrm": [("ASearcher-LRM-35k.jsonl",)]},
+        take=_asearcher,
+        rows={"base": 35583, "lrm": 35054},
+    ),
+    "webdancer": Published(
+        metric="f1",
+        offered="github.com/Alibaba-NLP/WebAgent (folder WebDancer/datasets)",
+        files={"train": [("sample_qa.jsonl",)]},
+        take=_webdancer,
+        rows={"train": 200},
+    ),
+}

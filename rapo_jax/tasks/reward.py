@@ -1,0 +1,123 @@
+"""The outcome reward of a whole response text (paper, section 5.1; method.md 2).
+
+Total on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
+before anything is judged, so that only what the policy itself did counts. `own` are the tags of own
+tools: their calls must be well formed too, and earn no bonus.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rapo_jax.scoring.answers import last_boxed, token_f1
+from rapo_jax.scoring.maths import check_math_verify, math_equal
+from rapo_jax.text.protocol import CALLS, STEP_KINDS
+
+BAD_FORMAT = -1.0
+BONUS = 0.1
+"""For a right answer whose policy used both search and python."""
+
+_RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
+_OBSERVED_MARK = "<result></result>"
+
+
+@functools.cache
+def _observed(own: tuple[str, ...]) -> re.Pattern[str]:
+    called = "|".join((*CALLS, *own))
+    return re.compile(rf"(</(?:{called})>)\s*<result>(?:(?!<result>).)*?</result>", re.DOTALL)
+
+
+@functools.cache
+def _tag(own: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"</?(?:{'|'.join(('think', *STEP_KINDS, *own))})>")
+
+
+def outcome_reward(
+    text: str, gold_answers: Sequence[str], *, metric: str = "f1", own: tuple[str, ...] = ()
+) -> float:
+    """Outcome reward R of a response: -1 for a bad format, else the answer's score (+ 0.1).
+
+    The score is that of `METRICS[metric]`, in [0, 1], for the best of `gold_answers`. The bonus
+    needs a score > 0 and at least one non-empty search call and one non-empty python call of the
+    policy itself.
+    """
+    judged = _own_text(text, own)
+    if _format_failure(judged, own):
+        return BAD_FORMAT
+    score = METRICS[metric](last_boxed(_answer(judged)) or "", gold_answers)
+    both = all(re.search(rf"<{tool}>(?!\s*</{tool}>)", judged) for tool in CALLS)
+    return score + BONUS if score > 0 and both else score
+
+
+def is_correct(
+    text: str, gold_answers: Sequence[str], *, metric: str = "f1", own: tuple[str, ...] = ()
+) -> bool:
+    """Whether a response is well formed and its answer's score is 1: what accuracy counts."""
+    answer = boxed_answer(text, own)
+    return answer is not None and METRICS[metric](answer, gold_answers) == 1.0
+
+
+def boxed_answer(text: str, own: tuple[str, ...] = ()) -> str | None:
+    """The boxed answer of a response, None if its format is bad."""
+    judged = _own_text(text, own)
+    return None if _format_failure(judged, own) else last_boxed(_answer(judged))
+
+
+def check_metric(metric: str) -> None:
+    """Raises ValueError if what a metric needs is not installed; to be called before a long job."""
+    if metric == "math":
+        check_math_verify()
+
+
+def failure_kind(text: str, own: tuple[str, ...] = ()) -> str:
+    """Why the format of a response is bad, in a few words; '' if it is fine."""
+    return _format_failure(_own_text(text, own), own)
+
+
+def _best_f1(prediction: str, gold_answers: Sequence[str]) -> float:
+    return max((token_f1(prediction, gold) for gold in gold_answers), default=0.0)
+
+
+def _any_equal(prediction: str, gold_answers: Sequence[str]) -> float:
+    return float(any(math_equal(prediction, gold) for gold in gold_answers))
+
+
+METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": _best_f1, "math": _any_equal}
+"""Scores of a boxed answer, chosen by task.metric: token F1, or 1 for an equivalent answer."""
+
+
+def _own_text(text: str, own: tuple[str, ...]) -> str:
+    """The response without retrieved traces and with the content of observations left out."""
+    return _observed(own).sub(rf"\1{_OBSERVED_MARK}", _RETRIEVED.sub("", text))
+
+
+def _format_failure(judged: str, own: tuple[str, ...]) -> str:
+    opened: dict[str, int] = {}
+    pairs: Counter[str] = Counter()
+    for found in _tag(own).finditer(judged):
+        name = found[0].strip("</>")
+        if not found[0].startswith("</"):
+            if name in opened:
+                return f"unbalanced {name} tags"
+            opened[name] = found.end()
+            continue
+        if opened.pop(name, None) is None:
+            return f"unbalanced {name} tags"
+        pairs[name] += 1
+        called = name in CALLS or name in own
+        if called and not judged.startswith(_OBSERVED_MARK, found.end()):
+            return f"{name} call without its result"
+    if opened:
+        return f"unbalanced {min(opened)} tags"
+    if not pairs["think"]:
+        return "no think tags"
+    if pairs["answer"] != 1:
+        return "more than one answer" if pairs["answer"] else "no answer"
+    return "" if last_boxed(_answer(judged)) is not None else "no boxed answer"
+
+
+def _answer(judged: str) -> str:
+    return judged.partition("<answer>")[2].partition("</answer>")[0]

@@ -1,0 +1,197 @@
+"""Questions from disk: a resumable, host-sharded stream for training, a plain list for evaluation.
+
+Any random-access sequence of `Question` is a source; `prepare_questions` makes those of a task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
+
+from rapo_jax.tasks.schema import SPLITS, Question
+
+ENOUGH_ROWS = 2**60
+"""Where an endless stream is cut: grain overflows when it batches sys.maxsize rows one by one."""
+
+
+ROWS_AT_A_TIME = 1024
+
+
+class Source(Protocol):
+    """Random access to the questions of one split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Question: ...
+
+    def __iter__(self) -> Iterator[Question]: ...
+
+
+class QuestionFiles:
+    """The questions of one split in array_record files, read by index when asked for."""
+
+    def __init__(self, rows: Any) -> None:
+        """`rows` is a data source of tensorflow_datasets."""
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> Question:
+        return _question(self._rows[index])
+
+    def __iter__(self) -> Iterator[Question]:
+        """All of them in order; several times faster than one by one."""
+        for start in range(0, len(self), ROWS_AT_A_TIME):
+            indices = range(start, min(start + ROWS_AT_A_TIME, len(self)))
+            yield from map(_question, self._rows.__getitems__(indices))
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    return Question(
+        id=row["id"].decode(),
+        question=row["question"].decode(),
+        answers=tuple(answer.decode() for answer in row["answers"]),
+        kind=row["kind"].decode(),
+        source=row["source"].decode(),
+    )
+
+
+class StreamState(TypedDict):
+    """Where a stream stands: whole global batches taken, and which stream it was."""
+
+    next_index: int
+    seed: int
+    batch: int
+    rows: int
+
+
+class QuestionStream:
+    """Endless batches of questions with a position that can be saved; see `question_stream`."""
+
+    def __init__(self, batches: Any, *, seed: int, batch: int, rows: int) -> None:
+        self._batches = batches
+        self._seed, self._batch, self._rows = seed, batch, rows
+
+    def __iter__(self) -> Iterator[list[Question]]:
+        return self
+
+    def __next__(self) -> list[Question]:
+        return next(self._batches)
+
+    def get_state(self) -> StreamState:
+        """The position behind the last batch taken; the same on every process, and JSON-able."""
+        return StreamState(
+            next_index=int(self._batches.get_state()["next_index"]),
+            seed=self._seed,
+            batch=self._batch,
+            rows=self._rows,
+        )
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on where `get_state` was called; ValueError for the position of another stream."""
+        own = self.get_state()
+        if set(state) != set(own) or not isinstance(state["next_index"], int):
+            raise ValueError(f"data position {dict(state)!r}: must have the keys {sorted(own)}")
+        for key in ("seed", "batch", "rows"):
+            if state[key] != own[key]:
+                raise ValueError(
+                    f"data position with {key}={state[key]}: this stream has {key}={own[key]}; "
+                    "resume with the config and data set that the checkpoint was made with"
+                )
+        if state["next_index"] < 0:
+            raise ValueError(f"data position next_index={state['next_index']}: must be 0 or more")
+        self._batches.set_state({"next_index": state["next_index"]})
+
+
+def question_stream(
+    source: Source, *, seed: int, batch: int, process_index: int, process_count: int
+) -> QuestionStream:
+    """Endless shuffled batches of a source, this process's `batch / process_count` rows of each.
+
+    Each epoch is a fresh permutation of all rows, epochs follow each other without a gap: every
+    question comes exactly once in an epoch, none is dropped. Where the number of rows is no
+    multiple of `batch`, one batch holds the last rows of an epoch and the first of the next, so
+    such a batch (and only such a one) may hold a question twice. Each process takes one block of a
+    batch's rows, in the order of processes, and reads no other questions: the global batch does
+    not depend on `process_count`, and a position saved with one number of processes may be resumed
+    with another.
+    """
+    import grain.python as grain
+
+    if len(source) == 0:
+        raise ValueError("data: the training split is empty; there is nothing to draw from")
+    if batch < 1 or process_count < 1 or batch % process_count:
+        raise ValueError(
+            f"rollout.questions={batch}: must be a positive multiple of the number of processes, "
+            f"{process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: must be 0 to {process_count - 1}")
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    each = batch // process_count
+    own = slice(process_index * each, (process_index + 1) * each)
+    batches = (
+        indices[:ENOUGH_ROWS]
+        .batch(batch, batch_fn=list)
+        .map(lambda batch_indices: [source[int(i)] for i in batch_indices[own]])
+    )
+    no_prefetch = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    iterator = iter(batches.to_iter_dataset(no_prefetch))
+    return QuestionStream(iterator, seed=seed, batch=batch, rows=len(source))
+
+
+def load_questions(source: Source) -> list[Question]:
+    """All questions of a source in their order on disk, for evaluation."""
+    return list(source)
+
+
+def prepare_questions(
+    task: str, parameters: Mapping[str, Any], world: Any, *, data_dir: str
+) -> dict[str, QuestionFiles]:
+    """The splits of a task as array_record files below `data_dir`, generated if they are missing.
+
+    `world` is what the task made of `parameters`.
+
+    Raises ValueError for an empty split, and RuntimeError if the files do not hold exactly what
+    the task generates.
+    """
+    with _quiet():
+        from rapo_jax.tasks.builder import prepared_builder
+
+        builder = prepared_builder(task, parameters, world, data_dir=data_dir)
+        wanted, stored = builder.generate(), builder.stored()
+        files = {
+            split: QuestionFiles(builder.as_data_source(split=split)) for split in stored.values()
+        }
+    for split, source in files.items():
+        check_complete(source, wanted[split], where=str(builder.data_path), split=split)
+    return {split: files[stored[split]] for split in SPLITS}
+
+
+def check_complete(source: Source, wanted: Sequence[Question], *, where: str, split: str) -> None:
+    """Raises unless a source holds exactly the generator's questions, all of them, in order."""
+    if not wanted:
+        raise ValueError(f"task: split {split!r} has no questions; raise its number of entities")
+    found = load_questions(source)
+    if found != list(wanted):
+        raise RuntimeError(
+            f"{where}: split {split!r} holds {len(found)} rows and not the {len(wanted)} that the "
+            "task generates; delete this folder and start again"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the data libraries from printing progress bars, banners and warnings."""
+    import absl.logging
+
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)

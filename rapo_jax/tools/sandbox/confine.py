@@ -1,0 +1,241 @@
+"""What the kernel grants to confine a program: namespaces, a file system, and the rest.
+
+Only the standard library: `worker.py` runs it in a bare interpreter. A layer that this
+machine refuses is named in `missing`; the names are those of `rapo_jax.config.SANDBOX_LAYERS`.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import resource
+import signal
+import sysconfig
+import tempfile
+import time
+
+from kernel import (
+    Kernel,
+    drop_capabilities,
+    enter_filter,
+    enter_landlock,
+    forbid_new_privileges,
+    landlock_rules,
+    limit,
+)
+
+NEW_NS = {"mount": 0x20000, "ipc": 0x8000000, "network": 0x40000000, "pid": 0x20000000}
+NEW_USER = 0x10000000
+BIND, PRIVATE, REC, NO_SUID_DEV_EXEC, DETACH = 0x1000, 0x40000, 0x4000, 2 | 4 | 8, 2
+SCRATCH = "size=16m,nr_inodes=1k,mode=777"
+PACKAGES = "/packages"
+"""Where a program finds numpy and its kind, whatever place they have on the machine."""
+LIMITS = {"FSIZE": 1 << 20, "CORE": 0, "NOFILE": 32, "NPROC": 1}
+"""A file of 1 MiB, and one process of one thread."""
+EMPTYING_S = 0.5
+ABANDONED = 3
+"""How a worker ends whose pool went without a word: killed, it removes no folder itself."""
+MOUNT_SETATTR, SET_DUMPABLE, SET_DEATH_SIGNAL = 442, 4, 1
+
+
+def libraries() -> list[str]:
+    """Folders that the interpreter needs: its library, and shared objects of the system."""
+    standard = sysconfig.get_path("stdlib")
+    own, name = os.path.dirname(standard), sysconfig.get_config_var("MULTIARCH") or ""
+    system = ["/lib64", "/usr/lib64"]
+    for path in ("/lib", "/usr/lib"):
+        narrow = os.path.join(path, name)  # Debian's; elsewhere they lie in the folder itself
+        system.append(narrow if name and os.path.isdir(narrow) else path)
+    # An environment such as conda's brings its shared objects along, beside the library.
+    own_prefix = not own.startswith(("/usr/", "/lib"))
+    folders = [*map(os.path.realpath, system), own if own_prefix else standard]
+    return [path for path in dict.fromkeys(folders) if os.path.isdir(path)]
+
+
+def free_user_id() -> int | None:
+    """A user id for this worker alone; None where there is none to take, as in some containers."""
+    try:
+        with open("/proc/self/uid_map") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+    except OSError:
+        return None
+    for uid in (100_000 + os.getpid(), 10_000 + os.getpid() % 50_000):
+        if any(first <= uid < first + count for first, _, count in ranges):
+            return uid
+    return None
+
+
+class Confinement:
+    """Namespaces of a worker for its whole life, and what each of its children gives up."""
+
+    def __init__(self, folder: str, cpu_s: float, filter_code: bytes, packages: list[str]):
+        self.folder, self.cpu_s, self.filter_code = folder, cpu_s, filter_code
+        self.memory_bytes = 0  # of address space; the worker sets it when its own size is known
+        self.kernel = Kernel()
+        self.missing: list[str] = []
+        self.unshared: set[str] = set()
+        self.scratch_state: tuple = ()
+        self.rules = -1
+        # As root each worker takes a user id of its own, so that process limits are its own too.
+        self.uid = free_user_id() if os.geteuid() == 0 else None
+        self.enter_namespaces()
+        self.size_file = self.open_size_file()
+        if "mount" not in self.unshared:
+            self.missing.append("filesystem")
+        else:
+            self.attempt("filesystem", lambda: self.change_root(packages))
+        self.own_scratch()
+        # A child must not read or trace this process.
+        self.attempt("dumpable", lambda: self.kernel.prctl(SET_DUMPABLE, 0, 0, 0, 0))
+
+    def attempt(self, layer, action):
+        try:
+            action()
+        except (OSError, ValueError, AttributeError):
+            self.missing.append(layer)
+            return False
+        return True
+
+    def enter_namespaces(self):
+        try:
+            self.kernel.unshare(NEW_NS["mount"])
+        except (OSError, AttributeError):
+            self.enter_user_namespace()  # not privileged: only inside one of its own
+        for name, flag in NEW_NS.items():
+            if self.attempt(name, lambda flag=flag: self.kernel.unshare(flag)):
+                self.unshared.add(name)
+        if "pid" in self.unshared and (first := os.fork()):
+            os.close(0)
+            _, status = os.waitpid(first, 0)  # the socket now belongs to that process
+            if os.waitstatus_to_exitcode(status) == ABANDONED:
+                self.remove_folder()
+            os._exit(0)
+        die = (SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        self.attempt("parent_death", lambda: self.kernel.prctl(*die))
+
+    def remove_folder(self):
+        with contextlib.suppress(OSError):
+            self.kernel.umount2(self.folder, DETACH)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
+            os.rmdir(os.path.dirname(self.folder))  # the last worker does it
+
+    def enter_user_namespace(self):
+        uid, gid = os.geteuid(), os.getegid()
+        maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+        try:
+            self.kernel.unshare(NEW_USER)
+            for name, line in maps.items():
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(line)
+            if uid == 0:  # still root outside, for whom the kernel counts no processes
+                self.uid = None
+                self.missing.append("NPROC")
+        except (OSError, AttributeError):
+            if self.uid is None:
+                self.missing += ["user"] + ["NPROC"] * (uid == 0)
+
+    def open_size_file(self):
+        try:
+            return os.open("/proc/self/statm", os.O_RDONLY)
+        except OSError:
+            return None
+
+    def own_size(self) -> int:
+        """Bytes of address space of this process; 0 if the kernel does not say."""
+        if self.size_file is None:
+            return 0
+        return int(os.pread(self.size_file, 64, 0).split()[0]) * resource.getpagesize()
+
+    def change_root(self, packages):
+        mount = self.kernel.mount
+        mount("none", "/", None, REC | PRIVATE, None)
+        mount("root", self.folder, "tmpfs", 0, "size=1m,mode=755")
+        for path in ("/lib", "/lib64"):
+            if os.path.islink(path):
+                os.symlink(os.readlink(path), self.folder + path)
+        places = [(path, self.folder + path) for path in libraries()]
+        beside = f"{self.folder}{PACKAGES}/"
+        for path, place in places + [(path, beside + os.path.basename(path)) for path in packages]:
+            if not os.path.isdir(place):  # else it is there already, in another one
+                os.makedirs(place)
+                mount(path, place, None, BIND, None)
+        others = os.path.join(sysconfig.get_path("stdlib"), "site-packages")
+        if os.path.isdir(self.folder + others):
+            mount("none", self.folder + others, "tmpfs", 0, "size=4k")
+        os.mkdir(f"{self.folder}/tmp")
+        os.chroot(self.folder)
+        os.chdir("/")
+        self.folder = "/tmp"
+        flags = (ctypes.c_uint64 * 4)(1 | 2 | 4, 0, 0, 0)  # read-only, no setuid, no devices
+        everywhere = (MOUNT_SETATTR, -100, "/", 0x8000, flags, 32)  # "/" and all that is below it
+        self.attempt("read_only", lambda: self.kernel.syscall(*everywhere))
+        self.mount_scratch()
+
+    def mount_scratch(self):
+        self.kernel.mount("scratch", "/tmp", "tmpfs", NO_SUID_DEV_EXEC, SCRATCH)
+        self.scratch_state = self.state_of_scratch()
+
+    def state_of_scratch(self):
+        seen = os.stat("/tmp")
+        return seen.st_ctime_ns, seen.st_size, seen.st_nlink, seen.st_mode
+
+    def empty_scratch(self):
+        """A new scratch folder, unless nothing touched it; its names are never looked at."""
+        if self.folder == "/tmp":
+            if self.state_of_scratch() != self.scratch_state:
+                self.kernel.umount2("/tmp", DETACH)
+                self.mount_scratch()
+                self.forget_rules()
+            return
+        try:
+            os.chmod(self.folder, 0o700)
+            deadline = time.monotonic() + EMPTYING_S
+            for entry in os.scandir(self.folder):
+                (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
+                if time.monotonic() > deadline:
+                    raise OSError("too many to remove now")
+        except OSError:  # the pool removes what stays when it is closed
+            self.folder = tempfile.mkdtemp(dir=os.path.dirname(self.folder))
+            self.own_scratch()
+            self.forget_rules()
+
+    def own_scratch(self):
+        if self.folder != "/tmp" and self.uid is not None:
+            os.chown(self.folder, self.uid, self.uid)
+
+    def write_rules(self):
+        readable = ["/"] if self.folder == "/tmp" else libraries()
+        self.rules = landlock_rules(self.kernel, readable, self.folder)
+
+    def forget_rules(self):
+        if self.rules >= 0:
+            os.close(self.rules)
+            self.rules = -1
+
+    def prepare(self):
+        """Landlock's rules, which name the present scratch folder; once, not for each child."""
+        if self.rules < 0 and "landlock" not in self.missing:
+            self.attempt("landlock", self.write_rules)
+
+    def confine(self):
+        """Gives up in the child what it could harm with; missing layers are appended."""
+        limits = LIMITS | {"CPU": math.ceil(self.cpu_s) + 1, "AS": self.memory_bytes}
+        for name, value in limits.items():
+            kind = getattr(resource, f"RLIMIT_{name}")
+            self.attempt(name, lambda k=kind, v=value: limit(k, v))
+        if not self.filter_code and "ipc" in self.unshared:
+            # Without a filter that forbids shared memory, what a child left there must be gone.
+            self.attempt("ipc", lambda: self.kernel.unshare(NEW_NS["ipc"]))
+        if self.uid is not None:
+            self.attempt("user", self.become_nobody)
+        self.attempt("capabilities", lambda: drop_capabilities(self.kernel))
+        self.attempt("no_new_privileges", lambda: forbid_new_privileges(self.kernel))
+        if self.rules >= 0:
+            self.attempt("landlock", lambda: enter_landlock(self.kernel, self.rules))
+        self.attempt("seccomp", lambda: enter_filter(self.kernel, self.filter_code))
+
+    def become_nobody(self):
+        os.setgroups([])
+        os.setresgid(self.uid, self.uid, self.uid)
+        os.setresuid(self.uid, self.uid, self.uid)

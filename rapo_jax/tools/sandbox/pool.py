@@ -1,0 +1,259 @@
+"""The Python tool: a pool of warm processes that run each call in a confined child."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import queue
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rapo_jax.config import SANDBOX_LAYERS
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.sandbox.syscall_filter import filter_code
+
+WORKER = Path(__file__).with_name("worker.py")
+GRACE_S = 10.0
+"""A worker that has not answered this long is taken for dead."""
+PACKAGES = ("numpy", "sympy", "mpmath")
+"""What a program may import beside the standard library, where it is installed."""
+ENDS = ("ok", "error", "timeout", "crashed")
+"""What a worker says of its child, by the first letter."""
+GOODBYE = b"bye"
+"""What `worker.py` hears when its pool lets it go; without it the pool was killed."""
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux has it
+WANTS_PACKAGES = re.compile(r"\b(?:numpy|sympy|mpmath)\b")
+
+
+def python_tool(
+    *,
+    workers: int,
+    timeout_s: float,
+    memory_mb: int,
+    output_chars: int,
+    require: Sequence[str] = (),
+) -> PythonTool:
+    """A tool that runs programs: at most `timeout_s` seconds, `memory_mb` MiB, `output_chars`.
+
+    A program's observation is what it printed and the value of its last expression; an exception
+    adds a short traceback, and the outcome says how the program ended. Raises ValueError if this
+    machine lacks a layer of confinement named in `require`, see `SANDBOX_LAYERS`.
+    """
+    for key, value in (
+        ("workers", workers),
+        ("timeout_s", timeout_s),
+        ("memory_mb", memory_mb),
+        ("output_chars", output_chars),
+    ):
+        if value <= 0:
+            raise ValueError(f"tools.{key}={value}: it must be above 0")
+    tool = PythonTool(workers, timeout_s=timeout_s, memory_mb=memory_mb, output_chars=output_chars)
+    wanted = SANDBOX_LAYERS if "all" in require else require
+    there = set(SANDBOX_LAYERS) - set(tool.missing_layers)
+    lacking = [layer for layer in wanted if layer not in there]
+    if lacking:
+        tool.close()
+        raise ValueError(
+            f"tools.python.require={tuple(require)!r}: this machine lacks {', '.join(lacking)}; "
+            f"{remedy(lacking)}, or do not require it"
+        )
+    return tool
+
+
+def remedy(layers: Sequence[str]) -> str:
+    """What may help where layers are missing."""
+    if set(layers) == {"seccomp"}:
+        return "install the package pyseccomp and the system's libseccomp"
+    if set(layers) == {"landlock"}:
+        return "use a kernel of at least 5.13 with Landlock enabled"
+    return "run as root with CAP_SYS_ADMIN, or allow unprivileged user namespaces"
+
+
+class PythonTool:
+    """A Tool; `missing_layers` names the parts of the confinement that this machine refused.
+
+    Programs that name numpy or its kind go to workers of their own that have imported it; those
+    start with the first such program.
+    """
+
+    def __init__(
+        self, workers: int, *, timeout_s: float, memory_mb: int, output_chars: int
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="python_tool_")
+        os.chmod(self._folder.name, 0o711)  # a child with another user id passes, but cannot list
+        settings = {
+            "timeout_s": timeout_s,
+            "memory_mb": memory_mb,
+            "output_chars": output_chars,
+            "filter": filter_code().hex(),
+            "packages": package_folders(),
+        }
+        self._free: dict[bool, queue.Queue[_Worker]] = {False: queue.Queue(), True: queue.Queue()}
+        self._workers: list[_Worker] = []
+        for rich in (False, True):
+            warm = [name for name in PACKAGES if rich]
+            for _ in range(workers):
+                worker = _Worker(self._folder.name, settings | {"warm": warm})
+                self._workers.append(worker)
+                self._free[rich].put(worker)
+        plain = self._workers[:workers]
+        for worker in plain:
+            worker.start()
+        self.missing_layers = tuple(sorted({name for w in plain for name in w.greet()}))
+        self._closed = False
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="python_tool")
+
+    def __call__(self, calls: list[str]) -> list[Observation]:
+        if self._closed:
+            return [Observation("error: the interpreter is closed", "crashed")] * len(calls)
+        if len(calls) == 1:
+            return [self._run(calls[0])]
+        return list(self._threads.map(self._run, calls))
+
+    def process_ids(self) -> list[int]:
+        """The living workers' processes: what to look at when one hangs."""
+        return [worker.process.pid for worker in self._workers if worker.process is not None]
+
+    def close(self) -> None:
+        """Ends every process; a later call finds the tool crashed."""
+        self._closed = True
+        self._threads.shutdown()
+        for worker in self._workers:
+            worker.stop()
+        with contextlib.suppress(OSError, RecursionError):  # whatever a program left there
+            self._folder.cleanup()
+
+    def _run(self, code: str) -> Observation:
+        if not code.strip():
+            return Observation("error: empty program", "empty")
+        free = self._free[WANTS_PACKAGES.search(code) is not None]
+        worker = free.get()
+        try:
+            return worker.call(code)
+        finally:
+            free.put(worker)
+
+
+class _Worker:
+    """One process of `worker.py`, started again whenever it is found dead."""
+
+    def __init__(self, parent: str, settings: dict[str, Any]) -> None:
+        self._parent = parent
+        self._settings = settings
+        self._timeout_s: float = settings["timeout_s"]
+        self._output_chars: int = settings["output_chars"]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        folder = tempfile.mkdtemp(dir=self._parent)
+        self._socket, theirs = socket.socketpair()
+        # -S -s -P and this environment: nothing of the user's, and sets print in one order.
+        keep = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
+        settings = json.dumps(self._settings | {"folder": folder})
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-s", "-P", str(WORKER), settings],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"} | keep,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._socket.settimeout(GRACE_S + self._timeout_s)
+
+    def greet(self) -> list[str]:
+        """The worker's first message: the layers it misses. Raises OSError if none comes."""
+        message = b""
+        while not message.endswith(b"\n"):
+            if not (part := self._socket.recv(1)):  # what follows carries descriptors
+                raise OSError("the python tool's worker did not start; what it says stands above")
+            message += part
+        return json.loads(message)
+
+    def call(self, code: str) -> Observation:
+        try:
+            if self.process is None:
+                self.start()
+                self.greet()
+            return self._converse(code.encode("utf-8", "replace"))
+        except (OSError, ValueError):  # dead or mute, a timeout included
+            self.stop()
+            return Observation("error: the interpreter died", "crashed")
+
+    def _converse(self, program: bytes) -> Observation:
+        """Gives the waiting child its program, reads what it prints, and has it ended."""
+        _, ends, _, _ = socket.recv_fds(self._socket, 1, 2, CLOSE_ON_EXEC)
+        if len(ends) != 2:
+            raise ValueError("the worker ended")
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            with contextlib.suppress(BrokenPipeError):  # killed before it began
+                with open(ends[0], "wb") as pipe:
+                    pipe.write(program)
+            output, verdict = self._read(ends[1], deadline)
+        finally:
+            os.close(ends[1])
+        left = max(deadline - time.monotonic(), 0.0) if verdict == "ok" else 0.0
+        self._socket.send(f"{left:.6f}".encode())
+        if not (letter := self._socket.recv(1).decode()):
+            raise ValueError("the worker ended")
+        ended = next(word for word in ENDS if word.startswith(letter))
+        text = output.decode("utf-8", "replace").rstrip()
+        if len(text) > self._output_chars:
+            return Observation(text[: self._output_chars] + " ...", "flooded")
+        match ended if verdict == "ok" else verdict:
+            case "timeout":
+                limit = f"timeout: the program ran longer than {self._timeout_s:g} s"
+                return Observation(limit, "timeout")
+            case "crashed":
+                return Observation("error: the program was killed", "crashed")
+            case outcome:
+                return Observation(text, outcome)
+
+    def _read(self, pipe: int, deadline: float) -> tuple[bytearray, str]:
+        """What the program printed until it closed its output, talked too much or ran too long."""
+        output = bytearray()
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0 and ready.poll(math.ceil(1e3 * left)):
+            chunk = os.read(pipe, 65536)
+            output += chunk
+            if not chunk:
+                return output, "ok"
+            if len(output) > 4 * self._output_chars:
+                return output, "flooded"
+        return output, "timeout"
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(OSError), self._socket:
+            self._socket.send(GOODBYE)
+        try:
+            self.process.wait(timeout=1)  # the word ends it, and the end of its input
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def package_folders() -> list[str]:
+    """The folders of PACKAGES here, with the shared objects that wheels put beside them."""
+    found = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            beside = f"{folder}.libs"
+            found += [folder] + [beside] * os.path.isdir(beside)
+    return found

@@ -1,0 +1,83 @@
+"""Runs one program as a notebook cell, in the confined child of `worker.py`.
+
+Only the standard library, see there.
+"""
+
+import ast
+import builtins
+import os
+import random
+import sys
+import traceback
+
+NAME = "<python>"
+ERROR_EXIT = 1
+FRAMES, LINE_CHARS = 3, 80
+LIBRARY = os.path.dirname(os.__file__)
+ORIGINALS = dict(builtins.__dict__)
+ANYTHING, EVALUATE, SHOW = BaseException, eval, repr  # a program may change the builtins
+
+
+def run(code: str) -> int:
+    """Runs a program as a notebook cell: prints, then the value of a last expression."""
+    sys.stdin = open(0, closefd=False)
+    out = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout = sys.stderr = out
+    sys.modules["__main__"] = module = type(sys)("__main__")
+    exit_status = 0
+    try:
+        body = ast.parse(code, NAME).body
+        shown = None
+        if body and isinstance(last := body[-1], ast.Expr):
+            body.pop()
+            shown = compile(ast.Expression(last.value), NAME, "eval")
+        exec(compile(ast.Module(body, []), NAME, "exec"), module.__dict__)
+        if shown is not None and (value := EVALUATE(shown, module.__dict__)) is not None:
+            out.write(SHOW(value) + "\n")
+    except ANYTHING as error:
+        builtins.__dict__.update(ORIGINALS)
+        sys.setrecursionlimit(1000)
+        sys.settrace(None)
+        if not isinstance(error, SystemExit) or error.code:
+            out.write(explain(error, code) + "\n")
+            exit_status = ERROR_EXIT
+    out.flush()
+    return exit_status
+
+
+def rehearse() -> None:
+    """What any program needs, done once before it comes: the pages of memory are then there."""
+    random.seed(0)  # the same program says the same each time; a fork seeds it anew
+    names: dict = {}
+    exec(compile(ast.Module(ast.parse("x = 1 + 1", NAME).body, []), NAME, "exec"), names)
+    eval(compile(ast.parse("repr(x)", NAME, "eval"), NAME, "eval"), names)
+
+
+def explain(error: BaseException, code: str) -> str:
+    """A short traceback: the program's own lines, innermost last, and what went wrong."""
+    try:
+        summary = traceback.format_exception_only(error)[-1].strip()
+        summary = summary.replace(LIBRARY, "<library>")
+        lines = code.splitlines()
+        if len(code.strip().splitlines()) == 1:  # nothing to tell
+            return summary
+        seen = places(error, lines)
+        seen = [line for line, before in zip(seen, ["", *seen], strict=False) if line != before]
+        return "\n".join([*seen[-FRAMES:], summary])
+    except Exception:
+        return type(error).__name__
+
+
+def places(error: BaseException, lines: list[str]) -> list[str]:
+    seen = [
+        (frame.f_code.co_name, number)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == NAME
+    ]
+    if isinstance(error, SyntaxError) and error.filename == NAME and error.lineno:
+        seen.append(("<module>", error.lineno))
+    return [
+        f"line {number}{'' if name == '<module>' else f', in {name}'}: "
+        + (lines[number - 1].strip()[:LINE_CHARS] if number <= len(lines) else "")
+        for name, number in seen
+    ]

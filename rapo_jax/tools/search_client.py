@@ -1,0 +1,185 @@
+"""The search tool over HTTP: a retrieval server or a web-search API behind cache and rate limit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from rapo_jax.config import SearchSettings
+from rapo_jax.io.cache import DiskCache, cache_key
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.search.passages import Fits, Passage, render_passages
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.search_apis import APIS
+
+ATTEMPTS = 3
+BACKOFF_S = 0.5
+MAX_ANSWER_BYTES = 8 << 20
+MAX_QUERY_CHARS = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class Failed(NamedTuple):
+    """Why a query has no passages: `outcome` is timeout or error, `text` is for the model."""
+
+    outcome: str
+    text: str
+
+
+class HttpSearch:
+    """A Tool over the service `settings.kind`, one of APIS; `passages` results a query.
+
+    A query is asked once in a batch, and once at all where there is a cache; failures are not
+    kept. What went wrong is logged in full, without the key; the observation tells it shortly.
+    `fits` bounds an observation, see `render_passages`.
+
+    Raises:
+        ValueError: no address, or no key where one is needed.
+    """
+
+    def __init__(self, settings: SearchSettings, *, passages: int, fits: Fits) -> None:
+        self._api = APIS[settings.kind]
+        self._url = (settings.url or self._api.url).rstrip("/")
+        if not self._url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"tools.search.url={settings.url!r}: tools.search.kind={settings.kind!r} needs the "
+                "address of a server, such as http://127.0.0.1:8000"
+            )
+        key = _key(settings, needed=self._api.needs_key)
+        self._about = (settings.kind, self._url, passages)
+        self._passages = passages
+        self._fits = fits
+        self._rate = RateLimit(settings.per_second)
+        self._deadline_s = settings.deadline_s
+        self._cache = DiskCache(settings.cache) if settings.cache else None
+        self._client = JsonClient(
+            Limits(settings.deadline_s, ATTEMPTS, BACKOFF_S, MAX_ANSWER_BYTES),
+            headers=self._api.headers(key) if key else {},
+            secrets=[key],
+            connections=settings.concurrency,
+        )
+        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="http_search")
+        self._lock = threading.Lock()
+        self._failures = 0
+
+    def __call__(self, queries: list[str]) -> list[Observation]:
+        cleaned = [_clean(query) for query in queries]
+        wanted = [query for query in dict.fromkeys(cleaned) if query]
+        found: dict[str, list[Passage] | Failed] = {}
+        try:
+            found |= {q: known for q in wanted if (known := self._recall(q)) is not None}
+            missing = [query for query in wanted if query not in found]
+            size = self._api.batch
+            groups = [missing[i : i + size] for i in range(0, len(missing), size)]
+            for group, answers in zip(groups, self._threads.map(self._ask, groups), strict=True):
+                found |= dict(zip(group, answers, strict=True))
+        except Exception as error:  # a tool never raises: see Tool
+            self._tell(f"{type(error).__name__}: {error}")
+        return [self._observation(query, found) for query in cleaned]
+
+    def check(self) -> None:
+        """Asks once; raises ValueError if the service does not answer. Web searches cost money."""
+        try:
+            self._api.ask(self._client, self._url, ["check"], 1)
+        except HttpFailure as failure:
+            raise ValueError(
+                f"tools.search.url={self._url!r}: no {self._about[0]} service answers ({failure}); "
+                "start it, or mend the address"
+            ) from None
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+        if self._cache:
+            self._cache.close()
+
+    def _observation(self, query: str, found: dict[str, list[Passage] | Failed]) -> Observation:
+        if not query:
+            return Observation("error: empty query", "empty")
+        answer = found.get(query, Failed("error", "error: search failed"))
+        if isinstance(answer, Failed):
+            return Observation(answer.text, answer.outcome)
+        if not answer:
+            return Observation("nothing found", "empty")
+        return Observation(render_passages(answer, self._fits), "ok")
+
+    def _ask(self, group: Sequence[str]) -> Sequence[list[Passage] | Failed]:
+        """Passages of each query of one request."""
+        if not self._rate.wait(self._deadline_s):
+            self._tell("tools.search.per_second leaves no room within tools.search.deadline_s")
+            return [Failed("timeout", "error: search timed out")] * len(group)
+        try:
+            answers = self._api.ask(self._client, self._url, group, self._passages)
+        except HttpFailure as failure:
+            self._tell(str(failure))
+            if failure.kind == "timeout":
+                return [Failed("timeout", "error: search timed out")] * len(group)
+            status = f", status {failure.status}" if failure.status else ""
+            return [Failed("error", f"error: search failed ({failure.kind}{status})")] * len(group)
+        for query, passages in zip(group, answers, strict=True):
+            if self._cache and passages:
+                self._cache.put(self._cache_key(query), json.dumps(passages))
+        return answers
+
+    def _recall(self, query: str) -> list[Passage] | None:
+        text = self._cache.get(self._cache_key(query)) if self._cache else None
+        return None if text is None else [Passage(*passage) for passage in json.loads(text)]
+
+    def _cache_key(self, query: str) -> str:
+        return cache_key(*self._about, query)
+
+    def _tell(self, text: str) -> None:
+        """Logs the first failure and then ever fewer: a training run makes thousands of calls."""
+        with self._lock:
+            self._failures += 1
+            count = self._failures
+        if str(count).strip("0") == "1":
+            _log.warning("search failed (number %d): %s", count, text)
+
+
+class RateLimit:
+    """Spaces calls evenly over all threads; 0 calls a second is no limit."""
+
+    def __init__(self, per_second: float) -> None:
+        self._pause_s = 1 / per_second if per_second else 0.0
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self, at_most_s: float) -> bool:
+        """Sleeps until this call's turn; False, at once, if that is later than `at_most_s`."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            if turn - now > at_most_s:
+                return False
+            self._next = turn + self._pause_s
+        time.sleep(turn - now)
+        return True
+
+
+def _key(settings: SearchSettings, *, needed: bool) -> str:
+    name = settings.key_variable
+    key = os.environ.get(name, "").strip() if name else ""
+    if not key and (name or needed):
+        raise ValueError(
+            f"tools.search.key_variable={name!r}: tools.search.kind={settings.kind!r} needs the "
+            "name of an environment variable that holds its key"
+            + (f", and {name} is not set" if name else "")
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(
+            f"tools.search.key_variable={name!r}: the key in {name} is no line of ASCII text"
+        )
+    return key
+
+
+def _clean(query: str) -> str:
+    text = query[: 4 * MAX_QUERY_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split())[:MAX_QUERY_CHARS]

@@ -1,0 +1,165 @@
+"""Own tools: functions of a user, text in, text out, as tools of the agent (tools.own)."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rapo_jax.io.user_code import load_function
+from rapo_jax.text.protocol import CALLS, TAG_NAMES
+from rapo_jax.tools.observation import Observation
+
+MAX_THREADS = 64
+"""Calls of one tool at a time, those that hang included."""
+MAX_ERROR_CHARS = 200
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = {
+    **{tag: f"<{tag}> is another tag of the protocol" for tag in TAG_NAMES if tag not in CALLS},
+    **{name: f"a metric or a count has the name {name}" for name in ("errors", "timeouts")},
+    **{name: f"the rollout uses the name {name}" for name in ("seconds", "stop")},
+}
+_QUOTED_PATH = re.compile(r"""(['"])~?/(?:[^'"/]+/)+([^'"/]*)\1""")
+_BARE_PATH = re.compile(r"""(?<![\w/])~?/(?:[^\s'"/]+/)+([^\s'"/]*)""")
+
+_log = logging.getLogger(__name__)
+
+
+def own_tools(
+    named: Sequence[Sequence[str]], *, timeout_s: float, output_chars: int
+) -> dict[str, OwnTool]:
+    """The tools of tools.own, pairs of a tag's name and 'module:function'.
+
+    Raises:
+        ValueError: a name cannot be a tag or is taken, or a function cannot be loaded.
+    """
+    tools: dict[str, OwnTool] = {}
+    for pair in named:
+        told = f"tools.own={tuple(pair)!r}"
+        if len(pair) != 2:
+            raise ValueError(f"{told}: write pairs, (('calculator', 'my_tools:calculate'),)")
+        name, path = pair
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{told}: {name!r} cannot be a tag; write small letters, as 'calculator'"
+            )
+        if name in _TAKEN:
+            raise ValueError(f"{told}: {_TAKEN[name]}; choose another name")
+        if name in tools:
+            raise ValueError(f"{told}: there are two tools {name!r}; give each its own name")
+        function = load_function(path, key=f"tools.own.{name}", takes=("text",))
+        tools[name] = OwnTool(name, function, timeout_s=timeout_s, output_chars=output_chars)
+    return tools
+
+
+class OwnTool:
+    """A Tool over a function of text that gives text back.
+
+    The function is trusted code: it runs in the trainer's process, in several threads at once, and
+    nothing confines it (it must not use jax, which waits for the rollout that waits for the tool).
+    What it raises is an observation with the outcome error, and is logged with its traceback. After
+    `timeout_s` its call is a timeout; no thread can be ended from outside, so the call keeps its
+    own, and where MAX_THREADS hang, further calls are timeouts too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[str], str],
+        *,
+        timeout_s: float,
+        output_chars: int,
+    ) -> None:
+        self._name, self._function = name, function
+        self._timeout_s, self._output_chars = timeout_s, output_chars
+        self._slots = threading.Semaphore(MAX_THREADS)
+        self._lock = threading.Lock()
+        self._failures = 0
+
+    @property
+    def about(self) -> str:
+        """The first line of the function's docstring, '' without one: what an agent is told."""
+        text = inspect.getdoc(self._function) if inspect.isroutine(self._function) else None
+        return (text or "").strip().partition("\n")[0]
+
+    def __call__(self, calls: list[str]) -> list[Observation]:
+        found = [Observation(f"error: {self._name} timed out", "timeout")] * len(calls)
+        answers: queue.SimpleQueue[tuple[int, Observation]] = queue.SimpleQueue()
+        deadlines: dict[int, float] = {}  # of calls that run, the earliest first
+        patience_s = self._timeout_s
+        for i, text in enumerate(calls):
+            if not self._slots.acquire(timeout=patience_s):
+                patience_s = 0.0  # others have waited along
+                continue
+            deadlines[i] = time.monotonic() + self._timeout_s
+            self._start(i, text, answers)
+        while deadlines:
+            first = next(iter(deadlines))
+            try:
+                i, observation = answers.get(timeout=max(deadlines[first] - time.monotonic(), 0.0))
+            except queue.Empty:
+                del deadlines[first]
+                continue
+            if deadlines.pop(i, None) is not None:
+                found[i] = observation
+        late = sum(observation.outcome == "timeout" for observation in found)
+        if late:
+            self._tell(f"{late} calls took longer than tools.timeout_s={self._timeout_s:g}")
+        return found
+
+    def _start(self, i: int, text: str, answers: queue.SimpleQueue[Any]) -> None:
+        name = f"own_tool_{self._name}"
+        thread = threading.Thread(target=self._run, args=(i, text, answers), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the machine has no more
+            self._slots.release()
+            answers.put((i, self._failed(error)))
+
+    def _run(self, i: int, text: str, answers: queue.SimpleQueue[Any]) -> None:
+        try:
+            observation = self._observation(self._function(text))
+        except BaseException as error:  # SystemExit too: a tool never raises, see Tool
+            observation = self._failed(error)
+        self._slots.release()
+        answers.put((i, observation))
+
+    def _observation(self, text: str) -> Observation:
+        if not isinstance(text, str):
+            raise TypeError(f"{self._name} gave back no text but {type(text).__name__}")
+        cut = text[: self._output_chars].encode("utf-8", "replace").decode("utf-8")
+        if len(text) > self._output_chars:
+            return Observation(cut + " ...", "flooded")
+        return Observation(cut, "ok")
+
+    def _failed(self, error: BaseException) -> Observation:
+        text = _short(error)
+        self._tell(text, error)
+        return Observation(f"error: {text}", "error")
+
+    def _tell(self, text: str, error: BaseException | None = None) -> None:
+        """Logs the first failure and then ever fewer: a training run makes thousands of calls."""
+        with self._lock:
+            self._failures += 1
+            count = self._failures
+        if str(count).strip("0") == "1":
+            _log.warning(
+                "tools.own.%s failed (number %d): %s", self._name, count, text, exc_info=error
+            )
+
+
+def _short(error: BaseException) -> str:
+    """An error for the model: one short line, without the folders of this machine."""
+    try:
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+    except Exception:  # of its own __str__
+        text = type(error).__name__
+    text = " ".join(text[: 4 * MAX_ERROR_CHARS].split())
+    text = _BARE_PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", text))
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " ..."

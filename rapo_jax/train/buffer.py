@@ -1,0 +1,113 @@
+"""Reading a finished Step-Trace Buffer for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.buffer.retriever import Retriever
+from rapo_jax.config import RetrievalSettings
+from rapo_jax.io.jsonl import LineReport, read_jsonl
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.train.distributed import in_turn
+from rapo_jax.train.encoders import DeviceEncoder
+from rapo_jax.train.run import Run
+
+ENCODE_ROWS = 64
+"""Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""
+
+
+def text_encoder(encoder: DeviceEncoder) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts to keys outside a rollout, for an encoder that runs on the device."""
+    tokenize = encoder.tokenize
+    assert tokenize is not None
+    program = jax.jit(encoder.embed)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        found = []
+        for start in range(0, len(texts), ENCODE_ROWS):
+            some = list(texts[start : start + ENCODE_ROWS])
+            padded = some + [""] * (ENCODE_ROWS - len(some))
+            found.append(np.asarray(program(tokenize(padded)))[: len(some)])
+        return np.concatenate(found)
+
+    return encode
+
+
+def load_buffer(run: Run) -> StepTraceBuffer:
+    """The saved buffer; ValueError if it was made for another tokenizer, encoder or splitting."""
+    _, identity = key_encoder(run)
+    buffer = StepTraceBuffer.load(
+        run.buffer / "traces",
+        encoder_identity=identity,
+        tokenizer_fingerprint=run.tokens.fingerprint,
+    )
+    for name, wanted in splitting(run.settings.retrieval).items():
+        found = buffer.manifest[name]
+        if found != wanted:
+            raise ValueError(
+                f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {found!r}; "
+                "set it back, or point buffer.folder to a new folder"
+            )
+    names = [Path(path).name for path in run.settings.buffer.files]
+    held = [file["name"] for file in buffer.manifest.get("files", [])]
+    if names and names != held:
+        raise ValueError(
+            f"buffer.files={names}: the buffer {run.buffer} was built with {held}; "
+            "set it back, or point buffer.folder to a new folder"
+        )
+    return buffer
+
+
+def attach_buffer(run: Run) -> StepTraceBuffer:
+    """Loads the buffer and lets the environment retrieve from it."""
+    buffer = load_buffer(run)
+    encode, _ = key_encoder(run)
+    retriever = in_turn(  # the first may write the index
+        lambda: Retriever(
+            buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
+        )
+    )
+    run.environment.remember(
+        retriever,
+        run.encoder.tokenize or encode,
+        exclude_same_question=run.settings.retrieval.exclude_same_question,
+        own_history=run.settings.retrieval.history == "own",
+    )
+    return buffer
+
+
+def read_trajectories(run: Run) -> list[Trace]:
+    """The kept trajectories of the buffer, for imitation."""
+    path = run.buffer / "trajectories.jsonl"
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(
+            f"{path}: the buffer holds single step traces alone, and imitation needs whole "
+            "trajectories; add a file of them to buffer.files or sample with buffer.agent"
+        )
+    report = LineReport(str(path))
+    return list(
+        read_jsonl(path, _own_trace, malformed="fail", key="buffer.malformed", report=report)
+    )
+
+
+def _own_trace(record: Mapping[str, Any]) -> Trace:
+    if record.keys() != set(Trace._fields):
+        raise ValueError(f"holds {sorted(record)} and not {sorted(Trace._fields)}")
+    return Trace(**record)
+
+
+def splitting(settings: RetrievalSettings) -> dict[str, Any]:
+    return {"unit": settings.unit, "mask": settings.mask, "max_chars": settings.max_chars}
+
+
+def key_encoder(run: Run) -> tuple[Callable[[Sequence[str]], np.ndarray], str]:
+    if run.encoder.tokenize is None:
+        encoder = NgramEncoder.load(run.buffer / "encoder")
+        return encoder, encoder.identity
+    return text_encoder(run.encoder), run.encoder.identity

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.search.ngram import NgramEncoder
+
+TRACES = [
+    Trace("q0", "where?", ["<search>a</search>", "<answer>\\boxed{b}</answer>"], 1.0, "expert"),
+    Trace("q0", "where?", ["<search>c</search>"], -1.0, "policy"),
+    Trace("q1", "who?", ["<search>d</search>", "<python>e</python>"], 0.5, "policy"),
+]
+ENCODER = NgramEncoder.fit(["where? who? <search>a</search>"], width=16, orders=(1,))
+
+
+def build(traces=TRACES, *, encode=ENCODER, keep=1, unit="step", include_answers=True):
+    return StepTraceBuffer.build(
+        traces,
+        encode=encode,
+        encoder_identity=ENCODER.identity,
+        tokenizer_fingerprint="tok",
+        keep=keep,
+        unit=unit,
+        include_answers=include_answers,
+        mask="",
+        max_chars=100,
+        count_tokens=len,
+    )
+
+
+def load(folder, *, encoder=ENCODER.identity, tokenizer="tok"):
+    return StepTraceBuffer.load(folder, encoder_identity=encoder, tokenizer_fingerprint=tokenizer)
+
+
+def test_the_manifest_counts_what_was_sampled_kept_and_stored():
+    buffer = build()
+    values = ["<search>a</search>", "<answer>\\boxed{b}</answer>", *TRACES[2].steps]
+    assert [item.value for item in buffer.items] == values
+    expected = {
+        "questions": 2,
+        "trajectories_sampled": 3,
+        "trajectories_kept": 2,
+        "trajectories_kept_by_origin": {"expert": 1, "policy": 1},
+        "mean_reward_sampled": (1.0 - 1.0 + 0.5) / 3,
+        "mean_reward_kept": (1.0 + 0.5) / 2,
+        "traces": 4,
+        "traces_by_origin": {"expert": 2, "policy": 2},
+        "tokens": sum(map(len, values)),
+        "encoder": ENCODER.identity,
+        "tokenizer": "tok",
+        "unit": "step",
+        "include_answers": True,
+        "keep": 1,
+        "mask": "",
+        "max_chars": 100,
+    }
+    assert {name: buffer.manifest[name] for name in expected} == expected
+
+
+def test_keys_are_embedded_in_the_order_of_the_items():
+    buffer = build()
+    np.testing.assert_array_equal(buffer.key_ME, ENCODER([item.key for item in buffer.items]))
+
+
+def test_the_identity_is_the_same_for_the_same_contents_and_differs_for_others():
+    others = [build(keep=2), build(unit="trajectory"), build(include_answers=False)]
+    changed = [TRACES[0]._replace(question="when?"), *TRACES[1:]]
+    identities = [buffer.identity for buffer in (build(), *others, build(changed))]
+    assert build().identity == identities[0]
+    assert len(set(identities)) == 5
+
+
+def test_save_and_load_give_the_same_buffer_and_leave_nothing_else(tmp_path):
+    buffer = build()
+    buffer.save(tmp_path / "deep" / "buffer")
+    loaded = load(tmp_path / "deep" / "buffer")
+    assert loaded.items == buffer.items and loaded.manifest == buffer.manifest
+    np.testing.assert_array_equal(loaded.key_ME, buffer.key_ME)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["buffer"]
+
+
+def test_line_separators_inside_a_trace_survive(tmp_path):
+    odd = Trace("q", "a\u2028b", ["x\n\r\x85\u2029\x1c y"], 1.0, "é")
+    build([odd]).save(tmp_path / "b")
+    assert load(tmp_path / "b").items[0].value == odd.steps[0]
+
+
+def test_saving_over_an_older_buffer_replaces_it(tmp_path):
+    build().save(tmp_path / "b")
+    build(keep=2).save(tmp_path / "b")
+    assert load(tmp_path / "b").manifest["keep"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_failed_save_keeps_the_older_buffer_and_no_rest(tmp_path):
+    build().save(tmp_path / "b")
+    good = build(keep=2)
+    broken = StepTraceBuffer(good.items, good.key_ME, {**good.manifest, "odd": object()})
+    with pytest.raises(TypeError):
+        broken.save(tmp_path / "b")
+    assert load(tmp_path / "b").manifest["keep"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["encoder", "tokenizer"])
+def test_a_buffer_of_another_encoder_or_tokenizer_is_refused(tmp_path, name):
+    build().save(tmp_path / "b")
+    with pytest.raises(ValueError, match=f"{name}='.*', but this run has 'other'.*build"):
+        load(tmp_path / "b", **{name: "other"})
+
+
+def test_no_folder_is_told_with_the_way_to_make_one(tmp_path):
+    with pytest.raises(ValueError, match="missing; run the buffer stage"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "keys.npy", "manifest.json"])
+def test_a_cut_off_or_missing_file_is_refused(tmp_path, name):
+    build().save(tmp_path / "b")
+    path = tmp_path / "b" / name
+    whole = path.read_bytes()
+    for kept in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="buffer .*build it again"):
+            load(tmp_path / "b")
+    path.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        load(tmp_path / "b")
+
+
+def test_an_edited_trace_or_manifest_is_refused(tmp_path):
+    for name, old, new in (
+        ("items.jsonl", b"where?", b"there?"),
+        ("manifest.json", b"0.75", b"0.95"),
+    ):
+        build().save(tmp_path / "b")
+        path = tmp_path / "b" / name
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new))
+        with pytest.raises(ValueError, match="not those of its manifest"):
+            load(tmp_path / "b")
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_another_format_and_a_manifest_that_is_no_object_are_refused(tmp_path):
+    build().save(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    path.write_text(json.dumps({**build().manifest, "format": 0}))
+    with pytest.raises(ValueError, match="format=0"):
+        load(tmp_path / "b")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="unreadable"):
+        load(tmp_path / "b")
+
+
+@pytest.mark.parametrize("traces", [[], [Trace("q", "who?", [], 1.0, "expert")]])
+def test_a_buffer_without_a_step_trace_is_not_built(traces):
+    with pytest.raises(ValueError, match="no step traces"):
+        build(traces)
+
+
+def test_an_encoder_that_gives_nan_or_too_few_rows_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        build(encode=lambda texts: np.full((len(texts), 4), np.nan, np.float32))
+    with pytest.raises(ValueError, match="gave shape \\(1, 4\\) for 4 keys"):
+        build(encode=lambda texts: np.ones((1, 4), np.float32))

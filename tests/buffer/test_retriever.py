@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.buffer.retriever import Retriever
+from rapo_jax.buffer.traces import make_items
+from rapo_jax.search.ngram import NgramEncoder
+
+NAMES = r"\b[A-Z][a-z]+\b"
+TRACES = [
+    Trace(
+        f"{word}{copy}",
+        f"who is the {word} of {name} ?",
+        [f"<think>{step} {copy}</think><search>{name} {step}</search>" for step in steps],
+        1.0,
+        f"agent{copy}",
+    )
+    for word, steps in (("zemlo", ("mentor", "rival")), ("trapi", ("cousin", "patron")))
+    for copy, name in enumerate(("Dura", "Kilno", "Vasha"))
+]
+OPTIONS = {"keep": 5, "include_answers": True, "mask": NAMES, "max_chars": 400}
+
+
+def make(traces=TRACES, *, unit="step", kind="exact") -> Retriever:
+    items = make_items(traces, unit=unit, **OPTIONS)
+    encoder = NgramEncoder.fit([item.key for item in items], width=128, orders=(1, 2))
+    buffer = StepTraceBuffer.build(
+        traces,
+        encode=encoder,
+        encoder_identity=encoder.identity,
+        tokenizer_fingerprint="tok",
+        unit=unit,
+        count_tokens=len,
+        **OPTIONS,
+    )
+    return Retriever(buffer, encode=encoder, kind=kind)
+
+
+RETRIEVER = make()
+SIZE = len(RETRIEVER.buffer.items)
+AFTER_MENTOR = "<think>mentor 9</think><search>Fresh mentor</search>"
+
+
+def keys_of(word: str, history: str, *, rows: int = 1) -> np.ndarray:
+    return RETRIEVER.keys([f"who is the {word} of Fresh ?"] * rows, [history] * rows)
+
+
+@pytest.mark.parametrize("kind", ["exact", "brute", "tree", "auto"])
+def test_the_nearest_trace_is_the_next_step_of_the_same_kind_of_question(kind):
+    (hit,) = make(kind=kind).nearest(keys_of("zemlo", AFTER_MENTOR))
+    assert "rival" in hit.value
+    item = RETRIEVER.buffer.items[hit.index]
+    assert (hit.value, hit.origin) == (item.value, item.origin)
+
+
+def test_a_state_of_the_buffer_finds_itself_at_similarity_1():
+    trace = TRACES[4]
+    (hit,) = RETRIEVER.nearest(RETRIEVER.keys([trace.question], [trace.steps[0]]))
+    assert (hit.value, hit.origin) == (trace.steps[1], "agent1")
+    assert abs(hit.similarity - 1) < 1e-6
+
+
+def test_a_buffer_of_whole_trajectories_is_asked_by_the_question_alone():
+    retriever = make(unit="trajectory")
+    (hit,) = retriever.nearest(retriever.keys(["who is the trapi of Fresh ?"], [AFTER_MENTOR]))
+    assert "cousin" in hit.value and "patron" in hit.value and abs(hit.similarity - 1) < 1e-6
+
+
+def test_a_pick_replaces_the_nearest_by_the_trace_at_that_share_of_the_buffer():
+    pick_B = np.array([0.0, 0.5, (SIZE - 0.5) / SIZE, np.float32(1.0), -1.0])
+    hits = RETRIEVER.nearest(keys_of("zemlo", AFTER_MENTOR, rows=5), pick_B=pick_B)
+    assert [hit.index for hit in hits[:4]] == [0, SIZE // 2, SIZE - 1, SIZE - 1]
+    assert hits[4] == RETRIEVER.nearest(keys_of("zemlo", AFTER_MENTOR))[0]
+    assert hits[0].similarity < hits[4].similarity
+
+
+def test_evenly_spread_picks_reach_every_trace_equally_often():
+    pick_B = (np.arange(3 * SIZE) + 0.5) / (3 * SIZE)
+    hits = RETRIEVER.nearest(keys_of("zemlo", "", rows=3 * SIZE), pick_B=pick_B)
+    assert np.bincount([hit.index for hit in hits]).tolist() == [3] * SIZE
+
+
+@pytest.mark.parametrize("pick", [-1.0, 0.0, 0.3, 0.99])
+def test_an_excluded_question_is_never_retrieved(pick):
+    excluded = [trace.question_id for trace in TRACES]
+    key_BE = keys_of("zemlo", AFTER_MENTOR, rows=len(excluded))
+    hits = RETRIEVER.nearest(
+        key_BE, exclude_question_ids=excluded, pick_B=np.full(len(excluded), pick)
+    )
+    for hit, question_id in zip(hits, excluded, strict=True):
+        assert RETRIEVER.buffer.items[hit.index].question_id != question_id
+        assert not hit.same_question
+        assert pick >= 0 or "rival" in hit.value
+
+
+def test_a_question_that_owns_all_the_nearest_traces_still_gets_the_next_best_of_others():
+    crowd = [TRACES[0]._replace(steps=[f"<think>{i}</think>"]) for i in range(5)]
+    crowd = [t._replace(question_id="crowd", steps=t.steps * 40) for t in crowd]
+    retriever = make([*crowd, TRACES[1]])
+    key_BE = retriever.keys([TRACES[0].question], [""])
+    (hit,) = retriever.nearest(key_BE, exclude_question_ids=["crowd"])
+    others = [i for i, item in enumerate(retriever.buffer.items) if item.question_id != "crowd"]
+    score_M = retriever.buffer.key_ME @ key_BE[0]
+    assert hit.index == max(others, key=lambda i: score_M[i])
+
+
+def test_a_row_misses_when_the_buffer_has_only_its_own_question():
+    retriever = make([TRACES[0]])
+    key_BE = retriever.keys([TRACES[0].question] * 2, [""] * 2)
+    hits = retriever.nearest(
+        key_BE, exclude_question_ids=["zemlo0"] * 2, pick_B=np.array([-1.0, 0.5])
+    )
+    assert [(hit.index, hit.value) for hit in hits] == [(-1, "")] * 2
+    assert retriever.take_counts()["excluded"] == 2
+
+
+def test_unknown_question_ids_exclude_nothing_and_are_never_the_same():
+    retriever = make([trace._replace(question_id="") for trace in TRACES])
+    (hit,) = retriever.nearest(keys_of("zemlo", ""), exclude_question_ids=[""])
+    assert hit.index >= 0 and not hit.same_question
+
+
+def test_a_hit_says_whether_it_is_of_the_same_question():
+    key_BE = keys_of("zemlo", AFTER_MENTOR, rows=2)
+    nearest = RETRIEVER.buffer.items[RETRIEVER.nearest(key_BE)[0].index].question_id
+    hits = RETRIEVER.nearest(key_BE, question_ids=[nearest, "another"])
+    assert [hit.same_question for hit in hits] == [True, False]
+
+
+def test_a_state_that_is_not_finite_misses():
+    key_BE = keys_of("zemlo", "", rows=2).copy()
+    key_BE[0, 0] = np.nan
+    bad, good = RETRIEVER.nearest(key_BE)
+    assert (bad.index, bad.value) == (-1, "") and good.index >= 0
+
+
+def test_an_empty_batch_gives_no_hits():
+    assert RETRIEVER.nearest(RETRIEVER.keys([], [])) == []
+
+
+def test_counts_are_those_since_the_last_call_and_survive_threads():
+    retriever = make()
+    key_BE = keys_of("zemlo", AFTER_MENTOR, rows=4).copy()
+    key_BE[3] = np.nan
+
+    def ask():
+        for _ in range(5):
+            retriever.nearest(key_BE, pick_B=np.array([-1, 0.5, -1, -1]))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counts = retriever.take_counts()
+    assert (counts["queries"], counts["hits"], counts["random"]) == (80, 60, 20)
+    assert (counts["not_finite"], counts["excluded"]) == (20, 0)
+    assert 0 < counts["similarity_mean"] <= 1
+    assert set(retriever.take_counts().values()) == {0}

@@ -1,0 +1,220 @@
+"""Files that fill a buffer: the four records, rewards, origins, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapo_jax.buffer.sources import Imported, read_sources
+from rapo_jax.buffer.traces import Trace, split
+from rapo_jax.tasks import Question, outcome_reward
+
+STEPS = [
+    "<think>a</think><search>x</search><result>1</result>",
+    "<think>b</think><python>y</python><result>2</result>",
+    "<think>c</think><answer>\\boxed{2}</answer>",
+]
+RESPONSE = "".join(STEPS)
+KNOWN = Question("known-1", "what is known?", ("2", "two"), "kind", "here")
+MESSAGES = [
+    {"role": "user", "content": "what is asked?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "search", "arguments": "x"}}]},
+    {"role": "tool", "content": "1"},
+    {"role": "assistant", "content": "2"},
+]
+
+
+def write(path, *records) -> str:
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def read(*files, malformed="fail", mask="", max_chars=1000) -> Imported:
+    return read_sources(
+        files,
+        malformed=malformed,
+        questions=[KNOWN],
+        score=outcome_reward,
+        mask=mask,
+        max_chars=max_chars,
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "what is asked?", "response": RESPONSE},
+        {"question": "what is asked?", "response": RESPONSE + "<|im_end|>\n<|endoftext|>"},
+        {"question": "what is asked?", "steps": STEPS},
+    ],
+    ids=["response", "with end tokens", "steps"],
+)
+def test_a_trajectory_is_read_step_by_step_with_the_reward_of_its_answers(tmp_path, record):
+    (trace,) = read(write(tmp_path / "own.jsonl", record | {"answers": ["2"]})).traces
+    assert trace.steps == STEPS and trace.question == "what is asked?"
+    assert trace.reward == outcome_reward(RESPONSE, ["2"]) == pytest.approx(1.1)
+    assert trace.origin == "file:own.jsonl"
+
+
+def test_a_chat_is_read_as_a_trajectory(tmp_path):
+    (trace,) = read(write(tmp_path / "a", {"messages": MESSAGES, "answer": "2"})).traces
+    assert trace.question == "what is asked?"
+    assert trace.steps == [
+        "<think></think><search>x</search><result> 1</result>",
+        "<think></think><answer>\\boxed{2}</answer>",
+    ]
+    assert trace.reward == 1.0
+    renamed = write(tmp_path / "b", {"messages": MESSAGES, "reward": 0, "question": "the real one"})
+    assert read(renamed).traces[0].question == "the real one"
+
+
+def test_a_retrieved_trace_in_a_response_is_cut_out(tmp_path):
+    text = STEPS[0] + "<retrieve>" + STEPS[1] + "</retrieve>" + STEPS[2]
+    (trace,) = read(write(tmp_path / "a", {"question": "q", "response": text, "reward": 1})).traces
+    assert trace.steps == [STEPS[0], STEPS[2]]
+
+
+def test_the_files_reward_counts_before_its_answers(tmp_path):
+    record = {"question": "q", "response": RESPONSE, "reward": 0.25, "answers": ["2"]}
+    assert read(write(tmp_path / "a", record)).traces[0].reward == 0.25
+
+
+def test_a_question_of_the_run_needs_no_answers_and_gets_its_id(tmp_path):
+    record = {"question": " what is known?\n", "response": RESPONSE}
+    (trace,) = read(write(tmp_path / "a", record)).traces
+    assert (trace.question_id, trace.reward) == ("known-1", pytest.approx(1.1))
+
+
+def test_the_same_question_has_one_id_in_every_file_and_others_have_others(tmp_path):
+    def record(**more):
+        return {"response": RESPONSE, "reward": 1} | more
+
+    first = write(tmp_path / "a", record(question="q"), record(question="r"))
+    second = write(tmp_path / "b", record(question="q "), record(question="q", question_id="own"))
+    ids = [trace.question_id for trace in read(first, second).traces]
+    assert ids[0] == ids[2] and len(set(ids)) == 3 and ids[3] == "own"
+
+
+def test_each_record_keeps_its_origin(tmp_path):
+    step = {"key": "k", "value": "v", "reward": 1}
+    files = [
+        write(tmp_path / "a.jsonl", step, step | {"value": "w", "origin": "qwen"}),
+        write(tmp_path / "b.jsonl", {"question": "q", "steps": ["s"], "reward": 1, "origin": "me"}),
+    ]
+    found = read(*files)
+    assert [item.origin for item in found.items] == ["file:a.jsonl", "qwen"]
+    assert [trace.origin for trace in found.traces] == ["me"]
+
+
+def test_an_official_record_and_our_own_split_of_the_same_state_have_the_same_key(tmp_path):
+    trace = Trace("text", "what is it?", STEPS, 1.0, "expert")
+    own = split(trace, unit="step", include_answers=True, mask=r"\d+", max_chars=70)
+    records = [
+        {"key": "what is it?\n" + "".join(STEPS[:t]), "value": step, "reward": 1, "origin": "x"}
+        for t, step in enumerate(STEPS)
+    ]
+    items = read(write(tmp_path / "a", *records), mask=r"\d+", max_chars=70).items
+    assert [(i.key, i.value, i.step) for i in items] == [(i.key, i.value, i.step) for i in own]
+    assert len({item.question_id for item in items}) == 1
+
+
+GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"prompt": "q", "completion": "r"}, "none of key, response, steps and messages is there"),
+        ({}, "none of key, response, steps and messages is there (there are no keys)"),
+        ({"response": RESPONSE, "reward": 1}, "question is missing (there are response, reward)"),
+        ({"question": "q", "response": RESPONSE}, "neither reward nor answers"),
+        (GOOD | {"reward": "1"}, "reward is no number but text"),
+        (GOOD | {"reward": True}, "reward is no number but true or false"),
+        (GOOD | {"response": "no tags"}, "response holds none of our tags"),
+        (GOOD | {"response": f"<|im_start|>user\nq{RESPONSE}"}, "response holds the tokens of sev"),
+        (GOOD | {"response": "<retrieve></retrieve>"}, "response holds no step"),
+        (GOOD | {"question_id": 3}, "question_id is no text but a number"),
+        (GOOD | {"origin": ""}, "origin is blank"),
+        (GOOD | {"id": [1]}, "id is no text and no whole number"),
+        ({"question": "q", "steps": "", "reward": 1}, "steps is blank"),
+        ({"question": "q", "steps": ["a", 1], "reward": 1}, "steps is no text but a number"),
+        ({"messages": "hello", "reward": 1}, "messages is no list"),
+        ({"messages": MESSAGES[:1], "reward": 1}, "messages hold no answer of an assistant"),
+        ({"key": "k", "value": "v"}, "reward is missing (there are key, value)"),
+        ({"key": "k", "value": " ", "reward": 1}, "value is blank"),
+        ({"key": None, "value": "v", "reward": 1}, "key is no text but null"),
+        ({"question": "q", "response": RESPONSE, "answers": []}, "answers is no list of texts"),
+        (GOOD, "the same record as on an earlier line"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_malformed_record_is_told_with_its_line(tmp_path, record, problem):
+    path = write(tmp_path / "a", GOOD, "", record, GOOD | {"question": "r"})
+    found = read(path, malformed="skip")
+    assert len(found.traces) == 2
+    ((number, told),) = found.reports[0].told
+    assert number == 3 and told.startswith(problem)
+    with pytest.raises(ValueError, match=r"a, line 3: .*; mend the line, or set buffer.malformed"):
+        read(path)
+
+
+def test_an_id_stands_once_in_a_file(tmp_path):
+    first = GOOD | {"id": "7"}
+    path = write(tmp_path / "a", first, GOOD | {"id": "7", "question": "r"}, GOOD | {"id": 7})
+    found = read(path, malformed="skip")
+    assert [tuple(bad) for bad in found.reports[0].told] == [
+        (2, "duplicate id '7'"),
+        (3, "the same record as on an earlier line"),
+    ]
+    other = write(tmp_path / "b", first)
+    assert len(read(other, other).traces) == 2  # of two agents, say
+
+
+def test_zipped_files_are_read_and_a_cut_off_one_is_refused(tmp_path):
+    lines = [json.dumps(GOOD | {"question": str(i)}) for i in range(500)]
+    zipped = gzip.compress("\n".join(lines).encode())
+    (tmp_path / "a.gz").write_bytes(zipped)
+    assert len(read(tmp_path / "a.gz").traces) == 500
+    (tmp_path / "b.gz").write_bytes(zipped[:-20])
+    with pytest.raises(ValueError, match=r"b.gz: damaged after line \d+"):
+        read(tmp_path / "b.gz", malformed="skip")
+
+
+def test_step_traces_follow_the_settings_of_the_buffer(tmp_path):
+    step = {"key": "k", "value": STEPS[2], "reward": 1}
+    found = read(write(tmp_path / "a", step, step | {"value": STEPS[0]}))
+    kept = found.step_items(unit="step", include_answers=False)
+    assert [item.value for item in kept] == [STEPS[0]]
+    assert len(found.step_items(unit="step", include_answers=True)) == 2
+    with pytest.raises(ValueError, match="retrieval.unit='trajectory': buffer.files hold 2 single"):
+        found.step_items(unit="trajectory", include_answers=True)
+
+
+def test_the_manifest_tells_what_came_of_each_file_by_its_name_alone(tmp_path):
+    files = [write(tmp_path / "a", GOOD, "{"), write(tmp_path / "b", GOOD)]
+    about = read(*files, malformed="skip").about()
+    assert about["malformed"] == 1
+    first, second = about["files"]
+    ((number, problem),) = first.pop("malformed_lines")
+    assert number == 2 and problem.startswith("not JSON")
+    assert first == {"name": "a", "lines": 2, "records": 1, "malformed": 1}
+    assert second["malformed_lines"] == []
+    assert json.loads(json.dumps(about)) == about
+
+
+values = st.one_of(st.none(), st.integers(), st.text(max_size=8), st.just(RESPONSE), st.just(STEPS))
+names = "key value reward question response steps messages answers id question_id origin".split()
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(names), values), min_size=1, max_size=6))
+def test_any_record_is_used_or_counted(tmp_path_factory, records):
+    path = write(tmp_path_factory.mktemp("any") / "a", GOOD, *records)
+    found = read(path, malformed="skip")
+    (report,) = found.reports
+    assert report.lines == len(records) + 1
+    assert len(found.traces) + len(found.items) == report.records == report.lines - report.malformed

@@ -1,0 +1,127 @@
+"""Values that cannot work are refused by their key, with what to write instead."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from configs import tiny
+from rapo_jax.config.read import read_settings
+
+
+def read_with(**changes):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(changes)
+    return read_settings(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "stages", [("rl,evaluate",), ("rl, evaluate",), ("('rl','evaluate'",), ("sft", "rl,evaluate")]
+)
+def test_stages_that_a_flag_did_not_cut_are_refused_with_the_form_that_works(stages):
+    with pytest.raises(ValueError, match=re.escape("stages=(")) as refused:
+        read_with(stages=stages)
+    form = "('rl','evaluate')"
+    assert str(refused.value).endswith(f'--config.stages="{form}"')
+    assert read_with(stages=("rl", "evaluate")).stages == ("rl", "evaluate")
+
+
+def test_an_unknown_stage_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="stages='evalute'.*sft, buffer.*'evaluate'"):
+        read_with(stages=("rl", "evalute"))
+
+
+@pytest.mark.parametrize("key", ["rl.std_floor", "rl.clip_low", "rl.clip_high"])
+def test_a_floor_or_a_bound_below_zero_is_refused(key):
+    with pytest.raises(ValueError, match=re.escape(f"{key}=-0.1: must be at least 0")):
+        read_with(**{key: -0.1})
+    read_with(**{key: 0.0})
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan")])
+def test_an_entropy_floor_that_lets_a_division_by_zero_pass_is_refused(floor):
+    with pytest.raises(ValueError, match=re.escape(f"rl.entropy_floor={floor}: ")):
+        read_with(**{"rl.entropy_floor": floor})
+
+
+DATASET = {
+    "stages": ("buffer", "rl", "evaluate"),
+    "task.name": "dataset",
+    "task.dataset.train": "gsm8k:train",
+    "task.dataset.eval": "gsm8k:test",
+    "tools.search.kind": "retrieval",
+    "model.folder": "folder",
+    "buffer.agent": "none",
+    "buffer.files": (__file__,),
+    "sft.gate_one_hop": 0.0,
+    "sft.gate_follow": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.dataset.train": " "}, "task.dataset.train=' ': task.name='dataset' needs a file"),
+        ({"task.dataset.eval": ""}, "task.dataset.eval='': task.name='dataset' needs a file"),
+        ({"tools.search.kind": "local"}, "task.dataset.documents='': tools.search.kind='local' se"),
+        ({"model.folder": ""}, "model.folder='': task.name='dataset' has no scripted agent to le"),
+        ({"stages": ("sft", "rl")}, "stages=('sft', 'rl'): task.name='dataset' has no demonstrat"),
+        ({"buffer.agent": "scripted"}, "buffer.agent='scripted': task.name='dataset' has no scri"),
+        ({"sft.gate_follow": 0.1}, "sft.gate_follow=0.1: task.name='dataset' has no decisions"),
+        ({"task.dataset.malformed": "ski"}, "task.dataset.malformed='ski': expected one of skip"),
+    ],
+)
+def test_a_data_set_with_what_only_a_made_task_can_do_is_refused(changes, message):
+    assert read_with(**DATASET).task.name == "dataset"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_with(**DATASET | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"mode": "on"}, "distributed.mode='on': expected one of off, auto, explicit"),
+        ({"mode": "explicit"}, "distributed.coordinator='': host:port of process 0"),
+        ({"mode": "explicit", "coordinator": "here"}, "distributed.coordinator='here': host:port"),
+        ({"mode": "explicit", "processes": 0}, "distributed.processes=0: must be at least 1"),
+        ({"mode": "explicit", "process": 2}, "distributed.process=2: 0 … distributed.processes=2"),
+        ({"process": 1}, "distributed.process=1: only distributed.mode='explicit' reads it"),
+    ],
+)
+def test_processes_that_could_not_find_each_other_are_refused(changes, refusal):
+    full = {"coordinator": "localhost:1", "processes": 2} if len(changes) == 2 else {}
+    given = {f"distributed.{key}": value for key, value in (full | changes).items()}
+    with pytest.raises(ValueError, match=re.escape(refusal)):
+        read_with(**given)
+
+
+def test_reading_weights_is_refused_to_several_processes():
+    with pytest.raises(ValueError, match="stages=.*score, export, plan and search_index run in"):
+        read_with(stages=("export",), **{"distributed.mode": "auto"})
+
+
+def test_own_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
+    message = "tools.own=('calculator', 'm:f'): expected a tuple such as (('a', 'b'),)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_with(**{"tools.own": ("calculator", "m:f")})
+    assert read_with(**{"tools.own": (("calculator", "m:f"),)}).tools.own == (
+        ("calculator", "m:f"),
+    )
+
+
+def test_an_own_task_has_settings_of_its_own_and_no_other_task_has():
+    config = tiny.get_config()
+    config.task.own.words = 3
+    with pytest.raises(ValueError, match=re.escape("task.own={'words': 3}: only task.name='modu")):
+        read_settings(config.to_dict())
+    config.task.name = "my_task:TASK"
+    assert read_settings(config.to_dict()).task.own == {"words": 3}
+    config.task.name = "chain"
+    with pytest.raises(ValueError, match="task.name='chain': expected one of chains, dataset, mo"):
+        read_settings(config.to_dict())
+
+
+def test_a_data_set_with_an_own_search_needs_no_documents():
+    own = {"tools.own": (("search", "m:f"),), "tools.search.kind": "local"}
+    assert read_with(**DATASET | own).task.dataset.documents == ""

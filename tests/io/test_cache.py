@@ -1,0 +1,37 @@
+"""The cache on disk: it survives its process, and refuses what is no cache."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rapo_jax.io.cache import DiskCache, cache_key
+
+
+def test_what_was_put_is_there_after_closing_and_the_last_text_counts(tmp_path):
+    path = tmp_path / "new" / "cache.sqlite"
+    cache = DiskCache(path)
+    assert cache.get("a") is None
+    for text in ("1", "two\n\x00\N{GRINNING FACE}"):
+        cache.put("a", text)
+    cache.close()
+    assert DiskCache(path).get("a") == "two\n\x00\N{GRINNING FACE}"
+
+
+def test_threads_and_a_second_opener_see_each_others_texts(tmp_path):
+    first, second = (DiskCache(tmp_path / "cache") for _ in range(2))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: (first, second)[i % 2].put(str(i), str(i)), range(40)))
+    assert [first.get(str(i)) for i in range(40)] == [str(i) for i in range(40)]
+
+
+def test_a_file_that_is_no_cache_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "cache").write_text("no database\n" * 100)
+    with pytest.raises(ValueError, match="cache .*unreadable .*; delete it"):
+        DiskCache(tmp_path / "cache")
+
+
+def test_keys_are_equal_for_equal_values_alone():
+    assert cache_key({"a": 1, "b": 2}) == cache_key({"b": 2, "a": 1})
+    assert len({cache_key("ab", "c"), cache_key("a", "bc"), cache_key(["ab"], "c")}) == 3

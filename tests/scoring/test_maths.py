@@ -1,0 +1,203 @@
+r"""Maths equivalence: what is equal, hard deadlines in any thread, and processes that misbehave."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapo_jax.scoring.maths import (
+    GRACE_S,
+    MathVerifier,
+    math_counts,
+    math_equal,
+)
+from rapo_jax.scoring.maths_official import official_math_equal
+from rapo_jax.tasks import is_correct, outcome_reward
+
+ENDLESS = ("9^{9^{9^9}}", "9^{9^{9^8}}")
+"""Whole numbers too large for any memory."""
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("1/2", "0.5"),
+        ("\\frac12", "0.5"),
+        ("\\dfrac{3}{6}", "\\frac{1}{2}"),
+        ("2\\sqrt{2}", "\\sqrt8"),
+        ("1,000", "1000"),
+        ("x = 5", "5"),
+        ("(1, 2)", "(1,2)"),
+        ("\\{2, 1\\}", "\\{1, 2\\}"),
+        ("12\\text{ cm}", "12"),
+        ("\\text{Paris}", "paris"),
+        ("Evelyn", "evelyn"),
+        ("C", "c"),
+    ],
+)
+def test_answers_that_mean_the_same_are_equal(prediction, gold):
+    assert math_equal(prediction, gold)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("1/2", "1/3"),
+        ("15", "1.5"),
+        ("[1, 2]", "(1, 2)"),
+        ("pairs", "Paris"),  # the same product of letters
+        ("", "5"),
+        ("5", ""),
+        ("}{", "5"),
+        ("$\\", "5"),
+        ("5" * 5000, "5"),
+        ("\ud800", "5"),
+    ],
+)
+def test_answers_that_do_not_are_not(prediction, gold):
+    assert not math_equal(prediction, gold)
+
+
+def test_a_comparison_without_end_is_a_time_out_and_the_next_one_is_answered():
+    verifier = MathVerifier(workers=1, deadline_s=3.0, memory_mb=1024)
+    started = time.monotonic()
+    assert verifier.compare(*ENDLESS) == "timeout"
+    assert time.monotonic() - started < 60  # and not for ever
+    assert verifier.compare("1/2", "0.5") == "equal"
+    assert verifier.counts == {"equal": 1, "different": 0, "timeout": 1, "crashed": 0}
+    verifier.close()
+
+
+def test_threads_share_the_processes_and_get_their_own_verdicts():
+    pairs = [(f"\\frac{{{i}}}{{4}}", f"{j / 4}") for i in range(8) for j in (i, i + 1)]
+    verifier = MathVerifier(workers=2, deadline_s=20.0, memory_mb=1024)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda pair: verifier.compare(*pair), pairs))
+    assert found == ["equal", "different"] * 8
+    verifier.close()
+
+
+def scripted(tmp_path, body, *, deadline_s=5.0):
+    """A verifier whose processes run `body` after their greeting."""
+    path = tmp_path / "worker.py"
+    path.write_text(f"import json, os, sys, time\nprint('\"ready\"', flush=True)\n{body}\n")
+    command = (sys.executable, "-S", str(path))
+    return MathVerifier(workers=1, deadline_s=deadline_s, memory_mb=64, command=command)
+
+
+def test_a_process_that_dies_is_a_crash_and_is_started_again(tmp_path):
+    flag = tmp_path / "died"
+    verifier = scripted(
+        tmp_path,
+        f"for line in sys.stdin:\n"
+        f"    if not os.path.exists({str(flag)!r}):\n"
+        f"        open({str(flag)!r}, 'w').close(); os._exit(3)\n"
+        f"    print('true', flush=True)",
+    )
+    assert verifier.compare("1", "2") == "crashed"
+    assert verifier.compare("1", "3") == "equal"
+    verifier.close()
+
+
+def test_a_process_that_hangs_whatever_its_alarm_says_is_killed(tmp_path):
+    verifier = scripted(tmp_path, "time.sleep(1000)", deadline_s=0.2 - GRACE_S)
+    assert verifier.compare("1", "2") == "timeout"
+
+
+def test_a_process_that_answers_nonsense_is_a_crash(tmp_path):
+    verifier = scripted(tmp_path, "sys.stdin.readline(); print('perhaps', flush=True)")
+    assert verifier.compare("1", "2") == "crashed"
+
+
+def test_a_process_that_cannot_start_says_how_to_look_at_it(tmp_path):
+    missing = (sys.executable, str(tmp_path / "none.py"))
+    verifier = MathVerifier(workers=1, deadline_s=1.0, memory_mb=64, command=missing)
+    with pytest.raises(RuntimeError, match="task.metric='math': .*status 2.*try: python"):
+        verifier.compare("1", "2")
+
+
+def test_what_is_known_is_not_asked_again(tmp_path):
+    asked = tmp_path / "asked"
+    verifier = scripted(
+        tmp_path,
+        f"for line in sys.stdin:\n"
+        f"    open({str(asked)!r}, 'a').write(line); print('true', flush=True)",
+    )
+    assert [verifier.compare(" 1 ", "2"), verifier.compare("1", "2 ")] == ["equal"] * 2
+    assert len(asked.read_text().splitlines()) == 1
+    assert verifier.counts["equal"] == 2
+    verifier.close()
+
+
+def test_closing_ends_the_processes():
+    verifier = MathVerifier(workers=1, deadline_s=20.0, memory_mb=1024)
+    verifier.compare("1/2", "0.5")
+    process = verifier._workers[0]._process
+    verifier.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def response(answer):
+    return f"<think>t</think><answer>\\boxed{{{answer}}}</answer>"
+
+
+def test_the_maths_metric_rewards_an_equivalent_answer_and_f1_does_not():
+    text = response("\\frac{1}{2}")
+    assert outcome_reward(text, ["7", "0.5"], metric="math") == 1.0
+    assert outcome_reward(text, ["7", "0.5"]) == outcome_reward(text, ["0.5"], metric="f1") == 0.0
+    assert is_correct(text, ["0.5"], metric="math") and not is_correct(text, ["0.5"])
+
+
+def test_the_maths_metric_keeps_the_format_rule_and_the_bonus():
+    assert outcome_reward("\\boxed{0.5}", ["0.5"], metric="math") == -1.0
+    calls = "<search>a</search><result>b</result><python>c</python><result>d</result>"
+    right, wrong = (f"<think>t</think>{calls}<answer>\\boxed{{{x}}}</answer>" for x in ("1/2", "3"))
+    assert outcome_reward(right, ["0.5"], metric="math") == pytest.approx(1.1)
+    assert outcome_reward(wrong, ["0.5"], metric="math") == 0.0
+    assert not is_correct("", ["0.5"], metric="math")
+
+
+def test_verdicts_are_counted():
+    before = math_counts()
+    math_equal("0.25", "1/4")
+    assert math_counts()["equal"] == before["equal"] + 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("\\frac12", "\\frac{1}{2}"),
+        ("\\tfrac1{2}", "\\dfrac{1}{2}"),
+        ("1/2", "\\frac{1}{2}"),
+        ("0.5", "1/2"),
+        (".5", "0.5"),
+        ("\\sqrt3", "\\sqrt{3}"),
+        ("x = 5", "5"),
+        ("10\\%", "10"),
+        ("90^\\circ", "90"),
+        ("\\left( 1, 2 \\right)", "(1,2)"),
+        ("12\\text{ cm}", "12"),
+        ("\\$5", "5"),
+        ("ABC", "abc"),
+    ],
+)
+def test_the_official_string_rules_know_other_spellings(prediction, gold):
+    assert official_math_equal(prediction, gold)
+
+
+@pytest.mark.parametrize(("prediction", "gold"), [("2/4", "1/2"), ("1.50", "1.5"), ("a=b=c", "c")])
+def test_the_official_string_rules_know_no_algebra(prediction, gold):
+    assert not official_math_equal(prediction, gold)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_the_official_string_rules_take_any_text(prediction, gold):
+    assert official_math_equal(prediction, prediction)
+    assert official_math_equal(prediction, gold) == official_math_equal(gold, prediction)

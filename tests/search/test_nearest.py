@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rapo_jax.search.backends import KINDS
+from rapo_jax.search.nearest import TREE_FROM, make_index, recall_at_1
+
+
+def unit(array: np.ndarray) -> np.ndarray:
+    return (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def clustered(count: int, *, width: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=(20, width))
+    return unit(centre[rng.integers(0, 20, count)] + 0.5 * rng.normal(size=(count, width)))
+
+
+KEYS = clustered(300, width=24, seed=0)
+QUERIES = clustered(40, width=24, seed=1)
+INDEXES = {kind: make_index(KEYS, kind=kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_finds_the_greatest_inner_product(kind):
+    score = QUERIES.astype(np.float64) @ KEYS.T.astype(np.float64)
+    index_B, similarity_B = INDEXES[kind].search(QUERIES)
+    assert index_B.dtype == np.int32 and similarity_B.dtype == np.float32
+    best_B = np.argmax(score, axis=1)
+    if kind == "tree":  # approximate: nearly always, and recall_at_1 says how often
+        assert recall_at_1(INDEXES[kind], KEYS, QUERIES) == np.mean(index_B == best_B) >= 0.9
+    else:
+        np.testing.assert_array_equal(index_B, best_B)
+    np.testing.assert_allclose(similarity_B, score[np.arange(40), index_B], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exact", "brute"])
+def test_every_key_finds_itself(kind):
+    index_B, similarity_B = INDEXES[kind].search(KEYS)
+    np.testing.assert_array_equal(index_B, np.arange(len(KEYS)))
+    np.testing.assert_allclose(similarity_B, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_neighbours_come_best_first_and_begin_with_the_nearest(kind):
+    index_Bn, similarity_Bn = INDEXES[kind].search_many(QUERIES, 7)
+    assert index_Bn.shape == (40, 7)
+    assert (np.diff(similarity_Bn, axis=1) <= 0).all()
+    assert all(len(set(row)) == 7 for row in index_Bn.tolist())
+    np.testing.assert_array_equal(index_Bn[:, 0], INDEXES[kind].search(QUERIES)[0])
+
+
+@pytest.mark.parametrize("kind", ["exact", "brute"])
+@settings(max_examples=30)
+@given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=20))
+def test_a_result_does_not_depend_on_the_batch(kind, rows):
+    whole = INDEXES[kind].search_many(QUERIES, 3)
+    part = INDEXES[kind].search_many(QUERIES[rows], 3)
+    for whole_Bn, part_Bn in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(whole_Bn[rows], part_Bn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_keys_are_found_in_their_order(kind):
+    keys = np.repeat(KEYS[:20], 30, axis=0)
+    index_Bn, similarity_Bn = make_index(keys, kind=kind).search_many(KEYS[4:5], 40)
+    assert index_Bn[0, :30].tolist() == list(range(120, 150))
+    np.testing.assert_allclose(similarity_Bn[0, :30], 1, atol=1e-6)
+    assert similarity_Bn[0, 30] < 1 - 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_that_is_not_finite_finds_nothing_and_harms_no_other(kind):
+    queries = QUERIES[:3].copy()
+    queries[1, 0], queries[2, 3] = np.nan, np.inf
+    index_B, similarity_B = INDEXES[kind].search(queries)
+    assert index_B[0] == INDEXES[kind].search(QUERIES[:1])[0][0]
+    assert index_B[1:].tolist() == [-1, -1]
+    assert np.isnan(similarity_B[1:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_gives_empty_results(kind):
+    index_B, similarity_B = INDEXES[kind].search(np.zeros((0, 24), np.float32))
+    assert index_B.shape == similarity_B.shape == (0,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17])
+def test_few_keys_are_searched_too_and_missing_neighbours_are_marked(kind, count):
+    index = make_index(KEYS[:count], kind=kind)
+    index_Bn, similarity_Bn = index.search_many(KEYS[:2], count + 2)
+    assert sorted(index_Bn[0, :count].tolist()) == list(range(count))
+    assert (index_Bn[:, count:] == -1).all() and np.isnan(similarity_Bn[:, count:]).all()
+
+
+def test_a_zero_query_finds_some_key_at_similarity_zero():
+    index_B, similarity_B = INDEXES["exact"].search(np.zeros((1, 24), np.float32))
+    assert 0 <= index_B[0] < 300 and similarity_B[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["auto", *KINDS])
+def test_keys_that_are_not_finite_are_refused_before_scann_sees_them(kind):
+    keys = KEYS.copy()
+    keys[5, 2] = np.nan
+    with pytest.raises(ValueError, match="key row 5 .* not finite"):
+        make_index(keys, kind=kind)
+
+
+def test_no_keys_and_wrong_shapes_and_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="needs a key"):
+        make_index(np.zeros((0, 24), np.float32), kind="auto")
+    with pytest.raises(ValueError, match="retrieval.index='hnsw'"):
+        make_index(KEYS, kind="hnsw")
+    with pytest.raises(ValueError, match="needs \\[B, 24\\]"):
+        INDEXES["exact"].search(np.zeros((2, 23), np.float32))
+    with pytest.raises(ValueError, match="n=0"):
+        INDEXES["exact"].search_many(QUERIES, 0)
+
+
+def test_auto_takes_brute_force_for_few_keys_and_the_tree_for_many():
+    assert make_index(KEYS, kind="auto").kind == "brute"
+    many = np.random.default_rng(0).normal(size=(TREE_FROM, 2)).astype(np.float32)
+    assert make_index(many, kind="auto").kind == "tree"
+
+
+def test_without_scann_the_exact_search_stands_in_and_says_so():
+    program = (
+        "import sys; sys.modules['scann'] = None\n"  # Python's own sign of an import that fails
+        "import numpy as np; from rapo_jax.search.nearest import make_index\n"
+        "print(*[make_index(np.eye(3), kind=kind).kind for kind in ('auto', 'brute', 'tree')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["exact"] * 3
+    assert done.stderr.count("exact numpy search instead") == 3
+
+
+def test_a_kept_tree_is_found_again_even_after_its_folder_moved(tmp_path):
+    built = make_index(KEYS, kind="tree", folder=tmp_path / "a" / "tree")
+    (tmp_path / "a").rename(tmp_path / "b")
+    stamp = (tmp_path / "b" / "tree" / "identity.txt").stat().st_mtime_ns
+    loaded = make_index(KEYS, kind="tree", folder=tmp_path / "b" / "tree")
+    assert (tmp_path / "b" / "tree" / "identity.txt").stat().st_mtime_ns == stamp
+    for ours, theirs in zip(
+        built.search_many(QUERIES, 5), loaded.search_many(QUERIES, 5), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_kept_tree_of_other_keys_is_built_anew(tmp_path):
+    make_index(KEYS[:200], kind="tree", folder=tmp_path / "tree")
+    index = make_index(KEYS, kind="tree", folder=tmp_path / "tree")
+    assert recall_at_1(index, KEYS, KEYS[200:]) >= 0.9
+
+
+def test_recall_counts_an_equally_near_key_as_found():
+    assert recall_at_1(INDEXES["brute"], KEYS, QUERIES) == 1.0
+    doubled = make_index(np.concatenate([KEYS, KEYS]), kind="exact")
+    assert recall_at_1(doubled, KEYS, QUERIES) == 1.0
+    half = make_index(KEYS[:150], kind="exact")
+    in_half_B = np.argmax(QUERIES @ KEYS.T, axis=1) < 150
+    assert recall_at_1(half, KEYS, QUERIES) == np.mean(in_half_B)

@@ -1,0 +1,235 @@
+"""The retrieval server: its wire format, batches, and clients that misbehave."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from rapo_jax.search.batches import Batcher, Document
+from rapo_jax.search.corpus import exact_search, read_corpus
+from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer
+
+DOCUMENTS = [
+    Document("1", '"Ada"\nAda was born in Dorim'),
+    Document("2", '"Kavel"\nKavel founded Dorim'),
+    Document("3", '"Bread"\nflour and water'),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SearchServer]:
+    search = exact_search(DOCUMENTS, width=64)
+    found = SearchServer(search, passages=3, topk=2, host="127.0.0.1", port=0)
+    yield found
+    found.close()
+
+
+def post(server, **body):
+    return requests.post(f"{server.url}/retrieve", json=body, timeout=20)
+
+
+def test_hits_come_with_their_documents_and_scores_the_best_first(server):
+    found = post(server, queries=["who founded Dorim", "flour"], topk=3, return_scores=True)
+    assert found.status_code == 200
+    first, second = found.json()["result"]
+    assert first[0]["document"] == {"id": "2", "contents": '"Kavel"\nKavel founded Dorim'}
+    assert second[0]["document"]["id"] == "3"
+    scores = [hit["score"] for hit in first]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+
+
+def test_without_scores_the_documents_stand_alone_and_topk_has_a_default(server):
+    assert post(server, queries=["flour"]).json()["result"][0][0] == DOCUMENTS[2]._asdict()
+    for k, wanted in ((None, 2), (0, 2), (1, 1), (9, 3)):
+        (hits,) = post(server, queries=["flour"], topk=k).json()["result"]
+        assert len(hits) == wanted
+
+
+def test_no_queries_have_no_results(server):
+    assert post(server, queries=[]).json() == {"result": []}
+
+
+def test_the_health_check_tells_the_number_of_passages(server):
+    found = requests.get(f"{server.url}/health", timeout=20)
+    assert found.json() == {"status": "ok", "passages": 3}
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({}, "queries is no list of texts"),
+        ({"queries": "flour"}, "queries is no list of texts"),
+        ({"queries": [1]}, "queries is no list of texts"),
+        ({"queries": ["a"] * (MAX_QUERIES + 1)}, f"queries has {MAX_QUERIES + 1} texts"),
+        ({"queries": ["a"], "topk": -1}, "topk is no whole number of 1 to"),
+        ({"queries": ["a"], "topk": "3"}, "topk is no whole number"),
+        ({"queries": ["a"], "topk": 10**9}, "topk is no whole number"),
+        ({"queries": ["a"], "topk": True}, "topk is no whole number"),
+    ],
+)
+def test_a_request_of_another_shape_is_refused_with_the_reason(server, body, problem):
+    found = post(server, **body)
+    assert found.status_code == 422 and found.json()["detail"].startswith(problem)
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_json_is_refused(server, body):
+    found = requests.post(f"{server.url}/retrieve", data=body, timeout=20)
+    assert found.status_code == 400 and "no JSON" in found.json()["detail"]
+    assert requests.post(f"{server.url}/retrieve", json=[1], timeout=20).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/retrieve", 405), ("POST", "/health", 405), ("GET", "/", 404), ("POST", "/x", 404)],
+)
+def test_other_places_are_told(server, method, path, status):
+    assert requests.request(method, server.url + path, timeout=20).status_code == status
+
+
+def raw(server, head: bytes) -> bytes:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        connection.sendall(head)
+        return connection.recv(200)
+
+
+def test_a_body_that_is_too_large_or_of_unknown_length_is_not_read(server):
+    head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
+    large = head + f"Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode()
+    assert b" 413 " in raw(server, large)
+    assert b" 411 " in raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert b" 411 " in raw(server, head + b"Content-Length: -1\r\n\r\n")
+
+
+def test_a_client_that_goes_away_spoils_nothing(server):
+    place = urlsplit(server.url)
+    connection = socket.create_connection((place.hostname, place.port))
+    connection.sendall(b"POST /retrieve HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+    connection.close()
+    assert post(server, queries=["flour"]).status_code == 200
+
+
+def test_a_search_that_fails_is_status_500_and_the_next_one_is_served(capsys):
+    def search(queries, topk):
+        if "bad" in queries:
+            raise RuntimeError("no luck")
+        return [[(DOCUMENTS[0], 1.0)] for _ in queries]
+
+    failing = SearchServer(search, passages=1, topk=1, host="127.0.0.1", port=0)
+    assert post(failing, queries=["bad"]).status_code == 500
+    assert post(failing, queries=["good"]).status_code == 200
+    assert "no luck" in capsys.readouterr().err
+    failing.close()
+
+
+def test_a_taken_port_is_an_error(server):
+    port = urlsplit(server.url).port
+    with pytest.raises(ValueError, match=f"--port={port}: .*in use"):
+        SearchServer(lambda q, k: [], passages=0, topk=1, host="127.0.0.1", port=port)
+
+
+def test_queries_that_arrive_together_are_searched_together_and_get_their_own_hits():
+    batches = []
+    begun, others = threading.Event(), threading.Event()
+
+    def search(queries, topk):
+        batches.append(list(queries))
+        begun.set()
+        others.wait(20)  # the first search lasts until the others have asked
+        return [[(Document(query, query), float(i)) for i in range(topk)] for query in queries]
+
+    batcher, found = Batcher(search, wait_s=0.2), {}
+
+    def work(name, k):
+        found[name] = batcher([name, name + "'"], k)
+
+    threads = [threading.Thread(target=work, args=(f"q{i}", 1 + i % 3)) for i in range(6)]
+    threads[0].start()
+    assert begun.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    others.set()
+    for thread in threads:
+        thread.join()
+    assert len(batches) < 6 and sorted(sum(batches, [])) == sorted(
+        name + mark for name in found for mark in ("", "'")
+    )
+    for i in range(6):
+        for hits, mark in zip(found[f"q{i}"], ("", "'"), strict=True):
+            assert [document.id for document, _ in hits] == [f"q{i}{mark}"] * (1 + i % 3)
+    batcher.close()
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_a_search_that_forgets_or_adds_a_query_is_an_error_and_not_a_shift(given):
+    batcher = Batcher(lambda queries, topk: [[]] * given)
+    with pytest.raises(RuntimeError, match=f"gave {given} results for 2 queries"):
+        batcher(["a", "b"], 1)
+    batcher.close()
+
+
+def test_a_closed_batcher_answers_with_an_error():
+    batcher = Batcher(lambda queries, topk: [[] for _ in queries])
+    batcher.close()
+    with pytest.raises(RuntimeError, match="the search is closed"):
+        batcher(["a"], 1)
+
+
+def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
+    lines = [
+        {"id": "1", "contents": '"Ada"\ntext'},
+        {"id": 2, "title": "Kavel", "text": "text"},
+        {"id": "2", "contents": "again"},
+        {"contents": "nameless"},
+        {"id": "3", "title": "no text"},
+        {"id": "4", "contents": 3},
+    ]
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    documents, report = read_corpus(str(path), malformed="skip")
+    assert documents == [Document("1", '"Ada"\ntext'), Document("2", '"Kavel"\ntext')]
+    assert [number for number, _ in report.told] == [3, 4, 5, 6]
+    assert report.told[0].problem == "duplicate id '2'"
+    with pytest.raises(ValueError, match="line 3: duplicate id '2'; .*--malformed='skip'"):
+        read_corpus(str(path), malformed="fail")
+
+
+def test_the_command_serves_a_file_and_tells_bad_ones(tmp_path):
+    command = [sys.executable, "-m", "rapo_jax.search.server", "--port=0"]
+    root = Path(__file__).parents[2]
+    missing = subprocess.run(
+        [*command, f"--corpus={tmp_path / 'none'}"], cwd=root, capture_output=True, text=True
+    )
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: ") and "cannot be read" in missing.stderr
+
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(document._asdict()) + "\n" for document in DOCUMENTS))
+    process = subprocess.Popen(
+        [*command, f"--corpus={corpus}", "--width=64"],
+        cwd=root,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().endswith("3 records of 3 lines\n")
+        line = process.stdout.readline()
+        assert line.startswith("[search] 3 passages at http://127.0.0.1:")
+        found = requests.post(line.split()[-1], json={"queries": ["flour"]}, timeout=20).json()
+        assert found["result"][0][0]["id"] == "3"
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,285 @@
+"""The buffer stage: who fills it, what it refuses, and an encoder that runs inside the rollout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.stages.buffer import build_buffer
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.text.protocol import render_retrieved
+from rapo_jax.train.buffer import attach_buffer, load_buffer, read_trajectories
+from rapo_jax.train.encoders import device_encoder
+from rapo_jax.train.policy import load_policy
+from rapo_jax.train.sampler import Sampler
+from rapo_jax.train.tapes import segments
+from rapo_jax.types import Source
+
+
+def test_the_scripted_expert_fills_the_buffer_with_its_best_trajectories(trunk):
+    manifest = load_buffer(trunk).manifest
+    assert manifest["questions"] == manifest["trajectories_kept"] == 20  # keep = 1 a question
+    assert manifest["trajectories_sampled"] == 40
+    assert manifest["mean_reward_kept"] >= manifest["mean_reward_sampled"]
+    assert manifest["traces_by_origin"] == {"scripted": manifest["traces"]}
+    traces = read_trajectories(trunk)
+    assert len(traces) == 20
+    assert sum(len(trace.steps) for trace in traces) == manifest["traces"]
+    asked = {question.id for question in load_questions(trunk.questions["expert"])}
+    assert {trace.question_id for trace in traces} <= asked
+
+
+def test_a_finished_buffer_is_kept(trunk, capsys):
+    before = load_buffer(trunk).identity
+    assert build_buffer(trunk)["identity"] == before
+    assert capsys.readouterr().out == ""
+
+
+def test_any_checkpoint_of_a_policy_can_fill_the_buffer(branch, tmp_path, trunk):
+    changes = {
+        "buffer.folder": str(tmp_path / "buffer"),
+        "buffer.agent": "checkpoint",
+        "buffer.checkpoint": str(trunk.cold_start),
+        "buffer.questions": 3,  # two at a time: the last batch is padded
+        "buffer.samples": 4,
+        "buffer.keep": 2,
+    }
+    run = branch(changes)
+    manifest = build_buffer(run)
+    assert manifest["trajectories_sampled"] == 3 * 4
+    assert manifest["trajectories_kept"] == 3 * 2
+    (origin,) = manifest["traces_by_origin"]
+    assert origin == f"checkpoint:{trunk.cold_start}"
+    assert not any("<retrieve>" in item.value for item in load_buffer(run).items)
+    attach_buffer(run)
+    attach_buffer(trunk)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("unit", "trajectory"), ("mask", "x+"), ("max_chars", 77)],
+)
+def test_a_buffer_that_was_split_another_way_is_refused(branch, key, value):
+    with pytest.raises(ValueError, match=rf"retrieval.{key}=.*was built with .*set it back"):
+        load_buffer(branch({f"retrieval.{key}": value}))
+
+
+def test_a_buffer_of_another_tokenizer_is_refused(branch):
+    run = branch()
+    other = dataclasses.replace(run, tokens=dataclasses.replace(run.tokens, fingerprint="0" * 64))
+    with pytest.raises(ValueError, match="tokenizer='.*but this run has '0000"):
+        load_buffer(other)
+
+
+def test_a_buffer_of_another_encoder_is_refused(branch, trunk, tmp_path, bert_folder):
+    changes = {"retrieval.encoder": "minilm", "retrieval.encoder_folder": str(bert_folder)}
+    run = branch(changes | {"retrieval.encoder_tokens": 16})
+    run = dataclasses.replace(run, encoder=device_encoder(run.settings.retrieval))
+    with pytest.raises(ValueError, match="encoder='ngram:.*but this run has 'minilm:bert:16"):
+        load_buffer(run)
+
+
+def test_a_missing_buffer_says_which_stage_builds_it(branch, tmp_path):
+    with pytest.raises(ValueError, match="encoder .*unreadable|run the buffer stage"):
+        load_buffer(branch({"buffer.folder": str(tmp_path / "none")}))
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory, trunk):
+    """A random BERT of one layer that knows the words of the task, in the publisher's files."""
+    folder = tmp_path_factory.mktemp("encoders") / "bert"
+    folder.mkdir()
+    words = ["[UNK]", *sorted({w for text in trunk.task.corpus(trunk.world) for w in text.split()})]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    D, F = 8, 12
+    config = {
+        "model_type": "bert", "hidden_act": "gelu", "hidden_size": D, "intermediate_size": F,
+        "layer_norm_eps": 1e-12, "max_position_embeddings": 64, "num_attention_heads": 2,
+        "num_hidden_layers": 1, "type_vocab_size": 2, "vocab_size": len(words),
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    layer = "encoder.layer.0"
+    shapes = {f"{layer}.attention.self.{name}": (D, D) for name in ("query", "key", "value")}
+    shapes |= {f"{layer}.attention.output.dense": (D, D)}
+    shapes |= {f"{layer}.intermediate.dense": (F, D), f"{layer}.output.dense": (D, F)}
+    norms = ("embeddings.LayerNorm", f"{layer}.attention.output.LayerNorm",
+             f"{layer}.output.LayerNorm")  # fmt: skip
+    rng = np.random.default_rng(0)
+    tensors = {f"{name}.weight": rng.standard_normal(shape) for name, shape in shapes.items()}
+    tensors |= {f"{name}.bias": rng.standard_normal(shape[0]) for name, shape in shapes.items()}
+    tensors |= {f"{name}.{leaf}": np.full(D, leaf == "weight") for name in norms
+                for leaf in ("weight", "bias")}  # fmt: skip
+    for name, count in (("word", len(words)), ("position", 64), ("token_type", 2)):
+        tensors[f"embeddings.{name}_embeddings.weight"] = rng.standard_normal((count, D))
+    floats = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+    save_file(floats, folder / "model.safetensors")
+    return folder
+
+
+def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_path, bert_folder):
+    changes = {
+        "retrieval.encoder": "minilm",
+        "retrieval.encoder_folder": str(bert_folder),
+        "retrieval.encoder_tokens": 24,
+        "retrieval.history": "full",
+        "buffer.folder": str(tmp_path / "buffer"),
+    }
+    run = branch(changes)
+    encoder = device_encoder(run.settings.retrieval)
+    sampler = Sampler(
+        run.model,
+        run.settings.rollout,
+        run.tokens,
+        run.environment,
+        run.mesh,
+        system=run.task.system_prompt,
+        embed=encoder.embed,
+        query_E=encoder.query_E,
+    )
+    run = dataclasses.replace(run, encoder=encoder, sampler=sampler)
+    manifest = build_buffer(run)
+    assert manifest["encoder"] == "minilm:bert:24"
+    buffer = attach_buffer(run)
+    assert buffer.key_ME.shape == (manifest["traces"], 8)
+
+    questions = load_questions(run.questions["train"])[:2]
+    trajectory = sampler.sample(
+        sampler.load(load_policy(run, run.cold_start)),
+        jax.random.key(0),
+        questions,
+        group_size=4,
+        n_hybrid=4,
+        temperature=1.0,
+        probability=1.0,
+    )
+    counts = run.environment.take_counts()
+    assert counts["memory/hits"] == counts["memory/queries"] > 2
+    assert counts["memory/similarity_mean"] <= 1 + 1e-5
+    values = {render_retrieved(item.value) for item in buffer.items}
+    found = [
+        segment.text
+        for b in range(8)
+        for segment in segments(run.tokens, trajectory, b)
+        if segment.source == Source.RETRIEVED
+    ]
+    assert found and set(found) <= values | {text for text in found if len(text) > 60}
+
+
+def test_the_built_in_encoder_is_saved_with_the_buffer_and_passes_through_the_device(trunk):
+    encoder = NgramEncoder.load(trunk.buffer / "encoder")
+    assert load_buffer(trunk).manifest["encoder"] == encoder.identity
+    key_BE = encoder(["who is the x of y ?", ""])
+    np.testing.assert_array_equal(trunk.encoder.embed(key_BE), key_BE)
+    assert trunk.encoder.query_E.shape == key_BE.shape[1:]
+
+
+TRACE = "<think>look</think><search>a b</search><result>c</result>"
+ANSWER = "<think>so</think><answer>\\boxed{c}</answer>"
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def own_traces(path):
+    """Two trajectories of one question, the worse one first, and a line that says nothing."""
+    trajectory = {"question": "what is b of a?", "response": TRACE + ANSWER}
+    return write_lines(
+        path,
+        trajectory | {"answers": ["d"], "origin": "weak"},
+        {"note": "no trace"},
+        trajectory | {"answers": ["c"], "response": TRACE * 2 + ANSWER, "origin": "strong"},
+    )
+
+
+def official(path):
+    return write_lines(path, {"key": "what is b of a?", "value": TRACE, "reward": 1.0})
+
+
+def test_files_alone_can_fill_the_buffer(branch, tmp_path, trunk, capsys):
+    files = (own_traces(tmp_path / "own.jsonl"), official(tmp_path / "official.jsonl"))
+    run = branch(
+        {"buffer.folder": str(tmp_path / "b"), "buffer.agent": "none", "buffer.files": files}
+    )
+    manifest = build_buffer(run)
+    assert manifest["traces_by_origin"] == {"strong": 3, "file:official.jsonl": 1}  # keep = 1
+    assert manifest["trajectories_kept_by_origin"] == {"strong": 1}
+    assert (manifest["trajectories_sampled"], manifest["malformed"]) == (2, 1)
+    first, second = manifest["files"]
+    assert (first["name"], first["lines"], first["records"]) == ("own.jsonl", 3, 2)
+    assert first["malformed_lines"][0][0] == 2
+    assert (second["name"], second["malformed"]) == ("official.jsonl", 0)
+    printed = capsys.readouterr().out
+    assert "own.jsonl: 2 records of 3 lines, 1 malformed (line 2: none of key, " in printed
+    assert [trace.origin for trace in read_trajectories(run)] == ["strong"]
+    assert attach_buffer(run).items[-1].value == TRACE
+    attach_buffer(trunk)
+
+
+def test_files_stand_beside_the_agents_traces(branch, tmp_path, trunk):
+    files = (own_traces(tmp_path / "own.jsonl"),)
+    run = branch({"buffer.folder": str(tmp_path / "b"), "buffer.files": files})
+    found, alone = build_buffer(run), load_buffer(trunk).manifest
+    assert found["traces_by_origin"] == alone["traces_by_origin"] | {"strong": 3}
+    assert "files" not in alone and "malformed" not in alone
+
+
+def test_a_malformed_line_can_be_fatal_before_anything_is_sampled(branch, tmp_path, capsys):
+    files = (own_traces(tmp_path / "own.jsonl"),)
+    changes = {"buffer.files": files, "buffer.malformed": "fail"}
+    with pytest.raises(ValueError, match="own.jsonl, line 2: .*set buffer.malformed='skip'"):
+        build_buffer(branch(changes | {"buffer.folder": str(tmp_path / "b")}))
+    assert "trajectories by" not in capsys.readouterr().out
+
+
+def test_single_step_traces_are_no_trajectories(branch, tmp_path):
+    changes = {
+        "buffer.folder": str(tmp_path / "b"),
+        "buffer.agent": "none",
+        "buffer.files": (official(tmp_path / "official.jsonl"),),
+    }
+    with pytest.raises(ValueError, match="retrieval.unit='trajectory': buffer.files hold 1 single"):
+        build_buffer(branch(changes | {"retrieval.unit": "trajectory"}))
+    run = branch(changes)
+    assert build_buffer(run)["traces"] == 1
+    with pytest.raises(ValueError, match="the buffer holds single step traces alone, and imita"):
+        read_trajectories(run)
+
+
+def test_a_finished_buffer_of_other_files_is_refused(branch, tmp_path):
+    changes = {"buffer.folder": str(tmp_path / "b"), "buffer.agent": "none"}
+    build_buffer(branch(changes | {"buffer.files": (own_traces(tmp_path / "own.jsonl"),)}))
+    other = branch(changes | {"buffer.files": (official(tmp_path / "official.jsonl"),)})
+    with pytest.raises(ValueError, match="buffer.files=.*official.*was built with .'own.jsonl'"):
+        build_buffer(other)
+    assert load_buffer(branch({"buffer.folder": str(tmp_path / "b")})).manifest["traces"] == 3
+
+
+def test_traces_are_scored_by_the_metric_of_the_task(branch, tmp_path):
+    half = {"question": "half?", "steps": ["<think>so</think><answer>\\boxed{1/2}</answer>"]}
+    changes = {
+        "buffer.agent": "none",
+        "buffer.files": (write_lines(tmp_path / "a", half | {"answers": ["0.5"]}),),
+    }
+    rewards = {
+        metric: build_buffer(
+            branch(
+                changes | {"task.metric": metric, "buffer.folder": str(tmp_path / metric)},
+                name=f"run_{metric}",
+            )
+        )["mean_reward_kept"]
+        for metric in ("f1", "math")
+    }
+    assert rewards == {"f1": 0.0, "math": 1.0}

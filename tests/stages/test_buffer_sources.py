@@ -1,0 +1,159 @@
+"""Agents that fill the buffer: a chat endpoint, policies, several at once; and builds cut short."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from rapo_jax.buffer.kept import KeptRollouts
+from rapo_jax.stages.buffer import build_buffer
+from rapo_jax.stages.buffer_policies import load_guest
+from rapo_jax.stages.buffer_sources import sample_agents
+from rapo_jax.text.protocol import tags
+from rapo_jax.text.tokens import build_tokenizer, load_tokens
+from rapo_jax.train.buffer import load_buffer
+from tests.model.checkpoints import make_model, save_model
+
+SEARCH = "<think>look</think><search>a b</search>"
+ANSWER = "<think>so</think><answer>\\boxed{c}</answer>"
+
+
+def teacher(asked):
+    """An endpoint that searches once and then answers."""
+
+    def answer(handler, body):
+        asked.append(body)
+        text = SEARCH if len(body["messages"]) == 2 else ANSWER
+        choice = {"message": {"content": text}, "finish_reason": "stop"}
+        return 200, {"choices": [choice], "usage": {"total_tokens": 7}}
+
+    return answer
+
+
+def tired(world, *, error):
+    """An expert whose first trajectory is as good as the endpoint's, and all others are worse."""
+    steps = iter([ANSWER])
+    return lambda question, history, rng: next(steps, "nothing")
+
+
+def asking(url, folder, **changes):
+    return {
+        "buffer.folder": str(folder),
+        "buffer.agent": "endpoint",
+        "buffer.endpoint.url": url,
+        "buffer.endpoint.model": "teacher",
+        "buffer.endpoint.concurrency": 1,
+        "buffer.questions": 3,
+    } | changes
+
+
+def test_a_chat_endpoint_fills_the_buffer_and_is_not_asked_again(
+    branch,
+    tmp_path,
+    serve,  # noqa: F811
+):
+    asked = []
+    url = serve(teacher(asked))
+    first = branch(asking(url, tmp_path / "b", **{"buffer.endpoint.max_calls_total": 5}))
+    manifest = build_buffer(first)
+    assert manifest["endpoint"] == {
+        "model": "teacher", "trajectories": 2, "wanted": 6, "failed": 0, "calls": 5, "tokens": 35,
+        "stopped": "buffer.endpoint.max_calls_total=5: 5 are spent",
+    }  # fmt: skip
+    assert manifest["traces_by_origin"] == {"endpoint:teacher": 4}
+    (tmp_path / "b" / "done.json").unlink()  # as after a kill before the end
+    asked.clear()
+    again = branch(asking(url, tmp_path / "b"), name="again")
+    found = build_buffer(again)["endpoint"]
+    assert (found["trajectories"], found["calls"], found["stopped"]) == (6, 5 + 8, "")
+    assert len(asked) == 4 * 2
+    assert asked[0]["messages"][0]["content"] == again.system
+
+
+def test_several_agents_fill_one_buffer_and_each_trace_keeps_its_origin(
+    branch,
+    tmp_path,
+    serve,  # noqa: F811
+):
+    changes = asking(serve(teacher([])), tmp_path / "b", **{"buffer.samples": 2})
+    run = branch(changes | {"buffer.agent": "scripted, endpoint", "buffer.keep": 2})
+    run = dataclasses.replace(run, task=run.task._replace(expert=tired))
+    manifest = build_buffer(run)
+    assert manifest["trajectories_sampled"] == 2 * 3 * 2
+    assert manifest["trajectories_kept_by_origin"] == {"scripted": 1, "endpoint:teacher": 5}
+    origins = {item.origin for item in load_buffer(run).items}
+    assert origins == set(manifest["traces_by_origin"]) == {"scripted", "endpoint:teacher"}
+
+
+def policy(trunk, folder, **changes):
+    return {
+        "buffer.folder": str(folder),
+        "buffer.agent": "checkpoint",
+        "buffer.checkpoint": str(trunk.cold_start),
+        "buffer.questions": 3,  # two at a time
+        "buffer.samples": 4,
+    } | changes
+
+
+def test_a_policys_build_that_was_cut_short_goes_on_to_what_an_unbroken_one_gives(
+    branch, tmp_path, trunk, capsys
+):
+    whole = sample_agents(branch(policy(trunk, tmp_path / "whole")))()[0]
+    (path,) = (tmp_path / "whole" / "agents").glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(whole) == 3 * 4
+    cut = tmp_path / "cut" / "agents"
+    cut.mkdir(parents=True)
+    (cut / path.name).write_bytes(b"".join(lines[:9]) + lines[9][:20])  # a batch of 8, and some
+    about = path.with_suffix(".json")
+    (cut / about.name).write_bytes(about.read_bytes())
+    capsys.readouterr()
+    assert sample_agents(branch(policy(trunk, tmp_path / "cut"), name="cut"))()[0] == whole
+    assert "8 of 12 trajectories are there; going on" in capsys.readouterr().out
+    other = branch(policy(trunk, tmp_path / "cut", **{"buffer.temperature": 0.5}), name="other")
+    with pytest.raises(ValueError, match="sampled with another temperature .1.0, now 0.5."):
+        sample_agents(other)
+
+
+def test_what_is_there_of_a_finished_policy_loads_no_weights(branch, tmp_path, trunk):
+    run = branch(policy(trunk, tmp_path / "b"))
+    first = sample_agents(run)()[0]
+    (path,) = (tmp_path / "b" / "agents").glob("*.jsonl")
+    before = path.read_bytes()
+    assert sample_agents(run)()[0] == first and path.read_bytes() == before
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert len(KeptRollouts(path.parent, path.stem).begin(about)) == 12
+
+
+def test_a_workdir_that_says_nothing_of_another_model_is_sampled_as_the_runs_own(trunk):
+    guest = load_guest(trunk, trunk.cold_start)
+    assert guest.sampler is trunk.sampler and guest.tokens is trunk.tokens
+
+
+def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weights(
+    branch, tmp_path, trunk
+):
+    folder = tmp_path / "teacher"
+    teacher = make_model("qwen3", vocab_size=320)
+    save_model(teacher, folder)
+    build_tokenizer(folder, [" ".join(tags())] * 2, vocab_size=320)
+    greedy = {"buffer.temperature": 0.0, "buffer.samples": 1, "buffer.checkpoint": str(folder)}
+    room = {"rollout.prompt_tokens": 90, "rollout.max_tokens": 170, "rl.buckets": (170,)}
+    run = branch(policy(trunk, tmp_path / "b", **greedy, **room))
+    traces, _ = sample_agents(run)()
+    tokens = load_tokens(folder, vocab_size=320)
+    assert [trace.origin for trace in traces] == 3 * [f"checkpoint:{folder}"]
+    for trace in traces:
+        prompt = torch.tensor([tokens.prompt_ids(run.system, trace.question)])
+        with torch.no_grad():
+            found = teacher.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=run.settings.rollout.step_tokens,
+                do_sample=False,
+            )
+        own = [int(i) for i in found[0, prompt.shape[1] :] if int(i) not in tokens.eos_ids]
+        assert "".join(trace.steps) == tokens.decode(own) != ""

@@ -1,0 +1,195 @@
+"""The task over data sets: your own questions from files, through the door of every task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rapo_jax.tasks import SPLITS, TASKS, Question
+from rapo_jax.tasks.dataset import MAX_CORPUS_BYTES
+from rapo_jax.tasks.dataset_files import answers_of, read_set
+from rapo_jax.tasks.stream import load_questions, prepare_questions
+
+TASK = TASKS["dataset"]
+RECORDS = [
+    {"id": "a", "question": "Who?", "answer": "Anna", "kind": "easy", "source": "quiz"},
+    {"id": 2, "question": "How many?", "answers": ["2", "two", "2"]},
+    {"question": "Where?", "answer": 5},
+    {"question": "Where?", "answer": ["Oslo"]},
+]
+
+
+def write(path, records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    Path(path).write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def read(wanted, **changes):
+    how = {"key": "task.dataset.train", "manual_dir": "", "malformed": "skip"}
+    return read_set(wanted, **how | changes)
+
+
+def make_world(folder, **changes):
+    named = {"train": write(folder / "train.jsonl", RECORDS), "documents": ""}
+    named |= {"eval": write(folder / "eval.jsonl", RECORDS[:2])}
+    parameters = named | {"manual_dir": "", "malformed": "skip"} | changes
+    return parameters, TASK.make_world(**parameters)
+
+
+def test_a_record_becomes_a_question_and_what_it_does_not_say_is_filled_in(tmp_path):
+    path = write(tmp_path / "qa.jsonl", RECORDS)
+    anna, two, five, oslo = read(path).questions
+    assert anna == Question("a", "Who?", ("Anna",), "easy", "quiz")
+    assert two == Question("2", "How many?", ("2", "two"), "qa.jsonl", "qa.jsonl")
+    assert (five.answers, oslo.answers) == (("5",), ("Oslo",))
+    assert five.id.startswith("text:") and oslo.id == f"{five.id}#2"
+
+
+def test_parquet_gives_the_questions_that_json_lines_give(tmp_path):
+    records = [{"question": f"{n}?", "answers": [str(n), "x"]} for n in range(3)]
+    table = tmp_path / "qa.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), table)
+    found = read(str(table)).questions
+    lines = read(write(tmp_path / "qa.jsonl", records)).questions
+    assert [(q.id, q.question, q.answers) for q in found] == [
+        (q.id, q.question, q.answers) for q in lines
+    ]
+
+
+def test_several_files_may_be_named_and_of_each_the_first_questions(tmp_path):
+    one = write(tmp_path / "1.jsonl", [{"question": f"a{n}?", "answer": "x"} for n in range(5)])
+    two = write(tmp_path / "2.jsonl", [{"question": f"b{n}?", "answer": "x"} for n in range(5)])
+    found = read(f"{one}[:2], {two}")
+    assert [q.question for q in found.questions] == [
+        "a0?",
+        "a1?",
+        "b0?",
+        "b1?",
+        "b2?",
+        "b3?",
+        "b4?",
+    ]
+    assert [file["records"] for file in found.files] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"question": "Who?"}, "no answer and no answers"),
+        ({"question": "Who?", "answer": "x", "answers": ["x"]}, "both answer and answers"),
+        ({"question": "Who?", "answer": ""}, "answer is blank"),
+        ({"question": "Who?", "answer": []}, "answer is an empty list"),
+        ({"question": "Who?", "answer": ["x", None]}, "answer is no text but null"),
+        ({"question": "Who?", "answer": True}, "answer is no text but true or false"),
+        ({"question": 3, "answer": "x"}, "question is no text but a number"),
+        ({"answer": "x"}, "question is missing"),
+        ({"id": "a", "question": "Whose?", "answer": "x"}, "duplicate id 'a'"),
+        ({"id": 1.5, "question": "Whose?", "answer": "x"}, "id is no text and no whole number"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_record_that_is_none_is_counted_with_its_line_or_ends_the_reading(tmp_path, record, told):
+    path = write(tmp_path / "qa.jsonl", [RECORDS[0], record, RECORDS[1]])
+    found = read(path)
+    assert [q.id for q in found.questions] == ["a", "2"]
+    assert (found.files[0]["lines"], found.files[0]["malformed"]) == (3, 1)
+    number, problem = found.files[0]["malformed_lines"][0]
+    assert number == 2 and told in problem
+    assert "1 malformed (line 2: " in found.files[0]["summary"]
+    with pytest.raises(ValueError, match="line 2: .*task.dataset.malformed='skip'"):
+        read(path, malformed="fail")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("", "task.dataset.train='': name a file of questions"),
+        ("qa.json", "task.dataset.train='qa.json': there is no such file, and no such published"),
+        ("gsm9k:train", "did you mean 'gsm8k'"),
+        ("gsm8k:dev", "task.dataset.train='gsm8k:dev': gsm8k has the splits train, test"),
+        ("gsm8k:train", "its files are not there; get it from github.com/openai/grade-school-math"),
+    ],
+)
+def test_a_name_that_is_not_there_is_refused_with_what_would_be(tmp_path, wanted, told):
+    with pytest.raises(ValueError) as caught:
+        read(wanted, manual_dir=str(tmp_path))
+    assert told in str(caught.value)
+
+
+def test_more_questions_than_a_file_has_and_an_id_that_two_files_share_are_refused(tmp_path):
+    path = write(tmp_path / "qa.jsonl", RECORDS)
+    for limit in (0, 5):
+        with pytest.raises(ValueError, match="qa.jsonl has 4 questions; take from 1"):
+            read(f"{path}[:{limit}]")
+    with pytest.raises(ValueError, match="two of its files hold a question with the id 'a'"):
+        read(f"{path},{write(tmp_path / 'b.jsonl', RECORDS[:1])}")
+
+
+def test_answers_keep_their_order_and_come_once():
+    assert answers_of({"answers": ["b", "a", "b", 3, 0.5]}) == ("b", "a", "3", "0.5")
+
+
+def test_the_files_of_a_run_hold_exactly_what_was_read(tmp_path):
+    parameters, world = make_world(tmp_path)
+    sources = prepare_questions("dataset", parameters, world, data_dir=str(tmp_path / "data"))
+    assert load_questions(sources["train"]) == read(parameters["train"]).questions
+    assert load_questions(sources["eval"]) == read(parameters["eval"]).questions
+    assert load_questions(sources["expert"]) == load_questions(sources["train"])
+    assert set(sources) == set(SPLITS)
+    kept = {path.name.partition("-")[2][:5] for path in tmp_path.rglob("*.array_record*")}
+    assert kept == {"train", "eval."}  # expert is train: not written twice
+
+
+def test_a_changed_file_is_another_data_set_and_the_manifest_keeps_the_counts(tmp_path):
+    found = []
+    for answer in ("Anna", "Bob"):
+        parameters, _ = make_world(tmp_path)
+        write(parameters["train"], [RECORDS[0] | {"answer": answer}, "{"])
+        world = TASK.make_world(**parameters)
+        sources = prepare_questions("dataset", parameters, world, data_dir=str(tmp_path / "data"))
+        found.append(load_questions(sources["train"])[0].answers)
+    assert found == [("Anna",), ("Bob",)]
+    manifests = [path.read_text() for path in (tmp_path / "data").rglob("dataset_info.json")]
+    assert len(manifests) == 2
+    for manifest in manifests:
+        told = json.loads(json.loads(manifest)["configDescription"])[2]
+        assert (told["records"], told["malformed"], told["malformed_lines"][0][0]) == (1, 1, 2)
+
+
+def test_held_out_questions_that_are_learned_from_are_told(tmp_path):
+    told = [source.get("summary", "") for source in TASK.sources(make_world(tmp_path)[1])]
+    assert "warning: 2 of the held-out questions are questions to learn from too" in told
+    _, apart = make_world(tmp_path, eval=write(tmp_path / "b.jsonl", [RECORDS[2]]), train=write(
+        tmp_path / "a.jsonl", RECORDS[:2]))  # fmt: skip
+    assert not any("warning" in source.get("summary", "") for source in TASK.sources(apart))
+
+
+def test_documents_are_a_corpus_to_search(tmp_path):
+    corpus = write(
+        tmp_path / "corpus.jsonl",
+        [{"id": 1, "contents": "A is b."}, {"id": 2, "title": "C", "text": "c."}, {"id": 1}],
+    )
+    _, world = make_world(tmp_path, documents=corpus)
+    assert TASK.documents(world) == ["A is b.", '"C"\nc.']
+    told = {source.get("path"): source.get("malformed") for source in TASK.sources(world)}
+    assert told[corpus] == 1
+    with pytest.raises(ValueError, match="task.dataset.documents=.*task.dataset.malformed='skip'"):
+        make_world(tmp_path, documents=corpus, malformed="fail")
+    assert TASK.documents(make_world(tmp_path)[1]) == []
+    with open(tmp_path / "wiki.jsonl", "wb") as file:
+        file.truncate(MAX_CORPUS_BYTES + 1)  # takes no room on disk
+    with pytest.raises(ValueError, match="larger than 1 GiB, .*tools.search.kind='retrieval'"):
+        make_world(tmp_path, documents=str(tmp_path / "wiki.jsonl"))
+
+
+def test_what_needs_a_scripted_agent_is_refused_with_the_remedy():
+    for asked in (TASK.expert, TASK.demonstrator, TASK.injector, TASK.decision):
+        with pytest.raises(
+            ValueError, match="model.folder.*buffer.files.*buffer.agent='checkpoint"
+        ):
+            asked(None, error=0.1)

@@ -1,0 +1,128 @@
+"""A user's own task and reward."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rapo_jax.tasks import (
+    SPLITS,
+    Question,
+    find_reward,
+    find_task,
+    outcome_reward,
+    question_task,
+)
+from rapo_jax.tasks.stream import load_questions, prepare_questions
+
+TASK = find_task("tests.own_code:NEIGHBOURS")
+
+
+def test_questions_of_a_function_become_those_of_a_task():
+    world = TASK.make_world(held_out=1)
+    train, held_out, expert = (TASK.questions(world, split) for split in SPLITS)
+    assert [q.question for q in train] == [
+        f"Who is next to {word}?" for word in ("Bob", "Carla", "Dora", "Emil", "Fred")
+    ]
+    assert train[0] == Question("train-0", "Who is next to Bob?", ("Bob",), "own", "neighbours")
+    assert [q.id for q in held_out] == ["eval-0", "q"]
+    assert held_out[1].answers == ("Bob", "nobody")
+    assert expert == train
+    assert TASK.documents(world)[0] == "Anna is next to Anna"
+    assert not TASK.scripted and find_task("chains").scripted
+    assert TASK.sources(world)[0]["summary"] == "neighbours: 5 questions, 2 held out"
+
+
+def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
+    made = {"train": [("a", "b")], "eval": [("c", ("d", "e"))]}
+    task = question_task(lambda: made)
+
+    def content():
+        world = task.make_world()
+        path = "tests.own_code:NO_DOCUMENTS"
+        own = find_task(path)
+        assert own.questions(world, "train") == task.questions(world, "train")
+        files = prepare_questions(path, {}, world, data_dir=str(tmp_path))
+        return [(q.question, q.answers) for q in load_questions(files["eval"])]
+
+    assert content() == [("c", ("d", "e"))]
+    made["eval"] = [("f", "g")]  # the code was edited between two runs
+    assert content() == [("f", ("g",))]
+    folders = [path.name for path in tmp_path.glob("task_questions/*")]
+    assert len({name for name in folders if name.startswith("tests_own_code_NO_DOCUMENTS-")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            [],
+            "task.name: make must return {'train': [...], 'eval': [...]}, and perhaps 'doc",
+        ),
+        ({"train": []}, "not ['train']"),
+        ({"train": [], "eval": [], "docs": []}, "not ['docs', 'eval', 'train']"),
+        ({"train": ["a"], "eval": []}, "question 0 of 'train' is no (text, answer) or (text, [ans"),
+        ({"train": [], "eval": [("a", "b"), ("a", "b", "c")]}, "question 1 of 'eval' is no (text"),
+        ({"train": [("a", [])], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [("a", 3)], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [(" ", "b")], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [("a", ["b", None])], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [], "eval": [], "documents": ["", "a"]}, "make: document 0 is no text but ''"),
+    ],
+)
+def test_what_is_no_list_of_questions_is_refused_with_its_place(made, message):
+    def make():
+        return made
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        question_task(make).make_world()
+
+
+def test_a_key_of_task_own_that_the_function_does_not_take_is_refused():
+    told = "task.own={'held': 1}: neighbours(*, held_out=2): got an unexpected keyword argument"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        TASK.make_world(held=1)
+
+
+def test_questions_that_are_learned_and_asked_again_are_told():
+    task = question_task(lambda: {"train": [("a", "b"), ("c", "d")], "eval": [("a", "b")]})
+    told = [source.get("summary", "") for source in task.sources(task.make_world())]
+    assert any(line.startswith("warning: 1 of the held-out questions are") for line in told)
+
+
+def test_a_path_to_something_else_than_a_task_is_refused():
+    with pytest.raises(ValueError, match="own_code:neighbours': it is a function and no Task; ma"):
+        find_task("tests.own_code:neighbours")
+
+
+GOOD = "<think>t</think><answer>\\boxed{Bob}</answer>"
+
+
+def test_without_a_path_the_reward_is_the_papers():
+    reward = find_reward("", metric="f1", own=())
+    assert reward(GOOD, ("Bob",)) == outcome_reward(GOOD, ("Bob",)) == 1.0
+
+
+def test_an_own_reward_takes_its_place():
+    assert find_reward("tests.own_code:quarter", metric="f1", own=())(GOOD, ("Bob",)) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("not_finite", "it gave nan and no finite number for 'text'"),
+        ("no_number", "it gave '0.5' and no finite number for 'text'"),
+        ("raises", "it raised ValueError for 'text'"),
+    ],
+)
+def test_a_reward_that_is_no_finite_number_ends_the_run_with_its_key(name, reason):
+    reward = find_reward(f"tests.own_code:{name}", metric="f1", own=())
+    message = re.escape(f"task.reward='tests.own_code:{name}': {reason}")
+    with pytest.raises(RuntimeError, match=message):
+        reward("text", ("Bob",))
+
+
+def test_a_reward_that_cannot_be_called_is_refused_before_it_is_needed():
+    with pytest.raises(ValueError, match=r"a function of \(text, gold_answers\), and takes"):
+        find_reward("tests.own_code:shout", metric="f1", own=())

@@ -1,0 +1,208 @@
+"""The protocol: parsing is total, rendering cannot be broken out of, splitting loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapo_jax.text.protocol import (
+    STOPS,
+    SYSTEM_PROMPT,
+    TAGS,
+    Step,
+    neutralise,
+    own_names,
+    parse_step,
+    render_result,
+    render_retrieved,
+    split_steps,
+    stops,
+    tags,
+    with_tools,
+    without_retrieved,
+)
+
+pieces = st.sampled_from(
+    [
+        *TAGS,
+        "<loud>",
+        "</loud>",
+        "<",
+        "</",
+        ">",
+        "/",
+        "|",
+        "<|",
+        "|>",
+        "<|end|>",
+        "search",
+        " ",
+        "\n",
+        "x",
+        "é",
+    ]
+)
+any_text = st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join))
+
+
+def call_step(thought: str, kind: str, call: str, observation: str) -> str:
+    return f"<think>{thought}</think><{kind}>{call}</{kind}>" + render_result(observation)
+
+
+@pytest.mark.parametrize("kind", ["search", "python", "answer"])
+def test_a_step_has_the_kind_and_the_content_of_its_call(kind):
+    assert parse_step(f"<think>hm</think>\n<{kind}> 1 + 1 </{kind}>") == Step(kind, "1 + 1")
+
+
+def test_a_step_that_closed_nothing_is_a_stop():
+    assert parse_step("<think>done</think><search>half a que") == Step("stop", "")
+
+
+def test_an_empty_call_keeps_its_kind():
+    assert parse_step("<search>  </search>") == Step("search", "")
+
+
+def test_a_tag_closed_without_being_opened_is_an_empty_call():
+    assert parse_step("2 + 2</python>") == Step("python", "")
+    assert parse_step("<search>2 + 2</python>") == Step("python", "")
+
+
+def test_the_last_closed_tag_counts_with_its_nearest_opening():
+    text = "<search>one</search><python>two</python><search>three <search>four</search>\n"
+    assert parse_step(text) == Step("search", "four")
+
+
+def test_an_indented_program_is_dedented_as_a_whole():
+    step = parse_step("<python>\n    for i in range(2):\n        print(i)\n</python>")
+    assert step == Step("python", "for i in range(2):\n    print(i)")
+
+
+@given(any_text)
+def test_any_text_parses_and_its_kind_says_whether_a_stop_stands_in_it(text):
+    step = parse_step(text)
+    assert (step.kind == "stop") == (not any(stop in text for stop in STOPS))
+    assert step.content in text or step.kind == "python"
+    assert step.kind != "stop" or step.content == ""
+
+
+@given(any_text)
+def test_neutral_text_holds_no_tag_and_no_chat_token_and_stays_so(text):
+    neutral = neutralise(text)
+    assert not any(tag in neutral for tag in TAGS)
+    assert "<|" not in neutral
+    assert neutralise(neutral) == neutral
+    assert neutral.replace(" ", "") == text.replace(" ", "")
+
+
+def test_text_without_tags_is_not_touched():
+    text = "if a < b and c </ d: <b>x</b> <searching> |> <think"
+    assert neutralise(text) == text
+
+
+@given(any_text)
+def test_an_observation_cannot_leave_its_result_tags(observation):
+    rendered = render_result(observation)
+    for tag in TAGS:
+        assert rendered.count(tag) == (tag in ("<result>", "</result>"))
+    assert rendered.startswith("<result> ") and rendered.endswith("</result>")
+
+
+def test_an_observation_stands_behind_a_space():
+    assert render_result("Dorim rival Kavel") == "<result> Dorim rival Kavel</result>"
+
+
+@given(any_text)
+def test_a_trace_cannot_leave_its_retrieve_tags(trace):
+    rendered = render_retrieved(trace)
+    assert rendered.count("<retrieve>") == rendered.count("</retrieve>") == 1
+    assert "<|" not in rendered
+    assert without_retrieved(f"a{rendered}b") == "ab"
+
+
+def test_a_retrieved_trace_keeps_its_own_thought_call_and_observation():
+    trace = call_step("look", "search", "q", "found")
+    assert render_retrieved(trace) == f"<retrieve>{trace}</retrieve>"
+
+
+def test_a_response_splits_into_its_calls_and_its_answer():
+    first = call_step("who", "search", "the friend", "Ann")
+    second = call_step("sum", "python", "1 + 1", "2")
+    answer = "<think>so</think><answer>\\boxed{2}</answer>"
+    assert split_steps(first + second + answer) == [first, second, answer]
+    assert split_steps(first + render_retrieved(second) + answer) == [first, answer]
+
+
+def test_an_opening_tag_of_the_policys_own_hides_nothing_that_it_wrote():
+    trace = render_retrieved(call_step("look", "search", "q", "found"))
+    assert without_retrieved(f"<retrieve>own {trace}rest") == "<retrieve>own rest"
+    assert without_retrieved(f"{trace}own {trace}rest</retrieve>") == "own rest</retrieve>"
+
+
+def test_what_a_token_carried_beyond_a_closed_tag_stays_with_its_step():
+    first = "<search>q</search>.\n<result>r</result>"
+    assert split_steps(first + "<answer>a</answer>") == [first, "<answer>a</answer>"]
+
+
+def test_a_last_call_without_its_result_is_a_step_of_its_own():
+    first = call_step("a", "search", "b", "c")
+    assert split_steps(first + "<search>d</search>") == [first, "<search>d</search>"]
+    assert split_steps("") == []
+
+
+@given(any_text)
+def test_splitting_any_text_loses_nothing_but_retrieved_traces(text):
+    assert "".join(split_steps(text)) == without_retrieved(text)
+
+
+def test_the_system_prompt_names_every_tag_pair_and_the_box():
+    assert all(tag in SYSTEM_PROMPT for tag in TAGS)
+    assert "\\boxed{}" in SYSTEM_PROMPT and "if helpful" in SYSTEM_PROMPT
+
+
+OWN = ("loud", "louder")
+
+
+def test_own_tags_come_behind_those_that_are_always_there():
+    assert tags(OWN) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
+    assert stops(OWN) == (*STOPS, "</loud>", "</louder>")
+    assert (tags(), stops()) == (TAGS, STOPS)
+    assert own_names({"loud": 1, "python": 2, "louder": 3}) == OWN
+
+
+def test_an_own_tag_calls_where_it_is_known_and_is_text_where_it_is_not():
+    text = "<think>hm</think><loud> hey </loud>"
+    assert parse_step(text, OWN) == Step("loud", "hey")
+    assert parse_step(text) == Step("stop", "")
+    assert parse_step(text + "<search>q</search>", OWN) == Step("search", "q")
+    assert render_result("</loud><louder>", OWN) == "<result> < /loud>< louder></result>"
+    assert render_result("</loud>") == "<result> </loud></result>"
+
+
+@given(any_text)
+def test_with_own_tags_any_text_parses_and_can_be_made_neutral(text):
+    step = parse_step(text, OWN)
+    assert (step.kind == "stop") == (not any(stop in text for stop in stops(OWN)))
+    neutral = neutralise(text, OWN)
+    assert not any(tag in neutral for tag in tags(OWN)) and "<|" not in neutral
+    assert neutralise(neutral, OWN) == neutral
+
+
+@given(any_text)
+def test_splitting_with_own_tags_loses_nothing_but_retrieved_traces(text):
+    assert "".join(split_steps(text, OWN)) == without_retrieved(text)
+
+
+def test_a_response_splits_after_calls_of_own_tools_too():
+    first = call_step("who", "loud", "hey", "HEY")
+    answer = "<think>so</think><answer>\\boxed{HEY}</answer>"
+    assert split_steps(first + answer, OWN) == [first, answer]
+    assert split_steps(first + answer) == [first + answer]
+
+
+def test_a_system_prompt_tells_of_own_tools_and_stays_as_it_is_without_any():
+    assert with_tools("be good", {}) == "be good"
+    assert with_tools("be good", {"loud": "Says it louder.", "x": ""}) == (
+        "be good\nAnother tool: write its input inside <loud> and </loud>. Says it louder.\n"
+        "Another tool: write its input inside <x> and </x>."
+    )

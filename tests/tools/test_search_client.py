@@ -1,0 +1,161 @@
+"""The search tool over HTTP: cache, limits, and services that are slow, busy or not there."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from rapo_jax.config import SearchSettings
+from rapo_jax.tools import Observation, make_tools
+from rapo_jax.tools.search_client import RateLimit
+from tests.tools.services import NO_KEY, SHAPES, query_of, retrieval, search, web
+
+
+def test_a_slow_service_is_a_time_out_and_spoils_no_other_query(serve):
+    def answer(handler, body):
+        if query_of(handler, body) == "slow":
+            time.sleep(2)
+        return web("serper")(handler, body)
+
+    found = search("serper", serve(answer), deadline_s=0.5)(["slow", "fast"])
+    assert found[0] == Observation("error: search timed out", "timeout")
+    assert found[1].outcome == "ok"
+
+
+def test_a_busy_service_is_asked_again(serve):
+    statuses = [429, 503]
+
+    def answer(handler, body):
+        return (statuses.pop(0), "busy") if statuses else web("bing")(handler, body)
+
+    assert search("bing", serve(answer))(["q"])[0].outcome == "ok"
+
+
+def test_what_was_found_is_kept_on_disk_and_failures_are_not(serve, tmp_path):
+    asked = []
+
+    def answer(handler, body):
+        asked.append(query_of(handler, body))
+        if asked == ["q"]:
+            return 404, "not yet"
+        pages = [] if asked[-1] == "nothing" else [("t", "s")]
+        return 200, SHAPES["serper"](pages)
+
+    url, cache = serve(answer), str(tmp_path / "cache.sqlite")
+    first = search("serper", url, cache=cache)
+    assert first(["q"])[0].outcome == "error"
+    found = first(["q", "nothing"])
+    first.close()
+    second = search("serper", url, cache=cache)
+    assert second(["q", "nothing"]) == found
+    assert sorted(asked) == ["nothing", "nothing", "q", "q"]
+    search("serper", url, cache=cache, passages=1)(["q"])  # fewer passages are another answer
+    assert asked[-1] == "q" and len(asked) == 5
+
+
+def test_an_observation_ends_at_a_passage_border(serve):
+    room = len("[1] q: text 0")
+    tool = search("retrieval", serve(retrieval), fits=lambda text: len(text) <= room)
+    assert tool(["q"])[0].text == "[1] q: text 0"
+
+
+def test_a_long_query_is_cut_and_any_text_is_a_query(serve):
+    seen = []
+    url = serve(lambda handler, body: seen.extend(body["queries"]) or retrieval(handler, body))
+    tool = search("retrieval", url)
+    assert [found.outcome for found in tool(["x" * 10**6, "\ud800\x00"])] == ["ok", "ok"]
+    assert len(seen[0]) == 1000 and seen[1] == "?\x00"
+
+
+def test_threads_may_search_at_once(serve):
+    tool, found = search("retrieval", serve(retrieval)), {}
+
+    def work(name):
+        found[name] = tool([name])[0].text
+
+    threads = [threading.Thread(target=work, args=(f"q{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {f"q{i}": f"[1] q{i}: text 0\n[2] q{i}: text 1" for i in range(8)}
+
+
+def test_after_closing_a_search_is_an_error_observation(serve):
+    tool = search("retrieval", serve(retrieval))
+    tool.close()
+    assert tool(["q"]) == [Observation("error: search failed", "error")]
+
+
+def test_the_log_tells_the_failure_without_the_key_and_ever_more_rarely(serve, caplog):
+    key = os.environ[NO_KEY]
+    tool = search("serper", serve(lambda handler, body: (401, f"bad key {key}")))
+    for i in range(12):
+        tool([str(i)])
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line[:26] for line in lines] == [
+        "search failed (number 1): ",
+        "search failed (number 10):",
+    ]
+    assert all("status 401" in line and key not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("retrieval", {"url": ""}, "tools.search.url='': tools.search.kind='retrieval' needs the"),
+        ("searxng", {"url": "localhost"}, "tools.search.url='localhost': tools.search.kind='sea"),
+        ("serper", {"key_variable": ""}, "tools.search.key_variable='': tools.search.kind='serper"),
+        ("bing", {"key_variable": "RAPO_NO_SUCH"}, ".* holds its key, and RAPO_NO_SUCH is not set"),
+    ],
+)
+def test_a_service_that_is_set_up_wrongly_is_refused(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        search(kind, **({"url": "http://127.0.0.1:9"} | changes))
+
+
+def test_a_missing_retrieval_server_is_told_before_training(serve):
+    def tools(url):
+        settings = SearchSettings("retrieval", url, "", "", "", 5.0, 0.0, 1)
+        return make_tools(
+            documents=["a"],
+            encode=lambda texts: None,
+            passages=1,
+            workers=1,
+            timeout_s=1.0,
+            memory_mb=256,
+            output_chars=100,
+            search=settings,
+        )
+
+    with pytest.raises(ValueError, match="no retrieval service answers .*start it"):
+        tools("http://127.0.0.1:9")
+    made = tools(serve(retrieval))
+    assert made["search"](["q"])[0].outcome == "ok"
+    for tool in made.values():
+        tool.close()
+
+
+def test_a_rate_limit_spaces_the_calls_of_all_threads():
+    limit, turns = RateLimit(50.0), []
+
+    def work():
+        for _ in range(3):
+            assert limit.wait(10.0)
+            turns.append(time.monotonic())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(turns) - min(turns) >= 8 / 50 - 0.01
+
+
+def test_a_call_whose_turn_comes_too_late_is_a_time_out(serve):
+    tool = search("serper", serve(web("serper")), per_second=0.5, deadline_s=1.0)
+    outcomes = [observation.outcome for observation in tool(["a", "b", "c"])]
+    assert sorted(outcomes) == ["ok", "timeout", "timeout"]

@@ -1,0 +1,173 @@
+"""Own tools: text in, text out; whatever the function does, there is an observation."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+
+from rapo_jax.tools import OwnTool, make_tools, own_tools
+from rapo_jax.tools.user import MAX_ERROR_CHARS, MAX_THREADS
+from tests import own_code
+
+
+def tool(function, *, timeout_s=30.0, output_chars=100):
+    return OwnTool("mine", function, timeout_s=timeout_s, output_chars=output_chars)
+
+
+def test_each_call_is_answered_in_its_place():
+    texts = [str(n) for n in range(200)]
+    assert tool(own_code.shout)(texts) == [(f"{n}!", "ok") for n in range(200)]
+    assert tool(own_code.shout)([]) == []
+
+
+def test_calls_of_a_batch_run_at_the_same_time():
+    meeting = threading.Barrier(8, timeout=30)  # breaks unless eight calls come together
+
+    def meet(text):
+        meeting.wait()
+        return text
+
+    assert [outcome for _, outcome in tool(meet)(["x"] * 8)] == ["ok"] * 8
+
+
+def test_an_exception_is_an_error_of_one_short_line_without_folders_of_the_machine():
+    def fail(text):
+        raise OSError(
+            f"cannot read '/home/ann b/secret/{text}' nor /etc/x/y.txt,\nat a/b http://h/p"
+        )
+
+    (found,) = tool(fail)(["t.txt"])
+    assert found.outcome == "error"
+    assert found.text == "error: OSError: cannot read 't.txt' nor y.txt, at a/b http://h/p"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit("x")])
+def test_what_would_end_a_process_is_an_error_too(error):
+    def fail(text):
+        raise error
+
+    (found,) = tool(fail)(["x"])
+    assert found.outcome == "error" and found.text.startswith(f"error: {type(error).__name__}")
+
+
+def test_an_error_that_cannot_even_say_what_it_is_is_told_by_its_type():
+    class Shy(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def fail(text):
+        raise Shy
+
+    assert tool(fail)(["x"]) == [("error: Shy", "error")]
+
+
+def test_a_long_error_is_cut():
+    def fail(text):
+        raise ValueError("x" * 10**6)
+
+    (found,) = tool(fail)(["x"])
+    assert len(found.text) < MAX_ERROR_CHARS + 20
+
+
+@pytest.mark.parametrize("given", [None, 3, b"bytes", ["a"]])
+def test_a_function_that_gives_back_no_text_is_an_error_that_says_so(given):
+    (found,) = tool(lambda text: given)(["x"])
+    told = f"error: TypeError: mine gave back no text but {type(given).__name__}"
+    assert found == (told, "error")
+
+
+def test_long_output_is_cut_and_half_characters_are_replaced():
+    assert tool(lambda text: "y" * 101)(["x"]) == [("y" * 100 + " ...", "flooded")]
+    assert tool(lambda text: "a\ud800b")(["x"]) == [("a?b", "ok")]
+
+
+def test_a_call_that_hangs_is_a_timeout_and_holds_up_no_other():
+    free = threading.Event()
+
+    def hang(text):
+        if text == "hang":
+            free.wait()
+        return text
+
+    found = tool(hang, timeout_s=0.3)(["a", "hang", "b"])
+    assert found == [("a", "ok"), ("error: mine timed out", "timeout"), ("b", "ok")]
+    free.set()
+
+
+def test_where_all_threads_hang_calls_time_out_until_they_end():
+    free = threading.Event()
+    ended = threading.Semaphore(0)
+
+    def hang(text):
+        if text == "hang":
+            free.wait()
+            ended.release()
+        return text
+
+    mine = tool(hang, timeout_s=0.05)
+    found = mine(["hang"] * MAX_THREADS + ["a"] * 100)
+    assert {outcome for _, outcome in found} == {"timeout"}
+    assert mine(["a"])[0].outcome == "timeout"
+    free.set()
+    for _ in range(MAX_THREADS):
+        assert ended.acquire(timeout=30)
+    assert any(mine(["a"]) == [("a", "ok")] for _ in range(600))  # slots are free a moment later
+
+
+def test_what_an_agent_is_told_is_the_first_line_of_the_docstring():
+    assert tool(own_code.shout).about == "Says it louder."
+    assert tool(own_code.broken).about == ""
+
+
+def make(*named):
+    return own_tools(named, timeout_s=5.0, output_chars=100)
+
+
+def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
+    made = make(("shout", "tests.own_code:shout"), ("python", "tests.own_code:broken"))
+    assert list(made) == ["shout", "python"]
+    assert made["shout"](["a"]) == [("A!", "ok")]
+    assert made["python"](["a"]) == [("error: KeyError: 'a'", "error")]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("think", "m:f"), "tools.own=('think', 'm:f'): <think> is another tag of the protocol; "),
+        (("answer", "m:f"), "tools.own=('answer', 'm:f'): <answer> is another tag of the protocol"),
+        (("Loud", "m:f"), "tools.own=('Loud', 'm:f'): 'Loud' cannot be a tag; write small letters"),
+        (("a b", "m:f"), "tools.own=('a b', 'm:f'): 'a b' cannot be a tag"),
+        (("", "m:f"), "tools.own=('', 'm:f'): '' cannot be a tag"),
+        (("errors", "m:f"), "tools.own=('errors', 'm:f'): a metric or a count has the name errors"),
+        (("stop", "m:f"), "tools.own=('stop', 'm:f'): the rollout uses the name stop; choose"),
+        (("loud",), "tools.own=('loud',): write pairs, (('calculator', 'my_tools:calculate'),)"),
+        (("loud", "no_such_code:f"), "tools.own.loud='no_such_code:f': there is no module"),
+        (("loud", "tests.own_code:later"), "tools.own.loud='tests.own_code:later': must be a fu"),
+    ],
+)
+def test_a_pair_that_cannot_work_is_refused(pair, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(("shout", "tests.own_code:shout"), pair)
+
+
+def test_two_tools_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="there are two tools 'loud'; give each its own name"):
+        make(("loud", "tests.own_code:shout"), ("loud", "tests.own_code:broken"))
+
+
+def test_an_own_search_and_python_take_the_place_of_the_built_in_ones_which_are_not_made():
+    own = make(*((name, "tests.own_code:shout") for name in ("python", "loud", "search")))
+    tools = make_tools(
+        documents=[],  # a local search would refuse them
+        encode=lambda texts: None,
+        passages=1,
+        workers=0,  # and a sandbox this
+        timeout_s=1.0,
+        memory_mb=1,
+        output_chars=1,
+        own=own,
+    )
+    assert list(tools) == ["search", "python", "loud"]
+    assert all(tools[name] is own[name] for name in own)
