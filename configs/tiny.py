@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         retrieved_tokens=18,
         max_tokens=144,
     )
-    c.retrieval.update(history="own", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
+    c.retrieval.update(history="without_retrieved", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
     c.optimizer.update(learning_rate=6e-4, schedule="cosine")
     c.rl.update(
         steps=160,

@@ -142,7 +142,9 @@ def _search(s: Settings) -> Iterator[Need]:
         if search.index:
             how = "" if (Path(search.index) / MANIFEST).is_file() else INDEX
             yield Need("tools.search.index", search.index, how)
-        elif s.task.name == "dataset" and not any(name == "search" for name, _ in s.tools.own):
+        elif s.task.name == "dataset" and not any(
+            name == "search" for name, _ in s.tools.user_tools
+        ):
             there = Path(documents).is_file()
             how = "" if there else "JSON lines {id, contents} or {id, title, text} of your passages"
             yield Need("task.dataset.documents", documents, how)

@@ -1,10 +1,10 @@
-"""The world of a batch of rows: what the rollout's doors answer (strings inside, tokens outside).
+"""The host callbacks of a rollout: what tools and buffer answer to each row.
 
 The history of each row lives here, keyed by row, so that only the new step's tokens cross the
-border. Doors are called from inside a running program, from one thread per device: they take and
-return numpy arrays, never raise (a door that raises breaks the runtime) and never touch jax. A row
-that could not be served is answered with `healthy = False`; the first error is kept in `failure`,
-and the trainer raises it after the program.
+border. Callbacks are called from inside a running program, from one thread per device: they take
+and return numpy arrays, never raise (a callback that raises breaks the runtime) and never touch
+jax. A row that could not be served is answered with `healthy = False`; the first error is kept in
+`failure`, and the trainer raises it after the program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Query = Callable[[Sequence[str]], np.ndarray]
 
 def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
     """Tokens of `<result>...</result>`, the observation cut so that all of it fits."""
-    return _fit(tokens, render_result(observation, tokens.own), "</result>", room)
+    return _fit(tokens, render_result(observation, tokens.user_tools), "</result>", room)
 
 
 def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
@@ -73,7 +73,7 @@ class Environment:
         self._retriever: Retriever | None = None
         self._query: Query | None = None
         self._exclude_same_question = False
-        self._own_history = False
+        self._without_retrieved_history = False
         self._questions: list[Question] = []
         self._history: list[str] = []
         self._counts: dict[str, float] = defaultdict(float)
@@ -82,17 +82,20 @@ class Environment:
         """Of each row: (tool, outcome) of its calls, in their order."""
         self.failure: BaseException | None = None
 
-    def remember(
+    def use_buffer(
         self,
         retriever: Retriever,
         query: Query,
         *,
         exclude_same_question: bool,
-        own_history: bool,
+        without_retrieved_history: bool,
     ) -> None:
         """Gives the environment a Step-Trace Buffer to retrieve from."""
         self._retriever, self._query = retriever, query
-        self._exclude_same_question, self._own_history = exclude_same_question, own_history
+        self._exclude_same_question, self._without_retrieved_history = (
+            exclude_same_question,
+            without_retrieved_history,
+        )
 
     def begin(self, row_questions: Sequence[Question]) -> None:
         """Starts a fresh trajectory in every row; row b asks `row_questions[b]`."""
@@ -108,8 +111,8 @@ class Environment:
         """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
-        memory = self._retriever.take_counts() if self._retriever else {}
-        return dict(counts) | {f"memory/{name}": value for name, value in memory.items()}
+        retrieved = self._retriever.take_counts() if self._retriever else {}
+        return dict(counts) | {f"buffer/{name}": value for name, value in retrieved.items()}
 
     def act(
         self, row_B: np.ndarray, token_BX: np.ndarray, length_B: np.ndarray, calls_B: np.ndarray
@@ -120,7 +123,7 @@ class Environment:
             lambda: self._act(row_B, token_BX, length_B, calls_B, answer), calls_B, answer
         )
 
-    def key(self, row_B: np.ndarray, wants_B: np.ndarray, *, query: np.ndarray) -> np.ndarray:
+    def query(self, row_B: np.ndarray, wants_B: np.ndarray, *, query: np.ndarray) -> np.ndarray:
         """What the device turns into the key of S_<t, for the rows that want a trace.
 
         `query` is a blank answer, filled in place.
@@ -170,7 +173,7 @@ class Environment:
             text = self.tokens.decode(token_BX[b, : length_B[b]])
             row = int(row_B[b])
             self._history[row] += text
-            step = parse_step(text, self.tokens.own)
+            step = parse_step(text, self.tokens.user_tools)
             calls.setdefault(step.kind, []).append((b, row, step.content))
         counts: Counter[str] = Counter()
         for kind, asking in calls.items():
@@ -180,7 +183,7 @@ class Environment:
                 self.calls[row].append((kind, observation.outcome))
                 counts[kind] += 1
                 counts[f"outcome/{observation.outcome}"] += 1
-                if kind in self.tokens.own and observation.outcome != "ok":
+                if kind in self.tokens.user_tools and observation.outcome != "ok":
                     counts[f"failed/{kind}"] += 1
                 ids = self._observation_ids(observation.text)
                 token_BX2[b, : len(ids)] = ids
@@ -202,7 +205,7 @@ class Environment:
 
     def _key_history(self, row: int) -> str:
         history = self._history[row]
-        return without_retrieved(history) if self._own_history else history
+        return without_retrieved(history) if self._without_retrieved_history else history
 
     def _search(self, row_B, wants_B, key_BE, pick_B, room_B, answer) -> None:
         assert self._retriever is not None

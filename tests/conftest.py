@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, make_items
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, make_items
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
@@ -45,7 +45,7 @@ from rapo_jax.tasks import TASKS, Question, outcome_reward
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import Observation, Tool, local_search
 from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import own_steps, own_text
+from rapo_jax.train.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.types import Params, Trajectory
 from tests.loopback import serve  # noqa: F401
 
@@ -171,7 +171,13 @@ def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -
         TASK.expert(world, error=0.1), questions, tools, max_calls=3, samples=1, rng_seed=0
     )
     traces = [
-        Trace(q.id, q.question, own_steps(row), outcome_reward(own_text(row), q.answers), "expert")
+        AgentTrajectory(
+            q.id,
+            q.question,
+            steps_without_retrieved(row),
+            outcome_reward(text_without_retrieved(row), q.answers),
+            "expert",
+        )
         for q, group in zip(questions, groups, strict=True)
         for row in group
     ]
@@ -220,7 +226,9 @@ def make_sampler(house) -> Callable[..., Playing]:
             retrieved_tokens=r.retrieved_tokens,
         )
         encode = house.retriever._encode
-        environment.remember(house.retriever, encode, exclude_same_question=False, own_history=True)
+        environment.use_buffer(
+            house.retriever, encode, exclude_same_question=False, without_retrieved_history=True
+        )
         mesh = make_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
         sampler = Sampler(
             house.model,

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         retrieved_tokens=20,
         max_tokens=96,
     )
-    c.retrieval.update(width=32, mask=r"\b[A-Z][a-z]+\b|\d+", history="own")
+    c.retrieval.update(width=32, mask=r"\b[A-Z][a-z]+\b|\d+", history="without_retrieved")
     c.buffer.update(samples=2, keep=1, questions=20)
     c.sft.update(steps=150, batch=16, examples=256, warmup=5, learning_rate=1e-2)
     c.optimizer.update(learning_rate=1e-3)

@@ -1,4 +1,4 @@
-"""The world behind the doors: tools, memory and history of each row, and what goes wrong there."""
+"""The host callbacks: tools, buffer and history of each row, and what goes wrong there."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def echo(calls):
 def make(house):
     """An environment with these tools, and room as the small rollout has it."""
 
-    def make(tools, *, own_history=True, query=None, exclude=False, tokens=None):
+    def make(tools, *, without_retrieved_history=True, query=None, exclude=False, tokens=None):
         found = Environment(
             tokens or house.tokens, tools, observation_tokens=ROOM, retrieved_tokens=TRACE_ROOM
         )
-        found.remember(
+        found.use_buffer(
             house.retriever,
             query or house.retriever._encode,
             exclude_same_question=exclude,
-            own_history=own_history,
+            without_retrieved_history=without_retrieved_history,
         )
         found.begin(house.asked)
         return found
@@ -73,7 +73,7 @@ def search(house):
             wants_B = np.array(wants)
         width = house.retriever.buffer.key_ME.shape[1]
         blank = np.zeros((len(rows), width), np.float32)
-        key_BE = environment.key(row_B, wants_B, query=blank)
+        key_BE = environment.query(row_B, wants_B, query=blank)
         pick_B, room_B = np.full(len(rows), pick), np.full(len(rows), room)
         token_BX, length_B, healthy_B = environment.search(row_B, wants_B, key_BE, pick_B, room_B)
         return texts_of(house, token_BX, length_B), healthy_B.tolist()
@@ -190,7 +190,7 @@ def test_a_pick_asks_for_that_trace_and_a_row_that_wants_none_gets_none(make, se
 
 
 def test_a_trace_without_room_is_left_out_of_the_tape_and_of_the_history(make, search, house):
-    world = make({}, own_history=False)
+    world = make({}, without_retrieved_history=False)
     ids = retrieved_ids(house.tokens, house.retriever.buffer.items[0].value, room=TRACE_ROOM)
     assert search(world, [0], pick=0.0, room=len(ids) - 1) == ([""], [True])
     assert world._history[0] == ""
@@ -206,16 +206,16 @@ def test_keys_are_made_of_the_whole_history_or_of_the_rows_own_part(make, act, s
         return house.retriever._encode(texts)
 
     step = "<think> rival</think><search>b</search>"
-    for own in (True, False):
-        world = make({"search": echo}, own_history=own, query=query)
+    for cut in (True, False):
+        world = make({"search": echo}, without_retrieved_history=cut, query=query)
         (trace,), _ = search(world, [2])
         act(world, [step], rows=[2])
         search(world, [2])
         history = trace + step + render_result("heard b")
-        read = without_retrieved(history) if own else history
+        read = without_retrieved(history) if cut else history
         (wanted,) = house.retriever.key_texts([house.asked[2].question], [read])
         assert seen[-1] == wanted
-        assert ("<retrieve>" in seen[-1]) is not own
+        assert ("<retrieve>" in seen[-1]) is not cut
 
 
 def test_traces_of_the_same_question_can_be_excluded(make, search, house):
@@ -225,7 +225,7 @@ def test_traces_of_the_same_question_can_be_excluded(make, search, house):
         world = make({}, exclude=exclude)
         world.begin([question])
         search(world, [0])
-        assert world.take_counts()["memory/same_question"] == same
+        assert world.take_counts()["buffer/same_question"] == same
 
 
 def test_counts_are_taken_once(make, act, search):
@@ -235,7 +235,7 @@ def test_counts_are_taken_once(make, act, search):
     search(world, [0])
     counts = world.take_counts()
     assert counts["search"] == counts["outcome/ok"] == 2
-    assert counts["memory/queries"] == counts["memory/hits"] == 1
+    assert counts["buffer/queries"] == counts["buffer/hits"] == 1
     assert counts["seconds"] > 0
     assert world.take_counts().get("search", 0) == 0
 
@@ -257,7 +257,7 @@ def test_devices_may_call_at_the_same_time(make, act, search, house):
         thread.join()
     assert not failures and world.failure is None
     counts = world.take_counts()
-    assert counts["search"] == 4 * 2 * 20 == counts["memory/queries"]
+    assert counts["search"] == 4 * 2 * 20 == counts["buffer/queries"]
     for row in range(8):
         heard = [f"heard {row} {turn}<" for turn in range(20)]
         places = [world._history[row].index(text) for text in heard]
@@ -271,7 +271,7 @@ def test_an_own_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut
     def loud(calls):
         return [Observation(said[call], outcomes[call]) for call in calls]
 
-    tokens = dataclasses.replace(house.tokens, own=("loud",))
+    tokens = dataclasses.replace(house.tokens, user_tools=("loud",))
     world = make({"search": echo, "loud": loud}, tokens=tokens)
     steps = ["<loud>a</loud>", "<search>q</search>", "<loud>c</loud>", "<loud>b</loud>"]
     texts, healthy = act(world, steps)

@@ -75,7 +75,7 @@ def test_metrics_cover_every_stage_that_trains_or_evaluates(finished):
     rl = [row for row in rows if row["stage"] == "rl"]
     assert [row["step"] for row in rl] == list(range(STEPS))
     assert all(row["loss/logp_gap_max"] < 1e-4 for row in rl)
-    assert sum(row["retrieval/count"] for row in rl) > 0
+    assert sum(row["buffer/count"] for row in rl) > 0
     assert all(row["tools/timeouts"] == 0 for row in rl)
 
 

@@ -24,12 +24,12 @@ def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     model = folder / "model"
     save_model(make_model("qwen2_tied", vocab_size=320), model)
-    own = [{"question": f"Who sees {word}?", "answers": [word, "nobody"]} for word in WORDS]
+    asked = [{"question": f"Who sees {word}?", "answers": [word, "nobody"]} for word in WORDS]
     corpus = [{"id": n, "contents": f"{word} is here"} for n, word in enumerate(WORDS)]
-    lines(folder / "own.jsonl", own)
+    lines(folder / "own.jsonl", asked)
     lines(folder / "corpus.jsonl", corpus)
     lines(folder / "manual" / "gsm8k" / "test.jsonl", [gsm(n) for n in range(3)])
-    build_tokenizer(model, [x["question"] for x in own] * 9, vocab_size=320)
+    build_tokenizer(model, [x["question"] for x in asked] * 9, vocab_size=320)
     suites = ("gsm8k", str(folder / "own.jsonl[:4]"))
     return (
         "--config=tests/small.py", "--config.stages=('evaluate','report')",

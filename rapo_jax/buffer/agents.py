@@ -16,10 +16,10 @@ import numpy as np
 from rapo_jax.tasks.schema import Agent, Question
 from rapo_jax.text.protocol import (
     Segment,
-    own_names,
     parse_step,
     render_result,
     render_retrieved,
+    user_tool_names,
 )
 from rapo_jax.tools import Tool
 from rapo_jax.types import Source
@@ -127,7 +127,7 @@ def _think(
             rollout.step += 1
     text = agent(rollout.question.question, rollout.history, rollout.rng)
     rollout.append(Source.POLICY, text)
-    call = parse_step(text, own_names(tools))
+    call = parse_step(text, user_tool_names(tools))
     if call.kind in tools and rollout.calls < max_calls:
         rollout.pending = (call.kind, call.content)
     else:
@@ -142,7 +142,7 @@ def _act(waiting: Sequence[_Rollout], tools: Mapping[str, Tool]) -> None:
             continue
         observations = tool([r.pending[1] for r in asking if r.pending])
         for rollout, observation in zip(asking, observations, strict=True):
-            rollout.append(Source.TOOL, render_result(observation.text, own_names(tools)))
+            rollout.append(Source.TOOL, render_result(observation.text, user_tool_names(tools)))
             rollout.pending = None
             rollout.calls += 1
             rollout.step += 1

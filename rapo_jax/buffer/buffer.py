@@ -17,8 +17,8 @@ import numpy as np
 
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.traces import (
-    Trace,
-    TraceItem,
+    AgentTrajectory,
+    StepTrace,
     best_of,
     group_by_question,
     make_items,
@@ -28,8 +28,8 @@ from rapo_jax.buffer.traces import (
 __all__ = [
     "Encoder",
     "StepTraceBuffer",
-    "Trace",
-    "TraceItem",
+    "AgentTrajectory",
+    "StepTrace",
     "best_of",
     "make_items",
     "split",
@@ -50,14 +50,14 @@ class StepTraceBuffer:
     retrieve the same.
     """
 
-    items: tuple[TraceItem, ...]
+    items: tuple[StepTrace, ...]
     key_ME: np.ndarray
     manifest: dict[str, Any]
 
     @classmethod
     def build(
         cls,
-        traces: Sequence[Trace],
+        traces: Sequence[AgentTrajectory],
         *,
         encode: Encoder,
         encoder_identity: str,
@@ -113,7 +113,7 @@ class StepTraceBuffer:
     @classmethod
     def from_items(
         cls,
-        items: Sequence[TraceItem],
+        items: Sequence[StepTrace],
         *,
         encode: Encoder,
         encoder_identity: str,
@@ -195,7 +195,7 @@ class StepTraceBuffer:
         try:
             lines = (folder / "items.jsonl").read_bytes()
             key_ME = np.load(folder / "keys.npy", allow_pickle=False)
-            items = tuple(TraceItem(**json.loads(line)) for line in lines.splitlines())
+            items = tuple(StepTrace(**json.loads(line)) for line in lines.splitlines())
         except Exception as error:  # numpy, json, os: all say the same to the user
             raise ValueError(f"buffer {folder}: unreadable ({error}); build it again") from error
         if _identity(lines, key_ME, manifest) != manifest.get("identity"):
@@ -226,7 +226,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def _lines(items: Sequence[TraceItem]) -> bytes:
+def _lines(items: Sequence[StepTrace]) -> bytes:
     return b"".join(json.dumps(item._asdict()).encode() + b"\n" for item in items)
 
 

@@ -90,7 +90,7 @@ class Endpoint:
         settings: EndpointSettings,
         budget: Budget,
         *,
-        own: tuple[str, ...],
+        user_tools: tuple[str, ...],
         attempts: int = 4,
         backoff_s: float = 1.0,
     ) -> None:
@@ -100,7 +100,7 @@ class Endpoint:
                 f"buffer.endpoint.key_variable={settings.key_variable!r}: this environment "
                 "variable is empty or not set; put the endpoint's key into it"
             )
-        self._settings, self._budget, self._own = settings, budget, own
+        self._settings, self._budget, self._own = settings, budget, user_tools
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
         self._client = JsonClient(
             Limits(settings.deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
@@ -142,7 +142,7 @@ class Endpoint:
         self._budget.correct(used - estimate)
         if not text.strip():
             raise HttpFailure("body", f"POST {self._url}: the answer holds no message")
-        return whole_step(text, ended=ended, own=self._own)
+        return whole_step(text, ended=ended, user_tools=self._own)
 
     def close(self) -> None:
         self._client.close()
@@ -164,19 +164,19 @@ class Endpoint:
         return text.encode("utf-8", "replace").decode(), ended  # half a character has no bytes
 
 
-def whole_step(text: str, *, ended: bool, own: tuple[str, ...]) -> str:
+def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:
     """A model's step as the policy's own would end: with the first closing tag of a call or answer.
 
     What an endpoint wrote after it is cut. Most leave the stop sequence out: where a text `ended`
     in an open call or answer, its closing tag is put back. Chat control tokens cannot act.
     """
     text = text.replace("<|", "< |")
-    ends = [place + len(tag) for tag in stops(own) if (place := text.find(tag)) >= 0]
+    ends = [place + len(tag) for tag in stops(user_tools) if (place := text.find(tag)) >= 0]
     if ends:
         return text[: min(ends)]
-    place, kind = max((text.rfind(f"<{kind}>"), kind) for kind in (*STEP_KINDS, *own))
+    place, kind = max((text.rfind(f"<{kind}>"), kind) for kind in (*STEP_KINDS, *user_tools))
     inside = text[place + len(kind) + 2 :]
-    closes = ended and place >= 0 and not any(tag in inside for tag in tags(own))
+    closes = ended and place >= 0 and not any(tag in inside for tag in tags(user_tools))
     return f"{text}</{kind}>" if closes else text
 
 

@@ -16,7 +16,7 @@ SHORT_ANSWER_CHARS = 200
 Message = Mapping[str, Any]
 
 
-def tagged_text(messages: Sequence[Any], own: tuple[str, ...] = ()) -> tuple[str, str]:
+def tagged_text(messages: Sequence[Any], user_tools: tuple[str, ...] = ()) -> tuple[str, str]:
     """(question, response with protocol tags) of one chat in the OpenAI format.
 
     The question is the user's message; a system message is passed over, for ours takes its place.
@@ -40,11 +40,11 @@ def tagged_text(messages: Sequence[Any], own: tuple[str, ...] = ()) -> tuple[str
         message = turns[place]
         if message["role"] != "assistant":
             raise ValueError(f"messages: a {message['role']} message where the assistant's was due")
-        calls = _calls(message, own)
+        calls = _calls(message, user_tools)
         results = turns[place + 1 : place + 1 + len(calls)]
-        response.append(_own_words(message, own, is_answer=not calls))
+        response.append(_own_words(message, user_tools, is_answer=not calls))
         response.extend(
-            f"<{kind}>{neutralise(call, own)}</{kind}>{render_result(result, own)}"
+            f"<{kind}>{neutralise(call, user_tools)}</{kind}>{render_result(result, user_tools)}"
             for (kind, call), result in zip(
                 [content for _, content in calls], _results(calls, results), strict=True
             )
@@ -81,15 +81,17 @@ def _content(message: Message) -> str:
     return content
 
 
-def _own_words(message: Message, own: tuple[str, ...], *, is_answer: bool) -> str:
+def _own_words(message: Message, user_tools: tuple[str, ...], *, is_answer: bool) -> str:
     """The assistant's thought, or thought and answer, with tags."""
     content = _content(message).strip()
     thought = message.get("reasoning_content") or ""
     if not isinstance(thought, str):
         raise ValueError("messages: reasoning_content is no text")
-    if any(tag in content for tag in tags(own)):
-        return (f"<think>{neutralise(thought.strip(), own)}</think>" if thought else "") + content
-    thought, content = neutralise(thought.strip(), own), neutralise(content, own)
+    if any(tag in content for tag in tags(user_tools)):
+        return (
+            f"<think>{neutralise(thought.strip(), user_tools)}</think>" if thought else ""
+        ) + content
+    thought, content = neutralise(thought.strip(), user_tools), neutralise(content, user_tools)
     if not is_answer:
         return f"<think>{' '.join(filter(None, [thought, content]))}</think>"
     if not content:
@@ -99,20 +101,20 @@ def _own_words(message: Message, own: tuple[str, ...], *, is_answer: bool) -> st
     return f"<think>{thought}</think><answer>{content}</answer>"
 
 
-def _calls(message: Message, own: tuple[str, ...]) -> list[tuple[Any, tuple[str, str]]]:
+def _calls(message: Message, user_tools: tuple[str, ...]) -> list[tuple[Any, tuple[str, str]]]:
     """(id, (tag, content)) of each call of a message."""
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise ValueError("messages: tool_calls is no list")
-    return [_call(call, own) for call in calls]
+    return [_call(call, user_tools) for call in calls]
 
 
-def _call(call: Any, own: tuple[str, ...]) -> tuple[Any, tuple[str, str]]:
+def _call(call: Any, user_tools: tuple[str, ...]) -> tuple[Any, tuple[str, str]]:
     function = call.get("function") if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str):
         raise ValueError("messages: a tool call without a function's name")
-    kind = name if name in own else _kind(name)
+    kind = name if name in user_tools else _kind(name)
     text = _argument(function.get("arguments"), QUERY_NAMES if kind == "search" else PROGRAM_NAMES)
     if text is None:
         raise ValueError(f"messages: the call of {name!r} has no text among its arguments")

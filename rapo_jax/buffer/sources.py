@@ -24,7 +24,7 @@ from typing import Any
 
 from rapo_jax.buffer.keys import key_text
 from rapo_jax.buffer.messages import tagged_text
-from rapo_jax.buffer.traces import Trace, TraceItem
+from rapo_jax.buffer.traces import AgentTrajectory, StepTrace
 from rapo_jax.io.jsonl import LineReport, number_of, read_jsonl, text_of, texts_of
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import split_steps, tags
@@ -40,11 +40,11 @@ _TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
 class Imported:
     """What files gave: whole trajectories, single step traces, and a report for each file."""
 
-    traces: list[Trace] = field(default_factory=list)
-    items: list[TraceItem] = field(default_factory=list)
+    traces: list[AgentTrajectory] = field(default_factory=list)
+    items: list[StepTrace] = field(default_factory=list)
     reports: list[LineReport] = field(default_factory=list)
 
-    def step_items(self, *, unit: str, include_answers: bool) -> list[TraceItem]:
+    def step_items(self, *, unit: str, include_answers: bool) -> list[StepTrace]:
         """The single step traces that a buffer of these settings takes."""
         if self.items and unit != "step":
             raise ValueError(
@@ -76,7 +76,7 @@ def read_sources(
     score: Score,
     mask: str,
     max_chars: int,
-    own: tuple[str, ...] = (),
+    user_tools: tuple[str, ...] = (),
 ) -> Imported:
     """Reads every file, in order. `questions` are those to train on: a trace of one gets its id.
 
@@ -92,11 +92,11 @@ def read_sources(
     found = Imported()
     for path in files:
         report = LineReport(str(path))
-        parse = _Parser(Path(path).name, known, score, mask, max_chars, own)
+        parse = _Parser(Path(path).name, known, score, mask, max_chars, user_tools)
         for record in read_jsonl(
             path, parse, malformed=malformed, key="buffer.malformed", report=report
         ):
-            if isinstance(record, Trace):
+            if isinstance(record, AgentTrajectory):
                 found.traces.append(record)
             else:
                 found.items.append(record)
@@ -114,28 +114,28 @@ class _Parser:
         score: Score,
         mask: str,
         max_chars: int,
-        own: tuple[str, ...],
+        user_tools: tuple[str, ...],
     ) -> None:
         self._origin = f"file:{name}"
         self._known = known
         self._score = score
-        self._own = own
+        self._own = user_tools
         self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
         self._ids: set[Any] = set()
         self._contents: set[bytes] = set()
 
-    def __call__(self, record: Mapping[str, Any]) -> Trace | TraceItem:
+    def __call__(self, record: Mapping[str, Any]) -> AgentTrajectory | StepTrace:
         found = self._step(record) if "key" in record else self._trajectory(record)
         self._refuse_duplicates(record, found)
         return found
 
-    def _step(self, record: Mapping[str, Any]) -> TraceItem:
+    def _step(self, record: Mapping[str, Any]) -> StepTrace:
         """An official record; its step is the number of results in its key."""
         key, value = text_of(record, "key"), text_of(record, "value")
         start = key.find("<think>")
         question, history = (key, "") if start < 0 else (key[:start], key[start:])
         question = question.rstrip("\n")
-        return TraceItem(
+        return StepTrace(
             key=self._key_text(question, history),
             value=value,
             reward=number_of(record, "reward"),
@@ -144,9 +144,9 @@ class _Parser:
             origin=self._origin_of(record),
         )
 
-    def _trajectory(self, record: Mapping[str, Any]) -> Trace:
+    def _trajectory(self, record: Mapping[str, Any]) -> AgentTrajectory:
         question, steps = _read_trajectory(record, self._own)
-        return Trace(
+        return AgentTrajectory(
             question_id=self._question_id(record, question),
             question=question,
             steps=steps,
@@ -174,7 +174,9 @@ class _Parser:
     def _origin_of(self, record: Mapping[str, Any]) -> str:
         return text_of(record, "origin") if "origin" in record else self._origin
 
-    def _refuse_duplicates(self, record: Mapping[str, Any], found: Trace | TraceItem) -> None:
+    def _refuse_duplicates(
+        self, record: Mapping[str, Any], found: AgentTrajectory | StepTrace
+    ) -> None:
         if "id" in record:
             name = record["id"]
             if isinstance(name, bool) or not isinstance(name, str | int):
@@ -188,35 +190,39 @@ class _Parser:
         self._contents.add(content)
 
 
-def _read_trajectory(record: Mapping[str, Any], own: tuple[str, ...]) -> tuple[str, list[str]]:
+def _read_trajectory(
+    record: Mapping[str, Any], user_tools: tuple[str, ...]
+) -> tuple[str, list[str]]:
     """(question, step traces) of a trajectory in any of its three forms."""
     if "messages" in record:
         messages = record["messages"]
         if not isinstance(messages, list):
             raise ValueError("messages is no list")
-        asked, response = tagged_text(messages, own)
+        asked, response = tagged_text(messages, user_tools)
         question = text_of(record, "question") if "question" in record else asked
         if not question.strip():
             raise ValueError("messages: the question is blank")
-        return question, _steps(response, "messages", own)
+        return question, _steps(response, "messages", user_tools)
     if "steps" in record:
         return text_of(record, "question"), texts_of(record, "steps")
     if "response" in record:
-        return text_of(record, "question"), _steps(text_of(record, "response"), "response", own)
+        return text_of(record, "question"), _steps(
+            text_of(record, "response"), "response", user_tools
+        )
     raise ValueError(
         "none of key, response, steps and messages is there "
         f"(there are {', '.join(sorted(record)) or 'no keys'})"
     )
 
 
-def _steps(response: str, name: str, own: tuple[str, ...]) -> list[str]:
+def _steps(response: str, name: str, user_tools: tuple[str, ...]) -> list[str]:
     """Step traces of a tagged text, without the tokens that end a turn."""
     response = _END_TOKENS.sub("", response)
     if any(token in response for token in _TURN_TOKENS):
         raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
-    if not any(tag in response for tag in tags(own)):
+    if not any(tag in response for tag in tags(user_tools)):
         raise ValueError(f"{name} holds none of our tags, such as <think>")
-    steps = split_steps(response, own)
+    steps = split_steps(response, user_tools)
     if not any(step.strip() for step in steps):
         raise ValueError(f"{name} holds no step")
     return steps

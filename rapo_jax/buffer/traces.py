@@ -11,7 +11,7 @@ from rapo_jax.buffer.keys import key_text
 UNITS = ("step", "trajectory")
 
 
-class Trace(NamedTuple):
+class AgentTrajectory(NamedTuple):
     """One trajectory of an off-policy agent; `steps` are its step traces, results included."""
 
     question_id: str
@@ -21,7 +21,7 @@ class Trace(NamedTuple):
     origin: str
 
 
-class TraceItem(NamedTuple):
+class StepTrace(NamedTuple):
     """What the buffer remembers of one step: the state before it, and the step trace itself."""
 
     key: str
@@ -32,17 +32,17 @@ class TraceItem(NamedTuple):
     origin: str
 
 
-def group_by_question(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+def group_by_question(traces: Sequence[AgentTrajectory]) -> dict[str, list[AgentTrajectory]]:
     """Traces of each question, questions and traces in order of first appearance."""
-    grouped: dict[str, list[Trace]] = {}
+    grouped: dict[str, list[AgentTrajectory]] = {}
     for trace in traces:
         grouped.setdefault(trace.question_id, []).append(trace)
     return grouped
 
 
 def best_of(
-    trajectories_by_question: Mapping[str, Sequence[Trace]], keep: int
-) -> dict[str, list[Trace]]:
+    trajectories_by_question: Mapping[str, Sequence[AgentTrajectory]], keep: int
+) -> dict[str, list[AgentTrajectory]]:
     """Reward-aware filter: the `keep` highest rewards of each question, ties in sampling order."""
     if keep < 1:
         raise ValueError(f"buffer.keep={keep}: keep at least 1 trajectory for each question")
@@ -60,8 +60,8 @@ def best_of(
 
 
 def split(
-    trace: Trace, *, unit: str, include_answers: bool, mask: str, max_chars: int
-) -> list[TraceItem]:
+    trace: AgentTrajectory, *, unit: str, include_answers: bool, mask: str, max_chars: int
+) -> list[StepTrace]:
     """Items of one trajectory.
 
     unit 'step': item t has the key of S_<t and the value s_t. unit 'trajectory' (the paper's
@@ -79,7 +79,7 @@ def split(
     if unit == "trajectory":
         kept = [(0, "".join(step for _, step in kept))] if kept else []
     return [
-        TraceItem(
+        StepTrace(
             key=key_text(trace.question, "".join(trace.steps[:t]), mask=mask, max_chars=max_chars),
             value=step,
             reward=trace.reward,
@@ -92,14 +92,14 @@ def split(
 
 
 def make_items(
-    traces: Sequence[Trace],
+    traces: Sequence[AgentTrajectory],
     *,
     keep: int,
     unit: str,
     include_answers: bool,
     mask: str,
     max_chars: int,
-) -> list[TraceItem]:
+) -> list[StepTrace]:
     """Filter and split: the items of a buffer, whose keys an encoder may be fitted on."""
     return [
         item

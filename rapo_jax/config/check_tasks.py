@@ -11,7 +11,7 @@ def check_dataset(s: Settings) -> None:
     remedy = "task.name='dataset' needs a file of questions or a published set, as 'gsm8k:train'"
     for key in ("task.dataset.train", "task.dataset.eval"):
         require(bool(read(s, key).strip()) or s.suites_alone, key, read(s, key), remedy)
-    own_search = any(pair[:1] == ("search",) for pair in s.tools.own)
+    own_search = any(pair[:1] == ("search",) for pair in s.tools.user_tools)
     require(
         s.tools.search.kind != "local"
         or own_search

@@ -36,7 +36,7 @@ class TaskSettings:
     data_dir: str
     chains: ChainsSettings
     dataset: DatasetSettings
-    own: Mapping[str, Any]
+    user_arguments: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ToolsSettings:
     memory_mb: int
     output_chars: int
     search_width: int
-    own: tuple[tuple[str, ...], ...]
+    user_tools: tuple[tuple[str, ...], ...]
     python: PythonSettings
     search: SearchSettings
 

@@ -18,7 +18,7 @@ CHOICES = {
     "rollout.driver": ("scan", "host"),
     "retrieval.schedule": ("constant", "linear", "cosine"),
     "retrieval.unit": ("step", "trajectory"),
-    "retrieval.history": ("full", "own"),
+    "retrieval.history": ("full", "without_retrieved"),
     "retrieval.encoder": ("ngram", "minilm"),
     "retrieval.index": ("auto", "exact", "brute", "tree"),
     "buffer.agent": AGENTS,
@@ -42,11 +42,16 @@ CHOICES = {
 
 def check(s: Settings) -> None:
     """Refuses values that cannot work, before any compile. Raises ValueError."""
-    own = ":" in s.task.name
+    user_task = ":" in s.task.name
     for key, known in CHOICES.items():
-        if key != "buffer.agent" and (key != "task.name" or not own):
+        if key != "buffer.agent" and (key != "task.name" or not user_task):
             one_of(key, read(s, key), known)
-    require(own or not s.task.own, "task.own", s.task.own, "only task.name='module:TASK' reads it")
+    require(
+        user_task or not s.task.user_arguments,
+        "task.user_arguments",
+        s.task.user_arguments,
+        "only task.name='module:TASK' reads it",
+    )
     check_stages(s.stages)
     check_distributed(s)
     check_lora(s)
@@ -71,9 +76,9 @@ def check(s: Settings) -> None:
         require(read(s, key) >= 1, key, read(s, key), "must be at least 1")
     r = s.rollout
     require(
-        r.waves >= 1 and r.questions % r.waves == 0,
-        "rollout.waves",
-        r.waves,
+        r.chunks >= 1 and r.questions % r.chunks == 0,
+        "rollout.chunks",
+        r.chunks,
         f"must divide rollout.questions={r.questions}",
     )
     require(

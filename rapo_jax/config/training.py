@@ -17,7 +17,7 @@ class RolloutSettings:
     retrieved_tokens: int
     max_tokens: int
     temperature: float
-    waves: int
+    chunks: int
     absorb_chunk: int
     driver: str
 

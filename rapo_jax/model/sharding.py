@@ -184,7 +184,7 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def place_own_rows(tree: Any, sharding: NamedSharding) -> Any:
+def place_local_rows(tree: Any, sharding: NamedSharding) -> Any:
     """Global arrays of which each process has its own rows alone, in the order of processes."""
     if jax.process_count() == 1:
         return place(tree, sharding)

@@ -33,14 +33,14 @@ class Way:
 
     fsdp: int
     tensor: int
-    waves: int
+    chunks: int
     remat: str
 
     @property
     def flags(self) -> str:
         return (
             f"--config.mesh.data=1 --config.mesh.fsdp={self.fsdp} "
-            f"--config.mesh.tensor={self.tensor} --config.rollout.waves={self.waves} "
+            f"--config.mesh.tensor={self.tensor} --config.rollout.chunks={self.chunks} "
             f"--config.model.remat={self.remat}"
         )
 
@@ -167,7 +167,7 @@ def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain
 
     Decoding and reading spans always do, of `rollout.absorb_chunk` tokens at a time.
     """
-    r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.waves // way.fsdp
+    r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.chunks // way.fsdp
     item, H, D, L = shape.itemsize, model.head_width, model.width, model.layers
     slots = cache_slots(s)
     cache = rows * slots * 2 * shape.kv_heads * H * item * L

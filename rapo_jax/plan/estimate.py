@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
 
 def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Slice) -> Work:
     r, chip, L = s.rollout, chips.chip, model.layers
-    rows = r.questions * r.group_size // way.waves // way.fsdp
+    rows = r.questions * r.group_size // way.chunks // way.fsdp
     slots, item = cache_slots(s), shape.itemsize
     base, own = shape.matrix / way.tensor, shape.adapters / way.tensor
     matrix = base if model.lora.merge else base + own  # in a rollout
@@ -66,7 +66,7 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     sent = tokens * 2 * L * model.width * item * tensor
     seconds = ticks * tick + (read + prompts) / chip.flops + sent / chip.link
     weights = shape.sampled * (way.fsdp - 1) / way.fsdp  # gathered for the copy
-    rollout_sent = way.waves * sent + weights
+    rollout_sent = way.chunks * sent + weights
 
     width, micro = s.rl.buckets[-1], micro_rows(s, way.fsdp)
     passes = s.rl.epochs * math.ceil(r.questions * r.group_size / micro)
@@ -81,11 +81,11 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * tensor)
     update = max(flops / chip.flops, update_sent / chip.link)
     return Work(
-        way.waves * (ticks * tick_flops + read + prompts),
+        way.chunks * (ticks * tick_flops + read + prompts),
         flops,
         rollout_sent,
         update_sent,
-        way.waves * seconds + weights / chip.link,
+        way.chunks * seconds + weights / chip.link,
         update,
     )
 
@@ -97,11 +97,11 @@ def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
         if chips.host % tensor or model.heads % tensor:
             continue
         fsdp = chips.chips // tensor
-        for waves in range(1, s.rollout.questions + 1):
-            if s.rollout.questions % waves or (s.rollout.questions // waves) % fsdp:
+        for chunks in range(1, s.rollout.questions + 1):
+            if s.rollout.questions % chunks or (s.rollout.questions // chunks) % fsdp:
                 continue
             remats = REMATS[REMATS.index(s.model.remat) :] if s.model.remat in REMATS else ()
-            found += [Way(fsdp, tensor, waves, remat) for remat in remats or (s.model.remat,)]
+            found += [Way(fsdp, tensor, chunks, remat) for remat in remats or (s.model.remat,)]
     return found
 
 
@@ -130,8 +130,8 @@ def needs_scores(model: ModelSettings, chips: Slice) -> bool:
 
 
 def rows_at_once(s: Settings, found: Estimate) -> int:
-    """Rollouts of one wave that would fit, of all chips together."""
+    """Rollouts of one chunk that would fit, of all chips together."""
     b, r = found.bytes, s.rollout
-    now = r.questions * r.group_size // found.way.waves
+    now = r.questions * r.group_size // found.way.chunks
     free = found.slice.usable - b.parameters - b.optimizer - b.copy
     return max(0, int(free / (b.cache + b.rollout) * now))

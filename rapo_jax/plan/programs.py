@@ -34,7 +34,7 @@ from rapo_jax.model.transformer import init_params
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
-from rapo_jax.rollout.loop import Plan, World, agent_step, open_rows, parts
+from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, agent_step, open_rows, parts
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
@@ -91,14 +91,14 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def lowered_rollout(
-    s: Settings, model: ModelSettings, mesh: Mesh, *, waves: int, width: int
+    s: Settings, model: ModelSettings, mesh: Mesh, *, chunks: int, width: int
 ) -> Any:
-    """One wave of a rollout; `width` is that of the keys of the Step-Trace Buffer."""
+    """One chunk of a rollout; `width` is that of the keys of the Step-Trace Buffer."""
     r = s.rollout
-    questions, here = r.questions // waves, rows(mesh)
+    questions, here = r.questions // chunks, rows(mesh)
     count = questions * r.group_size
     # Any tokenizer has tokens of these bytes; how many closing tags' states there are is exact.
-    ends = stops(tuple(name for name, *_ in s.tools.own))
+    ends = stops(tuple(name for name, *_ in s.tools.user_tools))
     automaton = boundary_automaton([bytes([i % 256]) for i in range(model.vocab)], ends)
     table = Boundary(
         jnp.asarray(automaton.next_state_KV),
@@ -108,18 +108,20 @@ def lowered_rollout(
     )
     step_parts = parts(model, r, table, lambda key_BE: key_BE)
     query = jax.ShapeDtypeStruct((width,), jnp.float32)
-    world: Any = World("act", "key", "search", query)  # type: ignore[arg-type]
+    callbacks: Any = HostCallbacks("act", "key", "search", query)  # type: ignore[arg-type]
 
-    def program(params: Any, plan: Plan, prompt: Span, answers: dict[str, Any]) -> Trajectory:
+    def program(
+        params: Any, inputs: RolloutInputs, prompt: Span, answers: dict[str, Any]
+    ) -> Trajectory:
         with on_mesh(mesh):
             tape = open_rows(model, r, params, prompt, group_size=r.group_size)
 
-            def ask(door: str, *_: Any) -> Any:
-                return answers[door]
+            def ask(callback: str, *_: Any) -> Any:
+                return answers[callback]
 
             def step(tape: Any, index: jax.Array) -> tuple[Any, None]:
                 retrieves = s.n_hybrid > 0
-                taken = (step_parts, ask, world, r, params, plan, tape, index)
+                taken = (step_parts, ask, callbacks, r, params, inputs, tape, index)
                 return agent_step(*taken, retrieves=retrieves), None
 
             return jax.lax.scan(step, tape, jnp.arange(r.max_calls + 1))[0].trajectory
@@ -135,7 +137,7 @@ def lowered_rollout(
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     copies = jax.eval_shape(partial(sampling_copy, model), shapes)
     params = placed(copies, layout(mesh, model, copies, name="sampling"))
-    plan = Plan(
+    inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
         hybrid_B=shape(count, dtype=bool),
         probability=number(),
@@ -149,7 +151,7 @@ def lowered_rollout(
         "search": answer(r.retrieved_tokens),
     }
     prompt = Span(shape(questions, r.prompt_tokens), shape(questions))
-    return jax.jit(program).lower(params, plan, prompt, answers)
+    return jax.jit(program).lower(params, inputs, prompt, answers)
 
 
 def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, Any]:
@@ -239,13 +241,13 @@ def _words(message: str) -> str:
 def compiled_programs(
     s: Settings, model: ModelSettings, chips: Slice, way: Way, *, tell: Callable[[str], None]
 ) -> list[Program]:
-    """The rollout of a wave, a micro-batch of the update, the optimizer's step."""
+    """The rollout of a chunk, a micro-batch of the update, the optimizer's step."""
     mesh = tpu_mesh(chips, way)
     width = 384 if s.retrieval.encoder == "minilm" else s.retrieval.width
     lowers: dict[str, Callable[[], Any]] = {
         "update": lambda: lowered_update(s, model, mesh)[0],
         "optimizer": lambda: lowered_update(s, model, mesh)[1],
-        "rollout": lambda: lowered_rollout(s, model, mesh, waves=way.waves, width=width),
+        "rollout": lambda: lowered_rollout(s, model, mesh, chunks=way.chunks, width=width),
     }
     found = []
     for name, lower in lowers.items():

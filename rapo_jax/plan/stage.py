@@ -19,7 +19,7 @@ from rapo_jax.train.policy import policy_shapes
 
 GB = 1e9
 HEAD = (
-    "slice", "fits", "mesh", "waves", "remat", "parameters", "optimizer", "gradients", "copy",
+    "slice", "fits", "mesh", "chunks", "remat", "parameters", "optimizer", "gradients", "copy",
     "cache", "temporaries", "peak", "of", "headroom", "FLOPs", "sent", "seconds", "rollouts",
 )  # fmt: skip
 NOTES = (
@@ -130,7 +130,7 @@ def cells(s: Settings, found: Estimate) -> tuple[str, ...]:
         found.slice.name,
         "yes" if found.fits else "no",
         f"1 x {way.fsdp} x {way.tensor}",
-        str(way.waves),
+        str(way.chunks),
         way.remat,
         gb(b.parameters),
         gb(b.optimizer),
@@ -161,7 +161,7 @@ def compiled_table(s: Settings, model: ModelSettings, found: Estimate) -> list[s
     lines += [*_row(head), "|" + " --- |" * len(head)]
     lines += [row for each in programs for row in _row(compiled_cells(each, found))]
     note = (
-        "GB of one chip and one call: a wave, a micro-batch of the widest rows, a step of the "
+        "GB of one chip and one call: a chunk, a micro-batch of the widest rows, a step of the "
         "optimizer. FLOPs as XLA counts them, the body of a loop once; sent counts loops by their "
         "trips, decoding by rollout.step_tokens. The world's answers are arguments here: the host "
         "callback itself is not compiled, nor is the encoder of keys."

@@ -48,10 +48,10 @@ CURVES: dict[str, dict[str, str]] = {
     },
     "Retrieval": {
         "reward/retrieval": "Retrieval reward Z (Eq. 7)",
-        "retrieval/hit_rate": "Hit rate",
-        "retrieval/similarity": "Similarity of key and history",
-        "retrieval/count": "Retrievals",
-        "retrieval/probability": "Retrieval probability",
+        "buffer/hit_rate": "Hit rate",
+        "buffer/similarity": "Similarity of key and history",
+        "buffer/count": "Retrievals",
+        "rollout/retrieval_probability": "Retrieval probability",
     },
     "Objective and numerics": {
         "loss/logp_gap": "|log π sampler − log π trainer|",
@@ -67,10 +67,10 @@ CURVES: dict[str, dict[str, str]] = {
     },
 }
 COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}
-SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/", "retrieval/origin/")
+SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/", "buffer/origin/")
 PERCENT = {
     "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
-    "retrieval/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
+    "buffer/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
 }  # fmt: skip
 PHASES = ("Rollout on the device", "Host: tools and rewards", "Update", "Rest")
 

@@ -1,4 +1,4 @@
-"""Which agent or file the retrieved step traces came from: `retrieval/origin/NAME` of each step."""
+"""Which agent or file the retrieved step traces came from: `buffer/origin/NAME` of each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rapo_jax.report import charts
 from rapo_jax.report.curves import Chart
 from rapo_jax.report.runs import Run, series
 
-PREFIX = "retrieval/origin/"
+PREFIX = "buffer/origin/"
 
 
 class OriginRow(NamedTuple):

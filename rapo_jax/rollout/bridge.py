@@ -18,12 +18,12 @@ ROW_AXES = ("data", "fsdp")
 """Mesh axes that rows are spread over; rows are replicated over every other axis."""
 
 
-def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: jax.Array) -> Any:
-    """Calls `door` on the host with this device's rows of each array, in the middle of a program.
+def host_call(mesh: Mesh, callback: Callable[..., Any], result: Any, *row_arrays: jax.Array) -> Any:
+    """Calls `callback` on the host from inside a program, with this device's rows of each array.
 
     Args:
         mesh: devices that the rows live on, axes `(data, fsdp, tensor)`.
-        door: numpy in, numpy out; total: a door that raises breaks the runtime.
+        callback: numpy in, numpy out; total: a callback that raises breaks the runtime.
         result: pytree of `ShapeDtypeStruct` of the whole answer, rows first.
         row_arrays: arrays with rows first.
     """
@@ -42,7 +42,7 @@ def host_call(mesh: Mesh, door: Callable[..., Any], result: Any, *row_arrays: ja
 
     def ring(*arrays: jax.Array) -> Any:
         """jax hands the host its own arrays; indexing those would run programs in the callback."""
-        answer = door(*map(np.asarray, arrays))
+        answer = callback(*map(np.asarray, arrays))
         return jax.tree.map(lambda x, table: np.reshape(x, table.shape), answer, tables)
 
     def ask(*arrays: jax.Array) -> Any:

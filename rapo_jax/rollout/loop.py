@@ -1,7 +1,7 @@
 """The hybrid-policy rollout (paper, Algorithm 1): think -> act -> (perhaps) retrieve -> go on.
 
 One pure function, `agent_step`, is a step of every row. `rollout` scans it inside one program, with
-the world's doors reached through the bridge; `rollout_on_host` drives the very same function from
+the host callbacks reached through the bridge; `rollout_on_host` drives the very same function from
 Python, its parts compiled one by one. Both write identical tapes for the same key.
 """
 
@@ -23,23 +23,23 @@ from rapo_jax.rollout.spans import Boundary, Tape, absorb, decode, open_tape
 from rapo_jax.types import Array, Params, Source, Span, Status, Trajectory
 
 
-class World(NamedTuple):
+class HostCallbacks(NamedTuple):
     """What the rollout asks the host, and how many tokens each answer may hold.
 
-    Every door takes numpy arrays with rows first, the row numbers being the first, and answers for
-    every row; rows that are not asked for get an empty answer. Doors never raise.
+    Every callback takes numpy arrays with rows first, the row numbers being the first array, and
+    answers for every row; rows that are not asked for get an empty answer. Callbacks never raise.
     """
 
     act: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     """(row_B, token_BX, length_B, calls_B) -> (token_BX, length_B, healthy_B) observation."""
-    key: Callable[..., np.ndarray]
+    query: Callable[..., np.ndarray]
     """(row_B, wants_B) -> query_BE: what `embed` turns into the key of S_<t."""
     search: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     """(row_B, wants_B, key_BE, pick_B, room_B) -> (token_BX, length_B, healthy_B) trace; pick_B in
     [0, 1) asks for that random trace, -1 for the nearest; one of more than room_B tokens is left
     out."""
-    query: jax.ShapeDtypeStruct
-    """Shape `[E]` and dtype of one row of `key`'s answer."""
+    query_shape: jax.ShapeDtypeStruct
+    """Shape and dtype of one row of `query`'s answer."""
 
 
 class Draws(NamedTuple):
@@ -49,7 +49,7 @@ class Draws(NamedTuple):
     pick_B: jax.Array
 
 
-class Plan(flax.struct.PyTreeNode):
+class RolloutInputs(flax.struct.PyTreeNode):
     """What a rollout is asked for; all of it may change without compiling again."""
 
     key: Array
@@ -73,28 +73,28 @@ class Parts(NamedTuple):
     embed: Callable[[jax.Array], jax.Array]
 
 
-def row_numbers(plan: Plan, rows: int) -> jax.Array:
-    return jnp.arange(rows, dtype=jnp.int32) if plan.row_B is None else plan.row_B
+def row_numbers(inputs: RolloutInputs, rows: int) -> jax.Array:
+    return jnp.arange(rows, dtype=jnp.int32) if inputs.row_B is None else inputs.row_B
 
 
-def row_keys(key: jax.Array, plan: Plan, rows: int) -> jax.Array:
+def row_keys(key: jax.Array, inputs: RolloutInputs, rows: int) -> jax.Array:
     """One key per row: what a row draws does not depend on how many rows there are."""
-    return jax.vmap(partial(jax.random.fold_in, key))(row_numbers(plan, rows))
+    return jax.vmap(partial(jax.random.fold_in, key))(row_numbers(inputs, rows))
 
 
-def draw(plan: Plan, tape: Tape, boundary: jax.Array) -> Draws:
+def draw(inputs: RolloutInputs, tape: Tape, boundary: jax.Array) -> Draws:
     """Algorithm 1's coin at boundary t > 0 of each running hybrid row."""
     rows = tape.step_B.shape[0]
-    boundary_key = jax.random.fold_in(jax.random.fold_in(plan.key, 1), boundary)
+    boundary_key = jax.random.fold_in(jax.random.fold_in(inputs.key, 1), boundary)
 
     def coins(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, (3,))
 
-    coin_B, noisy_B, pick_B = jax.vmap(coins)(row_keys(boundary_key, plan, rows)).T
+    coin_B, noisy_B, pick_B = jax.vmap(coins)(row_keys(boundary_key, inputs, rows)).T
     running_B = tape.trajectory.status_B == Status.RUNNING
-    wants_B = running_B & plan.hybrid_B & (coin_B < plan.probability)
-    wants_B &= boundary <= plan.last_retrieval
-    return Draws(wants_B, jnp.where(noisy_B < plan.noise, pick_B, -1.0))
+    wants_B = running_B & inputs.hybrid_B & (coin_B < inputs.probability)
+    wants_B &= boundary <= inputs.last_retrieval
+    return Draws(wants_B, jnp.where(noisy_B < inputs.noise, pick_B, -1.0))
 
 
 def parts(
@@ -105,8 +105,8 @@ def parts(
 ) -> Parts:
     """The device's side of a step for one model; `embed` turns the world's queries into keys."""
 
-    def think(params: Params, plan: Plan, tape: Tape) -> tuple[Tape, Span, jax.Array]:
-        keys = row_keys(jax.random.fold_in(plan.key, 0), plan, tape.step_B.shape[0])
+    def think(params: Params, inputs: RolloutInputs, tape: Tape) -> tuple[Tape, Span, jax.Array]:
+        keys = row_keys(jax.random.fold_in(inputs.key, 0), inputs, tape.step_B.shape[0])
         return decode(
             model,
             params,
@@ -114,7 +114,7 @@ def parts(
             keys,
             boundary,
             step_tokens=rollout.step_tokens,
-            temperature=plan.temperature,
+            temperature=inputs.temperature,
         )
 
     def read(params: Params, tape: Tape, span: Span, healthy_B: jax.Array, source: int) -> Tape:
@@ -135,23 +135,23 @@ def parts(
 def agent_step(
     parts: Parts,
     ask: Callable[..., Any],
-    world: World,
+    callbacks: HostCallbacks,
     settings: RolloutSettings,
     params: Params,
-    plan: Plan,
+    inputs: RolloutInputs,
     tape: Tape,
     index: jax.Array,
     *,
     retrieves: bool,
 ) -> Tape:
-    """Policy step number `index` of every running row, what the world says to it, and a retrieval.
+    """Policy step `index` of every running row, its observation, and perhaps a retrieval.
 
-    A row whose call would be one too many ends as OUT_OF_STEPS. `ask(door, result, *arrays)` is
-    the bridge or a plain call. `retrieves` is false for GRPO and evaluation, whose programs hold
+    A row whose call would be one too many ends as OUT_OF_STEPS. `ask(callback, result, *arrays)`
+    is the bridge or a plain call. `retrieves` is false for GRPO and evaluation, whose programs hold
     no retrieval at all.
     """
     rows = tape.step_B.shape[0]
-    row_B = row_numbers(plan, rows)
+    row_B = row_numbers(inputs, rows)
 
     def answer(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (
@@ -160,13 +160,13 @@ def agent_step(
             jax.ShapeDtypeStruct((rows,), jnp.bool_),
         )
 
-    tape, step, tag_B = parts.think(params, plan, tape)
+    tape, step, tag_B = parts.think(params, inputs, tape)
     running_B = tape.trajectory.status_B == Status.RUNNING
     calls_B = running_B & (index < settings.max_calls)
     status_B = jnp.where(running_B & ~calls_B, Status.OUT_OF_STEPS, tape.trajectory.status_B)
     tape = tape.replace(trajectory=tape.trajectory.replace(status_B=status_B))
     token_BX, length_B, healthy_B = ask(
-        world.act,
+        callbacks.act,
         answer(settings.observation_tokens),
         row_B,
         step.token_BX,
@@ -177,11 +177,13 @@ def agent_step(
     tape = tape.replace(step_B=tape.step_B + (tape.trajectory.status_B == Status.RUNNING))
     if not retrieves:
         return tape
-    draws = parts.draw(plan, tape, index + 1)
-    query_BE = jax.ShapeDtypeStruct((rows, *world.query.shape), world.query.dtype)
-    key_BE = parts.embed(ask(world.key, query_BE, row_B, draws.wants_B))
+    draws = parts.draw(inputs, tape, index + 1)
+    query_BE = jax.ShapeDtypeStruct(
+        (rows, *callbacks.query_shape.shape), callbacks.query_shape.dtype
+    )
+    key_BE = parts.embed(ask(callbacks.query, query_BE, row_B, draws.wants_B))
     token_BX, length_B, healthy_B = ask(
-        world.search,
+        callbacks.search,
         answer(settings.retrieved_tokens),
         row_B,
         draws.wants_B,
@@ -214,12 +216,12 @@ def open_rows(
 
 def rollout(
     parts: Parts,
-    world: World,
+    callbacks: HostCallbacks,
     mesh: Mesh,
     model: ModelSettings,
     settings: RolloutSettings,
     params: Params,
-    plan: Plan,
+    inputs: RolloutInputs,
     prompt_QX: Span,
     *,
     group_size: int,
@@ -231,7 +233,7 @@ def rollout(
 
     def step(tape: Tape, index: jax.Array) -> tuple[Tape, None]:
         tape = agent_step(
-            parts, ask, world, settings, params, plan, tape, index, retrieves=retrieves
+            parts, ask, callbacks, settings, params, inputs, tape, index, retrieves=retrieves
         )
         return tape, None
 
@@ -242,10 +244,10 @@ def rollout(
 def rollout_on_host(
     parts: Parts,
     opening: Callable[..., Tape],
-    world: World,
+    callbacks: HostCallbacks,
     settings: RolloutSettings,
     params: Params,
-    plan: Plan,
+    inputs: RolloutInputs,
     prompt_QX: Span,
     *,
     retrieves: bool,
@@ -256,18 +258,18 @@ def rollout_on_host(
     scan is tested against.
     """
 
-    def ask(door: Callable[..., Any], result: Any, *row_arrays: jax.Array) -> Any:
-        return jax.tree.map(jnp.asarray, door(*(np.asarray(x) for x in row_arrays)))
+    def ask(callback: Callable[..., Any], result: Any, *row_arrays: jax.Array) -> Any:
+        return jax.tree.map(jnp.asarray, callback(*(np.asarray(x) for x in row_arrays)))
 
     tape = opening(params, prompt_QX)
     for index in range(settings.max_calls + 1):
         tape = agent_step(
             parts,
             ask,
-            world,
+            callbacks,
             settings,
             params,
-            plan,
+            inputs,
             tape,
             jnp.int32(index),
             retrieves=retrieves,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace, best_of, make_items
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, best_of, make_items
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.traces import group_by_question
 from rapo_jax.search.ngram import NgramEncoder
@@ -47,7 +47,7 @@ def build_buffer(run: Run) -> dict[str, Any]:
 def _build(
     run: Run,
     imported: Imported | None,
-    sampled: list[Trace],
+    sampled: list[AgentTrajectory],
     about: dict[str, Any],
     started: float,
 ) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from rapo_jax.model.hf_config import model_settings
 from rapo_jax.tasks import Question
 from rapo_jax.text.tokens import Tokens, load_tokens
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, on_first, own_part, stop_asked
+from rapo_jax.train.distributed import Stopped, is_first, local_part, on_first, stop_asked
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.policy import load_policy, newest_weights
 from rapo_jax.train.run import Run, tokenizer_folder
 from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import own_steps, segments
+from rapo_jax.train.tapes import segments, steps_without_retrieved
 from rapo_jax.train.weights import read_folder
 from rapo_jax.types import Params
 
@@ -122,7 +122,7 @@ def _go_on(
         trajectory = guest.sampler.sample(
             guest.params,
             jax.random.fold_in(jax.random.key(s.seed), start),
-            own_part(padded),
+            local_part(padded),
             group_size=n_samples,
             n_hybrid=0,
             temperature=s.buffer.temperature,
@@ -133,7 +133,9 @@ def _go_on(
                     question.id,
                     question.question,
                     sample,
-                    own_steps(segments(guest.tokens, trajectory, q * n_samples + sample)),
+                    steps_without_retrieved(
+                        segments(guest.tokens, trajectory, q * n_samples + sample)
+                    ),
                     f"checkpoint:{checkpoint}",
                 )
                 for q, question in enumerate(some)
@@ -170,7 +172,7 @@ def load_guest(run: Run, folder: Path) -> Guest:
 
 
 def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> Guest:
-    tokens = load_tokens(tokenizer, vocab_size=model.vocab, own=run.tokens.own)
+    tokens = load_tokens(tokenizer, vocab_size=model.vocab, user_tools=run.tokens.user_tools)
     if len(tokens.bytes_V) > model.vocab:
         raise ValueError(
             f"buffer.checkpoint: the tokenizer in {tokenizer} has ids up to "

@@ -11,14 +11,14 @@ from rapo_jax.buffer.conversations import converse
 from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.kept import KeptRollouts, Rollout
 from rapo_jax.buffer.sources import Imported, read_sources
-from rapo_jax.buffer.traces import Trace
+from rapo_jax.buffer.traces import AgentTrajectory
 from rapo_jax.stages.buffer_policies import SHOW_EVERY_S, sample_policies
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import own_steps
+from rapo_jax.train.tapes import steps_without_retrieved
 
 SCRIPTED_AT_A_TIME = 512
 """Questions; a trajectory does not depend on what else is sampled with it."""
@@ -31,7 +31,7 @@ class Sampling(NamedTuple):
     about: dict[str, Any]
 
 
-def sample_agents(run: Run) -> Callable[[], tuple[list[Trace], dict[str, Any]]]:
+def sample_agents(run: Run) -> Callable[[], tuple[list[AgentTrajectory], dict[str, Any]]]:
     """Asks the buffer's own agents, in their order.
 
     All processes sample policies together, here; what is returned asks the others, scores all
@@ -48,11 +48,11 @@ def sample_agents(run: Run) -> Callable[[], tuple[list[Trace], dict[str, Any]]]:
             )
     policies = sample_policies(run, questions) if "checkpoint" in b.agents else []
 
-    def rest() -> tuple[list[Trace], dict[str, Any]]:
+    def rest() -> tuple[list[AgentTrajectory], dict[str, Any]]:
         found = [AGENTS[name](run, questions, policies) for name in b.agents]
         answers = {question.id: question.answers for question in questions}
         traces = [
-            Trace(
+            AgentTrajectory(
                 rollout.question_id,
                 rollout.question,
                 rollout.steps,
@@ -81,7 +81,7 @@ def import_files(run: Run) -> Imported | None:
         score=run.reward,
         mask=s.retrieval.mask,
         max_chars=s.retrieval.max_chars,
-        own=run.tokens.own,
+        user_tools=run.tokens.user_tools,
     )
     for report in imported.reports:
         print(f"[buffer] {report.summary()}", flush=True)
@@ -105,7 +105,9 @@ def _scripted(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
             rng_seed=s.seed,
         )
         rollouts += [
-            Rollout(question.id, question.question, sample, own_steps(row), "scripted")
+            Rollout(
+                question.id, question.question, sample, steps_without_retrieved(row), "scripted"
+            )
             for question, group in zip(some, groups, strict=True)
             for sample, row in enumerate(group)
         ]
@@ -154,12 +156,14 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
     new: list[Rollout] = []
 
     def keep(question: Question, sample: int, segments: list[Segment]) -> None:
-        rollout = Rollout(question.id, question.question, sample, own_steps(segments), origin)
+        rollout = Rollout(
+            question.id, question.question, sample, steps_without_retrieved(segments), origin
+        )
         files.append([rollout])
         new.append(rollout)
         progress.show(len(there) + len(new), calls=budget.calls, tokens=budget.tokens)
 
-    endpoint = Endpoint(n, budget, own=run.tokens.own)
+    endpoint = Endpoint(n, budget, user_tools=run.tokens.user_tools)
     try:
         outcome = converse(
             endpoint,

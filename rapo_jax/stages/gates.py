@@ -10,7 +10,7 @@ import jax
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.buffer import attach_buffer
-from rapo_jax.train.distributed import is_first, on_first, own_part
+from rapo_jax.train.distributed import is_first, local_part, on_first
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.run import Run, stage_key
@@ -62,7 +62,7 @@ def follow_rate(run: Run, params: Params) -> float:
     trajectory = run.sampler.sample(
         run.sampler.load(params),
         jax.random.fold_in(stage_key(s, GATE_STAGE), 0),
-        own_part(questions),
+        local_part(questions),
         group_size=s.rollout.group_size,
         n_hybrid=s.rollout.n_hybrid,
         temperature=1.0,

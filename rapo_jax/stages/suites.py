@@ -32,12 +32,19 @@ from rapo_jax.suites.paper import backbone
 from rapo_jax.suites.predictions import TOO_LONG
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, on_first, own_part, share, stop_asked
+from rapo_jax.train.distributed import (
+    Stopped,
+    allgather_json,
+    is_first,
+    local_part,
+    on_first,
+    stop_asked,
+)
 from rapo_jax.train.evaluate import spread
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.run import Run, stage_key
-from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Params, Source, Status
 
 FOLDER = "suites"
@@ -132,7 +139,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Any]) -
             weights=weights,
             policy=policy,
             fits=_fits(run),
-            own=run.tokens.own,
+            user_tools=run.tokens.user_tools,
         )
         tell(suite.name, found | {"backbone": backbone(**shape)})
     run.environment.take_counts()
@@ -146,7 +153,7 @@ def evaluate_suite(
     weights: str,
     policy: Callable[[Suite], Policy],
     fits: Callable[[Question], bool],
-    own: tuple[str, ...],
+    user_tools: tuple[str, ...],
 ) -> dict[str, Any]:
     """Samples what is not there yet of one suite, scores all of it and returns the summary.
 
@@ -166,7 +173,7 @@ def evaluate_suite(
         "samples": e.samples,
         "temperature": e.temperature,
     }
-    digests = share(about)
+    digests = allgather_json(about)
     if any(each != digests[0] for each in digests):
         raise ValueError(
             f"evaluate.suites={suite.name!r}: the processes read different files or weights; give "
@@ -183,7 +190,9 @@ def evaluate_suite(
             next(sampled) if fitting else prediction(q, metric, TOO_LONG, sample=k)
             for q, metric, k, fitting in rows
         ]
-        scored = score_all(found, rule=e.scoring, own=own, judge=e.judge, folder=workdir / FOLDER)
+        scored = score_all(
+            found, rule=e.scoring, user_tools=user_tools, judge=e.judge, folder=workdir / FOLDER
+        )
         files.finish(scored)
         return summarise(scored, samples=e.samples)
 
@@ -210,15 +219,15 @@ def _predict(
         print(f"[{name}] {done} of {len(to_sample)} samples are there; going on", flush=True)
     for start in range(done, len(to_sample), n_rows):
         some = list(to_sample[start : start + n_rows])
-        padded = own_part((some * n_rows)[:n_rows])  # one shape, one compilation
+        padded = local_part((some * n_rows)[:n_rows])  # one shape, one compilation
         sampled = policy([q for q, _, _ in padded], start)
-        own_rows = own_part(range(n_rows))
+        local_rows = local_part(range(n_rows))
         part = [
             prediction(q, metric, each, sample=k)
-            for b, (q, metric, k), each in zip(own_rows, padded, sampled, strict=True)
+            for b, (q, metric, k), each in zip(local_rows, padded, sampled, strict=True)
             if b < len(some)
         ]
-        rows = join_parts(share(part), [(q.id, k) for q, _, k in some])
+        rows = join_parts(allgather_json(part), [(q.id, k) for q, _, k in some])
         if is_first():
             files.append(rows)
         answered = sum(row["ending"] == Status.ANSWERED.name for row in rows) / len(rows)
@@ -243,13 +252,13 @@ def _device_policy(run: Run, params: Params, suite: str) -> Policy:
         response_BT = trajectory.source_BT > Source.PROMPT
         return [
             Sampled(
-                own_text(segments(run.tokens, trajectory, b)),
+                text_without_retrieved(segments(run.tokens, trajectory, b)),
                 Status(int(trajectory.status_B[b])).name,
                 int(response_BT[b].sum()),
                 calls,
             )
             for b, calls in zip(
-                own_part(range(len(trajectory.status_B))), run.environment.calls, strict=True
+                local_part(range(len(trajectory.status_B))), run.environment.calls, strict=True
             )
         ]
 

@@ -59,7 +59,7 @@ def score_all(
     rows: Sequence[Mapping[str, Any]],
     *,
     rule: str,
-    own: tuple[str, ...],
+    user_tools: tuple[str, ...],
     judge: JudgeSettings,
     folder: Path,
 ) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def score_all(
     before = math_counts()
     opened = open_judge(judge, rule=rule, folder=folder) if judge.url else None
     try:
-        found = score_predictions(rows, rule=rule, own=own, judge=opened)
+        found = score_predictions(rows, rule=rule, user_tools=user_tools, judge=opened)
     finally:
         if opened is not None:
             opened.close()
@@ -82,13 +82,17 @@ def score_all(
 
 
 def score_predictions(
-    rows: Sequence[Mapping[str, Any]], *, rule: str, own: tuple[str, ...], judge: Judge | None
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    rule: str,
+    user_tools: tuple[str, ...],
+    judge: Judge | None,
 ) -> list[dict[str, Any]]:
     """The rows with `prediction`, `scores` by metric, `score` (of the row's own metric) and `kind`.
 
     `own` are the tags of own tools. A judge that gave no verdict is a score of None.
     """
-    found = [_scored(row, rule=rule, own=own) for row in rows]
+    found = [_scored(row, rule=rule, user_tools=user_tools) for row in rows]
     if judge is not None:
         asked = [Answered(row["question"], row["gold"], row["prediction"]) for row in found]
         for row, judgement in zip(found, judge(asked), strict=True):
@@ -97,13 +101,13 @@ def score_predictions(
     return found
 
 
-def _scored(row: Mapping[str, Any], *, rule: str, own: tuple[str, ...]) -> dict[str, Any]:
+def _scored(row: Mapping[str, Any], *, rule: str, user_tools: tuple[str, ...]) -> dict[str, Any]:
     text, gold, metric = row["text"], row["gold"], row["metric"]
-    bad_format = failure_kind(text, own)
+    bad_format = failure_kind(text, user_tools)
     if rule == "official":
         answer = official_answer(text) if text.strip() else ""
     else:
-        answer = boxed_answer(text, own) or ""
+        answer = boxed_answer(text, user_tools) or ""
     scores: dict[str, float | None] = dict(score_answer(answer, gold, rule=rule)._asdict())
     if metric == "math":
         scores["math"] = _math(answer, tuple(gold), rule)

@@ -25,18 +25,18 @@ _OBSERVED_MARK = "<result></result>"
 
 
 @functools.cache
-def _observed(own: tuple[str, ...]) -> re.Pattern[str]:
-    called = "|".join((*CALLS, *own))
+def _observed(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    called = "|".join((*CALLS, *user_tools))
     return re.compile(rf"(</(?:{called})>)\s*<result>(?:(?!<result>).)*?</result>", re.DOTALL)
 
 
 @functools.cache
-def _tag(own: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"</?(?:{'|'.join(('think', *STEP_KINDS, *own))})>")
+def _tag(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"</?(?:{'|'.join(('think', *STEP_KINDS, *user_tools))})>")
 
 
 def outcome_reward(
-    text: str, gold_answers: Sequence[str], *, metric: str = "f1", own: tuple[str, ...] = ()
+    text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
 ) -> float:
     """Outcome reward R of a response: -1 for a bad format, else the answer's score (+ 0.1).
 
@@ -44,8 +44,8 @@ def outcome_reward(
     needs a score > 0 and at least one non-empty search call and one non-empty python call of the
     policy itself.
     """
-    judged = _own_text(text, own)
-    if _format_failure(judged, own):
+    judged = _text_without_retrieved(text, user_tools)
+    if _format_failure(judged, user_tools):
         return BAD_FORMAT
     score = METRICS[metric](last_boxed(_answer(judged)) or "", gold_answers)
     both = all(re.search(rf"<{tool}>(?!\s*</{tool}>)", judged) for tool in CALLS)
@@ -53,17 +53,17 @@ def outcome_reward(
 
 
 def is_correct(
-    text: str, gold_answers: Sequence[str], *, metric: str = "f1", own: tuple[str, ...] = ()
+    text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
 ) -> bool:
     """Whether a response is well formed and its answer's score is 1: what accuracy counts."""
-    answer = boxed_answer(text, own)
+    answer = boxed_answer(text, user_tools)
     return answer is not None and METRICS[metric](answer, gold_answers) == 1.0
 
 
-def boxed_answer(text: str, own: tuple[str, ...] = ()) -> str | None:
+def boxed_answer(text: str, user_tools: tuple[str, ...] = ()) -> str | None:
     """The boxed answer of a response, None if its format is bad."""
-    judged = _own_text(text, own)
-    return None if _format_failure(judged, own) else last_boxed(_answer(judged))
+    judged = _text_without_retrieved(text, user_tools)
+    return None if _format_failure(judged, user_tools) else last_boxed(_answer(judged))
 
 
 def check_metric(metric: str) -> None:
@@ -72,9 +72,9 @@ def check_metric(metric: str) -> None:
         check_math_verify()
 
 
-def failure_kind(text: str, own: tuple[str, ...] = ()) -> str:
+def failure_kind(text: str, user_tools: tuple[str, ...] = ()) -> str:
     """Why the format of a response is bad, in a few words; '' if it is fine."""
-    return _format_failure(_own_text(text, own), own)
+    return _format_failure(_text_without_retrieved(text, user_tools), user_tools)
 
 
 def _best_f1(prediction: str, gold_answers: Sequence[str]) -> float:
@@ -89,15 +89,15 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": _best_f1, "ma
 """Scores of a boxed answer, chosen by task.metric: token F1, or 1 for an equivalent answer."""
 
 
-def _own_text(text: str, own: tuple[str, ...]) -> str:
+def _text_without_retrieved(text: str, user_tools: tuple[str, ...]) -> str:
     """The response without retrieved traces and with the content of observations left out."""
-    return _observed(own).sub(rf"\1{_OBSERVED_MARK}", _RETRIEVED.sub("", text))
+    return _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", _RETRIEVED.sub("", text))
 
 
-def _format_failure(judged: str, own: tuple[str, ...]) -> str:
+def _format_failure(judged: str, user_tools: tuple[str, ...]) -> str:
     opened: dict[str, int] = {}
     pairs: Counter[str] = Counter()
-    for found in _tag(own).finditer(judged):
+    for found in _tag(user_tools).finditer(judged):
         name = found[0].strip("</>")
         if not found[0].startswith("</"):
             if name in opened:
@@ -107,7 +107,7 @@ def _format_failure(judged: str, own: tuple[str, ...]) -> str:
         if opened.pop(name, None) is None:
             return f"unbalanced {name} tags"
         pairs[name] += 1
-        called = name in CALLS or name in own
+        called = name in CALLS or name in user_tools
         if called and not judged.startswith(_OBSERVED_MARK, found.end()):
             return f"{name} call without its result"
     if opened:

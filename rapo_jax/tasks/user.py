@@ -23,14 +23,14 @@ _LISTS = ("train", "eval", "documents")
 def question_task(make: Callable[..., Mapping[str, Sequence[Any]]]) -> Task:
     """A task of questions that a function makes, for task.name='module:NAME'.
 
-    `make` is called with the keys of task.own. It returns {'train': [...], 'eval': [...]}, each
-    question a pair (text, answer), (text, [answers]) or a `Question`, and if the agent is to search
-    in passages of the task's own, 'documents': [text, ...]. The same keys must give the same
-    questions in the same order. There is nothing to script: see `unscripted`.
+    `make` is called with the keys of task.user_arguments. It returns {'train': [...], 'eval':
+    [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and if
+    the agent is to search in passages of the task, 'documents': [text, ...]. The same
+    keys must give the same questions in the same order. There is nothing to script: see `unscripted`.
     """
 
     def make_world(**keys: Any) -> World:
-        told = f"task.own={keys!r}"
+        told = f"task.user_arguments={keys!r}"
         try:
             inspect.signature(make).bind(**keys)
         except TypeError as error:
@@ -77,7 +77,7 @@ def _question(maker: str, split: str, number: int, given: Any) -> Question:
     return Question(f"{split}-{number}", text, answers, kind="own", source=maker)
 
 
-def find_reward(path: str, *, metric: str, own: tuple[str, ...]) -> Score:
+def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score:
     """The outcome reward of task.reward: '' is the paper's, else 'module:function'.
 
     An own reward is called with the response's text, without retrieved traces, and all answers that
@@ -88,7 +88,7 @@ def find_reward(path: str, *, metric: str, own: tuple[str, ...]) -> Score:
         RuntimeError: when called, and the function raised or gave no finite number.
     """
     if not path:
-        return functools.partial(outcome_reward, metric=metric, own=own)
+        return functools.partial(outcome_reward, metric=metric, user_tools=user_tools)
     told = f"task.reward={path!r}"
     function = load_function(path, key="task.reward", takes=("text", "gold_answers"))
 

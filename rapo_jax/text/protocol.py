@@ -3,7 +3,7 @@
 A policy step ends when it closes one of `stops()` or emits end-of-sequence. After a call the world
 says `<result>...</result>`; a retrieved step trace stands between `<retrieve>` and `</retrieve>`.
 Every function is total: it returns something sensible for any text and never raises. `own` are the
-names of tags that call a tool of the run's own (tools.own), beside `CALLS`.
+names of tags that call a tool of the run's own (tools.user_tools), beside `CALLS`.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _RETRIEVE_TAG = re.compile(r"<(?=/?retrieve>)|<(?=\|)")
 _RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
 
 
-def own_names(tools: Iterable[str]) -> tuple[str, ...]:
+def user_tool_names(tools: Iterable[str]) -> tuple[str, ...]:
     """`own` of a run with these tools; a tool that takes a built-in one's place has its tag."""
     return tuple(name for name in tools if name not in CALLS)
 
 
 @functools.cache
-def tags(own: tuple[str, ...] = ()) -> tuple[str, ...]:
+def tags(user_tools: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Every opening and closing tag."""
-    return tuple(f"<{slash}{name}>" for name in (*TAG_NAMES, *own) for slash in ("", "/"))
+    return tuple(f"<{slash}{name}>" for name in (*TAG_NAMES, *user_tools) for slash in ("", "/"))
 
 
 @functools.cache
-def stops(own: tuple[str, ...] = ()) -> tuple[str, ...]:
+def stops(user_tools: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The closing tags that end a step of the policy: those of calls and of the answer."""
-    return tuple(f"</{kind}>" for kind in (*STEP_KINDS, *own))
+    return tuple(f"</{kind}>" for kind in (*STEP_KINDS, *user_tools))
 
 
 TAGS = tags()
@@ -84,13 +84,13 @@ class Segment(NamedTuple):
     text: str
 
 
-def parse_step(text: str, own: tuple[str, ...] = ()) -> Step:
+def parse_step(text: str, user_tools: tuple[str, ...] = ()) -> Step:
     """The last call or answer that the policy itself closed in `text`, the policy's own step.
 
     The kind is that of the last closing tag in `stops`, so it always agrees with the boundary
     automaton that ended the step. An indented program is dedented as a whole.
     """
-    end, kind = max((text.rfind(f"</{kind}>"), kind) for kind in (*STEP_KINDS, *own))
+    end, kind = max((text.rfind(f"</{kind}>"), kind) for kind in (*STEP_KINDS, *user_tools))
     if end < 0:
         return Step("stop", "")
     _, opened, content = text[:end].rpartition(f"<{kind}>")
@@ -100,27 +100,27 @@ def parse_step(text: str, own: tuple[str, ...] = ()) -> Step:
 
 
 @functools.cache
-def _tag(own: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"<(?=/?(?:{'|'.join((*TAG_NAMES, *own))})>)|<(?=\|)")
+def _tag(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(?=/?(?:{'|'.join((*TAG_NAMES, *user_tools))})>)|<(?=\|)")
 
 
 @functools.cache
-def _call_and_result(own: tuple[str, ...]) -> re.Pattern[str]:
-    called = "|".join((*CALLS, *own))
+def _call_and_result(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    called = "|".join((*CALLS, *user_tools))
     return re.compile(rf"</(?:{called})>[^<]*<result>.*?</result>\s*", re.DOTALL)
 
 
-def neutralise(text: str, own: tuple[str, ...] = ()) -> str:
+def neutralise(text: str, user_tools: tuple[str, ...] = ()) -> str:
     """Foreign text in which no tool tag and no chat token `<|...|>` can open or close anything.
 
     A space after the `<` breaks each of them; all other text stays as it is.
     """
-    return _tag(own).sub("< ", text)
+    return _tag(user_tools).sub("< ", text)
 
 
-def render_result(observation: str, own: tuple[str, ...] = ()) -> str:
+def render_result(observation: str, user_tools: tuple[str, ...] = ()) -> str:
     """What the world says after a tool call."""
-    return f"<result> {neutralise(observation, own)}</result>"
+    return f"<result> {neutralise(observation, user_tools)}</result>"
 
 
 def render_retrieved(trace: str) -> str:
@@ -133,12 +133,12 @@ def without_retrieved(text: str) -> str:
     return _RETRIEVED.sub("", text)
 
 
-def split_steps(text: str, own: tuple[str, ...] = ()) -> list[str]:
+def split_steps(text: str, user_tools: tuple[str, ...] = ()) -> list[str]:
     """The step traces of a response: thought, call and result each; the last is the answer step.
 
     Retrieved spans are cut out first; the pieces joined give the rest back.
     """
     text = without_retrieved(text)
-    cuts = [0, *(match.end() for match in _call_and_result(own).finditer(text)), len(text)]
+    cuts = [0, *(match.end() for match in _call_and_result(user_tools).finditer(text)), len(text)]
     pieces = (text[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
     return [piece for piece in pieces if piece]

@@ -44,7 +44,7 @@ def _splitter(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def build_tokenizer(
-    folder: str | Path, corpus: Iterable[str], *, vocab_size: int, own: tuple[str, ...] = ()
+    folder: str | Path, corpus: Iterable[str], *, vocab_size: int, user_tools: tuple[str, ...] = ()
 ) -> None:
     """Makes a byte-level tokenizer of at most `vocab_size` tokens and saves a Hugging Face folder.
 
@@ -56,7 +56,7 @@ def build_tokenizer(
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    protocol_tokens = (*tags(own), BOXED)
+    protocol_tokens = (*tags(user_tools), BOXED)
     protocol_token = _splitter(protocol_tokens)
     added = len(protocol_tokens) + len(CHAT_TOKENS)
     if vocab_size < 256 + added:
@@ -111,7 +111,7 @@ class Tokens:
     eos_ids: tuple[int, ...]
     pad_id: int
     fingerprint: str
-    own: tuple[str, ...]
+    user_tools: tuple[str, ...]
     _exact: Any = field(repr=False)
     """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's own rules."""
     _plain: Any = field(repr=False)
@@ -153,14 +153,16 @@ class Tokens:
         An empty `system` leaves the system turn to the template.
         """
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": neutralise(question, self.own)})
+        messages.append({"role": "user", "content": neutralise(question, self.user_tools)})
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         return self._exact.encode(text, add_special_tokens=False).ids
 
 
-def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...] = ()) -> Tokens:
+def load_tokens(
+    folder: str | Path, *, vocab_size: int = 0, user_tools: tuple[str, ...] = ()
+) -> Tokens:
     """Loads a Hugging Face tokenizer folder; `bytes_V` is padded to a model's `vocab_size`.
 
     `own` are the tags of own tools, which the protocol has beside its `TAG_NAMES`.
@@ -198,7 +200,7 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...]
     exact = Tokenizer.from_str(json.dumps(spec))
     plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    tag_ids = {text: added[text] for text in (*tags(own), BOXED) if text in added}
+    tag_ids = {text: added[text] for text in (*tags(user_tools), BOXED) if text in added}
     bytes_V = token_bytes(spec["model"]["vocab"], added, vocab_size)
     eos, pad = (
         None if token is None else exact.token_to_id(token)
@@ -211,7 +213,7 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...]
         eos_ids=eos_ids,
         pad_id=eos_ids[0] if pad is None else pad,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        own=own,
+        user_tools=user_tools,
         _exact=exact,
         _plain=plain,
         _tag_ids=tag_ids,
@@ -219,9 +221,9 @@ def load_tokens(folder: str | Path, *, vocab_size: int = 0, own: tuple[str, ...]
     )
 
 
-def _eos_ids(folder: Path, own: int | None, *, known: int) -> tuple[int, ...]:
+def _eos_ids(folder: Path, tokenizer_eos: int | None, *, known: int) -> tuple[int, ...]:
     """The tokenizer's own, then those of generation_config.json, or without one of config.json."""
-    found = [] if own is None else [own]
+    found = [] if tokenizer_eos is None else [tokenizer_eos]
     for name in ("generation_config.json", "config.json"):
         if (
             folder / name

@@ -12,19 +12,19 @@ from rapo_jax.tools.sandbox.pool import PythonTool, python_tool
 from rapo_jax.tools.search import index_search, local_search
 from rapo_jax.tools.search_apis import APIS
 from rapo_jax.tools.search_client import HttpSearch
-from rapo_jax.tools.user import OwnTool, own_tools
+from rapo_jax.tools.user import UserTool, load_user_tools
 
 __all__ = [
     "HttpSearch",
     "Observation",
-    "OwnTool",
+    "UserTool",
     "PythonTool",
     "SEARCHES",
     "Tool",
     "close_tools",
     "local_search",
     "make_tools",
-    "own_tools",
+    "load_user_tools",
     "python_tool",
 ]
 
@@ -46,7 +46,7 @@ def make_tools(
     require: Sequence[str] = (),
     search: SearchSettings | None = None,
     fits: Callable[[str], bool] = lambda text: True,
-    own: Mapping[str, Tool] | None = None,
+    user_tools: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
     """The tools by the name of their tag: `search`, `python`, and those of `own`.
 
@@ -56,7 +56,7 @@ def make_tools(
     place of the built-in one, which is not made. Raises ValueError if a service is set up wrongly
     or a retrieval server does not answer.
     """
-    found = dict(own or {})
+    found = dict(user_tools or {})
     searching = found.pop("search", None)
     if searching is None:
         searching = _make_search(search, documents, encode, passages, fits)

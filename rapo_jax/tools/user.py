@@ -1,4 +1,4 @@
-"""Own tools: functions of a user, text in, text out, as tools of the agent (tools.own)."""
+"""Own tools: functions of a user, text in, text out, as tools of the agent (tools.user_tools)."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _BARE_PATH = re.compile(r"""(?<![\w/])~?/(?:[^\s'"/]+/)+([^\s'"/]*)""")
 _log = logging.getLogger(__name__)
 
 
-def own_tools(
+def load_user_tools(
     named: Sequence[Sequence[str]], *, timeout_s: float, output_chars: int
-) -> dict[str, OwnTool]:
-    """The tools of tools.own, pairs of a tag's name and 'module:function'.
+) -> dict[str, UserTool]:
+    """The tools of tools.user_tools, pairs of a tag's name and 'module:function'.
 
     Raises:
         ValueError: a name cannot be a tag or is taken, or a function cannot be loaded.
     """
-    tools: dict[str, OwnTool] = {}
+    tools: dict[str, UserTool] = {}
     for pair in named:
-        told = f"tools.own={tuple(pair)!r}"
+        told = f"tools.user_tools={tuple(pair)!r}"
         if len(pair) != 2:
             raise ValueError(f"{told}: write pairs, (('calculator', 'my_tools:calculate'),)")
         name, path = pair
@@ -52,12 +52,12 @@ def own_tools(
             raise ValueError(f"{told}: {_TAKEN[name]}; choose another name")
         if name in tools:
             raise ValueError(f"{told}: there are two tools {name!r}; give each its own name")
-        function = load_function(path, key=f"tools.own.{name}", takes=("text",))
-        tools[name] = OwnTool(name, function, timeout_s=timeout_s, output_chars=output_chars)
+        function = load_function(path, key=f"tools.user_tools.{name}", takes=("text",))
+        tools[name] = UserTool(name, function, timeout_s=timeout_s, output_chars=output_chars)
     return tools
 
 
-class OwnTool:
+class UserTool:
     """A Tool over a function of text that gives text back.
 
     The function is trusted code: it runs in the trainer's process, in several threads at once, and
@@ -149,7 +149,11 @@ class OwnTool:
             count = self._failures
         if str(count).strip("0") == "1":
             _log.warning(
-                "tools.own.%s failed (number %d): %s", self._name, count, text, exc_info=error
+                "tools.user_tools.%s failed (number %d): %s",
+                self._name,
+                count,
+                text,
+                exc_info=error,
             )
 
 

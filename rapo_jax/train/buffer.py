@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.config import RetrievalSettings
 from rapo_jax.io.jsonl import LineReport, read_jsonl
@@ -73,16 +73,16 @@ def attach_buffer(run: Run) -> StepTraceBuffer:
             buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
         )
     )
-    run.environment.remember(
+    run.environment.use_buffer(
         retriever,
         run.encoder.tokenize or encode,
         exclude_same_question=run.settings.retrieval.exclude_same_question,
-        own_history=run.settings.retrieval.history == "own",
+        without_retrieved_history=run.settings.retrieval.history == "without_retrieved",
     )
     return buffer
 
 
-def read_trajectories(run: Run) -> list[Trace]:
+def read_trajectories(run: Run) -> list[AgentTrajectory]:
     """The kept trajectories of the buffer, for imitation."""
     path = run.buffer / "trajectories.jsonl"
     if path.is_file() and not path.stat().st_size:
@@ -92,14 +92,14 @@ def read_trajectories(run: Run) -> list[Trace]:
         )
     report = LineReport(str(path))
     return list(
-        read_jsonl(path, _own_trace, malformed="fail", key="buffer.malformed", report=report)
+        read_jsonl(path, _trajectory_of, malformed="fail", key="buffer.malformed", report=report)
     )
 
 
-def _own_trace(record: Mapping[str, Any]) -> Trace:
-    if record.keys() != set(Trace._fields):
-        raise ValueError(f"holds {sorted(record)} and not {sorted(Trace._fields)}")
-    return Trace(**record)
+def _trajectory_of(record: Mapping[str, Any]) -> AgentTrajectory:
+    if record.keys() != set(AgentTrajectory._fields):
+        raise ValueError(f"holds {sorted(record)} and not {sorted(AgentTrajectory._fields)}")
+    return AgentTrajectory(**record)
 
 
 def splitting(settings: RetrievalSettings) -> dict[str, Any]:

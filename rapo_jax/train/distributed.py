@@ -87,14 +87,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def own_part(items: Sequence[T]) -> list[T]:
+def local_part(items: Sequence[T]) -> list[T]:
     """This process's block of questions or rows: those of its own devices."""
     each = len(items) // jax.process_count()
     first = jax.process_index() * each
     return list(items[first : first + each])
 
 
-def share(value: Any) -> list[Any]:
+def allgather_json(value: Any) -> list[Any]:
     """What every process gave, in their order; JSON in between. All must call it together."""
     if jax.process_count() == 1:
         return [value]
@@ -123,7 +123,7 @@ def on_first(work: Callable[[], T]) -> T:
             said = {"value": work()}
         except (ValueError, FileNotFoundError) as error:
             said = {"error": str(error)}
-    said = share(said)[0]
+    said = allgather_json(said)[0]
     if "error" in said:
         raise ValueError(said["error"])
     return said["value"]
@@ -148,7 +148,7 @@ def stop_asked() -> bool:
 def check_same(config: Mapping[str, Any]) -> None:
     """Refuses processes of different configs; `distributed` says who is who and may differ."""
     mine = json.loads(json.dumps({**config, "distributed": None}))
-    for process, other in enumerate(share(mine)):
+    for process, other in enumerate(allgather_json(mine)):
         for key in sorted(set(mine) | set(other)):
             if mine.get(key) != other.get(key):
                 raise ValueError(
@@ -172,7 +172,7 @@ def check_shared(workdir: Path) -> None:
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
         os.listdir(workdir)  # makes a network file system look again
-    seen = share(mark.exists())
+    seen = allgather_json(mark.exists())
     if is_first():
         mark.unlink()
     if not all(seen):

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from rapo_jax.tasks import Question, is_correct
-from rapo_jax.train.distributed import own_part, share
+from rapo_jax.train.distributed import allgather_json, local_part
 from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Params, Source, Status
 
 T = TypeVar("T")
@@ -47,24 +47,26 @@ def evaluate(
         trajectory = run.sampler.sample(
             params,
             jax.random.fold_in(jax.random.key(run.settings.seed), start),
-            own_part(padded),
+            local_part(padded),
             group_size=1,
             n_hybrid=0,
             temperature=temperature,
         )
         response_BT = (trajectory.source_BT != Source.PAD) & (trajectory.source_BT != Source.PROMPT)
         judged = []
-        for b in own_part(range(n_rows)):
+        for b in local_part(range(n_rows)):
             if b < len(some):
-                text = own_text(segments(run.tokens, trajectory, b))
+                text = text_without_retrieved(segments(run.tokens, trajectory, b))
                 gold = some[b].answers
                 judged.append(
                     (
-                        bool(is_correct(text, gold, metric=metric, own=run.tokens.own)),
+                        bool(
+                            is_correct(text, gold, metric=metric, user_tools=run.tokens.user_tools)
+                        ),
                         float(score(text, gold)),
                     )
                 )
-        everyones = [each for part in share(judged) for each in part]
+        everyones = [each for part in allgather_json(judged) for each in part]
         for b, (question, (correct, reward)) in enumerate(zip(some, everyones, strict=True)):
             right[question.kind].append(correct)
             rewards.append(reward)

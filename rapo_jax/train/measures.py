@@ -14,8 +14,8 @@ from rapo_jax.tasks import Question, failure_kind, is_correct
 from rapo_jax.tasks.user import Score
 from rapo_jax.text.protocol import CALLS
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.distributed import share
-from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.train.distributed import allgather_json
+from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Source, Trajectory
 
 
@@ -39,32 +39,34 @@ def judge(
     first_row = jax.process_index() * len(row_questions)
     own = []
     for b, question in enumerate(row_questions, first_row):
-        text, gold = own_text(segments(tokens, trajectory, b)), question.answers
+        text, gold = text_without_retrieved(segments(tokens, trajectory, b)), question.answers
         own.append(
             (
                 float(reward(text, gold)),
-                bool(is_correct(text, gold, metric=metric, own=tokens.own)),
-                bool(failure_kind(text, tokens.own)),
+                bool(is_correct(text, gold, metric=metric, user_tools=tokens.user_tools)),
+                bool(failure_kind(text, tokens.user_tools)),
             )
         )
-    rewards, right, malformed = zip(*[row for part in share(own) for row in part], strict=True)
+    rewards, right, malformed = zip(
+        *[row for part in allgather_json(own) for row in part], strict=True
+    )
     return Judged(np.array(rewards, np.float32), np.array(right), np.array(malformed))
 
 
 def shared_counts(own: Mapping[str, float]) -> dict[str, float]:
     """Counts of all processes together; `seconds` stay those of this one."""
-    everyones = share(dict(own))
+    everyones = allgather_json(dict(own))
     if len(everyones) == 1:
         return everyones[0]
     found = {
         name: sum(counts.get(name, 0) for counts in everyones)
         for name in {name: None for counts in everyones for name in counts}
     }
-    if "memory/similarity_mean" in found:
-        found["memory/similarity_mean"] = sum(
-            counts.get("memory/similarity_mean", 0) * counts.get("memory/hits", 0)
+    if "buffer/similarity_mean" in found:
+        found["buffer/similarity_mean"] = sum(
+            counts.get("buffer/similarity_mean", 0) * counts.get("buffer/hits", 0)
             for counts in everyones
-        ) / max(found["memory/hits"], 1)
+        ) / max(found["buffer/hits"], 1)
     return found | {"seconds": own.get("seconds", 0.0)}
 
 
@@ -94,7 +96,7 @@ def rollout_metrics(
     }
 
 
-def world_metrics(
+def host_metrics(
     counts: dict[str, float], found: Calibrated, own: Sequence[str]
 ) -> dict[str, float]:
     """What the world was asked in a rollout batch; `own` are the tags of own tools."""
@@ -104,13 +106,13 @@ def world_metrics(
     for name in own:
         of_own[f"tools/{name}"] = counts.get(name, 0) / rows_count
         of_own[f"tools/{name}/failed"] = float(counts.get(f"failed/{name}", 0))
-    origin = "memory/origin/"
+    origin = "buffer/origin/"
     by_origin = {
-        f"retrieval/origin/{name.removeprefix(origin)}": float(count)
+        f"buffer/origin/{name.removeprefix(origin)}": float(count)
         for name, count in counts.items()
         if name.startswith(origin)
     }
-    queries = counts.get("memory/queries", 0)
+    queries = counts.get("buffer/queries", 0)
     bad = ("error", "crashed", "empty", "flooded")
     return {
         "rollout/tool_calls": calls / rows_count,
@@ -119,10 +121,10 @@ def world_metrics(
         **of_own,
         "tools/errors": float(sum(counts.get(f"outcome/{name}", 0) for name in bad)),
         "tools/timeouts": float(counts.get("outcome/timeout", 0)),
-        "retrieval/count": float(counts.get("memory/hits", 0)),
-        "retrieval/hit_rate": counts.get("memory/hits", 0) / max(queries, 1),
-        "retrieval/similarity": counts.get("memory/similarity_mean", 0.0),
-        "retrieval/same_question": counts.get("memory/same_question", 0) / max(queries, 1),
+        "buffer/count": float(counts.get("buffer/hits", 0)),
+        "buffer/hit_rate": counts.get("buffer/hits", 0) / max(queries, 1),
+        "buffer/similarity": counts.get("buffer/similarity_mean", 0.0),
+        "buffer/same_question": counts.get("buffer/same_question", 0) / max(queries, 1),
         **by_origin,
     }
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.train.sft import Examples, batch_of
-from rapo_jax.train.update import Updater, without_idle_rows
+from rapo_jax.train.update import Updater, without_zero_advantage_rows
 from rapo_jax.types import Batch, Params, TrainState
 
 
@@ -22,8 +22,8 @@ def train_on_rollouts(
 ) -> tuple[TrainState, dict[str, float]]:
     """`rl.epochs` passes over a batch of Q * G rows, in `rl.mini_batches` updates of whole groups.
 
-    Without a KL penalty, rows of advantage 0 are not computed (`without_idle_rows`); ratios, gaps
-    and clip fractions are means over the others.
+    Without a KL penalty, rows of advantage 0 are not computed (`without_zero_advantage_rows`);
+    ratios, gaps and clip fractions are means over the others.
     """
     Q, G = s.rollout.questions, s.rollout.group_size
     history = []
@@ -32,13 +32,13 @@ def train_on_rollouts(
         for part in np.split(order_Q, s.rl.mini_batches):
             index = (part[:, None] * G + np.arange(G)).reshape(-1)
             mini = jax.tree.map(lambda x, index=index: np.asarray(x)[index], batch)
-            lengths, idle_weight = length_B[index], 0.0
+            lengths, zero_advantage_weight = length_B[index], 0.0
             if reference is None:
-                mini, lengths, idle_weight = without_idle_rows(
+                mini, lengths, zero_advantage_weight = without_zero_advantage_rows(
                     mini, lengths, aggregation=s.rl.aggregation
                 )
             state, metrics = updater.update(
-                state, mini, lengths, reference, idle_weight=idle_weight
+                state, mini, lengths, reference, zero_advantage_weight=zero_advantage_weight
             )
             history.append(metrics | {"idle_rows": 1.0 - len(lengths) / len(index)})
     mean = {k: float(np.mean([m[k] for m in history])) for k in history[0]}
@@ -52,7 +52,7 @@ def train_on_rollouts(
         "loss/logp_gap_max": history[0]["logp_gap_max"],
         "loss/grad_norm": mean["grad_norm"],
         "update/padding": mean["padding"],
-        "update/idle_rows": mean["idle_rows"],
+        "update/zero_advantage_rows": mean["idle_rows"],
     }
 
 

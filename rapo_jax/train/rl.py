@@ -19,14 +19,14 @@ from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions, question_stream
 from rapo_jax.train.buffer import attach_buffer, read_trajectories
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, share, stop_asked
+from rapo_jax.train.distributed import Stopped, allgather_json, is_first, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.measures import (
     cpu_seconds,
+    host_metrics,
     judge,
     rollout_metrics,
     shared_counts,
-    world_metrics,
 )
 from rapo_jax.train.metrics import Progress, open_to_append
 from rapo_jax.train.mini_batches import train_on_examples, train_on_rollouts
@@ -224,14 +224,14 @@ class RlStage:
         return {
             **values,
             **{name: float(x) for name, x in found.floors.items()},
-            **world_metrics(counts, found, run.tokens.own),
+            **host_metrics(counts, found, run.tokens.user_tools),
             **updates,
-            "retrieval/probability": probability,
+            "rollout/retrieval_probability": probability,
             **{f"time/{name}": seconds for name, seconds in phases.items()},
         }
 
     def _dump(self, step, trajectory, own_questions, hybrid_B, reward_B, found) -> None:
-        parts = share([dataclasses.asdict(question) for question in own_questions])
+        parts = allgather_json([dataclasses.asdict(question) for question in own_questions])
         if not is_first():
             return
         row_questions = [Question(**each) for part in parts for each in part]

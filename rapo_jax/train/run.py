@@ -21,9 +21,9 @@ from rapo_jax.tasks import Task, check_metric, find_reward, find_task
 from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
 from rapo_jax.tasks.user import Score
-from rapo_jax.text.protocol import own_names, render_result, with_tools
+from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.tools import OwnTool, close_tools, make_tools, own_tools
+from rapo_jax.tools import UserTool, close_tools, load_user_tools, make_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import device_encoder
@@ -60,7 +60,7 @@ class Run:
     def reward(self) -> Score:
         """The outcome reward of a response, the paper's or an own one."""
         t = self.settings.task
-        return find_reward(t.reward, metric=t.metric, own=self.tokens.own)
+        return find_reward(t.reward, metric=t.metric, user_tools=self.tokens.user_tools)
 
     @property
     def system(self) -> str:
@@ -88,9 +88,9 @@ def open_run(
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
     t = settings.tools
-    own = own_tools(t.own, timeout_s=t.timeout_s, output_chars=t.output_chars)
-    tags = own_names(own)
-    find_reward(settings.task.reward, metric=settings.task.metric, own=tags)
+    user_tools = load_user_tools(t.user_tools, timeout_s=t.timeout_s, output_chars=t.output_chars)
+    tags = user_tool_names(user_tools)
+    find_reward(settings.task.reward, metric=settings.task.metric, user_tools=tags)
     task = find_task(settings.task.name)
     if not task.scripted:
         check_unscripted(settings)
@@ -113,10 +113,10 @@ def open_run(
         made = (tokenizer / "tokenizer_config.json").is_file()
         if tokenizer == cold_start / "tokenizer" and not made:
             size = settings.tokenizer.vocab_size
-            build_tokenizer(tokenizer, task.corpus(world), vocab_size=size, own=tags)
+            build_tokenizer(tokenizer, task.corpus(world), vocab_size=size, user_tools=tags)
 
     on_first(make_tokenizer)
-    tokens = load_tokens(tokenizer, vocab_size=model.vocab, own=tags)
+    tokens = load_tokens(tokenizer, vocab_size=model.vocab, user_tools=tags)
     if model.folder and len(tokens.bytes_V) > model.vocab:
         raise ValueError(
             f"tokenizer.folder={str(tokenizer)!r}: its ids go up to {len(tokens.bytes_V) - 1}, but "
@@ -124,13 +124,13 @@ def open_run(
         )
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     documents = task.documents(world)
-    in_memory = t.search.kind == "local" and not t.search.index and "search" not in own
+    in_memory = t.search.kind == "local" and not t.search.index and "search" not in user_tools
     if not documents and in_memory:
         raise ValueError(
             f"tools.search.kind='local': task.name={settings.task.name!r} has no documents to "
             "search; give it some or an index (tools.search.index), search a service "
             "(tools.search.kind='retrieval'), or replace the tool: "
-            "tools.own=(('search', 'module:function'),)"
+            "tools.user_tools=(('search', 'module:function'),)"
         )
     tools = make_tools(
         documents=documents,
@@ -147,7 +147,7 @@ def open_run(
             len(tokens.encode_protocol(render_result(text, tags)))
             <= settings.rollout.observation_tokens
         ),
-        own=own,
+        user_tools=user_tools,
     )
     missing = getattr(tools["python"], "missing_layers", ())
     if missing:
@@ -200,7 +200,7 @@ def tokenizer_folder(settings: Settings, cold_start: Path) -> Path:
 def _task_parameters(settings: Settings) -> dict[str, Any]:
     """Keyword arguments of the task's `make_world`."""
     if ":" in settings.task.name:
-        return dict(settings.task.own)
+        return dict(settings.task.user_arguments)
     parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
     if settings.task.name == "dataset" and settings.suites_alone:
         parameters |= {"train": "", "eval": ""}
@@ -209,8 +209,8 @@ def _task_parameters(settings: Settings) -> dict[str, Any]:
 
 def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
     """prompt.system, or the task's own, which cannot know own tools: they are told after it."""
-    own = {name: tools[name] for name in own_names(tools)}
-    told = {name: tool.about for name, tool in own.items() if isinstance(tool, OwnTool)}
+    user_tools = {name: tools[name] for name in user_tool_names(tools)}
+    told = {name: tool.about for name, tool in user_tools.items() if isinstance(tool, UserTool)}
     return settings.prompt.system or with_tools(task.system_prompt, told)
 
 
@@ -226,9 +226,9 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 "over (mesh.data x mesh.fsdp)"
             )
     r = settings.rollout
-    if r.questions % (shards * r.waves):
+    if r.questions % (shards * r.chunks):
         raise ValueError(
-            f"rollout.waves={r.waves}: each wave of rollout.questions={r.questions} must be a "
+            f"rollout.chunks={r.chunks}: each chunk of rollout.questions={r.questions} must be a "
             f"multiple of the {shards} devices that rows are spread over"
         )
     if jax.process_count() > 1 and settings.rollout.driver == "host":

@@ -1,4 +1,4 @@
-"""Trajectories of a policy in its world: the rollout compiled once for each of its two uses."""
+"""Samples trajectories of a policy: the rollout, compiled once for each of its two uses."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ from rapo_jax.model.sharding import (
     layout,
     on_mesh,
     place,
-    place_own_rows,
+    place_local_rows,
     replicated,
     row_shards,
     rows,
 )
-from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout, rollout_on_host
+from rapo_jax.rollout.loop import (
+    HostCallbacks,
+    RolloutInputs,
+    open_rows,
+    parts,
+    rollout,
+    rollout_on_host,
+)
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import Tokens, boundary_automaton
-from rapo_jax.train.distributed import share
+from rapo_jax.train.distributed import allgather_json
 from rapo_jax.types import Params, Span, Trajectory
 
 FOREVER = 2**30
@@ -57,7 +64,7 @@ class Sampler:
     ) -> None:
         self._model, self._settings, self._mesh = model, settings, mesh
         self._tokens, self._environment, self._system = tokens, environment, system
-        ends = stops(tokens.own)
+        ends = stops(tokens.user_tools)
         automaton = boundary_automaton(tokens.bytes_V, ends)
         self._parts = parts(
             model,
@@ -72,7 +79,7 @@ class Sampler:
         )
         self._query_E = query_E
         self._first_row = 0
-        self._world = World(self._act, self._key, self._search, query_E)
+        self._callbacks = HostCallbacks(self._act, self._query, self._search, query_E)
         self._loaders: dict[bool, Callable[[Params], Params]] = {}
         # Kernels are cut over the mesh by hand; the compiler places all else.
         self._kernel_mesh = mesh if kernel_of(model) else None
@@ -99,9 +106,9 @@ class Sampler:
     def _act(self, row_B: np.ndarray, *asked: np.ndarray) -> Any:
         return self._environment.act(row_B - self._first_row, *asked)
 
-    def _key(self, row_B: np.ndarray, wants_B: np.ndarray) -> np.ndarray:
+    def _query(self, row_B: np.ndarray, wants_B: np.ndarray) -> np.ndarray:
         blank = np.zeros((len(row_B), *self._query_E.shape), self._query_E.dtype)
-        return self._environment.key(row_B - self._first_row, wants_B, query=blank)
+        return self._environment.query(row_B - self._first_row, wants_B, query=blank)
 
     def _search(self, row_B: np.ndarray, *asked: np.ndarray) -> Any:
         return self._environment.search(row_B - self._first_row, *asked)
@@ -131,12 +138,12 @@ class Sampler:
         row_questions = [question for question in questions for _ in range(group_size)]
         self._environment.begin(row_questions)
         self._first_row = jax.process_index() * len(row_questions)
-        waves = self._waves(len(questions))
+        chunks = self._chunks(len(questions))
         hybrid_B = np.tile(
             np.arange(group_size) >= group_size - n_hybrid,
-            len(questions) * jax.process_count() // waves,
+            len(questions) * jax.process_count() // chunks,
         )
-        plan = Plan(
+        inputs = RolloutInputs(
             key=key,
             hybrid_B=hybrid_B,
             probability=np.float32(probability),
@@ -144,52 +151,58 @@ class Sampler:
             temperature=np.float32(temperature),
             last_retrieval=np.int32(last_retrieval),
         )
-        plan = place(plan, replicated(self._mesh)).replace(
+        inputs = place(inputs, replicated(self._mesh)).replace(
             hybrid_B=place(hybrid_B, rows(self._mesh))
         )
         program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
         found = []
-        for prompt, row_B in self._cut(self._prompts(questions), waves, group_size):
-            prompt = place_own_rows(prompt, rows(self._mesh))
-            if waves > 1:
-                plan = plan.replace(row_B=place(row_B, rows(self._mesh)))
-            trajectory = program(params, plan, prompt)
+        for prompt, row_B in self._cut(self._prompts(questions), chunks, group_size):
+            prompt = place_local_rows(prompt, rows(self._mesh))
+            if chunks > 1:
+                inputs = inputs.replace(row_B=place(row_B, rows(self._mesh)))
+            trajectory = program(params, inputs, prompt)
             if jax.process_count() > 1:
                 trajectory = self._everywhere(trajectory)
             found.append(jax.device_get(trajectory))
-        trajectory = found[0] if waves == 1 else self._join(found)
+        trajectory = found[0] if chunks == 1 else self._join(found)
         failure = self._environment.failure
-        failures = [each for each in share(repr(failure) if failure else "") if each]
+        failures = [each for each in allgather_json(repr(failure) if failure else "") if each]
         if failures:  # of any process: all raise, for none could go on without the others
-            raise RuntimeError(f"the world failed during a rollout: {failures[0]}") from failure
+            raise RuntimeError(f"the callbacks failed during a rollout: {failures[0]}") from failure
         return trajectory
 
-    def _waves(self, questions: int) -> int:
-        """Parts to sample one after another: `rollout.waves`, or as many of them as come out even.
+    def _chunks(self, questions: int) -> int:
+        """Parts to sample one after another: `rollout.chunks`, or as many of them as come out even.
 
-        `questions` are those of this process; every device needs one of each wave.
+        `questions` are those of this process; every device needs one of each chunk.
         """
-        own_shards = row_shards(self._mesh) // jax.process_count()
-        return math.gcd(self._settings.waves, max(questions // own_shards, 1))
+        local_shards = row_shards(self._mesh) // jax.process_count()
+        return math.gcd(self._settings.chunks, max(questions // local_shards, 1))
 
-    def _cut(self, prompts: Span, waves: int, group_size: int) -> Iterator[tuple[Span, np.ndarray]]:
-        """Of each wave this process's prompts, and the numbers of all processes' rows."""
-        size = len(prompts.length_B) // waves
-        own_B = np.arange(size * group_size, dtype=np.int32)
-        for wave in range(waves):
-            first_P = (np.arange(jax.process_count(), dtype=np.int32) * waves + wave) * own_B.size
-            part = jax.tree.map(lambda x, wave=wave: x[wave * size : (wave + 1) * size], prompts)
-            yield part, (first_P[:, None] + own_B).reshape(-1)
+    def _cut(
+        self, prompts: Span, chunks: int, group_size: int
+    ) -> Iterator[tuple[Span, np.ndarray]]:
+        """Of each chunk this process's prompts, and the numbers of all processes' rows."""
+        size = len(prompts.length_B) // chunks
+        local_B = np.arange(size * group_size, dtype=np.int32)
+        for chunk in range(chunks):
+            first_P = (
+                np.arange(jax.process_count(), dtype=np.int32) * chunks + chunk
+            ) * local_B.size
+            part = jax.tree.map(
+                lambda x, chunk=chunk: x[chunk * size : (chunk + 1) * size], prompts
+            )
+            yield part, (first_P[:, None] + local_B).reshape(-1)
 
-    def _join(self, waves: Sequence[Trajectory]) -> Trajectory:
-        """Rows of all waves, process by process."""
+    def _join(self, chunks: Sequence[Trajectory]) -> Trajectory:
+        """Rows of all chunks, process by process."""
 
         def join(*parts: np.ndarray) -> np.ndarray:
             shape = (jax.process_count(), -1, *parts[0].shape[1:])
             together = np.concatenate([x.reshape(shape) for x in parts], axis=1)
             return together.reshape(-1, *parts[0].shape[1:])
 
-        return jax.tree.map(join, *waves)
+        return jax.tree.map(join, *chunks)
 
     def _prompts(self, questions: Sequence[Question]) -> Span:
         limit = self._settings.prompt_tokens
@@ -217,17 +230,17 @@ class Sampler:
 
 
 def _scan_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Callable[..., Any]:
-    def program(params: Params, plan: Plan, prompt: Span) -> Trajectory:
+    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
         sampler.count_compile()  # runs while tracing: once for each compilation
         with on_mesh(sampler._kernel_mesh):
             return rollout(
                 sampler._parts,
-                sampler._world,
+                sampler._callbacks,
                 sampler._mesh,
                 sampler._model,
                 sampler._settings,
                 params,
-                plan,
+                inputs,
                 prompt,
                 group_size=group_size,
                 retrieves=retrieves,
@@ -253,14 +266,14 @@ def _host_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Calla
 
     opening = jax.jit(rows_behind)
 
-    def program(params: Params, plan: Plan, prompt: Span) -> Trajectory:
+    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
         return rollout_on_host(
             compiled,
             opening,
-            sampler._world,
+            sampler._callbacks,
             sampler._settings,
             params,
-            plan,
+            inputs,
             prompt,
             retrieves=retrieves,
         )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.buffer import Trace
+from rapo_jax.buffer.buffer import AgentTrajectory
 from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.model.sharding import place, row_shards, rows
 from rapo_jax.tasks.stream import load_questions
@@ -228,12 +228,12 @@ def imitation_updater(run: Run, optimizer) -> Updater:
     )
 
 
-def as_segments(trace: Trace) -> list[Segment]:
+def as_segments(trace: AgentTrajectory) -> list[Segment]:
     """A buffer trajectory's steps as segments: what the agent wrote, and its observations."""
     segments = []
     for step, text in enumerate(trace.steps):
-        own, opening, result = text.partition("<result>")
-        segments.append(Segment(Source.POLICY, step, own))
+        written, opening, result = text.partition("<result>")
+        segments.append(Segment(Source.POLICY, step, written))
         if opening:
             segments.append(Segment(Source.TOOL, step, opening + result))
     return segments

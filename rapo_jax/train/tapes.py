@@ -43,12 +43,12 @@ def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
     ]
 
 
-def own_text(row_segments: Sequence[Segment]) -> str:
+def text_without_retrieved(row_segments: Sequence[Segment]) -> str:
     """What is judged: the response without retrieved traces."""
     return "".join(s.text for s in row_segments if s.source != Source.RETRIEVED)
 
 
-def own_steps(row_segments: Sequence[Segment]) -> list[str]:
+def steps_without_retrieved(row_segments: Sequence[Segment]) -> list[str]:
     """Step traces of a response: each policy step with the observation it caused."""
     steps: dict[int, str] = {}
     for segment in row_segments:

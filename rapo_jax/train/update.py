@@ -97,7 +97,7 @@ def imitation_loss(model: ModelSettings) -> LossSums:
 _row_weight = jax.jit(row_weight, static_argnames="aggregation")
 
 
-def without_idle_rows(
+def without_zero_advantage_rows(
     batch: Batch, length_B: np.ndarray, *, aggregation: str
 ) -> tuple[Batch, np.ndarray, float]:
     """Drops the rows whose advantage is 0: (batch, length_B, the weight of those dropped).
@@ -144,9 +144,9 @@ class Updater:
             return join(sums, sums_of(*micro_batch))
 
         def apply(
-            state: TrainState, sums: Sums, idle_weight: jax.Array
+            state: TrainState, sums: Sums, zero_advantage_weight: jax.Array
         ) -> tuple[TrainState, dict[str, jax.Array]]:
-            weight = jnp.maximum(sums.weight + idle_weight, 1.0)
+            weight = jnp.maximum(sums.weight + zero_advantage_weight, 1.0)
             gradient = jax.tree.map(lambda g: g / weight, sums.gradient)
             changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, changes)
@@ -165,11 +165,11 @@ class Updater:
         length_B: np.ndarray,
         reference: Params | None,
         *,
-        idle_weight: float = 0.0,
+        zero_advantage_weight: float = 0.0,
     ) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
 
-        `idle_weight` is the weight of rows that `without_idle_rows` has left out.
+        `zero_advantage_weight` is the weight of rows that `without_zero_advantage_rows` left out.
         """
         if self._programs is None:
             self._programs = self._compile(state)
@@ -185,7 +185,7 @@ class Updater:
             slots += micro.token_BT.size
         valid = int(length_B.sum())
         params = state.params
-        state, metrics = apply(_trained_state(state), sums, np.float32(idle_weight))
+        state, metrics = apply(_trained_state(state), sums, np.float32(zero_advantage_weight))
         state = state.replace(params=with_trained(params, state.params))
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, found | {"padding": 1.0 - valid / max(slots, 1)}

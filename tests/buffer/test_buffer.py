@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
 from rapo_jax.search.ngram import NgramEncoder
 
 TRACES = [
-    Trace("q0", "where?", ["<search>a</search>", "<answer>\\boxed{b}</answer>"], 1.0, "expert"),
-    Trace("q0", "where?", ["<search>c</search>"], -1.0, "policy"),
-    Trace("q1", "who?", ["<search>d</search>", "<python>e</python>"], 0.5, "policy"),
+    AgentTrajectory(
+        "q0", "where?", ["<search>a</search>", "<answer>\\boxed{b}</answer>"], 1.0, "expert"
+    ),
+    AgentTrajectory("q0", "where?", ["<search>c</search>"], -1.0, "policy"),
+    AgentTrajectory("q1", "who?", ["<search>d</search>", "<python>e</python>"], 0.5, "policy"),
 ]
 ENCODER = NgramEncoder.fit(["where? who? <search>a</search>"], width=16, orders=(1,))
 
@@ -84,7 +86,7 @@ def test_save_and_load_give_the_same_buffer_and_leave_nothing_else(tmp_path):
 
 
 def test_line_separators_inside_a_trace_survive(tmp_path):
-    odd = Trace("q", "a\u2028b", ["x\n\r\x85\u2029\x1c y"], 1.0, "é")
+    odd = AgentTrajectory("q", "a\u2028b", ["x\n\r\x85\u2029\x1c y"], 1.0, "é")
     build([odd]).save(tmp_path / "b")
     assert load(tmp_path / "b").items[0].value == odd.steps[0]
 
@@ -157,7 +159,7 @@ def test_another_format_and_a_manifest_that_is_no_object_are_refused(tmp_path):
         load(tmp_path / "b")
 
 
-@pytest.mark.parametrize("traces", [[], [Trace("q", "who?", [], 1.0, "expert")]])
+@pytest.mark.parametrize("traces", [[], [AgentTrajectory("q", "who?", [], 1.0, "expert")]])
 def test_a_buffer_without_a_step_trace_is_not_built(traces):
     with pytest.raises(ValueError, match="no step traces"):
         build(traces)

@@ -41,7 +41,7 @@ def make(url, folder, **changes):
     budget = Budget(
         folder / "spent.jsonl", max_calls=s.max_calls_total, max_tokens=s.max_tokens_total
     )
-    return Endpoint(s, budget, own=(), backoff_s=0.01), budget
+    return Endpoint(s, budget, user_tools=(), backoff_s=0.01), budget
 
 
 def echo(calls):
@@ -78,7 +78,7 @@ def searches_once(handler, body):
     ],
 )
 def test_a_step_ends_with_its_first_closing_tag(text, ended, step):
-    assert whole_step(text, ended=ended, own=()) == step
+    assert whole_step(text, ended=ended, user_tools=()) == step
 
 
 def test_a_trajectory_is_a_conversation_through_the_real_tools(serve, tmp_path):

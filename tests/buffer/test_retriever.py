@@ -5,14 +5,14 @@ import threading
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import StepTraceBuffer, Trace
+from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.buffer.traces import make_items
 from rapo_jax.search.ngram import NgramEncoder
 
 NAMES = r"\b[A-Z][a-z]+\b"
 TRACES = [
-    Trace(
+    AgentTrajectory(
         f"{word}{copy}",
         f"who is the {word} of {name} ?",
         [f"<think>{step} {copy}</think><search>{name} {step}</search>" for step in steps],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.buffer.sources import Imported, read_sources
-from rapo_jax.buffer.traces import Trace, split
+from rapo_jax.buffer.traces import AgentTrajectory, split
 from rapo_jax.tasks import Question, outcome_reward
 
 STEPS = [
@@ -112,14 +112,16 @@ def test_each_record_keeps_its_origin(tmp_path):
 
 
 def test_an_official_record_and_our_own_split_of_the_same_state_have_the_same_key(tmp_path):
-    trace = Trace("text", "what is it?", STEPS, 1.0, "expert")
-    own = split(trace, unit="step", include_answers=True, mask=r"\d+", max_chars=70)
+    trace = AgentTrajectory("text", "what is it?", STEPS, 1.0, "expert")
+    user_tools = split(trace, unit="step", include_answers=True, mask=r"\d+", max_chars=70)
     records = [
         {"key": "what is it?\n" + "".join(STEPS[:t]), "value": step, "reward": 1, "origin": "x"}
         for t, step in enumerate(STEPS)
     ]
     items = read(write(tmp_path / "a", *records), mask=r"\d+", max_chars=70).items
-    assert [(i.key, i.value, i.step) for i in items] == [(i.key, i.value, i.step) for i in own]
+    assert [(i.key, i.value, i.step) for i in items] == [
+        (i.key, i.value, i.step) for i in user_tools
+    ]
     assert len({item.question_id for item in items}) == 1
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.buffer.traces import (
-    Trace,
+    AgentTrajectory,
     best_of,
     group_by_question,
     make_items,
@@ -22,8 +22,8 @@ STEPS = [
 ALL = {"include_answers": True, "mask": "", "max_chars": 1000}
 
 
-def trace(reward: float, *, question_id: str = "q", steps: list[str] = STEPS) -> Trace:
-    return Trace(question_id, "what is it?", list(steps), reward, "expert")
+def trace(reward: float, *, question_id: str = "q", steps: list[str] = STEPS) -> AgentTrajectory:
+    return AgentTrajectory(question_id, "what is it?", list(steps), reward, "expert")
 
 
 def test_the_filter_keeps_the_highest_rewards_and_ties_in_sampling_order():

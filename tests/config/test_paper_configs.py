@@ -90,7 +90,7 @@ def test_models_and_what_their_size_asks_for_differ_and_nothing_else_does():
         _, s, _ = load(name)
         folders[name] = Path(s.model.folder).name
         model = dataclasses.replace(s.model, folder=base.model.folder)
-        rollout = dataclasses.replace(s.rollout, waves=base.rollout.waves)  # of the same tapes
+        rollout = dataclasses.replace(s.rollout, chunks=base.rollout.chunks)  # of the same tapes
         assert dataclasses.replace(s, model=model, mesh=base.mesh, rollout=rollout) == base
     assert folders == {
         "qwen3b": "Qwen2.5-3B-Instruct",

@@ -102,26 +102,28 @@ def test_reading_weights_is_refused_to_several_processes():
 
 
 def test_own_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
-    message = "tools.own=('calculator', 'm:f'): expected a tuple such as (('a', 'b'),)"
+    message = "tools.user_tools=('calculator', 'm:f'): expected a tuple such as (('a', 'b'),)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_with(**{"tools.own": ("calculator", "m:f")})
-    assert read_with(**{"tools.own": (("calculator", "m:f"),)}).tools.own == (
+        read_with(**{"tools.user_tools": ("calculator", "m:f")})
+    assert read_with(**{"tools.user_tools": (("calculator", "m:f"),)}).tools.user_tools == (
         ("calculator", "m:f"),
     )
 
 
 def test_an_own_task_has_settings_of_its_own_and_no_other_task_has():
     config = tiny.get_config()
-    config.task.own.words = 3
-    with pytest.raises(ValueError, match=re.escape("task.own={'words': 3}: only task.name='modu")):
+    config.task.user_arguments.words = 3
+    with pytest.raises(
+        ValueError, match=re.escape("task.user_arguments={'words': 3}: only task.name='modu")
+    ):
         read_settings(config.to_dict())
     config.task.name = "my_task:TASK"
-    assert read_settings(config.to_dict()).task.own == {"words": 3}
+    assert read_settings(config.to_dict()).task.user_arguments == {"words": 3}
     config.task.name = "chain"
     with pytest.raises(ValueError, match="task.name='chain': expected one of chains, dataset, mo"):
         read_settings(config.to_dict())
 
 
 def test_a_data_set_with_an_own_search_needs_no_documents():
-    own = {"tools.own": (("search", "m:f"),), "tools.search.kind": "local"}
-    assert read_with(**DATASET | own).task.dataset.documents == ""
+    user_tools = {"tools.user_tools": (("search", "m:f"),), "tools.search.kind": "local"}
+    assert read_with(**DATASET | user_tools).task.dataset.documents == ""

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rapo_jax.io.user_code import load, load_function
-from tests import own_code
+from tests import user_code
 
 NUMBER = itertools.count()
 
@@ -33,8 +33,8 @@ def module(tmp_path):
 
 def test_a_path_names_what_a_module_holds(module):
     name = module("def double(text):\n    return 2 * text\n")
-    assert load(f"{name}:double", key="tools.own")("ab") == "abab"
-    assert load("tests.own_code:NOT_CALLABLE", key="k") == own_code.NOT_CALLABLE
+    assert load(f"{name}:double", key="tools.user_tools")("ab") == "abab"
+    assert load("tests.user_code:NOT_CALLABLE", key="k") == user_code.NOT_CALLABLE
 
 
 NO_PATHS = ("", "my_tools", "my_tools:", ":f", "my tools:f", "my_tools.py:f", "a:b:c", "a/b:c")
@@ -74,8 +74,8 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_own_error_and_line(
 
 
 def test_a_name_that_the_module_does_not_hold_is_told_with_the_nearest():
-    with pytest.raises(ValueError, match=r"own_code.py holds no 'shuot'; did you mean 'shout'\?"):
-        load("tests.own_code:shuot", key="k")
+    with pytest.raises(ValueError, match=r"user_code.py holds no 'shuot'; did you mean 'shout'\?"):
+        load("tests.user_code:shuot", key="k")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_name_that_the_module_does_not_hold_is_told_with_the_nearest():
 )
 def test_what_cannot_be_called_as_it_will_be_is_refused(name, reason):
     with pytest.raises(ValueError) as refused:
-        load_function(f"tests.own_code:{name}", key="k", takes=("text",))
-    told = f"k='tests.own_code:{name}': must be a function of (text), {reason}"
+        load_function(f"tests.user_code:{name}", key="k", takes=("text",))
+    told = f"k='tests.user_code:{name}': must be a function of (text), {reason}"
     assert str(refused.value) == told
 
 

@@ -53,7 +53,7 @@ def test_published_shapes_have_the_published_number_of_parameters(config, billio
 
 def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
     s, model = qwen
-    way = Way(fsdp=1, tensor=1, waves=8, remat="full")
+    way = Way(fsdp=1, tensor=1, chunks=8, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
     count = parameters_of(model)
     assert (found.parameters, found.optimizer, found.gradients) == (4 * count, 8 * count, 8 * count)
@@ -63,7 +63,7 @@ def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
 
 def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloat16(adapted):
     s, model = adapted
-    way = Way(fsdp=1, tensor=1, waves=32, remat="full")
+    way = Way(fsdp=1, tensor=1, chunks=32, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
     base = 2 * parameters_of(model) + 2 * (2 * model.layers + 1) * model.width
     assert found.parameters == base + 4 * ADAPTERS_7B
@@ -95,7 +95,7 @@ def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
     s, model = qwen
     slots = 5632 + 1536  # a row, and room for the widest span, the prompt
     assert cache_slots(s) == slots
-    way = Way(fsdp=16, tensor=4, waves=2, remat="full")
+    way = Way(fsdp=16, tensor=4, chunks=2, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
     rows_here, kv_heads_here = 32 * 16 / 2 / 16, 4 / 4
     assert found.cache == rows_here * slots * 2 * kv_heads_here * 128 * 2 * 28
@@ -158,13 +158,13 @@ def test_the_paper_s_batch_of_qwen_7b_fits(qwen, topology):
     found = estimate(*qwen, slices(topology)[0])
     assert found is not None and found.fits
     assert found.bytes.peak <= found.slice.usable
-    assert rows_at_once(qwen[0], found) >= 512 // found.way.waves
+    assert rows_at_once(qwen[0], found) >= 512 // found.way.chunks
 
 
 def test_qwen_3b_fits_one_h200():
     s = settings_of(qwen3b)
     found = estimate(s, planned_model(s.model), slices("h200x1")[0])
-    assert found is not None and found.fits and found.way.waves > 1
+    assert found is not None and found.fits and found.way.chunks > 1
 
 
 def test_qwen_7b_does_not_fit_one_chip(qwen):
@@ -178,7 +178,7 @@ def test_more_chips_than_questions_have_no_way(qwen):
 
 def test_a_way_is_told_as_flags(qwen):
     flags = Way(16, 4, 2, "full").flags.split()
-    assert "--config.mesh.fsdp=16" in flags and "--config.rollout.waves=2" in flags
+    assert "--config.mesh.fsdp=16" in flags and "--config.rollout.chunks=2" in flags
 
 
 def test_a_folder_that_is_not_there_must_be_named_like_a_published_model():

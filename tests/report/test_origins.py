@@ -10,7 +10,7 @@ from rapo_jax.report.runs import Run
 
 def run_of(*steps):
     rows = [
-        {"step": t, "stage": "rl"} | {f"retrieval/origin/{name}": n for name, n in hits.items()}
+        {"step": t, "stage": "rl"} | {f"buffer/origin/{name}": n for name, n in hits.items()}
         for t, hits in enumerate(steps, start=1)
     ]
     return Run(Path("run"), metrics={"rl": rows})

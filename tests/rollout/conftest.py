@@ -89,7 +89,7 @@ def stage() -> Stage:
         retrieved_tokens=5,
         max_tokens=SLOTS,
         temperature=0.0,
-        waves=1,
+        chunks=1,
         absorb_chunk=5,
         driver="host",
     )
@@ -141,7 +141,7 @@ def spread_scan(make_sampler, spread_tools):
 def play(house):
     """Rolls a sampler out on the house's questions."""
 
-    def rolled(playing, *, seed, questions=None, probability=0.5, hybrid=2, **plan):
+    def rolled(playing, *, seed, questions=None, probability=0.5, hybrid=2, **inputs):
         return playing.sampler.sample(
             playing.params,
             jax.random.key(seed),
@@ -150,7 +150,7 @@ def play(house):
             n_hybrid=hybrid,
             temperature=1.0,
             probability=probability,
-            **plan,
+            **inputs,
         )
 
     return rolled

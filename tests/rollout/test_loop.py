@@ -110,15 +110,15 @@ def test_a_status_says_how_the_row_ended(many, house):
 def test_both_drivers_write_identical_tapes(make_sampler, scan, play):
     host = make_sampler(devices=1, driver="host")
     for seed in range(3):
-        plan = {"seed": seed, "probability": 0.7, "noise": 0.3}
-        same(play(scan, **plan), play(host, **plan))
+        inputs = {"seed": seed, "probability": 0.7, "noise": 0.3}
+        same(play(scan, **inputs), play(host, **inputs))
     assert host.sampler.compiled == 0
 
 
 def test_eight_devices_write_the_tapes_of_one(spread_scan, scan, play):
     for seed in range(3):
-        plan = {"seed": seed, "probability": 0.7, "noise": 0.3}
-        same(play(spread_scan, **plan), play(scan, **plan), rounding=1e-5)
+        inputs = {"seed": seed, "probability": 0.7, "noise": 0.3}
+        same(play(spread_scan, **inputs), play(scan, **inputs), rounding=1e-5)
 
 
 def test_spans_read_in_chunks_write_the_same_tapes(make_sampler, many, house, play):
@@ -237,11 +237,11 @@ def test_the_nearest_trace_to_the_state_is_retrieved(many, house):
 
 def test_noise_one_retrieves_random_traces_all_over_the_buffer(scan, play, house):
     items = house.retriever.buffer.items
-    plan = {"probability": 1.0, "noise": 1.0, "hybrid": GROUP}
+    inputs = {"probability": 1.0, "noise": 1.0, "hybrid": GROUP}
     texts = Counter(
         text
         for seed in range(6)
-        for *_, text in retrieved_in(play(scan, seed=200 + seed, **plan), house)
+        for *_, text in retrieved_in(play(scan, seed=200 + seed, **inputs), house)
     )
     known = Counter(shown(house, item.value) for item in items)
     assert set(texts) <= set(known)

@@ -1,4 +1,4 @@
-"""The loop over agent steps with a scripted policy and a world of three-line doors: exact tapes."""
+"""The loop over agent steps with a scripted policy and three-line callbacks: exact tapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.rollout.loop import Plan, World, open_rows, parts, rollout_on_host
+from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, open_rows, parts, rollout_on_host
 from rapo_jax.types import Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
@@ -54,7 +54,7 @@ def perform(stage, tape_text):
             span = stage.span(*texts, width=stage.settings.retrieved_tokens)
             return span.token_BX, span.length_B, np.ones(len(row_B), bool)
 
-        plan = Plan(
+        inputs = RolloutInputs(
             key=jax.random.key(0),
             hybrid_B=jnp.array([False, True] * 2),
             probability=jnp.float32(probability),
@@ -62,10 +62,10 @@ def perform(stage, tape_text):
             temperature=jnp.float32(0),
             last_retrieval=jnp.int32(last),
         )
-        world = World(act, key, search, jax.ShapeDtypeStruct((2,), np.float32))
+        callbacks = HostCallbacks(act, key, search, jax.ShapeDtypeStruct((2,), np.float32))
         prompt = stage.span(*prompts, width=stage.settings.prompt_tokens)
         found = rollout_on_host(
-            compiled, opening, world, stage.settings, params, plan, prompt, retrieves=True
+            compiled, opening, callbacks, stage.settings, params, inputs, prompt, retrieves=True
         )
         found = jax.device_get(found)
         return tape_text(found), found.status_B.tolist(), asked
@@ -94,8 +94,8 @@ def test_think_act_retrieve_and_go_on(perform):
 
 def test_no_boundary_retrieves_when_the_coin_says_no_or_the_last_one_is_past(perform):
     on_policy = perform()[0][0]
-    for plan in ({"probability": 0.0}, {"last": 0}):
-        assert perform(**plan)[0][:2] == [on_policy] * 2
+    for inputs in ({"probability": 0.0}, {"last": 0}):
+        assert perform(**inputs)[0][:2] == [on_policy] * 2
     row = perform(trace="I", last=1)[0][1]  # a second boundary follows, and retrieves nothing
     assert row.endswith("[R1] I [Q2] J </search> [T2] E [Q3] F </python>")
     row = perform(trace="I")[0][1]

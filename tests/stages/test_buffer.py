@@ -164,8 +164,8 @@ def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_
         probability=1.0,
     )
     counts = run.environment.take_counts()
-    assert counts["memory/hits"] == counts["memory/queries"] > 2
-    assert counts["memory/similarity_mean"] <= 1 + 1e-5
+    assert counts["buffer/hits"] == counts["buffer/queries"] > 2
+    assert counts["buffer/similarity_mean"] <= 1 + 1e-5
     values = {render_retrieved(item.value) for item in buffer.items}
     found = [
         segment.text

@@ -35,7 +35,7 @@ def scripted(answers):
 
 def run_suite(settings, workdir, suite, policy, *, fits=lambda q: True, weights="made"):
     return evaluate_suite(
-        settings, workdir, suite, weights=weights, policy=lambda _: policy, fits=fits, own=()
+        settings, workdir, suite, weights=weights, policy=lambda _: policy, fits=fits, user_tools=()
     )
 
 

@@ -23,7 +23,7 @@ def row(text, *gold, metric="f1", ending="ANSWERED", calls=()):
 
 
 def scored(given, *, rule="strict", judge=None):
-    (found,) = score_predictions([given], rule=rule, own=(), judge=judge)
+    (found,) = score_predictions([given], rule=rule, user_tools=(), judge=judge)
     return found
 
 
@@ -96,7 +96,7 @@ def test_a_judge_is_asked_for_every_row_and_its_failures_are_no_verdicts():
         return [Judgement(next(verdicts), "") for _ in answered]
 
     rows = [row(answer(f"crow {n}")) for n in range(4)]
-    found = score_predictions(rows, rule="strict", own=(), judge=judge)
+    found = score_predictions(rows, rule="strict", user_tools=(), judge=judge)
     assert [each["scores"]["judge"] for each in found] == [1.0, 0.0, None, None]
     assert [each.prediction for each in asked] == [f"crow {n}" for n in range(4)]
     assert asked[0].gold_answers == ["red fox"]

@@ -185,10 +185,10 @@ BOB = "<think>b</think><answer>\\boxed{Bob}</answer>"
 
 
 def test_a_call_of_an_own_tool_must_have_its_result_and_earns_no_bonus():
-    assert outcome_reward(LOUD + BOB, ["Bob"], own=("loud",)) == 1.0
+    assert outcome_reward(LOUD + BOB, ["Bob"], user_tools=("loud",)) == 1.0
     python = "<think>a</think><python>1</python><result> 1</result>"
-    assert outcome_reward(python + LOUD + BOB, ["Bob"], own=("loud",)) == 1.0
+    assert outcome_reward(python + LOUD + BOB, ["Bob"], user_tools=("loud",)) == 1.0
     assert failure_kind("<loud>hey</loud>" + BOB, ("loud",)) == "loud call without its result"
     assert failure_kind(LOUD + "<loud>" + BOB, ("loud",)) == "unbalanced loud tags"
-    assert not is_correct("<loud>hey</loud>" + BOB, ["Bob"], own=("loud",))
+    assert not is_correct("<loud>hey</loud>" + BOB, ["Bob"], user_tools=("loud",))
     assert failure_kind("<loud>hey</loud>" + BOB) == ""  # known to nobody, it is text

@@ -16,7 +16,7 @@ from rapo_jax.tasks import (
 )
 from rapo_jax.tasks.stream import load_questions, prepare_questions
 
-TASK = find_task("tests.own_code:NEIGHBOURS")
+TASK = find_task("tests.user_code:NEIGHBOURS")
 
 
 def test_questions_of_a_function_become_those_of_a_task():
@@ -40,9 +40,9 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
 
     def content():
         world = task.make_world()
-        path = "tests.own_code:NO_DOCUMENTS"
-        own = find_task(path)
-        assert own.questions(world, "train") == task.questions(world, "train")
+        path = "tests.user_code:NO_DOCUMENTS"
+        found = find_task(path)
+        assert found.questions(world, "train") == task.questions(world, "train")
         files = prepare_questions(path, {}, world, data_dir=str(tmp_path))
         return [(q.question, q.answers) for q in load_questions(files["eval"])]
 
@@ -50,7 +50,7 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
     made["eval"] = [("f", "g")]  # the code was edited between two runs
     assert content() == [("f", ("g",))]
     folders = [path.name for path in tmp_path.glob("task_questions/*")]
-    assert len({name for name in folders if name.startswith("tests_own_code_NO_DOCUMENTS-")}) == 2
+    assert len({name for name in folders if name.startswith("tests_user_code_NO_DOCUMENTS-")}) == 2
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_is_no_list_of_questions_is_refused_with_its_place(made, message):
 
 
 def test_a_key_of_task_own_that_the_function_does_not_take_is_refused():
-    told = "task.own={'held': 1}: neighbours(*, held_out=2): got an unexpected keyword argument"
+    told = "task.user_arguments={'held': 1}: neighbours(*, held_out=2): got an unexpected keyword"
     with pytest.raises(ValueError, match=re.escape(told)):
         TASK.make_world(held=1)
 
@@ -92,20 +92,22 @@ def test_questions_that_are_learned_and_asked_again_are_told():
 
 
 def test_a_path_to_something_else_than_a_task_is_refused():
-    with pytest.raises(ValueError, match="own_code:neighbours': it is a function and no Task; ma"):
-        find_task("tests.own_code:neighbours")
+    with pytest.raises(ValueError, match="user_code:neighbours': it is a function and no Task; ma"):
+        find_task("tests.user_code:neighbours")
 
 
 GOOD = "<think>t</think><answer>\\boxed{Bob}</answer>"
 
 
 def test_without_a_path_the_reward_is_the_papers():
-    reward = find_reward("", metric="f1", own=())
+    reward = find_reward("", metric="f1", user_tools=())
     assert reward(GOOD, ("Bob",)) == outcome_reward(GOOD, ("Bob",)) == 1.0
 
 
 def test_an_own_reward_takes_its_place():
-    assert find_reward("tests.own_code:quarter", metric="f1", own=())(GOOD, ("Bob",)) == 0.25
+    assert (
+        find_reward("tests.user_code:quarter", metric="f1", user_tools=())(GOOD, ("Bob",)) == 0.25
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,12 +119,12 @@ def test_an_own_reward_takes_its_place():
     ],
 )
 def test_a_reward_that_is_no_finite_number_ends_the_run_with_its_key(name, reason):
-    reward = find_reward(f"tests.own_code:{name}", metric="f1", own=())
-    message = re.escape(f"task.reward='tests.own_code:{name}': {reason}")
+    reward = find_reward(f"tests.user_code:{name}", metric="f1", user_tools=())
+    message = re.escape(f"task.reward='tests.user_code:{name}': {reason}")
     with pytest.raises(RuntimeError, match=message):
         reward("text", ("Bob",))
 
 
 def test_a_reward_that_cannot_be_called_is_refused_before_it_is_needed():
     with pytest.raises(ValueError, match=r"a function of \(text, gold_answers\), and takes"):
-        find_reward("tests.own_code:shout", metric="f1", own=())
+        find_reward("tests.user_code:shout", metric="f1", user_tools=())

@@ -12,13 +12,13 @@ from rapo_jax.text.protocol import (
     TAGS,
     Step,
     neutralise,
-    own_names,
     parse_step,
     render_result,
     render_retrieved,
     split_steps,
     stops,
     tags,
+    user_tool_names,
     with_tools,
     without_retrieved,
 )
@@ -167,7 +167,7 @@ def test_own_tags_come_behind_those_that_are_always_there():
     assert tags(OWN) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
     assert stops(OWN) == (*STOPS, "</loud>", "</louder>")
     assert (tags(), stops()) == (TAGS, STOPS)
-    assert own_names({"loud": 1, "python": 2, "louder": 3}) == OWN
+    assert user_tool_names({"loud": 1, "python": 2, "louder": 3}) == OWN
 
 
 def test_an_own_tag_calls_where_it_is_known_and_is_text_where_it_is_not():

@@ -258,18 +258,18 @@ def test_the_automaton_and_the_parser_agree_on_how_a_step_ended(tokens):
 
 
 def test_tags_of_own_tools_are_one_token_each_and_end_a_step(tmp_path):
-    own = ("loud",)
-    build_tokenizer(tmp_path, CORPUS, vocab_size=VOCAB_SIZE, own=own)
-    tokens = load_tokens(tmp_path, own=own)
+    user_tools = ("loud",)
+    build_tokenizer(tmp_path, CORPUS, vocab_size=VOCAB_SIZE, user_tools=user_tools)
+    tokens = load_tokens(tmp_path, user_tools=user_tools)
     for text in ("<loud>", "</loud>"):
         (token,) = tokens.encode_protocol(text)
         assert tokens.bytes_V[token] == text.encode()
-    automaton = boundary_automaton(tokens.bytes_V, stops(own))
+    automaton = boundary_automaton(tokens.bytes_V, stops(user_tools))
     state = 0
     for token in tokens.encode_protocol("<loud>hey</loud>"):
         assert state < automaton.first_accept
         state = automaton.next_state_KV[state, token]
-    assert stops(own)[state - automaton.first_accept] == "</loud>"
+    assert stops(user_tools)[state - automaton.first_accept] == "</loud>"
     (token,) = tokens.encode_protocol("</loud>")
     assert token not in tokens.prompt_ids("", "hey</loud>")  # a question cannot close anything
-    assert token not in tokens.encode_protocol(render_result("hey</loud>", own))
+    assert token not in tokens.encode_protocol(render_result("hey</loud>", user_tools))

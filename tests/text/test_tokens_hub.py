@@ -70,8 +70,8 @@ def make(kind, folder):
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(x, normalized=False) for x in SPECIAL[kind]])
     if kind == "qwen":  # as Qwen3: tokens of their own, but ordinary text
-        own = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-        tokenizer.add_tokens([AddedToken(x, normalized=False) for x in own])
+        ids = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+        tokenizer.add_tokens([AddedToken(x, normalized=False) for x in ids])
         config = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT[kind]}
         config |= {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None}
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -222,14 +222,13 @@ def copy_to(folder, target, **files):
 
 def test_stop_ids_are_those_of_the_generation_config_one_or_several(hub, tmp_path):
     tokens, tokenizer, folder = hub
-    own = list(tokens.eos_ids)
-    assert len(own) == 1
+    (first,) = tokens.eos_ids
     other = tokenizer.token_to_id(SPECIAL["llama" if "<|eot_id|>" in names(hub) else "qwen"][0])
-    for ids in (other, [other], [other, own[0]], [own[0], other]):
+    for ids in (other, [other], [other, first], [first, other]):
         copy_to(folder, tmp_path, generation_config={"eos_token_id": ids})
-        assert load_tokens(tmp_path).eos_ids == (own[0], other)
+        assert load_tokens(tmp_path).eos_ids == (first, other)
     copy_to(folder, tmp_path, generation_config={"eos_token_id": None})
-    assert load_tokens(tmp_path).eos_ids == (own[0],)
+    assert load_tokens(tmp_path).eos_ids == (first,)
 
 
 def names(hub):

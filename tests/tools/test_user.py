@@ -7,19 +7,19 @@ import threading
 
 import pytest
 
-from rapo_jax.tools import OwnTool, make_tools, own_tools
+from rapo_jax.tools import UserTool, load_user_tools, make_tools
 from rapo_jax.tools.user import MAX_ERROR_CHARS, MAX_THREADS
-from tests import own_code
+from tests import user_code
 
 
 def tool(function, *, timeout_s=30.0, output_chars=100):
-    return OwnTool("mine", function, timeout_s=timeout_s, output_chars=output_chars)
+    return UserTool("mine", function, timeout_s=timeout_s, output_chars=output_chars)
 
 
 def test_each_call_is_answered_in_its_place():
     texts = [str(n) for n in range(200)]
-    assert tool(own_code.shout)(texts) == [(f"{n}!", "ok") for n in range(200)]
-    assert tool(own_code.shout)([]) == []
+    assert tool(user_code.shout)(texts) == [(f"{n}!", "ok") for n in range(200)]
+    assert tool(user_code.shout)([]) == []
 
 
 def test_calls_of_a_batch_run_at_the_same_time():
@@ -117,16 +117,16 @@ def test_where_all_threads_hang_calls_time_out_until_they_end():
 
 
 def test_what_an_agent_is_told_is_the_first_line_of_the_docstring():
-    assert tool(own_code.shout).about == "Says it louder."
-    assert tool(own_code.broken).about == ""
+    assert tool(user_code.shout).about == "Says it louder."
+    assert tool(user_code.broken).about == ""
 
 
 def make(*named):
-    return own_tools(named, timeout_s=5.0, output_chars=100)
+    return load_user_tools(named, timeout_s=5.0, output_chars=100)
 
 
 def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
-    made = make(("shout", "tests.own_code:shout"), ("python", "tests.own_code:broken"))
+    made = make(("shout", "tests.user_code:shout"), ("python", "tests.user_code:broken"))
     assert list(made) == ["shout", "python"]
     assert made["shout"](["a"]) == [("A!", "ok")]
     assert made["python"](["a"]) == [("error: KeyError: 'a'", "error")]
@@ -135,30 +135,51 @@ def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (("think", "m:f"), "tools.own=('think', 'm:f'): <think> is another tag of the protocol; "),
-        (("answer", "m:f"), "tools.own=('answer', 'm:f'): <answer> is another tag of the protocol"),
-        (("Loud", "m:f"), "tools.own=('Loud', 'm:f'): 'Loud' cannot be a tag; write small letters"),
-        (("a b", "m:f"), "tools.own=('a b', 'm:f'): 'a b' cannot be a tag"),
-        (("", "m:f"), "tools.own=('', 'm:f'): '' cannot be a tag"),
-        (("errors", "m:f"), "tools.own=('errors', 'm:f'): a metric or a count has the name errors"),
-        (("stop", "m:f"), "tools.own=('stop', 'm:f'): the rollout uses the name stop; choose"),
-        (("loud",), "tools.own=('loud',): write pairs, (('calculator', 'my_tools:calculate'),)"),
-        (("loud", "no_such_code:f"), "tools.own.loud='no_such_code:f': there is no module"),
-        (("loud", "tests.own_code:later"), "tools.own.loud='tests.own_code:later': must be a fu"),
+        (
+            ("think", "m:f"),
+            "tools.user_tools=('think', 'm:f'): <think> is another tag of the protocol; ",
+        ),
+        (
+            ("answer", "m:f"),
+            "tools.user_tools=('answer', 'm:f'): <answer> is another tag of the protocol",
+        ),
+        (
+            ("Loud", "m:f"),
+            "tools.user_tools=('Loud', 'm:f'): 'Loud' cannot be a tag; write small letters",
+        ),
+        (("a b", "m:f"), "tools.user_tools=('a b', 'm:f'): 'a b' cannot be a tag"),
+        (("", "m:f"), "tools.user_tools=('', 'm:f'): '' cannot be a tag"),
+        (
+            ("errors", "m:f"),
+            "tools.user_tools=('errors', 'm:f'): a metric or a count has the name errors",
+        ),
+        (
+            ("stop", "m:f"),
+            "tools.user_tools=('stop', 'm:f'): the rollout uses the name stop; choose",
+        ),
+        (
+            ("loud",),
+            "tools.user_tools=('loud',): write pairs, (('calculator', 'my_tools:calculate'),)",
+        ),
+        (("loud", "no_such_code:f"), "tools.user_tools.loud='no_such_code:f': there is no module"),
+        (
+            ("loud", "tests.user_code:later"),
+            "tools.user_tools.loud='tests.user_code:later': must be a fu",
+        ),
     ],
 )
 def test_a_pair_that_cannot_work_is_refused(pair, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make(("shout", "tests.own_code:shout"), pair)
+        make(("shout", "tests.user_code:shout"), pair)
 
 
 def test_two_tools_of_one_name_are_refused():
     with pytest.raises(ValueError, match="there are two tools 'loud'; give each its own name"):
-        make(("loud", "tests.own_code:shout"), ("loud", "tests.own_code:broken"))
+        make(("loud", "tests.user_code:shout"), ("loud", "tests.user_code:broken"))
 
 
 def test_an_own_search_and_python_take_the_place_of_the_built_in_ones_which_are_not_made():
-    own = make(*((name, "tests.own_code:shout") for name in ("python", "loud", "search")))
+    user_tools = make(*((name, "tests.user_code:shout") for name in ("python", "loud", "search")))
     tools = make_tools(
         documents=[],  # a local search would refuse them
         encode=lambda texts: None,
@@ -167,7 +188,7 @@ def test_an_own_search_and_python_take_the_place_of_the_built_in_ones_which_are_
         timeout_s=1.0,
         memory_mb=1,
         output_chars=1,
-        own=own,
+        user_tools=user_tools,
     )
     assert list(tools) == ["search", "python", "loud"]
-    assert all(tools[name] is own[name] for name in own)
+    assert all(tools[name] is user_tools[name] for name in user_tools)

@@ -72,8 +72,8 @@ def branch(trunk, tmp_path, small_settings) -> Callable[..., Run]:
     def make(changes: Mapping[str, Any] | None = None, *, name: str = "run") -> Run:
         workdir = tmp_path / name
         workdir.mkdir(exist_ok=True)
-        own = json.loads(json.dumps(dataclasses.asdict(trunk.settings)))
-        config = {key: value for key, value in flat(own) if key not in (changes or {})}
+        user_tools = json.loads(json.dumps(dataclasses.asdict(trunk.settings)))
+        config = {key: value for key, value in flat(user_tools) if key not in (changes or {})}
         run = dataclasses.replace(
             trunk,
             workdir=workdir,

@@ -51,7 +51,7 @@ def main(workdir, config_file, report_file):
     found = {
         "other_config": refusal(lambda: distributed.check_same({"seed": process})),
         "refused": refusal(lambda: distributed.on_first(refuse_folder)),
-        "shared": distributed.share({"from": process, "text": "x" * 300 * process}),
+        "shared": distributed.allgather_json({"from": process, "text": "x" * 300 * process}),
         "turns": distributed.in_turn(lambda: in_file(workdir / "turns.txt", process)),
     }
     open_workdir(workdir, config)
@@ -63,7 +63,7 @@ def main(workdir, config_file, report_file):
     run = stages.run
     r = settings.rollout
     params = run.sampler.load(load_policy(run, workdir))
-    questions = distributed.own_part(load_questions(run.questions["train"])[: r.questions])
+    questions = distributed.local_part(load_questions(run.questions["train"])[: r.questions])
 
     def observations():
         """Of every row, what tools said; the last process has tools of its own."""

@@ -12,7 +12,7 @@ from rapo_jax.tasks import is_correct, outcome_reward
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.policy import load_policy
-from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Source
 
 
@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_the_greedy_tapes(trunk, params):
         loaded, jax.random.key(9), questions, group_size=1, n_hybrid=0, temperature=0.0
     )
     assert not (trajectory.source_BT == Source.RETRIEVED).any()
-    texts = [own_text(segments(trunk.tokens, trajectory, b)) for b in range(8)]
+    texts = [text_without_retrieved(segments(trunk.tokens, trajectory, b)) for b in range(8)]
     pairs = list(zip(texts, questions, strict=True))
     found = evaluate(trunk, params, questions)
     wanted = np.mean([is_correct(text, q.answers) for text, q in pairs])

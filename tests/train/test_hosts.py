@@ -244,9 +244,9 @@ def test_a_tool_that_fails_on_one_process_is_an_observation_of_its_rows_alone(tw
     _, (first, second) = two
     assert first["observations"] == second["observations"]
     half = len(first["observations"]) // 2
-    own, others = first["observations"][half:], first["observations"][:half]
-    assert any(own) and any(others)
-    assert all(text.startswith("<result> no such ") for row in own for text in row)  # cut to fit
+    mine, others = first["observations"][half:], first["observations"][:half]
+    assert any(mine) and any(others)
+    assert all(text.startswith("<result> no such ") for row in mine for text in row)  # cut to fit
     assert not any("no such" in text for row in others for text in row)
 
 

@@ -252,8 +252,8 @@ def test_the_start_up_log_counts_no_moments_of_a_frozen_base(open_run):
     assert adapted.lora == LoraSettings(**LORA)
     mesh = make_mesh(jax.devices()[:1])
     base = sum(leaf.size for leaf in jax.tree.leaves(policy_shapes(full)))
-    own = sum(leaf.size for leaf in jax.tree.leaves(policy_shapes(adapted))) - base
+    user_tools = sum(leaf.size for leaf in jax.tree.leaves(policy_shapes(adapted))) - base
     _, notes = describe(mesh, adapted, policy_shapes(adapted))
     bytes_held = float(notes[0].split("on each ")[1].split(" MB")[0]) * 1e6
-    assert bytes_held == pytest.approx(2 * base + 12 * own, rel=0.05)  # norms are float32
+    assert bytes_held == pytest.approx(2 * base + 12 * user_tools, rel=0.05)  # norms are float32
     assert "model.lora.rank=3" in notes[1]

@@ -124,8 +124,8 @@ def test_the_exported_folder_scores_as_the_run_does(four_steps, tmp_path):
 
     def scores(settings, workdir, name):
         paths = {"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / name)}
-        own = dataclasses.replace(settings.score, **paths)
-        settings = dataclasses.replace(settings, score=own)
+        user_tools = dataclasses.replace(settings.score, **paths)
+        settings = dataclasses.replace(settings, score=user_tools)
         score_file(settings, workdir, devices=jax.devices()[:1])
         return np.array(json.loads((tmp_path / name).read_text())["logp"])
 

@@ -16,7 +16,7 @@ from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage
 from rapo_jax.train.run import open_run
-from rapo_jax.train.tapes import own_text, segments
+from rapo_jax.train.tapes import segments, text_without_retrieved
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def asked(trunk):
         n_hybrid=0,
         temperature=0.0,
     )
-    texts = [own_text(segments(trunk.tokens, trajectory, b)) for b in range(8)]
+    texts = [text_without_retrieved(segments(trunk.tokens, trajectory, b)) for b in range(8)]
     changed = [
         dataclasses.replace(q, answers=(f"{boxed_answer(text)} indeed",))
         for q, text in zip(questions, texts, strict=True)

@@ -17,16 +17,16 @@ METRICS = {
     *("reward/retrieval", "reward/nonzero_groups", "entropy/policy"),
     *("rollout/tokens", "rollout/policy_tokens", "rollout/retrieved_share", "rollout/tool_calls"),
     *("tools/search", "tools/python", "tools/errors", "tools/timeouts"),
-    *("retrieval/count", "retrieval/hit_rate", "retrieval/similarity", "retrieval/same_question"),
-    "retrieval/origin/scripted",
-    *("retrieval/probability", "floor/entropy_active", "floor/std_active"),
+    *("buffer/count", "buffer/hit_rate", "buffer/similarity", "buffer/same_question"),
+    "buffer/origin/scripted",
+    *("rollout/retrieval_probability", "floor/entropy_active", "floor/std_active"),
     *("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl", "loss/grad_norm"),
     *(
         "loss/logp_gap",
         "loss/logp_gap_max",
         "loss/learning_rate",
         "update/padding",
-        "update/idle_rows",
+        "update/zero_advantage_rows",
     ),
     *("time/reshard", "time/rollout", "time/host", "time/update", "time/step", "cpu/total"),
 }
@@ -123,7 +123,7 @@ def test_every_step_writes_every_metric_and_they_make_sense(four_steps):
     for row in four_steps["metrics"]:  # without an advantage there is no gradient
         assert (row["loss/grad_norm"] > 0) == (row["reward/nonzero_groups"] > 0)
     assert len({row["reward/mean"] for row in four_steps["metrics"]}) > 1
-    assert sum(row["retrieval/count"] for row in four_steps["metrics"]) > 3
+    assert sum(row["buffer/count"] for row in four_steps["metrics"]) > 3
 
 
 def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
@@ -141,8 +141,8 @@ def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_
     rows = metrics_of(run.workdir)
     assert len(rows) == 2
     for row in rows:
-        assert row["retrieval/count"] == row["rollout/retrieved_share"] == 0
-        assert row["retrieval/probability"] == 0
+        assert row["buffer/count"] == row["rollout/retrieved_share"] == 0
+        assert row["rollout/retrieval_probability"] == 0
 
 
 def test_rapo_without_hybrid_rollouts_and_with_m_and_a_zero_takes_the_steps_of_grpo(branch):

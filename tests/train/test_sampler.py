@@ -42,7 +42,7 @@ def test_the_same_key_gives_the_same_tapes_and_another_key_others(ask, house, ta
 def test_waves_write_the_tapes_of_one_batch(ask, make_sampler, house):
     playing = make_sampler(devices=1, driver="host")
     sampler = playing.sampler
-    sampler._settings = dataclasses.replace(sampler._settings, waves=2)
+    sampler._settings = dataclasses.replace(sampler._settings, chunks=2)
     found = sampler.sample(
         playing.params,
         jax.random.key(0),
@@ -52,7 +52,7 @@ def test_waves_write_the_tapes_of_one_batch(ask, make_sampler, house):
         temperature=1.0,
         probability=0.5,
     )
-    sampler._settings = dataclasses.replace(sampler._settings, waves=1)
+    sampler._settings = dataclasses.replace(sampler._settings, chunks=1)
     whole = sampler.sample(
         playing.params,
         jax.random.key(0),

@@ -71,8 +71,8 @@ def test_fresh_adapters_sample_the_tapes_of_the_base(house, adapted, sampler_of)
 @pytest.mark.parametrize("merge", [False, True])
 def test_tapes_have_the_log_probs_of_the_adapted_policy(merge, house, adapted, sampler_of):
     model, _, shaken = adapted
-    own = dataclasses.replace(model, lora=dataclasses.replace(LORA, merge=merge))
-    tape = tape_of(sampler_of(own), shaken, house)
+    user_tools = dataclasses.replace(model, lora=dataclasses.replace(LORA, merge=merge))
+    tape = tape_of(sampler_of(user_tools), shaken, house)
     policy_BT = tape.source_BT == Source.POLICY
     logp_BT, _ = jax.jit(lambda p, x: score(model, p, x))(shaken, tape.token_BT)
     np.testing.assert_allclose(tape.logp_BT[policy_BT], logp_BT[policy_BT], atol=1e-4)

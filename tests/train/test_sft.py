@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import Trace
+from rapo_jax.buffer.buffer import AgentTrajectory
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.policy import load_policy
@@ -21,7 +21,7 @@ from rapo_jax.train.sft import (
     encode_examples,
     train_cold_start,
 )
-from rapo_jax.train.tapes import own_steps, segments
+from rapo_jax.train.tapes import segments, steps_without_retrieved
 from rapo_jax.types import Source
 
 LIMITS = {"observation_tokens": 12, "retrieved_tokens": 20, "max_tokens": 96}
@@ -116,7 +116,7 @@ def test_a_batch_to_imitate_has_nothing_to_shape_or_clip(written):
 def test_a_buffer_trajectory_becomes_calls_and_observations_again(house, tapes):
     for b in range(len(tapes.length_B)):
         row = [s for s in segments(house.tokens, tapes, b) if s.source != Source.RETRIEVED]
-        trace = Trace("id", "who ?", own_steps(row), 1.0, "test")
+        trace = AgentTrajectory("id", "who ?", steps_without_retrieved(row), 1.0, "test")
         found = as_segments(trace)
         assert [(s.source, s.text) for s in found] == [(s.source, s.text) for s in row]
 

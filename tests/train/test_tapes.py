@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from rapo_jax.text.protocol import Segment
-from rapo_jax.train.tapes import own_steps, own_text, pieces, segments, write_trajectories
+from rapo_jax.train.tapes import (
+    pieces,
+    segments,
+    steps_without_retrieved,
+    text_without_retrieved,
+    write_trajectories,
+)
 from rapo_jax.types import Source, Status
 
 RESPONSE = (
@@ -53,12 +59,12 @@ def test_segments_are_the_response_without_the_prompt(tapes, house):
 
 def test_what_is_judged_leaves_retrieved_traces_out():
     row = [Segment(*part) for part in RESPONSE]
-    assert own_text(row) == "".join(RESPONSE[i][2] for i in (0, 1, 3))
+    assert text_without_retrieved(row) == "".join(RESPONSE[i][2] for i in (0, 1, 3))
 
 
 def test_own_steps_join_each_call_with_its_observation():
     row = [Segment(*part) for part in RESPONSE]
-    assert own_steps(row) == [RESPONSE[0][2] + RESPONSE[1][2], RESPONSE[3][2]]
+    assert steps_without_retrieved(row) == [RESPONSE[0][2] + RESPONSE[1][2], RESPONSE[3][2]]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from rapo_jax.method.calibrate import calibrate
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.train.optimizer import make_optimizer
-from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_idle_rows
+from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_zero_advantage_rows
 from rapo_jax.types import Batch, Source, TrainState
 
 GROUP, NUM_STEPS = 4, 8
@@ -63,7 +63,15 @@ def start(house):
 
 
 def updated(
-    loss, params, batch, length_B, *, micro_tokens, devices=1, reference=None, idle_weight=0.0
+    loss,
+    params,
+    batch,
+    length_B,
+    *,
+    micro_tokens,
+    devices=1,
+    reference=None,
+    zero_advantage_weight=0.0,
 ):
     """Host copies of the state after one Adam update, and the metrics."""
     mesh = make_mesh(jax.devices()[:devices])
@@ -81,7 +89,11 @@ def updated(
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     state = place(state, replicated(mesh))
     state, metrics = updater.update(
-        state, batch, length_B.astype(np.int64), reference, idle_weight=idle_weight
+        state,
+        batch,
+        length_B.astype(np.int64),
+        reference,
+        zero_advantage_weight=zero_advantage_weight,
     )
     return jax.device_get(state), metrics
 
@@ -265,9 +277,18 @@ def test_rows_without_an_advantage_are_left_out_and_change_no_parameter(
     advantage_B = np.where(np.arange(len(tapes.length_B)) % 8 < 4, batch.advantage_B, 0)
     batch = batch.replace(advantage_B=advantage_B.astype(np.float32))
     all_rows = updated(loss, start, batch, tapes.length_B, micro_tokens=8 * 96)
-    busy, length_B, idle_weight = without_idle_rows(batch, tapes.length_B, aggregation=aggregation)
+    busy, length_B, zero_advantage_weight = without_zero_advantage_rows(
+        batch, tapes.length_B, aggregation=aggregation
+    )
     assert len(length_B) == len(tapes.length_B) / 2
-    few_rows = updated(loss, start, busy, length_B, micro_tokens=8 * 96, idle_weight=idle_weight)
+    few_rows = updated(
+        loss,
+        start,
+        busy,
+        length_B,
+        micro_tokens=8 * 96,
+        zero_advantage_weight=zero_advantage_weight,
+    )
     for left, right in zip(jax.tree.leaves(few_rows[0]), jax.tree.leaves(all_rows[0]), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-5)
     assert few_rows[1]["loss"] == pytest.approx(all_rows[1]["loss"], rel=1e-4)
@@ -275,11 +296,11 @@ def test_rows_without_an_advantage_are_left_out_and_change_no_parameter(
 
 def test_a_batch_without_any_advantage_keeps_a_row_and_moves_nothing(house, start, batch, tapes):
     batch = batch.replace(advantage_B=np.zeros_like(batch.advantage_B))
-    busy, length_B, idle_weight = without_idle_rows(
+    busy, length_B, zero_advantage_weight = without_zero_advantage_rows(
         batch, tapes.length_B, aggregation="sequence_mean"
     )
     assert length_B.tolist() == [tapes.length_B.min()]
-    assert idle_weight == len(tapes.length_B) - 1
+    assert zero_advantage_weight == len(tapes.length_B) - 1
     state, metrics = updated(
         rapo_loss(house.model, house.settings.rl), start, busy, length_B, micro_tokens=8 * 96
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from rapo_jax.train.update import without_idle_rows
+from rapo_jax.train.update import without_zero_advantage_rows
 from rapo_jax.types import Batch, Source
 
 
@@ -13,7 +13,7 @@ def test_however_many_rows_are_left_out_nothing_is_compiled_again(tapes):
     def left_out(rows):
         busy_B = np.float32(np.arange(len(tapes.length_B)) >= rows)
         some = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, busy_B, busy_B)
-        return without_idle_rows(some, tapes.length_B, aggregation="token_mean")[2]
+        return without_zero_advantage_rows(some, tapes.length_B, aggregation="token_mean")[2]
 
     policy_BT = tapes.source_BT == Source.POLICY
     assert left_out(1) == policy_BT[:1].sum()

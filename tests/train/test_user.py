@@ -15,7 +15,7 @@ from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_result
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.tools import own_tools
+from rapo_jax.tools import load_user_tools
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage
@@ -25,19 +25,21 @@ from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source
 from tests.model.checkpoints import make_model, save_model
 
-QUARTER = {"task.reward": "tests.own_code:quarter"}
+QUARTER = {"task.reward": "tests.user_code:quarter"}
 
 
 def test_a_policy_that_closes_the_tag_of_an_own_tool_reads_what_the_tool_says(house):
     """Whose tokens of the python tags are spelled as those of an own tool: it likes to call it."""
     spelled = {b"<python>": b"<shout>", b"</python>": b"</shout>"}
     bytes_V = [spelled.get(token, token) for token in house.tokens.bytes_V]
-    tokens = dataclasses.replace(house.tokens, bytes_V=bytes_V, own=("shout",))
-    own = own_tools([("shout", "tests.own_code:shout")], timeout_s=30.0, output_chars=100)
+    tokens = dataclasses.replace(house.tokens, bytes_V=bytes_V, user_tools=("shout",))
+    user_tools = load_user_tools(
+        [("shout", "tests.user_code:shout")], timeout_s=30.0, output_chars=100
+    )
     r = dataclasses.replace(house.settings.rollout, driver="host")
     rooms = {name: getattr(r, name) for name in ("observation_tokens", "retrieved_tokens")}
     mesh = make_mesh(jax.devices()[:1], fsdp=1, tensor=1)
-    environment = Environment(tokens, {"search": house.tools["search"], **own}, **rooms)
+    environment = Environment(tokens, {"search": house.tools["search"], **user_tools}, **rooms)
     width = jax.ShapeDtypeStruct((32,), np.float32)
     sampler = Sampler(
         house.model, r, tokens, environment, mesh, system="", embed=lambda x: x, query_E=width
@@ -73,9 +75,9 @@ def neighbours(tmp_path_factory):
     return {
         "method": "grpo",
         "stages": ("rl", "evaluate"),
-        "task.name": "tests.own_code:NEIGHBOURS",
-        "task.own": {"held_out": 1},
-        "tools.own": (("shout", "tests.own_code:shout"),),
+        "task.name": "tests.user_code:NEIGHBOURS",
+        "task.user_arguments": {"held_out": 1},
+        "tools.user_tools": (("shout", "tests.user_code:shout"),),
         "model.folder": str(folder),
         "rollout.prompt_tokens": 700,
         "rollout.max_tokens": 900,
@@ -96,7 +98,7 @@ def test_a_run_on_an_own_task_asks_its_questions_searches_its_documents_and_has_
         "Who sees Bob?",
     ]
     assert "Carla is next to Carla" in run.tools["search"](["Carla next"])[0].text
-    assert list(run.tools) == ["search", "python", "shout"] and run.tokens.own == ("shout",)
+    assert list(run.tools) == ["search", "python", "shout"] and run.tokens.user_tools == ("shout",)
     *_, told = run.system.splitlines()
     assert told == ("Another tool: write its input inside <shout> and </shout>. Says it louder.")
     assert "neighbours: 5 questions, 2 held out" in capsys.readouterr().out
@@ -111,21 +113,33 @@ def test_a_run_on_an_own_task_asks_its_questions_searches_its_documents_and_has_
     [
         (
             {"stages": ("sft",)},
-            "stages=('sft',): task.name='tests.own_code:NEIGHBOURS' has no demo",
+            "stages=('sft',): task.name='tests.user_code:NEIGHBOURS' has no demo",
         ),
-        ({"model.folder": ""}, "model.folder='': task.name='tests.own_code:NEIGHBOURS' has no scr"),
-        ({"task.own": {"x": 1}}, "task.own={'x': 1}: neighbours(*, held_out=2): got an unexpected"),
+        (
+            {"model.folder": ""},
+            "model.folder='': task.name='tests.user_code:NEIGHBOURS' has no scr",
+        ),
+        (
+            {"task.user_arguments": {"x": 1}},
+            "task.user_arguments={'x': 1}: neighbours(*, held_out=2): got an unexpected",
+        ),
         ({"task.name": "own_task:T"}, "task.name='own_task:T': there is no module own_task; put"),
         ({"task.reward": "a:b"}, "task.reward='a:b': there is no module a; put a.py into"),
-        ({"tools.own": (("think", "a:b"),)}, "tools.own=('think', 'a:b'): <think> is another tag"),
-        ({"tools.own": (("x", "a:b"),)}, "tools.own.x='a:b': there is no module a; put a.py into"),
         (
-            {"task.name": "tests.own_code:NO_DOCUMENTS", "task.own": {}},
-            "tools.search.kind='local': task.name='tests.own_code:NO_DOCUMENTS' has no documents",
+            {"tools.user_tools": (("think", "a:b"),)},
+            "tools.user_tools=('think', 'a:b'): <think> is another tag",
+        ),
+        (
+            {"tools.user_tools": (("x", "a:b"),)},
+            "tools.user_tools.x='a:b': there is no module a; put a.py into",
+        ),
+        (
+            {"task.name": "tests.user_code:NO_DOCUMENTS", "task.user_arguments": {}},
+            "tools.search.kind='local': task.name='tests.user_code:NO_DOCUMENTS' has no documents",
         ),
     ],
 )
-def test_own_code_that_cannot_work_is_refused_when_a_run_opens(
+def test_user_code_that_cannot_work_is_refused_when_a_run_opens(
     neighbours, small_settings, tmp_path, changes, message
 ):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -134,13 +148,16 @@ def test_own_code_that_cannot_work_is_refused_when_a_run_opens(
 
 def test_an_own_search_needs_no_documents(neighbours, small_settings, tmp_path):
     changes = {
-        "task.name": "tests.own_code:NO_DOCUMENTS",
-        "task.own": {},
-        "tools.own": (("search", "tests.own_code:shout"), ("python", "tests.own_code:shout")),
+        "task.name": "tests.user_code:NO_DOCUMENTS",
+        "task.user_arguments": {},
+        "tools.user_tools": (
+            ("search", "tests.user_code:shout"),
+            ("python", "tests.user_code:shout"),
+        ),
     }
     run = open_small(small_settings, neighbours | changes, tmp_path)
     assert run.tools["search"](["a"]) == run.tools["python"](["a"]) == [("A!", "ok")]
-    assert run.tokens.own == () and "Another tool" not in run.system
+    assert run.tokens.user_tools == () and "Another tool" not in run.system
     run.close()
 
 
@@ -166,6 +183,6 @@ def test_the_buffers_own_agent_is_scored_by_an_own_reward(branch):
 
 
 def test_training_ends_with_the_key_of_a_reward_that_is_no_finite_number(branch):
-    run = branch({"task.reward": "tests.own_code:not_finite", "rl.steps": 1})
-    with pytest.raises(RuntimeError, match="task.reward='tests.own_code:not_finite': it gave nan"):
+    run = branch({"task.reward": "tests.user_code:not_finite", "rl.steps": 1})
+    with pytest.raises(RuntimeError, match="task.reward='tests.user_code:not_finite': it gave nan"):
         RlStage(run).train()

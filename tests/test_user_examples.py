@@ -18,7 +18,7 @@ from rapo_jax.buffer.agents import response_text, run_agent
 from rapo_jax.tasks import Question, find_reward, find_task, outcome_reward
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.tools import own_tools
+from rapo_jax.tools import load_user_tools
 from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +71,13 @@ def test_the_tool_is_called_in_a_rollout(folder):
         call = "<think>hm</think><calculator>3 * (4 + 5)</calculator>"
         return call if not history else "<think>so</think><answer>\\boxed{27}</answer>"
 
-    tools = own_tools(ast.literal_eval(named("tools.own")), timeout_s=30.0, output_chars=100)
+    tools = load_user_tools(
+        ast.literal_eval(named("tools.user_tools")), timeout_s=30.0, output_chars=100
+    )
     question = Question("q", "How much?", ("27",), "k", "test")
     row = run_agent(agent, question, tools, max_calls=2, rng=np.random.default_rng(0))
     assert [segment.text for segment in row][1] == "<result> 27</result>"
-    assert outcome_reward(response_text(row), ["27"], own=("calculator",)) == 1.0
+    assert outcome_reward(response_text(row), ["27"], user_tools=("calculator",)) == 1.0
     said = tools["calculator"](["7 / 2", "1 / 0", "__import__('os')", "2 +"])
     assert said[0] == ("3.5", "ok")
     assert [outcome for _, outcome in said] == ["ok", "error", "error", "error"]
@@ -83,7 +85,7 @@ def test_the_tool_is_called_in_a_rollout(folder):
 
 
 def test_the_reward_costs_calls(folder):
-    reward = find_reward(named("task.reward"), metric="f1", own=())
+    reward = find_reward(named("task.reward"), metric="f1", user_tools=())
     call = "<think>a</think><search>b</search><result> c</result>"
     answer = "<think>d</think><answer>\\boxed{Bob}</answer>"
     assert reward(answer, ("Bob",)) == 1.0
@@ -93,7 +95,7 @@ def test_the_reward_costs_calls(folder):
 def test_all_of_them_together_run_from_the_command_line(folder, tmp_path):
     model = tmp_path / "model"
     save_model(make_model("qwen2_tied", vocab_size=320), model)
-    build_tokenizer(model, [" ".join(tags())] * 2, vocab_size=320, own=("calculator",))
+    build_tokenizer(model, [" ".join(tags())] * 2, vocab_size=320, user_tools=("calculator",))
     small = [f"--config.{word}" for word in SMALL.split()]
     flags = [word.replace("=FOLDER", f"={model}") for word in FLAGS]
     done = subprocess.run(
@@ -111,12 +113,15 @@ def test_all_of_them_together_run_from_the_command_line(folder, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "capitals: 4 questions, 1 held out" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["tools"]["own"] == [["calculator", "my_tools:calculate"]]
-    assert config["task"]["own"] == {"held_out": 1}
+    assert config["tools"]["user_tools"] == [["calculator", "my_tools:calculate"]]
+    assert config["task"]["user_arguments"] == {"held_out": 1}
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert "tools/calculator" in metrics[0]
     assert metrics[0]["reward/mean"] <= -1.0  # no format at all, and a call costs more
-    task, reward = find_task("my_task:TASK"), find_reward("my_rewards:score", metric="f1", own=())
+    task, reward = (
+        find_task("my_task:TASK"),
+        find_reward("my_rewards:score", metric="f1", user_tools=()),
+    )
     asked = {q.question: q.answers for q in task.questions(task.make_world(held_out=1), "train")}
     rows = [json.loads(line) for line in (tmp_path / "run" / "trajectories.jsonl").open()]
     assert len(rows) == 4
