@@ -24,9 +24,9 @@ def question_task(make: Callable[..., Mapping[str, Sequence[Any]]]) -> Task:
     """A task of questions that a function makes, for task.name='module:NAME'.
 
     `make` is called with the keys of task.user_arguments. It returns {'train': [...], 'eval':
-    [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and if
-    the agent is to search in passages of the task, 'documents': [text, ...]. The same
-    keys must give the same questions in the same order. There is nothing to script: see `unscripted`.
+    [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and if the agent
+    is to search in passages of the task, 'documents': [text, ...]. Equal keys must give equal
+    questions in the same order. There is nothing to script: see `unscripted`.
     """
 
     def make_world(**keys: Any) -> World:
