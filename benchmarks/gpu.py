@@ -210,10 +210,10 @@ class Bench:
             updater = Updater(
                 rapo_loss(dataclasses.replace(model, remat=remat), self.s.rl),
                 self.optimizer,
+                self.state,
+                mesh=self.mesh,
                 buckets=(z.update_width,),
                 micro_tokens=z.micro_rows * z.update_width,
-                row_multiple=1,
-                place_rows=lambda tree: place(tree, rows(self.mesh)),
             )
 
             def update() -> float:

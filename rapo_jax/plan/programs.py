@@ -181,10 +181,10 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, 
     updater = Updater(
         rapo_loss(model, s.rl),
         optimizer,
+        state,
+        mesh=mesh,
         buckets=s.rl.buckets,
         micro_tokens=s.rl.micro_tokens,
-        row_multiple=shards,
-        place_rows=lambda tree: tree,
     )
     B, T = micro_rows(s, shards), s.rl.buckets[-1]
 
@@ -194,12 +194,10 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, 
     batch = Batch(
         shape(B, T, dtype=np.int32), shape(B, T, dtype=np.int32), shape(B, T), shape(B), shape(B)
     )
-    programs: tuple[Any, Any] = updater._compile(state)
-    add, apply = programs
     micro = (state.params, batch, shape(B), None)
-    sums = placed(jax.eval_shape(updater._sums_of, *micro), updater._sums_layout)
+    sums = placed(jax.eval_shape(updater.sums_of, *micro), updater.sums_layout)
     weight = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
-    return add.lower(sums, *micro), apply.lower(state, sums, weight)
+    return updater.add.lower(sums, *micro), updater.apply.lower(state, sums, weight)
 
 
 def compile_program(name: str, lower: Callable[[], Any], *, chips: int, ticks: int) -> Program:

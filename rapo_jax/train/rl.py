@@ -14,7 +14,6 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.method.calibrate import calibrate, guards
-from rapo_jax.model.sharding import place, row_shards, rows
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions, question_stream
 from rapo_jax.train.buffer import attach_buffer, read_trajectories
@@ -83,15 +82,15 @@ class RlStage:
         self.reference: Params | None = start if s.rl.kl else None
         self.state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
         self.updater = (
-            imitation_updater(run, optimizer)
+            imitation_updater(run, optimizer, self.state)
             if s.method == "sft"
             else Updater(
                 rapo_loss(run.model, s.rl),
                 optimizer,
+                self.state,
+                mesh=run.mesh,
                 buckets=s.rl.buckets,
                 micro_tokens=s.rl.micro_tokens,
-                row_multiple=row_shards(run.mesh),
-                place_rows=lambda tree: place(tree, rows(run.mesh)),
             )
         )
         num_steps = 2 * (s.rollout.max_calls + 1)

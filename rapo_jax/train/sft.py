@@ -16,7 +16,6 @@ import numpy as np
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.buffer import AgentTrajectory
 from rapo_jax.environment import observation_ids, retrieved_ids
-from rapo_jax.model.sharding import place, row_shards, rows
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
@@ -27,7 +26,7 @@ from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
 from rapo_jax.train.run import Run
 from rapo_jax.train.update import Updater, imitation_loss
-from rapo_jax.types import Batch, Source
+from rapo_jax.types import Batch, Source, TrainState
 
 
 class Examples(NamedTuple):
@@ -176,7 +175,7 @@ def train_cold_start(run: Run) -> None:
     store = Checkpoints(folder / "checkpoints", keep=1, lora=run.model.lora)
     if store.latest() is not None:
         state, _ = store.restore(state)
-    updater = imitation_updater(run, optimizer)
+    updater = imitation_updater(run, optimizer, state)
     first = int(state.step)
     losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
     progress = Progress("sft", total=s.sft.steps, done=first, every_s=10)
@@ -215,16 +214,16 @@ def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]])
     )
 
 
-def imitation_updater(run: Run, optimizer) -> Updater:
+def imitation_updater(run: Run, optimizer, state: TrainState) -> Updater:
     """An updater that imitates, with this run's micro-batches."""
     s = run.settings
     return Updater(
         imitation_loss(run.model),
         optimizer,
+        state,
+        mesh=run.mesh,
         buckets=s.rl.buckets,
         micro_tokens=s.rl.micro_tokens,
-        row_multiple=row_shards(run.mesh),
-        place_rows=lambda tree: place(tree, rows(run.mesh)),
     )
 
 

@@ -1,14 +1,14 @@
-"""One update: rows in micro-batches of few widths, gradients as sums, one step of the optimizer.
+"""One update: gradients summed over micro-batches, then one step of the optimizer.
 
-Sums and counts are carried over micro-batches and divided once, so the result does not depend on
-how rows were split. Rows are sorted by length first: a micro-batch is as wide as its longest row,
+Sums and weights are carried over micro-batches and divided once, so that the result does not depend
+on how rows were split. Rows are sorted by length: a micro-batch is as wide as its longest row,
 rounded up to a bucket, and each bucket is one compiled program.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import flax.struct
 import jax
@@ -27,15 +27,12 @@ from rapo_jax.method.objective import (
 )
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import on_mesh, put
+from rapo_jax.model.sharding import on_mesh, place, put, row_shards, rows
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
 class Sums(flax.struct.PyTreeNode):
-    """What micro-batches add up to: gradient of the summed loss, its weight, summed metrics.
-
-    The gradient is that of the trained part of the parameters: of adapters alone, if there are.
-    """
+    """Sums over micro-batches: loss, its gradient by the trained parameters, weight, metrics."""
 
     gradient: Params
     loss: Array
@@ -66,13 +63,9 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             aggregation=rl.aggregation,
         )
         if reference is not None:
-            reference_BT, _ = score(model, reference, batch.token_BT)
+            reference_BT = jax.lax.stop_gradient(score(model, reference, batch.token_BT)[0])
             kl_sum, _ = kl_penalty_sums(
-                logp_BT,
-                jax.lax.stop_gradient(reference_BT),
-                mask_BT,
-                row_mask_B,
-                aggregation=rl.aggregation,
+                logp_BT, reference_BT, mask_BT, row_mask_B, aggregation=rl.aggregation
             )
             loss_sum = loss_sum + rl.kl * kl_sum
             metrics = metrics | {"kl": jax.lax.stop_gradient(kl_sum)}
@@ -100,63 +93,50 @@ _row_weight = jax.jit(row_weight, static_argnames="aggregation")
 def without_zero_advantage_rows(
     batch: Batch, length_B: np.ndarray, *, aggregation: str
 ) -> tuple[Batch, np.ndarray, float]:
-    """Drops the rows whose advantage is 0: (batch, length_B, the weight of those dropped).
+    """Drops the rows of advantage 0: returns the batch, its length_B, and the weight dropped.
 
-    A group whose rewards are all equal has no gradient (Eqs. 9-11 without KL), so scoring it is
-    work for nothing: its rows count in the denominator, and that is known beforehand. One row is
-    always kept, so that every update has metrics.
+    A group of equal rewards has no gradient (Eqs. 9-11 without KL), so its rows need no forward
+    pass: they count in the denominator alone. One row is always kept, so that every update has
+    metrics.
     """
-    busy_B = np.asarray(batch.advantage_B) != 0
-    if not busy_B.any():
-        busy_B[np.argmin(length_B)] = True
+    keep_B = np.asarray(batch.advantage_B) != 0
+    if not keep_B.any():
+        keep_B[np.argmin(length_B)] = True
     policy_BT = np.asarray(batch.source_BT) == Source.POLICY
-    weight = float(_row_weight(policy_BT, ~busy_B, aggregation=aggregation))
-    return jax.tree.map(lambda x: np.asarray(x)[busy_B], batch), length_B[busy_B], weight
+    weight = float(_row_weight(policy_BT, ~keep_B, aggregation=aggregation))
+    return jax.tree.map(lambda x: np.asarray(x)[keep_B], batch), length_B[keep_B], weight
 
 
 class Updater:
-    """Compiled update programs of one loss: `update(state, batch) -> (state, metrics)`."""
+    """The compiled update of one loss, for training states laid out as `state` is.
+
+    Gradients are laid out like the parameters they belong to; optimizer moments stay as they were.
+    `add` and `apply` are the two programs: one more micro-batch, and the optimizer's step.
+    """
 
     def __init__(
         self,
         loss: LossSums,
         optimizer: optax.GradientTransformation,
+        state: TrainState,
         *,
+        mesh: Mesh,
         buckets: Sequence[int],
         micro_tokens: int,
-        row_multiple: int,
-        place_rows: Callable[[Any], Any],
     ) -> None:
-        self._buckets, self._micro_tokens = tuple(buckets), micro_tokens
-        self._row_multiple, self._place_rows = row_multiple, place_rows
-
-        def sums_of(params: Params, batch: Batch, row_mask_B, reference) -> Sums:
-            def loss_of(part: Params):
-                return loss(with_trained(params, part), batch, row_mask_B, reference)
-
-            with on_mesh(self._mesh):
-                (loss_sum, (weight, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-                    trained(params)
-                )
-            return Sums(gradient, loss_sum, weight, metrics)
-
-        def add(sums: Sums, *micro_batch: Any) -> Sums:
-            return join(sums, sums_of(*micro_batch))
-
-        def apply(
-            state: TrainState, sums: Sums, zero_advantage_weight: jax.Array
-        ) -> tuple[TrainState, dict[str, jax.Array]]:
-            weight = jnp.maximum(sums.weight + zero_advantage_weight, 1.0)
-            gradient = jax.tree.map(lambda g: g / weight, sums.gradient)
-            changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, changes)
-            metrics = metric_means(sums.metrics)
-            metrics |= {"loss": sums.loss / weight, "grad_norm": optax.tree.norm(gradient)}
-            return TrainState(params, opt_state, state.step + 1), metrics
-
-        self._mesh: Mesh | None = None
-        self._sums_of, self._functions = sums_of, (add, apply)
-        self._programs: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._buckets, self._micro_tokens, self._mesh = tuple(buckets), micro_tokens, mesh
+        where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
+        everywhere = state.step.sharding
+        self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
+        self.sums_of = partial(_sums_of, loss, mesh)
+        self.add = jax.jit(
+            lambda sums, *arguments: join(sums, self.sums_of(*arguments)),
+            donate_argnums=0,
+            out_shardings=self.sums_layout,
+        )
+        self.apply = jax.jit(
+            partial(_apply, optimizer), donate_argnums=0, out_shardings=(where, everywhere)
+        )
 
     def update(
         self,
@@ -169,57 +149,37 @@ class Updater:
     ) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
 
-        `zero_advantage_weight` is the weight of rows that `without_zero_advantage_rows` left out.
+        `zero_advantage_weight` is the weight of rows that `without_zero_advantage_rows` dropped.
         """
-        if self._programs is None:
-            self._programs = self._compile(state)
-        add, apply = self._programs
         sums: Sums | None = None
         slots = 0
         for micro, row_mask_B in self._micro_batches(batch, length_B):
-            micro, row_mask_B = self._place_rows((micro, row_mask_B))
+            micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
             arguments = (state.params, micro, row_mask_B, reference)
-            if sums is None:
-                sums = self._zero(arguments)
-            sums = add(sums, *arguments)
+            if sums is None:  # zeros laid out like all sums: one program serves every addition
+                shapes = jax.eval_shape(self.sums_of, *arguments)
+                zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+                sums = put(zeros, self.sums_layout)
+            sums = self.add(sums, *arguments)
             slots += micro.token_BT.size
-        valid = int(length_B.sum())
         params = state.params
-        state, metrics = apply(_trained_state(state), sums, np.float32(zero_advantage_weight))
+        state, metrics = self.apply(_trained_state(state), sums, np.float32(zero_advantage_weight))
         state = state.replace(params=with_trained(params, state.params))
-        found = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        return state, found | {"padding": 1.0 - valid / max(slots, 1)}
-
-    def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Results stay where `state` lives: gradients like parameters, moments as they were."""
-        add, apply = self._functions
-        where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
-        everywhere = state.step.sharding
-        self._mesh = getattr(everywhere, "mesh", None)
-        self._sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
-        return (
-            jax.jit(add, donate_argnums=0, out_shardings=self._sums_layout),
-            jax.jit(apply, donate_argnums=0, out_shardings=(where, everywhere)),
-        )
-
-    def _zero(self, arguments: tuple) -> Sums:
-        """Sums of nothing, laid out like all sums; one program serves every addition."""
-        shapes = jax.eval_shape(self._sums_of, *arguments)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        return put(zeros, self._sums_layout)
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        return state, scalars | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
 
     def _micro_batches(
         self, batch: Batch, length_B: np.ndarray
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`."""
-        order = np.argsort(-length_B, kind="stable")
+        order, shards = np.argsort(-length_B, kind="stable"), row_shards(self._mesh)
         while len(order):
             width = next(w for w in self._buckets if w >= length_B[order[0]])
-            rows = max(self._micro_tokens // width, self._row_multiple)
-            rows -= rows % self._row_multiple
-            taken, order = order[:rows], order[rows:]
-            row_mask_B = (np.arange(rows) < len(taken)).astype(np.float32)
-            index = np.concatenate([taken, np.zeros(rows - len(taken), taken.dtype)])
+            count = max(self._micro_tokens // width, shards)
+            count -= count % shards
+            taken, order = order[:count], order[count:]
+            row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
+            index = np.concatenate([taken, np.zeros(count - len(taken), taken.dtype)])
 
             def pick(x: np.ndarray, index=index, width=width) -> np.ndarray:
                 x = np.asarray(x)[index]
@@ -228,8 +188,40 @@ class Updater:
             yield jax.tree.map(pick, batch), row_mask_B
 
 
+def _sums_of(
+    loss: LossSums,
+    mesh: Mesh,
+    params: Params,
+    batch: Batch,
+    row_mask_B: jax.Array,
+    reference: Params | None,
+) -> Sums:
+    def loss_of(part: Params):
+        return loss(with_trained(params, part), batch, row_mask_B, reference)
+
+    with on_mesh(mesh):
+        value_and_gradient = jax.value_and_grad(loss_of, has_aux=True)(trained(params))
+    (loss_sum, (weight, metrics)), gradient = value_and_gradient
+    return Sums(gradient, loss_sum, weight, metrics)
+
+
+def _apply(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    sums: Sums,
+    zero_advantage_weight: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    weight = jnp.maximum(sums.weight + zero_advantage_weight, 1.0)
+    gradient = jax.tree.map(lambda g: g / weight, sums.gradient)
+    changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    metrics = metric_means(sums.metrics)
+    metrics |= {"loss": sums.loss / weight, "grad_norm": optax.tree.norm(gradient)}
+    return TrainState(params, opt_state, state.step + 1), metrics
+
+
 def _trained_state(state: TrainState) -> TrainState:
-    """Without a frozen base, which a step of the optimizer neither reads nor changes."""
+    """The state without a frozen base, which the optimizer neither reads nor changes."""
     return state.replace(params=trained(state.params))
 
 

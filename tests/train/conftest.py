@@ -53,7 +53,7 @@ def imitate(run: Run, *, steps: int) -> None:
     shapes = jax.eval_shape(lambda: init_params(run.model, jax.random.key(0)))
     optimizer = optax.adam(1e-2)
     state = start_state(run, jax.tree_util.tree_map_with_path(draw, shapes), optimizer)
-    updater = imitation_updater(run, optimizer)
+    updater = imitation_updater(run, optimizer, state)
     examples = examples_of(run, demonstrations(run))
     for step in range(steps):
         index = draw_batch(examples, seed=0, step=step, batch=16)

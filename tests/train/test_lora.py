@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import LoraSettings, ModelSettings, Settings
 from rapo_jax.model.describe import describe
 from rapo_jax.model.lora import ADAPTERS, detach
-from rapo_jax.model.sharding import make_mesh, place, row_shards, rows
+from rapo_jax.model.sharding import make_mesh
 from rapo_jax.model.transformer import forward, init_params, unembed
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.score import score_file
@@ -92,19 +92,24 @@ def store_of(run, folder=None):
     return Checkpoints((folder or run.workdir) / "checkpoints", keep=1, lora=run.model.lora)
 
 
-def updater_of(run):
+def updater_of(run, state):
     return Updater(
         imitation_loss(run.model),
         OPTIMIZER,
+        state,
+        mesh=run.mesh,
         buckets=(SLOTS,),
         micro_tokens=8 * SLOTS,
-        row_multiple=row_shards(run.mesh),
-        place_rows=lambda tree: place(tree, rows(run.mesh)),
     )
 
 
 def started(run):
     return start_state(run, load_policy(run, run.cold_start), OPTIMIZER)
+
+
+def updating(run):
+    state = started(run)
+    return updater_of(run, state), state
 
 
 def steps(updater, state, count):
@@ -125,7 +130,7 @@ def test_updates_move_adapters_alone_and_only_they_have_moments(open_run):
     adapter_sizes = sum(leaf.size for leaf in jax.tree.leaves(before[ADAPTERS]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
     assert moments == 2 * adapter_sizes
-    updater = updater_of(run)
+    updater = updater_of(run, state)
     _, first = steps(updater, state, 1)
     state, last = steps(updater, started(run), 8)
     assert last["loss"] < first["loss"]
@@ -138,8 +143,8 @@ def test_updates_move_adapters_alone_and_only_they_have_moments(open_run):
 
 def test_going_on_from_a_checkpoint_of_adapters_is_going_on(open_run, tmp_path):
     run = open_run()
-    whole, _ = steps(updater_of(run), started(run), 4)
-    half, _ = steps(updater_of(run), started(run), 2)
+    whole, _ = steps(*updating(run), 4)
+    half, _ = steps(*updating(run), 2)
     save(run, half)
     store = store_of(run)
     assert list(store.restore_params()) == [ADAPTERS]  # the base is not saved again
@@ -147,23 +152,21 @@ def test_going_on_from_a_checkpoint_of_adapters_is_going_on(open_run, tmp_path):
     store.close()
     assert about == {"note": 1}
     same(jax.device_get(state), jax.device_get(half))
-    state, _ = steps(updater_of(run), state, 2)
+    state, _ = steps(updater_of(run, state), state, 2)
     same(jax.device_get(state), jax.device_get(whole))
 
 
 def test_an_update_on_a_mesh_is_that_of_one_device(open_run):
     alone = open_run()
     spread = open_run(mesh=make_mesh(data=2, fsdp=2, tensor=2))
-    found, wanted = (
-        jax.device_get(steps(updater_of(r), started(r), 2)[0]) for r in (spread, alone)
-    )
+    found, wanted = (jax.device_get(steps(*updating(r), 2)[0]) for r in (spread, alone))
     for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(left, right, atol=5e-5)
 
 
 def test_adapters_are_read_with_the_base_they_were_trained_on(open_run, small_settings):
     run = open_run()
-    state, _ = steps(updater_of(run), started(run), 1)
+    state, _ = steps(*updating(run), 1)
     save(run, state)
     wanted = jax.device_get(state.params)
     same(jax.device_get(load_policy(run, run.workdir)), wanted)
@@ -188,7 +191,7 @@ def test_adapters_are_read_with_the_base_they_were_trained_on(open_run, small_se
 
 def test_adapters_that_would_count_otherwise_than_in_training_are_refused(open_run):
     run = open_run()
-    state, _ = steps(updater_of(run), started(run), 1)
+    state, _ = steps(*updating(run), 1)
     save(run, state)
     other = open_run(alpha=12.0)
     alpha = r"model\.lora\.alpha=12\.0: the adapters in .* were trained with 6\.0; set it back"
@@ -211,7 +214,7 @@ def test_adapters_that_would_count_otherwise_than_in_training_are_refused(open_r
 
 def test_adapters_without_their_base_are_refused(open_run):
     run = open_run()
-    state, _ = steps(updater_of(run), started(run), 1)
+    state, _ = steps(*updating(run), 1)
     save(run, state, run.workdir / "elsewhere")
     (run.cold_start).rename(run.workdir / "hidden")
     with pytest.raises(ValueError, match=r"adapters alone, .*cold start.* name it: sft\.folder"):
@@ -226,7 +229,8 @@ def test_a_trained_folder_is_exported_whole_and_scored_as_it_was_trained(
     run = open_run(model__folder=str(folder))
     model = newest_weights(run.settings, tmp_path).model  # of config.json
     run = run._replace(model=model)
-    state, _ = steps(updater_of(run), fresh_state(run, OPTIMIZER), 3)
+    state = fresh_state(run, OPTIMIZER)
+    state, _ = steps(updater_of(run, state), state, 3)
     save(run, state)
     wanted = jax.jit(lambda p, x: unembed(model, p, forward(model, p, x)))(state.params, TOKENS)
     keys = {"folder": str(tmp_path / "made"), "dtype": "float32", "shard_gb": 1.0}

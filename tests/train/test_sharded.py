@@ -18,7 +18,6 @@ from rapo_jax.model.sharding import (
     name_of,
     place,
     replicated,
-    row_shards,
     rows,
     state_layout,
 )
@@ -60,10 +59,10 @@ def trained(house, batch, length_B, mesh):
     updater = Updater(
         rapo_loss(house.model, house.settings.rl),
         optimizer,
+        state,
+        mesh=mesh,
         buckets=(96,),
         micro_tokens=16 * 96,
-        row_multiple=row_shards(mesh),
-        place_rows=lambda tree: place(tree, rows(mesh)),
     )
     return updater.update(state, batch, length_B.astype(np.int64), None)[0]
 

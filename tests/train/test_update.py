@@ -13,7 +13,7 @@ import pytest
 from rapo_jax.method.advantages import group_advantage
 from rapo_jax.method.calibrate import calibrate
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import make_mesh, place, replicated, rows
+from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_zero_advantage_rows
 from rapo_jax.types import Batch, Source, TrainState
@@ -78,16 +78,9 @@ def updated(
     optimizer = make_optimizer(
         optax.constant_schedule(1e-2), clip_norm=0.5, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.0
     )
-    updater = Updater(
-        loss,
-        optimizer,
-        buckets=BUCKETS,
-        micro_tokens=micro_tokens,
-        row_multiple=devices,
-        place_rows=lambda tree: place(tree, rows(mesh)),
-    )
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     state = place(state, replicated(mesh))
+    updater = Updater(loss, optimizer, state, mesh=mesh, buckets=BUCKETS, micro_tokens=micro_tokens)
     state, metrics = updater.update(
         state,
         batch,
