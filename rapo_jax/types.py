@@ -1,12 +1,13 @@
-"""The words every room shares: axis letters, sources, and the pytrees that cross a file border.
+"""Axis letters, sources, and the pytrees that are passed between packages.
 
-Axis letters have one meaning in the whole package; a name ends in the axes of its array:
+A name ends in the axes of its array; each letter has one meaning in the whole package:
 
     Q questions          G rollouts per question     B = Q * G rows
-    S steps              T token slots of a row      X slots of one span
-    V vocabulary         D width                     F ffn width
-    L layers             N query heads               K key/value heads     H head width
-    M traces in the buffer                           E embedding width
+    S steps              T token slots of a row      X token slots of a part of it: span, chunk
+    V vocabulary         D width                     F ffn width           I rank of adapters
+    L layers             N query heads               K key/value heads     H head width, R = H / 2
+    M step traces in the buffer, passages            E embedding width     C candidates of a search
+    A automaton states   W stop tokens               P processes
 """
 
 from __future__ import annotations

@@ -1,77 +1,91 @@
-"""From a rollout batch to advantages: the method's equations applied in order, as one program."""
+"""The calibration of a rollout batch: tape -> step entropies -> Z -> A_ret -> A, and F_ret."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.config import RlSettings, Settings
-from rapo_jax.method.advantages import group_advantage, largest_safe_a, rapo_advantage
+from rapo_jax.method.advantages import group_advantage, rapo_advantage
 from rapo_jax.method.entropy import step_entropy
-from rapo_jax.method.objective import share_silenced_above
 from rapo_jax.method.rewards import retrieval_reward, retrieval_reward_per_step
-from rapo_jax.types import Array, Source, Trajectory
+from rapo_jax.method.tape import retrieved_share
+from rapo_jax.types import Array, Source
 
 
-class Calibrated(NamedTuple):
-    """What the method makes of a rollout batch (Eqs. 2, 5-7, 9, 10, F_ret)."""
+class Calibration(NamedTuple):
+    """What the objective needs of a rollout batch, and what it was computed from."""
 
     advantage_B: Array
-    retrieval_B: Array
-    share_B: Array
-    z_BS: Array
-    floors: dict[str, Array]
+    """A of each row (Eq. 10)."""
+    retrieved_share_B: Array
+    """F_ret of each row (Eq. 8)."""
+    retrieval_reward_B: Array
+    """Z_ret of each row (Eqs. 5-7)."""
+    retrieval_reward_BS: Array
+    """Z of each retrieval, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere."""
+    entropy_BS: Array
+    """Step entropies in nats (Eq. 2)."""
+    source_BS: Array
+    """`Source` of each step: RETRIEVED, POLICY or PAD."""
 
 
 def calibrate(
-    rl: RlSettings, group_size: int, num_steps: int, trajectory: Trajectory, reward_B: jax.Array
-) -> Calibrated:
-    """Rewards and advantages of a batch whose rows are grouped by question."""
-    entropy_BS, source_BS = step_entropy(
-        trajectory.entropy_BT, trajectory.source_BT, trajectory.step_BT, num_steps=num_steps
-    )
-    how: dict[str, Any] = {
-        "quality": rl.quality,
-        "timing": rl.timing,
-        "entropy_floor": rl.entropy_floor,
-    }
-    retrieval_B = retrieval_reward(entropy_BS, source_BS, **how)
-    z_BS = retrieval_reward_per_step(entropy_BS, source_BS, **how)
-    grouped = (reward_B.reshape(-1, group_size), retrieval_B.reshape(-1, group_size))
-    advantage_QG = rapo_advantage(*grouped, a=rl.a, ddof=rl.ddof, std_floor=rl.std_floor)
-    source_BT = trajectory.source_BT
-    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
-    share_B = (source_BT == Source.RETRIEVED).sum(1) / jnp.maximum(response_B, 1)
-    policy_BS = source_BS == Source.POLICY
-    below_BS = policy_BS & (entropy_BS < rl.entropy_floor)
-    retrieval_std_Q = jnp.std(grouped[1], axis=1, ddof=rl.ddof)
-    floors = {
+    entropy_BT: jax.Array,
+    source_BT: jax.Array,
+    step_BT: jax.Array,
+    reward_B: jax.Array,
+    *,
+    group_size: int,
+    num_steps: int,
+    quality: str,
+    timing: str,
+    entropy_floor: float,
+    a: float,
+    ddof: int,
+    std_floor: float,
+) -> Calibration:
+    """Advantages and shares of retrieved tokens of a batch (Eqs. 2, 5-7, 9, 10, F_ret).
+
+    Args:
+      entropy_BT, source_BT, step_BT: of the tape, see `Trajectory`.
+      reward_B: outcome reward R of each row; rows are grouped by question, `group_size` each.
+      num_steps: S, steps that a row can have; static.
+      quality, timing, entropy_floor: see `rewards.retrieval_reward_per_step`.
+      a, ddof, std_floor: see `advantages.rapo_advantage`.
+    """
+    entropy_BS, source_BS = step_entropy(entropy_BT, source_BT, step_BT, num_steps=num_steps)
+    variant = {"quality": quality, "timing": timing}
+    Z_B = retrieval_reward(entropy_BS, source_BS, entropy_floor=entropy_floor, **variant)
+    Z_BS = retrieval_reward_per_step(entropy_BS, source_BS, entropy_floor=entropy_floor, **variant)
+    reward_QG, Z_QG = reward_B.reshape(-1, group_size), Z_B.reshape(-1, group_size)
+    advantage_QG = rapo_advantage(reward_QG, Z_QG, a=a, ddof=ddof, std_floor=std_floor)
+    share_B = retrieved_share(source_BT)
+    return Calibration(advantage_QG.reshape(-1), share_B, Z_B, Z_BS, entropy_BS, source_BS)
+
+
+def diagnostics(
+    calibration: Calibration,
+    reward_B: jax.Array,
+    *,
+    group_size: int,
+    entropy_floor: float,
+    ddof: int,
+    std_floor: float,
+) -> dict[str, jax.Array]:
+    """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
+
+    `floor/entropy_active`: of policy steps, those with an entropy below `entropy_floor` nats;
+    `floor/std_active`: of groups, those whose Z_ret have a std below `std_floor`;
+    `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
+    """
+    policy_BS = calibration.source_BS == Source.POLICY
+    below_BS = policy_BS & (calibration.entropy_BS < entropy_floor)
+    Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
+    outcome_QG = group_advantage(reward_B.reshape(-1, group_size), ddof=ddof, std_floor=std_floor)
+    return {
         "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
-        "floor/std_active": (retrieval_std_Q < rl.std_floor).mean(),
-        "reward/nonzero_groups": (
-            jnp.abs(group_advantage(grouped[0], ddof=rl.ddof, std_floor=rl.std_floor)).max(axis=1)
-            > 1e-3
-        ).mean(),
+        "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=ddof) < std_floor).mean(),
+        "reward/nonzero_groups": (jnp.abs(outcome_QG).max(axis=1) > 1e-3).mean(),
     }
-    return Calibrated(advantage_QG.reshape(-1), retrieval_B, share_B, z_BS, floors)
-
-
-def guards(s: Settings) -> list[str]:
-    """Values that can silence or flip the gradient (method, Guards), one warning each."""
-    lines = []
-    if s.n_hybrid:
-        limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
-        if s.rl.a >= limit:
-            lines.append(
-                f"rl.a={s.rl.a}: from {limit:.3f} on, at rollout.group_size="
-                f"{s.rollout.group_size}, the retrieval reward can flip the sign of an advantage"
-            )
-        share = share_silenced_above(s.rl.m, s.rl.clip_high)
-        if share < 1:
-            lines.append(
-                f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
-                "starts beyond 1 + rl.clip_high, which silences its positive tokens"
-            )
-    return lines

@@ -64,6 +64,14 @@ def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation:
     return _aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, row_mask_B, aggregation)[1]
 
 
+def shaped_ratio(
+    log_ratio_BT: jax.Array, retrieved_share_B: jax.Array, *, m: float
+) -> tuple[jax.Array, jax.Array]:
+    """The ratio r = pi_theta / pi_old, and r^ = (1 + m F_ret) r: importance shaping (Eq. 8)."""
+    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    return ratio_BT, (1 + m * retrieved_share_B[:, None]) * ratio_BT
+
+
 def policy_loss_sums(
     logp_BT: jax.Array,
     old_logp_BT: jax.Array,
@@ -106,12 +114,9 @@ def policy_loss_sums(
     mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
     # Masking the inputs, not the result, keeps NaN and inf out of the backward pass as well.
     log_ratio_BT = jnp.where(mask_BT, logp_BT, 0) - jnp.where(mask_BT, old_logp_BT, 0)
-    advantage_B1, share_B1 = advantage_B[:, None], retrieved_share_B[:, None]
-
-    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    shaped_BT = (1 + m * share_B1) * ratio_BT
-    free_BT = shaped_BT * advantage_B1
-    bounded_BT = jnp.clip(shaped_BT, 1 - clip_low, 1 + clip_high) * advantage_B1
+    ratio_BT, shaped_BT = shaped_ratio(log_ratio_BT, retrieved_share_B, m=m)
+    free_BT = shaped_BT * advantage_B[:, None]
+    bounded_BT = jnp.clip(shaped_BT, 1 - clip_low, 1 + clip_high) * advantage_B[:, None]
     loss_BT = jnp.where(mask_BT, -jnp.minimum(free_BT, bounded_BT), 0)
     loss_sum, weight = _aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rapo_jax.method.calibrate import Calibrated
+from rapo_jax.method.calibrate import Calibration
 from rapo_jax.tasks import Question, failure_kind, is_correct
 from rapo_jax.tasks.user import Score
 from rapo_jax.text.protocol import CALLS
@@ -71,7 +71,7 @@ def shared_counts(own: Mapping[str, float]) -> dict[str, float]:
 
 
 def rollout_metrics(
-    trajectory: Trajectory, judged: Judged, hybrid_B: np.ndarray, found: Calibrated
+    trajectory: Trajectory, judged: Judged, hybrid_B: np.ndarray, found: Calibration
 ) -> dict[str, float]:
     """What a rollout batch looked like."""
     reward_B = judged.reward_B
@@ -88,19 +88,19 @@ def rollout_metrics(
         "reward/hybrid": mean(reward_B[hybrid_B]),
         "reward/accuracy": mean(judged.right_B),
         "reward/format_bad": mean(judged.malformed_B),
-        "reward/retrieval": mean(found.retrieval_B[hybrid_B]),
+        "reward/retrieval": mean(found.retrieval_reward_B[hybrid_B]),
         "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
         "rollout/tokens": mean(response_B),
         "rollout/policy_tokens": mean(policy_BT.sum(1)),
-        "rollout/retrieved_share": mean(found.share_B),
+        "rollout/retrieved_share": mean(found.retrieved_share_B),
     }
 
 
 def host_metrics(
-    counts: dict[str, float], found: Calibrated, own: Sequence[str]
+    counts: dict[str, float], found: Calibration, own: Sequence[str]
 ) -> dict[str, float]:
     """What the world was asked in a rollout batch; `own` are the tags of own tools."""
-    rows_count = len(found.share_B)
+    rows_count = len(found.retrieved_share_B)
     calls = sum(counts.get(name, 0) for name in (*CALLS, *own))
     of_own = {}
     for name in own:

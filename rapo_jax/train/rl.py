@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import Settings
-from rapo_jax.method.calibrate import calibrate, guards
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions, question_stream
 from rapo_jax.train.buffer import attach_buffer, read_trajectories
+from rapo_jax.train.calibration import guards, make_calibrator
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import Stopped, allgather_json, is_first, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
@@ -93,8 +92,7 @@ class RlStage:
                 micro_tokens=s.rl.micro_tokens,
             )
         )
-        num_steps = 2 * (s.rollout.max_calls + 1)
-        self.calibrate = jax.jit(partial(calibrate, s.rl, s.rollout.group_size, num_steps))
+        self.calibrate = make_calibrator(s)
         self.stream = question_stream(
             run.questions["train"],
             seed=s.seed,
@@ -189,13 +187,13 @@ class RlStage:
             run.tokens, trajectory, row_questions, metric=s.task.metric, reward=run.reward
         )
         measured = time.perf_counter()
-        found = jax.device_get(self.calibrate(trajectory, judged.reward_B))
+        found, diagnostics = jax.device_get(self.calibrate(trajectory, judged.reward_B))
         batch = Batch(
             trajectory.token_BT,
             trajectory.source_BT,
             trajectory.logp_BT,
             found.advantage_B,
-            found.share_B.astype(np.float32),
+            found.retrieved_share_B.astype(np.float32),
         )
         length_B = np.asarray(trajectory.length_B, np.int64)
         rate = float(self.schedule(int(self.state.step)))
@@ -222,7 +220,7 @@ class RlStage:
         values = rollout_metrics(trajectory, judged, hybrid_B, found)
         return {
             **values,
-            **{name: float(x) for name, x in found.floors.items()},
+            **{name: float(x) for name, x in diagnostics.items()},
             **host_metrics(counts, found, run.tokens.user_tools),
             **updates,
             "rollout/retrieval_probability": probability,
@@ -244,8 +242,8 @@ class RlStage:
                 hybrid_B=hybrid_B,
                 reward_B=reward_B,
                 advantage_B=found.advantage_B,
-                retrieval_B=found.retrieval_B,
-                z_BS=found.z_BS,
+                retrieval_B=found.retrieval_reward_B,
+                z_BS=found.retrieval_reward_BS,
             )
 
     def _save(self) -> None:

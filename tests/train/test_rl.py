@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.method.calibrate import guards
+from rapo_jax.train.calibration import guards
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import RlStage, probability_at
 

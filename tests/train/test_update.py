@@ -11,14 +11,14 @@ import optax
 import pytest
 
 from rapo_jax.method.advantages import group_advantage
-from rapo_jax.method.calibrate import calibrate
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated
+from rapo_jax.train.calibration import make_calibrator
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_zero_advantage_rows
 from rapo_jax.types import Batch, Source, TrainState
 
-GROUP, NUM_STEPS = 4, 8
+GROUP = 4
 BUCKETS = (64, 96)
 
 
@@ -33,21 +33,23 @@ def batch_of(tapes, found):
         tapes.source_BT,
         tapes.logp_BT,
         np.asarray(found.advantage_B),
-        np.asarray(found.share_B, np.float32),
+        np.asarray(found.retrieved_share_B, np.float32),
     )
 
 
-def calibrated(rl, tapes, reward_B, **changes):
-    rl = dataclasses.replace(rl, **changes)
-    return jax.device_get(
-        jax.jit(lambda *each: calibrate(rl, GROUP, NUM_STEPS, *each))(tapes, reward_B)
+def calibrated(settings, tapes, reward_B, **changes):
+    settings = dataclasses.replace(
+        settings,
+        rl=dataclasses.replace(settings.rl, **changes),
+        rollout=dataclasses.replace(settings.rollout, group_size=GROUP),
     )
+    return jax.device_get(make_calibrator(settings)(tapes, reward_B)[0])
 
 
 @pytest.fixture(scope="module")
 def batch(house, tapes, reward_B):
     """The shared tapes with RAPO's advantages; half of their rows may hold retrieved traces."""
-    found = batch_of(tapes, calibrated(house.settings.rl, tapes, reward_B))
+    found = batch_of(tapes, calibrated(house.settings, tapes, reward_B))
     assert found.retrieved_share_B.max() > 0.2
     return found
 
@@ -62,17 +64,7 @@ def start(house):
     )
 
 
-def updated(
-    loss,
-    params,
-    batch,
-    length_B,
-    *,
-    micro_tokens,
-    devices=1,
-    reference=None,
-    zero_advantage_weight=0.0,
-):
+def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_advantage_weight):
     """Host copies of the state after one Adam update, and the metrics."""
     mesh = make_mesh(jax.devices()[:devices])
     optimizer = make_optimizer(
@@ -81,13 +73,8 @@ def updated(
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     state = place(state, replicated(mesh))
     updater = Updater(loss, optimizer, state, mesh=mesh, buckets=BUCKETS, micro_tokens=micro_tokens)
-    state, metrics = updater.update(
-        state,
-        batch,
-        length_B.astype(np.int64),
-        reference,
-        zero_advantage_weight=zero_advantage_weight,
-    )
+    length_B = length_B.astype(np.int64)
+    state, metrics = updater.update(state, batch, length_B, None, **zero_advantage_weight)
     return jax.device_get(state), metrics
 
 
@@ -202,11 +189,11 @@ def plain_gradient_of(house):
     return lambda params, batch: jax.device_get(program(params, batch))
 
 
-def grpo_batch(tapes, reward_B, rl):
+def grpo_batch(tapes, reward_B, settings):
     """GRPO's batch: the outcome advantage alone, nothing shaped."""
-    found = batch_of(tapes, calibrated(rl, tapes, reward_B, a=0.0))
+    found = batch_of(tapes, calibrated(settings, tapes, reward_B, a=0.0))
     reward_QG = jnp.asarray(reward_B.reshape(-1, GROUP))
-    wanted_QG = group_advantage(reward_QG, ddof=rl.ddof, std_floor=rl.std_floor)
+    wanted_QG = group_advantage(reward_QG, ddof=settings.rl.ddof, std_floor=settings.rl.std_floor)
     np.testing.assert_allclose(found.advantage_B, wanted_QG.reshape(-1), atol=1e-6)
     return found.replace(retrieved_share_B=np.zeros(len(reward_B), np.float32))
 
@@ -214,9 +201,9 @@ def grpo_batch(tapes, reward_B, rl):
 def test_with_m_and_a_zero_rapo_is_grpo_bit_for_bit(
     house, start, tapes, reward_B, plain_gradient_of
 ):
-    rl = house.settings.rl
-    off = batch_of(tapes, calibrated(rl, tapes, reward_B, a=0.0))
-    grpo = grpo_batch(tapes, reward_B, rl)
+    settings = house.settings
+    off = batch_of(tapes, calibrated(settings, tapes, reward_B, a=0.0))
+    grpo = grpo_batch(tapes, reward_B, settings)
     assert off.retrieved_share_B.any()  # with m = 0 the share has no say
     identical(plain_gradient_of(start, off), plain_gradient_of(start, grpo))
 
@@ -232,9 +219,9 @@ def test_without_hybrid_rollouts_rapo_is_grpo_bit_for_bit(
     # the program that could retrieve, with nothing to retrieve, writes the same tapes
     never = sampler.sample(*asked, n_hybrid=2, probability=0.0, **how)
     identical(without, never)
-    rl = house.settings.rl
-    rapo = batch_of(without, calibrated(rl, without, reward_B))
-    grpo = grpo_batch(without, reward_B, rl)
+    settings = house.settings
+    rapo = batch_of(without, calibrated(settings, without, reward_B))
+    grpo = grpo_batch(without, reward_B, settings)
     identical(rapo, grpo)
     identical(gradient_of(start, rapo), plain_gradient_of(start, grpo))
 

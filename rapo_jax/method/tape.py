@@ -1,0 +1,28 @@
+"""What the sources of a tape determine: masks, and the share of retrieved tokens F_ret."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax.types import Array, Source
+
+
+def response_mask(source_BT: Array) -> Array:
+    """True at response tokens: everything after the prompt, of the policy, tools and retrieval."""
+    return (source_BT != Source.PAD) & (source_BT != Source.PROMPT)
+
+
+def retrieved_share(source_BT: Array) -> Array:
+    """F_ret of each row, float: retrieved tokens / all response tokens (Eq. 8).
+
+    The denominator counts policy, tool and retrieved tokens, not the prompt. A row without
+    retrieval, hence every on-policy rollout, has exactly 0; so has one without a response.
+    """
+    retrieved_B = (source_BT == Source.RETRIEVED).sum(1)
+    return retrieved_B / jnp.maximum(response_mask(source_BT).sum(1), 1)
+
+
+def hybrid_mask(questions: int, *, group_size: int, n_hybrid: int) -> np.ndarray:
+    """True at the rows that may retrieve: the last `n_hybrid` rollouts of each question, `[B]`."""
+    return np.tile(np.arange(group_size) >= group_size - n_hybrid, questions)
