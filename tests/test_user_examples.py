@@ -1,4 +1,4 @@
-"""The README's examples of own code: short, and each of them runs as it stands there."""
+"""The examples of docs/user_code.md: short, and each of them runs as it is printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rapo_jax.tools import load_user_tools
 from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "user_code.md").read_text(encoding="utf-8")
 FILES = {
     found[1]: found[2]
     for found in re.finditer(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)

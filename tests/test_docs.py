@@ -1,0 +1,172 @@
+"""The documentation names what exists: files, keys, modules, functions, tests, headings."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ml_collections import ConfigDict
+
+from configs import default
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+WIDTH = 120
+HISTORY = {"CHANGELOG.md"}
+"""Pages that name what no longer exists."""
+GENERATED = ROOT / "docs" / "config.md"
+NO_KEYS = re.compile(r".*\.(json|safetensors)|tools\.(observation|sandbox)")
+"""Files and rooms whose names begin like a group of the config."""
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_present_page = pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: page.name
+)
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def is_key(name, config=None):
+    """Whether default.get_config() has a key or group of this dotted name."""
+    value = config or default.get_config()
+    for part in name.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def exists(path):
+    return path == GENERATED or path.exists()
+
+
+def without_code(text):
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchor(heading):
+    """A heading's anchor as GitHub makes it."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return kept.replace(" ", "-")
+
+
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.*)$", without_code(text_of(page)), re.MULTILINE)
+    return {anchor(heading) for heading in headings}
+
+
+def functions_of(path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_readme_can_be_read_in_one_go():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+@each_page
+def test_prose_is_not_wider_than_a_screen(page):
+    lines = without_code(text_of(page)).splitlines()
+    wide = [line for line in lines if len(line) > WIDTH and not line.startswith(("|", "!["))]
+    assert wide == []
+
+
+@each_page
+def test_links_lead_to_pages_and_headings_that_exist(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(page))):
+        if link.startswith(("http://", "https://")):
+            continue
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if target == GENERATED:
+            continue
+        if not target.exists() or (heading and heading not in anchors_of(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@each_present_page
+def test_every_path_exists(page):
+    folders = r"(?:rapo_jax|configs|launch|docs|tests|benchmarks|\.ci)"
+    named = re.findall(rf"(?<![\w/.-])({folders}/[\w./-]*\w/?)", text_of(page))
+    assert [path for path in named if not exists(ROOT / path)] == []
+
+
+@each_present_page
+def test_every_key_on_a_command_line_exists(page):
+    keys = re.findall(r"--config\.([a-z_0-9]+(?:\.[a-z_0-9]+)*)", text_of(page))
+    assert [key for key in keys if not is_key(key)] == []
+
+
+@each_present_page
+def test_every_key_in_prose_exists(page):
+    """What stands in backticks and begins with a group of the config, such as `rl.std_floor`."""
+    config = default.get_config()
+    groups = [name for name in config if isinstance(config[name], ConfigDict)]
+    pattern = rf"`((?:{'|'.join(groups)})(?:\.[a-z_0-9]+)+)(?=[`=])"
+    keys = {key for key in re.findall(pattern, text_of(page)) if not NO_KEYS.fullmatch(key)}
+    assert {key for key in keys if not is_key(key, config)} == set()
+
+
+@each_present_page
+def test_every_module_that_is_run_or_imported_exists(page):
+    text = text_of(page)
+    named = re.findall(r"python -m (rapo_jax[\w.]*\w)", text)
+    named += re.findall(r"from (rapo_jax[\w.]*) import", text)
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
+
+
+def test_the_equations_name_functions_and_tests_that_exist():
+    rows = re.findall(
+        r"^\| [\d, ]+ \| .* \| `(\w+\.py)` `(\w+)` \| `(\w+)` \|$",
+        text_of(ROOT / "README.md"),
+        re.MULTILINE,
+    )
+    tests = set().union(*map(functions_of, (ROOT / "tests" / "method").glob("test_*.py")))
+    assert len(rows) >= 8
+    for file, function, test in rows:
+        assert function in functions_of(ROOT / "rapo_jax" / "method" / file)
+        assert test in tests
+
+
+def test_training_calls_the_functions_of_the_equations():
+    """Each is called in the package outside its own file, or by a function there that is."""
+    table = re.findall(
+        r"^\| [\d, ]+ \| .* \| `(\w+)\.py` `(\w+)` \|", text_of(ROOT / "README.md"), re.M
+    )
+    package = ROOT / "rapo_jax"
+    for module, function in table:
+        others = (
+            path for path in package.rglob("*.py") if path != package / "method" / f"{module}.py"
+        )
+        called = any(re.search(rf"\b{function}\(", text_of(path)) for path in others)
+        within = (
+            len(re.findall(rf"\b{function}\(", text_of(package / "method" / f"{module}.py"))) > 1
+        )
+        assert called or within, function
+
+
+def test_the_architecture_lists_the_rooms_in_their_import_order():
+    from tests.test_layout import ORDER
+
+    page = text_of(ROOT / "docs" / "architecture.md")
+    section = page.partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) == ORDER
+
+
+def test_the_citation_has_what_its_format_requires():
+    citation = yaml.safe_load(text_of(ROOT / "CITATION.cff"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["license"] == "Apache-2.0"
+    assert all(citation[key] for key in ("message", "title", "authors"))
+    (paper,) = citation["references"]
+    assert all(paper[key] for key in ("type", "title", "authors"))
+    assert "2603.03078" in paper["url"]
