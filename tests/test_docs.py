@@ -128,6 +128,37 @@ def test_every_module_that_is_run_or_imported_exists(page):
     assert [name for name in named if importlib.util.find_spec(name) is None] == []
 
 
+def test_every_metric_exists():
+    """Its name is written in the package, or put together from its group: f"time/{name}"."""
+    table = text_of(ROOT / "docs" / "usage.md").partition("\n### Metrics")[2].partition("\n## ")[0]
+    named = re.findall(r"`([a-z]+)/([a-z_]+)`", table)
+    package = "".join(text_of(path) for path in (ROOT / "rapo_jax").rglob("*.py"))
+    unknown = [
+        f"{group}/{name}"
+        for group, name in named
+        if f'"{group}/{name}"' not in package and f'f"{group}/{{' not in package
+    ]
+    assert len(named) > 30
+    assert unknown == []
+
+
+def test_the_code_cites_pages_that_exist():
+    sources = [
+        path
+        for folder in ("rapo_jax", "configs", "launch", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh")
+    ]
+    cited = {
+        (path.name, page)
+        for path in sources
+        for page in re.findall(r"[\w/.]*\b\w+\.md\b", text_of(path))
+        if page.startswith("docs/")
+    }
+    assert len(cited) > 5
+    assert {each for each in cited if not exists(ROOT / each[1])} == set()
+
+
 def equations():
     """(file, function, test) of each row of the README's table of equations."""
     row = r"^\| [\d, ]+ \| .* \| `(\w+\.py)` `(\w+)` \| `(\w+)` \|$"
