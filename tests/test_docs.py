@@ -143,17 +143,12 @@ def test_every_metric_exists():
 
 
 def test_the_code_cites_pages_that_exist():
-    sources = [
-        path
+    cited = {
+        (path.name, page)
         for folder in ("rapo_jax", "configs", "launch", "benchmarks")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".sh")
-    ]
-    cited = {
-        (path.name, page)
-        for path in sources
-        for page in re.findall(r"[\w/.]*\b\w+\.md\b", text_of(path))
-        if page.startswith("docs/")
+        for page in re.findall(r"\bdocs/\w+\.md\b", text_of(path))
     }
     assert len(cited) > 5
     assert {each for each in cited if not exists(ROOT / each[1])} == set()
@@ -196,6 +191,14 @@ def test_the_architecture_lists_the_rooms_in_their_import_order():
     page = text_of(ROOT / "docs" / "architecture.md")
     section = page.partition("\n## Rooms\n")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) == ORDER
+
+
+def test_the_architecture_names_tables_that_exist():
+    page = text_of(ROOT / "docs" / "architecture.md").partition("\n## Adding")[2]
+    package = "".join(text_of(path) for path in (ROOT / "rapo_jax").rglob("*.py"))
+    tables = set(re.findall(r"`([A-Z][A-Z_]{4,})`", page.partition("\n## ")[0]))
+    assert len(tables) > 5
+    assert {name for name in tables if not re.search(rf"^{name}\b", package, re.MULTILINE)} == set()
 
 
 def test_the_citation_has_what_its_format_requires():
