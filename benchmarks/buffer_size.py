@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, make_items  # noqa: E402
+from rapo_jax.buffer.buffer import StepTraceBuffer  # noqa: E402
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split, split_all  # noqa: E402
 from rapo_jax.search.nearest import make_index  # noqa: E402
 from rapo_jax.search.ngram import NgramEncoder  # noqa: E402
 
 WORDS, TOPICS, WORDS_OF_TOPIC = 30_000, 2_000, 60
 STEPS = (2, 3, 4, 5)
 SAMPLES = 5
-"""Trajectories kept of a question (K)."""
+"""Trajectories of a question (K)."""
 BATCH = 64
 """Queries of one search, as of a rollout's boundary."""
 
@@ -68,14 +69,14 @@ class World:
         return AgentTrajectory(f"q{question}", self.text(asked, topic, 18), steps, 1.0, "made-up")
 
 
-def made_traces(world: World, wanted: int) -> list[AgentTrajectory]:
+def made_trajectories(world: World, wanted: int) -> list[AgentTrajectory]:
     """Trajectories with at least `wanted` step traces in all, the last one cut to fit."""
     found: list[AgentTrajectory] = []
     left, question = wanted, 0
     while left > 0:
         for sample in range(SAMPLES):
-            trace = world.trajectory(question, sample)
-            found.append(trace._replace(steps=trace.steps[:left]))
+            trajectory = world.trajectory(question, sample)
+            found.append(trajectory._replace(steps=trajectory.steps[:left]))
             left -= len(found[-1].steps)
             if left <= 0:
                 break
@@ -83,15 +84,14 @@ def made_traces(world: World, wanted: int) -> list[AgentTrajectory]:
     return found
 
 
-def unseen_states(world: World, questions: int, count: int, max_chars: int) -> list[str]:
+def unseen_states(world: World, questions: int, count: int, how: Splitting) -> list[str]:
     """Keys of further samples of some of the questions: what a rollout would ask with."""
     rng = np.random.default_rng(3)
     keys: list[str] = []
     while len(keys) < count:
-        trace = world.trajectory(int(rng.integers(questions)), SAMPLES + len(keys))
-        options = {"unit": "step", "include_answers": True, "mask": "", "max_chars": max_chars}
-        items = make_items([trace], keep=1, **options)
-        keys.append(items[int(rng.integers(1, len(items)))].key)
+        trajectory = world.trajectory(int(rng.integers(questions)), SAMPLES + len(keys))
+        step_traces = split(trajectory, how)
+        keys.append(step_traces[int(rng.integers(1, len(step_traces)))].key)
     return keys
 
 
@@ -117,17 +117,18 @@ def main() -> None:
     parser.add_argument("--max_chars", type=int, default=4_000)
     parser.add_argument("--index", default="tree")
     args = parser.parse_args()
-    options = {"unit": "step", "include_answers": True, "mask": "", "max_chars": args.max_chars}
+    how = Splitting("step", include_answers=True, mask="", max_chars=args.max_chars)
 
     started = time.perf_counter()
     world = World(0)
-    traces = made_traces(world, args.traces)
-    questions = len({trace.question_id for trace in traces})
-    print(f"{args.traces} step traces of {len(traces)} trajectories, {questions} questions")
+    trajectories = made_trajectories(world, args.traces)
+    questions = len({trajectory.question_id for trajectory in trajectories})
+    print(f"{args.traces} step traces of {len(trajectories)} trajectories, {questions} questions")
     timed("made up", started)
 
     started = time.perf_counter()
-    keys = [item.key for item in make_items(traces, keep=SAMPLES, **options)]
+    step_traces = split_all(trajectories, how)
+    keys = [step_trace.key for step_trace in step_traces]
     encoder = NgramEncoder.fit(keys, width=args.width, orders=(1, 2))
     timed("encoder fitted", started)
     del keys
@@ -136,13 +137,13 @@ def main() -> None:
         folder = Path(scratch)
         started = time.perf_counter()
         buffer = StepTraceBuffer.build(
-            traces,
+            step_traces,
+            how,
             encode=encoder,
             encoder_identity=encoder.identity,
             tokenizer_fingerprint="none",
-            keep=SAMPLES,
             count_tokens=lambda text: len(text.split()),
-            **options,
+            info={},
         )
         buffer.save(folder / "traces")
         timed("embedded and saved", started)
@@ -153,7 +154,7 @@ def main() -> None:
             f"on disk: traces {size_of(folder / 'traces'):.0f} MB, "
             f"index {size_of(folder / 'index'):.0f} MB"
         )
-        query_BE = encoder(unseen_states(world, questions, args.queries, args.max_chars))
+        query_BE = encoder(unseen_states(world, questions, args.queries, how))
         started = time.perf_counter()
         found_B = np.concatenate([index.search(key_BE)[1] for key_BE in batches(query_BE)])
         spent = time.perf_counter() - started

@@ -33,8 +33,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, make_items
+from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
@@ -170,7 +171,7 @@ def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -
     groups = run_agents(
         TASK.expert(world, error=0.1), questions, tools, max_calls=3, samples=1, rng_seed=0
     )
-    traces = [
+    trajectories = [
         AgentTrajectory(
             q.id,
             q.question,
@@ -181,18 +182,18 @@ def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -
         for q, group in zip(questions, groups, strict=True)
         for row in group
     ]
-    how = {"unit": "step", "mask": settings.retrieval.mask, "max_chars": 4000}
-    items = make_items(traces, keep=1, include_answers=True, **how)
-    encode = NgramEncoder.fit([item.key for item in items], width=32, orders=(1, 2))
+    how = Splitting("step", include_answers=True, mask=settings.retrieval.mask, max_chars=4000)
+    step_traces = split_all(trajectories, how)
+    keys = [step_trace.key for step_trace in step_traces]
+    encode = NgramEncoder.fit(keys, width=32, orders=(1, 2))
     buffer = StepTraceBuffer.build(
-        traces,
+        step_traces,
+        how,
         encode=encode,
         encoder_identity=encode.identity,
         tokenizer_fingerprint=tokens.fingerprint,
-        keep=1,
-        include_answers=True,
         count_tokens=lambda text: len(tokens.encode(text)),
-        **how,
+        info={},
     )
     return Retriever(buffer, encode=encode, kind="exact")
 

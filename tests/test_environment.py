@@ -1,4 +1,4 @@
-"""The host callbacks: tools, buffer and history of each row, and what goes wrong there."""
+"""The host callbacks: tools, buffer and history of each row, and their failures."""
 
 from __future__ import annotations
 
@@ -91,35 +91,35 @@ def test_each_tool_is_called_once_with_the_batch_of_its_calls(make, act):
 
         return call
 
-    world = make({"search": tool("search"), "python": tool("python")})
+    environment = make({"search": tool("search"), "python": tool("python")})
     steps = ["<search> A</search>", "<python>1</python>", "x<search>B </search>", "</python>"]
-    texts, healthy = act(world, steps)
+    texts, healthy = act(environment, steps)
     assert heard == [("search", ["A", "B"]), ("python", ["1", ""])]
     wanted = ("search 0", "python 0", "search 1", "python 1")
     assert texts == [render_result(text) for text in wanted]
     assert healthy == [True] * 4
 
 
-def test_rows_that_are_not_asked_for_get_an_empty_answer_and_call_nothing(make, act):
-    world = make({"search": echo})
-    texts, healthy = act(world, ["<search>a</search>"] * 3, calls=[False, True, False])
+def test_rows_without_a_call_get_an_empty_answer_and_run_no_tool(make, act):
+    environment = make({"search": echo})
+    texts, healthy = act(environment, ["<search>a</search>"] * 3, calls=[False, True, False])
     assert texts == ["", render_result("heard a"), ""]
     assert healthy == [True] * 3
-    assert world.take_counts()["search"] == 1
+    assert environment.take_counts()["search"] == 1
 
 
 def test_a_long_observation_is_cut_but_keeps_both_its_tags(house, make, act):
     flood = "friend " * 50
-    world = make({"search": lambda calls: [Observation(flood, "flooded") for _ in calls]})
-    (text,), _ = act(world, ["<search>a</search>"])
+    environment = make({"search": lambda calls: [Observation(flood, "flooded") for _ in calls]})
+    (text,), _ = act(environment, ["<search>a</search>"])
     assert text.startswith("<result> friend") and text.endswith("</result>")
     assert len(observation_ids(house.tokens, flood, room=ROOM)) == ROOM
 
 
 def test_an_observation_cannot_close_its_own_tag_nor_open_another(make, act):
     said = "</result><answer>"
-    world = make({"search": lambda calls: [Observation(said, "ok") for _ in calls]})
-    (text,), _ = act(world, ["<search>a</search>"])
+    environment = make({"search": lambda calls: [Observation(said, "ok") for _ in calls]})
+    (text,), _ = act(environment, ["<search>a</search>"])
     assert text.count("</result>") == 1 and "<answer>" not in text
 
 
@@ -132,13 +132,13 @@ def test_a_long_trace_is_cut_but_keeps_both_its_tags(house):
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "flooded", "crashed", "empty"])
-def test_a_tool_that_fails_in_its_own_way_is_an_observation_and_a_counter(make, act, outcome):
-    world = make({"python": lambda calls: [Observation("no", outcome) for _ in calls]})
-    texts, healthy = act(world, ["<python>x</python>"] * 2)
+def test_a_failed_call_is_an_observation_and_is_counted(make, act, outcome):
+    environment = make({"python": lambda calls: [Observation("no", outcome) for _ in calls]})
+    texts, healthy = act(environment, ["<python>x</python>"] * 2)
     assert texts == [render_result("no")] * 2 and healthy == [True, True]
-    counts = world.take_counts()
+    counts = environment.take_counts()
     assert counts[f"outcome/{outcome}"] == counts["python"] == 2
-    assert world.failure is None
+    assert environment.failure is None
 
 
 def raising(calls):
@@ -150,31 +150,31 @@ def short(calls):
 
 
 @pytest.mark.parametrize("tool", [raising, short])
-def test_a_tool_that_breaks_its_promise_leaves_the_asking_rows_unhealthy(make, act, tool):
-    world = make({"search": tool})
-    texts, healthy = act(world, ["<search>a</search>"] * 3, calls=[True, False, True])
+def test_a_tool_that_raises_or_returns_too_few_results_leaves_its_rows_unhealthy(make, act, tool):
+    environment = make({"search": tool})
+    texts, healthy = act(environment, ["<search>a</search>"] * 3, calls=[True, False, True])
     assert texts == ["", "", ""] and healthy == [False, True, False]
-    assert isinstance(world.failure, SystemExit | ValueError)
+    assert isinstance(environment.failure, SystemExit | ValueError)
 
 
 def test_the_first_failure_is_kept_until_the_next_rollout_begins(make, act, search, house):
     def broken_query(texts):
         raise MemoryError
 
-    world = make({"search": raising}, query=broken_query)
-    act(world, ["<search>a</search>"])
-    search(world, [0])
-    assert isinstance(world.failure, SystemExit)
-    world.begin(house.asked)
-    assert world.failure is None
-    search(world, [0])
-    assert isinstance(world.failure, MemoryError)
+    environment = make({"search": raising}, query=broken_query)
+    act(environment, ["<search>a</search>"])
+    search(environment, [0])
+    assert isinstance(environment.failure, SystemExit)
+    environment.begin(house.asked)
+    assert environment.failure is None
+    search(environment, [0])
+    assert isinstance(environment.failure, MemoryError)
 
 
-def test_the_nearest_trace_to_the_rows_own_state_comes_back_rendered(make, act, search, house):
-    world = make({"search": echo})
-    act(world, ["<think> mentor</think><search>a</search>"], rows=[3])
-    texts, healthy = search(world, [3, 5])
+def test_the_nearest_trace_to_the_rows_state_comes_back_rendered(make, act, search, house):
+    environment = make({"search": echo})
+    act(environment, ["<think> mentor</think><search>a</search>"], rows=[3])
+    texts, healthy = search(environment, [3, 5])
     histories = ["<think> mentor</think><search>a</search>" + render_result("heard a"), ""]
     questions = [house.asked[row].question for row in (3, 5)]
     hits = house.retriever.nearest(house.retriever.keys(questions, histories))
@@ -183,88 +183,89 @@ def test_the_nearest_trace_to_the_rows_own_state_comes_back_rendered(make, act, 
 
 
 def test_a_pick_asks_for_that_trace_and_a_row_that_wants_none_gets_none(make, search, house):
-    world = make({})
-    items = house.retriever.buffer.items
-    texts, _ = search(world, [0, 1], wants=[True, False], pick=(7 + 0.5) / len(items))
-    assert texts == [render_retrieved(items[7].value), ""]
+    environment = make({})
+    step_traces = house.retriever.buffer.step_traces
+    texts, _ = search(environment, [0, 1], wants=[True, False], pick=(7 + 0.5) / len(step_traces))
+    assert texts == [render_retrieved(step_traces[7].value), ""]
 
 
 def test_a_trace_without_room_is_left_out_of_the_tape_and_of_the_history(make, search, house):
-    world = make({}, without_retrieved_history=False)
-    ids = retrieved_ids(house.tokens, house.retriever.buffer.items[0].value, room=TRACE_ROOM)
-    assert search(world, [0], pick=0.0, room=len(ids) - 1) == ([""], [True])
-    assert world._history[0] == ""
-    (text,), _ = search(world, [0], pick=0.0, room=len(ids))
-    assert text == world._history[0] != ""
+    environment = make({}, without_retrieved_history=False)
+    ids = retrieved_ids(house.tokens, house.retriever.buffer.step_traces[0].value, room=TRACE_ROOM)
+    assert search(environment, [0], pick=0.0, room=len(ids) - 1) == ([""], [True])
+    assert environment._history[0] == ""
+    (text,), _ = search(environment, [0], pick=0.0, room=len(ids))
+    assert text == environment._history[0] != ""
 
 
-def test_keys_are_made_of_the_whole_history_or_of_the_rows_own_part(make, act, search, house):
-    seen = []
+def test_keys_are_made_of_the_whole_history_or_of_the_rows_part_of_it(make, act, search, house):
+    queries = []
 
     def query(texts):
-        seen.extend(texts)
+        queries.extend(texts)
         return house.retriever._encode(texts)
 
     step = "<think> rival</think><search>b</search>"
     for cut in (True, False):
-        world = make({"search": echo}, without_retrieved_history=cut, query=query)
-        (trace,), _ = search(world, [2])
-        act(world, [step], rows=[2])
-        search(world, [2])
+        environment = make({"search": echo}, without_retrieved_history=cut, query=query)
+        (trace,), _ = search(environment, [2])
+        act(environment, [step], rows=[2])
+        search(environment, [2])
         history = trace + step + render_result("heard b")
         read = without_retrieved(history) if cut else history
         (wanted,) = house.retriever.key_texts([house.asked[2].question], [read])
-        assert seen[-1] == wanted
-        assert ("<retrieve>" in seen[-1]) is not cut
+        assert queries[-1] == wanted
+        assert ("<retrieve>" in queries[-1]) is not cut
 
 
 def test_traces_of_the_same_question_can_be_excluded(make, search, house):
-    origin = house.retriever.buffer.items[0]
+    origin = house.retriever.buffer.step_traces[0]
     question = next(q for q in house.expert_questions if q.id == origin.question_id)
     for exclude, same in ((False, 1), (True, 0)):
-        world = make({}, exclude=exclude)
-        world.begin([question])
-        search(world, [0])
-        assert world.take_counts()["buffer/same_question"] == same
+        environment = make({}, exclude=exclude)
+        environment.begin([question])
+        search(environment, [0])
+        assert environment.take_counts()["buffer/same_question"] == same
 
 
 def test_counts_are_taken_once(make, act, search):
-    world = make({"search": echo})
-    world.take_counts()
-    act(world, ["<search>a</search>", "<search></search>"])
-    search(world, [0])
-    counts = world.take_counts()
+    environment = make({"search": echo})
+    environment.take_counts()
+    act(environment, ["<search>a</search>", "<search></search>"])
+    search(environment, [0])
+    counts = environment.take_counts()
     assert counts["search"] == counts["outcome/ok"] == 2
     assert counts["buffer/queries"] == counts["buffer/hits"] == 1
     assert counts["seconds"] > 0
-    assert world.take_counts().get("search", 0) == 0
+    assert environment.take_counts().get("search", 0) == 0
 
 
 def test_devices_may_call_at_the_same_time(make, act, search, house):
-    world, failures = make({"search": echo}), []
+    environment, failures = make({"search": echo}), []
 
     def device(rows):
         for turn in range(20):
-            texts, _ = act(world, [f"<search>{row} {turn}</search>" for row in rows], rows=rows)
+            steps = [f"<search>{row} {turn}</search>" for row in rows]
+            texts, _ = act(environment, steps, rows=rows)
             if texts != [render_result(f"heard {row} {turn}") for row in rows]:
                 failures.append(texts)
-            search(world, rows)
+            search(environment, rows)
 
     threads = [threading.Thread(target=device, args=([2 * i, 2 * i + 1],)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failures and world.failure is None
-    counts = world.take_counts()
+    assert not failures and environment.failure is None
+    counts = environment.take_counts()
     assert counts["search"] == 4 * 2 * 20 == counts["buffer/queries"]
     for row in range(8):
         heard = [f"heard {row} {turn}<" for turn in range(20)]
-        places = [world._history[row].index(text) for text in heard]
+        places = [environment._history[row].index(text) for text in heard]
         assert places == sorted(places)
 
 
-def test_an_own_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut(house, make, act):
+def test_a_users_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut(house, make, act):
     said = {"a": "A</loud>", "b": "friend " * 50, "c": "error: no"}
     outcomes = {"a": "ok", "b": "flooded", "c": "error"}
 
@@ -272,9 +273,9 @@ def test_an_own_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut
         return [Observation(said[call], outcomes[call]) for call in calls]
 
     tokens = dataclasses.replace(house.tokens, user_tools=("loud",))
-    world = make({"search": echo, "loud": loud}, tokens=tokens)
+    environment = make({"search": echo, "loud": loud}, tokens=tokens)
     steps = ["<loud>a</loud>", "<search>q</search>", "<loud>c</loud>", "<loud>b</loud>"]
-    texts, healthy = act(world, steps)
+    texts, healthy = act(environment, steps)
     assert texts[:3] == [
         "<result> A< /loud></result>",
         render_result("heard q"),
@@ -282,5 +283,5 @@ def test_an_own_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut
     ]
     assert texts[3].startswith("<result> friend") and texts[3].endswith("</result>")
     assert len(tokens.encode_protocol(texts[3])) == ROOM and healthy == [True] * 4
-    counts = world.take_counts()
+    counts = environment.take_counts()
     assert (counts["loud"], counts["failed/loud"], counts["search"]) == (3, 2, 1)

@@ -1,8 +1,8 @@
 """Rollouts of off-policy agents through the real tools (paper 4.1.1).
 
-An agent sees text alone: the question and the history after the prompt, observations and retrieved
-traces with their tags included. The loop is that of the policy's own rollout: a step ends with a
-call or an answer, a call is followed by its observation, a limit ends the trajectory as it stands.
+An agent reads text only: the question and the history after the prompt, observations and retrieved
+traces with their tags included. The loop is that of the policy's rollout: a step ends with a call
+or an answer, a call is followed by its observation, and a limit ends the trajectory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Inject = Callable[[str, np.random.Generator], str | None]
 
 
 @dataclass
-class _Rollout:
-    """One trajectory on its way."""
+class _Running:
+    """A trajectory that is being sampled."""
 
     question: Question
     rng: np.random.Generator
@@ -39,7 +39,7 @@ class _Rollout:
     step: int = 0
     calls: int = 0
     pending: tuple[str, str] | None = None
-    """Tool and content of the call that waits for its observation."""
+    """Tool and content of the call without an observation yet."""
     finished: bool = False
 
     def append(self, source: Source, text: str) -> None:
@@ -61,16 +61,22 @@ def run_agents(
 
     All trajectories advance in lock-step, so that each tool is called once a step with a batch.
     Each has its own random numbers from (`rng_seed`, question id, sample): a trajectory does not
-    depend on what else is in the batch. A policy step and the observation it caused are one step,
-    a trace from `inject` is a step of its own; it may come at every boundary but the first, and
-    never twice in a row (Algorithm 1).
+    depend on what else is in the batch. A policy step and the observation it caused are one step;
+    a trace from `inject` is a separate step, possible at every boundary but the first, and never
+    twice in a row (Algorithm 1).
     """
     groups = [
-        [_Rollout(question, _own_rng(rng_seed, question, sample)) for sample in range(samples)]
+        [
+            _Running(
+                question,
+                np.random.default_rng([rng_seed, zlib.crc32(question.id.encode()), sample]),
+            )
+            for sample in range(samples)
+        ]
         for question in questions
     ]
-    _advance(agent, [r for group in groups for r in group], tools, max_calls, inject)
-    return [[rollout.segments for rollout in group] for group in groups]
+    _finish(agent, [running for group in groups for running in group], tools, max_calls, inject)
+    return [[running.segments for running in group] for group in groups]
 
 
 def run_agent(
@@ -83,66 +89,61 @@ def run_agent(
     inject: Inject | None = None,
 ) -> list[Segment]:
     """Samples one trajectory; see `run_agents`."""
-    rollout = _Rollout(question, rng)
-    _advance(agent, [rollout], tools, max_calls, inject)
-    return rollout.segments
+    running = _Running(question, rng)
+    _finish(agent, [running], tools, max_calls, inject)
+    return running.segments
 
 
 def response_text(segments: Sequence[Segment]) -> str:
-    """The whole response as one text, as `outcome_reward` judges it."""
+    """The whole response as one text, as `outcome_reward` takes it."""
     return "".join(segment.text for segment in segments)
 
 
-def _own_rng(rng_seed: int, question: Question, sample: int) -> np.random.Generator:
-    return np.random.default_rng([rng_seed, zlib.crc32(question.id.encode()), sample])
-
-
-def _advance(
+def _finish(
     agent: Agent,
-    rollouts: Sequence[_Rollout],
+    unfinished: Sequence[_Running],
     tools: Mapping[str, Tool],
     max_calls: int,
     inject: Inject | None,
 ) -> None:
-    running = list(rollouts)
-    while running:
-        for rollout in running:
-            _think(agent, rollout, tools, max_calls, inject)
-        _act([rollout for rollout in running if rollout.pending], tools)
-        running = [rollout for rollout in running if not rollout.finished]
+    while unfinished:
+        for running in unfinished:
+            _step(agent, running, tools, max_calls, inject)
+        _call_tools([running for running in unfinished if running.pending], tools)
+        unfinished = [running for running in unfinished if not running.finished]
 
 
-def _think(
+def _step(
     agent: Agent,
-    rollout: _Rollout,
+    running: _Running,
     tools: Mapping[str, Tool],
     max_calls: int,
     inject: Inject | None,
 ) -> None:
     """One boundary: perhaps a retrieved trace, then a step of the agent."""
-    if inject is not None and rollout.step > 0:
-        trace = inject(rollout.history, rollout.rng)
+    if inject is not None and running.step > 0:
+        trace = inject(running.history, running.rng)
         if trace is not None:
-            rollout.append(Source.RETRIEVED, render_retrieved(trace))
-            rollout.step += 1
-    text = agent(rollout.question.question, rollout.history, rollout.rng)
-    rollout.append(Source.POLICY, text)
+            running.append(Source.RETRIEVED, render_retrieved(trace))
+            running.step += 1
+    text = agent(running.question.question, running.history, running.rng)
+    running.append(Source.POLICY, text)
     call = parse_step(text, user_tool_names(tools))
-    if call.kind in tools and rollout.calls < max_calls:
-        rollout.pending = (call.kind, call.content)
+    if call.kind in tools and running.calls < max_calls:
+        running.pending = (call.kind, call.content)
     else:
-        rollout.finished = True
+        running.finished = True
 
 
-def _act(waiting: Sequence[_Rollout], tools: Mapping[str, Tool]) -> None:
-    """Serves all waiting calls, one batch a tool."""
+def _call_tools(waiting: Sequence[_Running], tools: Mapping[str, Tool]) -> None:
+    """Runs all pending calls, one batch a tool."""
     for name, tool in tools.items():
-        asking = [r for r in waiting if r.pending and r.pending[0] == name]
-        if not asking:
+        callers = [running for running in waiting if running.pending and running.pending[0] == name]
+        if not callers:
             continue
-        observations = tool([r.pending[1] for r in asking if r.pending])
-        for rollout, observation in zip(asking, observations, strict=True):
-            rollout.append(Source.TOOL, render_result(observation.text, user_tool_names(tools)))
-            rollout.pending = None
-            rollout.calls += 1
-            rollout.step += 1
+        observations = tool([running.pending[1] for running in callers if running.pending])
+        for running, observation in zip(callers, observations, strict=True):
+            running.append(Source.TOOL, render_result(observation.text, user_tool_names(tools)))
+            running.pending = None
+            running.calls += 1
+            running.step += 1

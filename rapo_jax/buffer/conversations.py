@@ -1,8 +1,7 @@
 """Trajectories of a chat endpoint through the real tools, many at a time.
 
 A trajectory is a conversation: the system prompt, the question, and then in turn a step of the
-model and the observation that its call caused, as a message of the user. That needs nothing of an
-endpoint but chat.
+model and the observation that its call caused, as a user's message. An endpoint needs only chat.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ Keep = Callable[[Question, int, list[Segment]], None]
 """Takes a finished trajectory; called from several threads."""
 
 PATIENCE = 8
-"""Failed trajectories in a row, beyond two rounds of all threads, that end the sampling."""
+"""Consecutive failures, beyond two rounds of all threads, that end the sampling."""
 
 
 @dataclass
 class Outcome:
-    """What became of the trajectories that were wanted."""
+    """How many of the wanted trajectories finished and failed."""
 
     finished: int = 0
     failed: int = 0
     problem: str = ""
-    """Of the newest failure."""
+    """The newest failure."""
     spent: str = ""
-    """Which cap ended it, '' for none."""
-    _in_a_row: int = 0
+    """The spending cap that ended the sampling, '' for none."""
+    consecutive_failures: int = 0
 
 
 class Conversation:
-    """An `Agent` for one trajectory: turns what the tool loop shows it into messages."""
+    """An `Agent` for one trajectory, which turns the growing history into messages."""
 
     def __init__(self, endpoint: Endpoint, *, system: str) -> None:
         self._endpoint, self._system = endpoint, system
         self._messages: list[Message] = []
-        self._seen = 0
+        self._read_chars = 0
 
     def __call__(self, question: str, history: str, rng: np.random.Generator) -> str:
         if not self._messages:
@@ -58,10 +57,10 @@ class Conversation:
                 {"role": "user", "content": question},
             ]
         else:
-            self._messages.append({"role": "user", "content": history[self._seen :]})
+            self._messages.append({"role": "user", "content": history[self._read_chars :]})
         text = self._endpoint.step(self._messages)
         self._messages.append({"role": "assistant", "content": text})
-        self._seen = len(history) + len(text)
+        self._read_chars = len(history) + len(text)
         return text
 
 
@@ -75,45 +74,45 @@ def converse(
     concurrency: int,
     keep: Keep,
 ) -> Outcome:
-    """Samples what is `wanted`, in about that order, until it is done or a spending cap is reached.
+    """Samples the `wanted` trajectories, in about that order, or until a spending cap is reached.
 
-    A trajectory whose call failed is left out, and so are those under way when a cap is reached.
+    A trajectory whose call failed is left out, and so are unfinished ones when a cap is reached.
 
     Raises:
         ValueError: the endpoint refuses all calls, or fails again and again.
     """
     threads = min(concurrency, max(len(wanted), 1))
-    line = _Line(wanted, patience=PATIENCE + 2 * threads)
+    queue = _Queue(wanted, patience=PATIENCE + 2 * threads)
 
     def work() -> None:
-        for question, sample in line:
+        for question, sample in queue:
             agent = Conversation(endpoint, system=system)
             try:
                 segments = run_agent(
                     agent, question, tools, max_calls=max_calls, rng=np.random.default_rng(0)
                 )
             except HttpFailure as failure:
-                line.fail(str(failure))
+                queue.fail(str(failure))
             except Spent as spent:
-                line.end(str(spent))
+                queue.end(str(spent))
             except BaseException:
-                line.close()
+                queue.close()
                 raise
             else:
                 keep(question, sample, segments)
-                line.succeed()
+                queue.succeed()
 
     with ThreadPoolExecutor(threads, thread_name_prefix="endpoint") as pool:
         try:
             for future in as_completed([pool.submit(work) for _ in range(threads)]):
                 future.result()
         finally:
-            line.close()  # leaving the pool waits for what is under way, and for no more
-    return line.outcome
+            queue.close()  # leaving the pool then waits for running trajectories only
+    return queue.outcome
 
 
-class _Line:
-    """What is still to be sampled, for several threads, and what became of the rest."""
+class _Queue:
+    """The trajectories still to sample, for several threads, and the outcome so far."""
 
     def __init__(self, wanted: Sequence[Wanted], *, patience: int) -> None:
         self._left: Iterator[Wanted] = iter(wanted)
@@ -125,27 +124,27 @@ class _Line:
     def __iter__(self) -> Iterator[Wanted]:
         while True:
             with self._lock:
-                each = None if self._closed else next(self._left, None)
-            if each is None:
+                wanted = None if self._closed else next(self._left, None)
+            if wanted is None:
                 return
-            yield each
+            yield wanted
 
     def succeed(self) -> None:
         with self._lock:
             self.outcome.finished += 1
-            self.outcome._in_a_row = 0
+            self.outcome.consecutive_failures = 0
 
     def fail(self, problem: str) -> None:
         with self._lock:
-            found = self.outcome
-            found.failed, found.problem = found.failed + 1, problem
-            found._in_a_row += 1
-            lost = found._in_a_row >= self._patience
-            self._closed |= lost
-        if lost:
+            self.outcome.failed += 1
+            self.outcome.problem = problem
+            self.outcome.consecutive_failures += 1
+            failures = self.outcome.consecutive_failures
+            self._closed |= failures >= self._patience
+        if failures >= self._patience:
             raise ValueError(
-                f"buffer.endpoint.url: {found._in_a_row} trajectories in a row failed, the last "
-                f"with: {problem}; what is finished is kept: start again to go on"
+                f"buffer.endpoint.url: {failures} trajectories in a row failed, the last with: "
+                f"{problem}; finished trajectories are kept: start again to continue"
             )
 
     def end(self, spent: str) -> None:

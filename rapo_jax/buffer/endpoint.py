@@ -1,6 +1,6 @@
 """A chat endpoint as an off-policy agent: any OpenAI-compatible server, within a spending cap.
 
-The key comes from an environment variable and stands in a header alone. `conversations.py` samples
+The key comes from an environment variable and is sent in a header only. `conversations.py` samples
 whole trajectories.
 """
 
@@ -18,28 +18,28 @@ from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.text.protocol import STEP_KINDS, neutralise, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
-"""Statuses that no other question would change: the endpoint is set up wrongly, or unpaid. (400
-may be a conversation that has become too long.)"""
+"""Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
+conversation that has become too long.)"""
 MAX_STOPS = 4
 """More stop sequences are refused by OpenAI's own endpoint."""
 MAX_REPLY_BYTES = 8 << 20
 CHARS_PER_TOKEN = 3
-"""Of an estimate of what a call reads, on the high side for English."""
+"""To estimate what a call reads; estimates are rather high for English."""
 REASONING = ("reasoning_content", "reasoning")
-"""Where servers put a thought that they cut out of the message."""
+"""Keys under which servers return a thought that they cut out of the message."""
 
 Message = dict[str, str]
 
 
 class Spent(Exception):
-    """The spending cap is reached; says which one and how to raise it."""
+    """The spending cap is reached; the message names it."""
 
 
 class Budget:
-    """Calls and tokens spent on an endpoint, over all builds of a buffer: `path` keeps account.
+    """Calls and tokens spent on an endpoint over all builds of a buffer, recorded in `path`.
 
-    A call is written down before it is made, with an estimate of its tokens that its answer
-    corrects: a killed build has spent what it had under way.
+    A call is recorded before it is made, with an estimate of its tokens that its answer corrects:
+    the running calls of a killed build count as spent.
     """
 
     def __init__(self, path: Path, *, max_calls: int, max_tokens: int) -> None:
@@ -52,11 +52,11 @@ class Budget:
             try:
                 calls, tokens = map(int, json.loads(line))
             except (ValueError, TypeError):
-                raise ValueError(f"{path}: damaged; it says what was spent, mend it") from None
+                raise ValueError(f"{path}: damaged; it records the spending, repair it") from None
             self.calls, self.tokens = self.calls + calls, self.tokens + tokens
 
     def take(self, estimate: int) -> None:
-        """Sets a call of about `estimate` tokens apart. Raises Spent if it is beyond a cap."""
+        """Reserves a call of about `estimate` tokens. Raises Spent if that exceeds a cap."""
         with self._lock:
             for name, used, cap in (
                 ("calls", self.calls + 1, self._max_calls),
@@ -68,7 +68,7 @@ class Budget:
             self._write(1, estimate)
 
     def correct(self, tokens: int) -> None:
-        """Adds what a call took beyond its estimate."""
+        """Adds the tokens that a call took beyond its estimate."""
         with self._lock:
             self._write(0, tokens)
 
@@ -79,7 +79,7 @@ class Budget:
 
 
 class Endpoint:
-    """Answers of a chat endpoint, cut where a step ends; from any thread. `own`: own tools' tags.
+    """Answers of a chat endpoint, cut where a step ends; may be called from any thread.
 
     Raises:
         ValueError: the environment variable of the key is empty.
@@ -100,7 +100,7 @@ class Endpoint:
                 f"buffer.endpoint.key_variable={settings.key_variable!r}: this environment "
                 "variable is empty or not set; put the endpoint's key into it"
             )
-        self._settings, self._budget, self._own = settings, budget, user_tools
+        self._settings, self._budget, self._user_tools = settings, budget, user_tools
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
         self._client = JsonClient(
             Limits(settings.deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
@@ -114,8 +114,8 @@ class Endpoint:
 
         Raises:
             Spent: the spending cap is reached.
-            HttpFailure: the call failed, in all its attempts.
-            ValueError: the endpoint refuses calls altogether.
+            HttpFailure: the call failed in all its attempts.
+            ValueError: the endpoint refuses all calls.
         """
         s = self._settings
         read = sum(len(message["content"]) for message in messages) // CHARS_PER_TOKEN
@@ -126,12 +126,12 @@ class Endpoint:
             "messages": list(messages),
             "temperature": s.temperature,
             "max_tokens": s.step_tokens,
-            "stop": list(stops(self._own)[:MAX_STOPS]),
+            "stop": list(stops(self._user_tools)[:MAX_STOPS]),
         }
         try:
             reply = self._client.post(self._url, body)
         except HttpFailure as failure:
-            if failure.kind == "status":  # else it may have worked on the call all the same
+            if failure.kind == "status":  # after another failure it may have served the call
                 self._budget.correct(-estimate)
             if failure.status in HOPELESS:
                 raise ValueError(f"buffer.endpoint.model={s.model!r}: {failure}") from None
@@ -142,13 +142,13 @@ class Endpoint:
         self._budget.correct(used - estimate)
         if not text.strip():
             raise HttpFailure("body", f"POST {self._url}: the answer holds no message")
-        return whole_step(text, ended=ended, user_tools=self._own)
+        return whole_step(text, ended=ended, user_tools=self._user_tools)
 
     def close(self) -> None:
         self._client.close()
 
     def _read(self, reply: Any) -> tuple[str, bool]:
-        """(text, whether it ended by itself and not at its longest)."""
+        """(text, whether the model ended it and not the token limit)."""
         try:
             choice = reply["choices"][0]
             message = choice["message"]
@@ -160,15 +160,15 @@ class Endpoint:
         if not isinstance(text, str):
             return "", False
         if isinstance(thought, str) and thought.strip() and "<think>" not in text:
-            text = f"<think>{neutralise(thought.strip(), self._own)}</think>{text}"
+            text = f"<think>{neutralise(thought.strip(), self._user_tools)}</think>{text}"
         return text.encode("utf-8", "replace").decode(), ended  # half a character has no bytes
 
 
 def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:
-    """A model's step as the policy's own would end: with the first closing tag of a call or answer.
+    """A model's step, ending as the policy's do: with its first closing tag of a call or answer.
 
-    What an endpoint wrote after it is cut. Most leave the stop sequence out: where a text `ended`
-    in an open call or answer, its closing tag is put back. Chat control tokens cannot act.
+    Text after that tag is cut. Most endpoints leave the stop sequence out: where a text `ended` in
+    an open call or answer, the closing tag is added. Chat control tokens are broken up.
     """
     text = text.replace("<|", "< |")
     ends = [place + len(tag) for tag in stops(user_tools) if (place := text.find(tag)) >= 0]
@@ -180,8 +180,8 @@ def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:
     return f"{text}</{kind}>" if closes else text
 
 
-def _tokens_of(reply: Any) -> int | None:
+def _tokens_of(reply: object) -> int | None:
     usage = reply.get("usage") if isinstance(reply, Mapping) else None
     total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
-    right = isinstance(total, int) and not isinstance(total, bool) and total >= 0
-    return total if right else None
+    is_count = isinstance(total, int) and not isinstance(total, bool) and total >= 0
+    return total if is_count else None

@@ -1,4 +1,4 @@
-"""The text by which a step trace is found again: the state before it (paper 4.1.1)."""
+"""The text that is embedded as the key of a step trace: the state before it (paper 4.1.1)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 
 
 def key_text(question: str, history: str, *, mask: str, max_chars: int) -> str:
-    """Text of S_<t = question + history, cut to what an encoder reads.
+    """Text of S_<t = question + history, cut to `max_chars` characters.
 
     `mask` is a regular expression whose matches become '#', so that names and numbers of one
     question do not outweigh the way of solving; '' masks nothing. Masking comes before the cut, so
-    a name cut in two is still masked. A text longer than `max_chars` keeps the whole question and
-    the end of the history (method: "the question and the most recent part"); a question longer
-    than that by itself keeps its beginning.
+    a name cut in two is still masked. A longer text keeps the whole question and the end of the
+    history ("the question and the most recent part"); a longer question keeps its beginning.
     """
     if mask:
         question, history = re.sub(mask, "#", question), re.sub(mask, "#", history)

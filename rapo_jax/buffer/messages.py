@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapo_jax.text.protocol import neutralise, render_result, tags
 
@@ -16,17 +16,25 @@ SHORT_ANSWER_CHARS = 200
 Message = Mapping[str, Any]
 
 
-def tagged_text(messages: Sequence[Any], user_tools: tuple[str, ...] = ()) -> tuple[str, str]:
+class Call(NamedTuple):
+    """A tool call of a message: the tag of the tool, and the text inside it."""
+
+    id: object
+    tag: str
+    text: str
+
+
+def tagged_text(messages: Sequence[object], user_tools: tuple[str, ...] = ()) -> tuple[str, str]:
     """(question, response with protocol tags) of one chat in the OpenAI format.
 
-    The question is the user's message; a system message is passed over, for ours takes its place.
-    An assistant's message becomes a thought and its call, the tool's message the result; several
-    calls of one message become steps of their own; a message without calls is the answer. Contents
-    that hold protocol tags already are taken as they are. A tool of the name of an `own` one is it.
+    The question is the user's message; a system message is left out, because ours replaces it. An
+    assistant's message becomes a thought and its call, the tool's message the result; several calls
+    of one message become several steps; a message without calls is the answer. Contents that
+    already hold protocol tags are not changed. Names in `user_tools` are tools too.
 
     Raises:
-        ValueError: with what cannot be understood: several user turns, a tool that is no search,
-            no python and no own one, a call without a result or a result without a call.
+        ValueError: several user turns, an unknown tool, a call without a result, or a result
+            without a call.
     """
     turns = [_message(message) for message in messages]
     while turns and turns[0]["role"] in ("system", "developer"):
@@ -35,36 +43,32 @@ def tagged_text(messages: Sequence[Any], user_tools: tuple[str, ...] = ()) -> tu
         raise ValueError("messages do not begin with a user's question")
     question, *turns = turns
     response: list[str] = []
-    place = 0
-    while place < len(turns):
-        message = turns[place]
+    while turns:
+        message = turns[0]
         if message["role"] != "assistant":
             raise ValueError(f"messages: a {message['role']} message where the assistant's was due")
         calls = _calls(message, user_tools)
-        results = turns[place + 1 : place + 1 + len(calls)]
-        response.append(_own_words(message, user_tools, is_answer=not calls))
-        response.extend(
-            f"<{kind}>{neutralise(call, user_tools)}</{kind}>{render_result(result, user_tools)}"
-            for (kind, call), result in zip(
-                [content for _, content in calls], _results(calls, results), strict=True
-            )
-        )
-        place += 1 + len(calls)
+        results = _results(calls, turns[1 : 1 + len(calls)])
+        response.append(_thought(message, user_tools, is_answer=not calls))
+        for call, result in zip(calls, results, strict=True):
+            text = neutralise(call.text, user_tools)
+            response.append(f"<{call.tag}>{text}</{call.tag}>{render_result(result, user_tools)}")
+        turns = turns[1 + len(calls) :]
     if not response:
         raise ValueError("messages hold no answer of an assistant")
     return _content(question), "".join(response)
 
 
-def _message(message: Any) -> dict[str, Any]:
-    """A message in today's form; `function_call` and the role `function` are yesterday's."""
+def _message(message: object) -> Message:
+    """The message in the present format; `function_call` and the role `function` are older."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError("messages hold an item that is no message with a role")
-    found = dict(message)
-    if found["role"] == "function":
-        found["role"] = "tool"
-    if found.get("function_call") and not found.get("tool_calls"):
-        found["tool_calls"] = [{"function": found["function_call"]}]
-    return found
+    present = dict(message)
+    if present["role"] == "function":
+        present["role"] = "tool"
+    if present.get("function_call") and not present.get("tool_calls"):
+        present["tool_calls"] = [{"function": present["function_call"]}]
+    return present
 
 
 def _content(message: Message) -> str:
@@ -81,7 +85,7 @@ def _content(message: Message) -> str:
     return content
 
 
-def _own_words(message: Message, user_tools: tuple[str, ...], *, is_answer: bool) -> str:
+def _thought(message: Message, user_tools: tuple[str, ...], *, is_answer: bool) -> str:
     """The assistant's thought, or thought and answer, with tags."""
     content = _content(message).strip()
     thought = message.get("reasoning_content") or ""
@@ -101,34 +105,34 @@ def _own_words(message: Message, user_tools: tuple[str, ...], *, is_answer: bool
     return f"<think>{thought}</think><answer>{content}</answer>"
 
 
-def _calls(message: Message, user_tools: tuple[str, ...]) -> list[tuple[Any, tuple[str, str]]]:
-    """(id, (tag, content)) of each call of a message."""
+def _calls(message: Message, user_tools: tuple[str, ...]) -> list[Call]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise ValueError("messages: tool_calls is no list")
     return [_call(call, user_tools) for call in calls]
 
 
-def _call(call: Any, user_tools: tuple[str, ...]) -> tuple[Any, tuple[str, str]]:
-    function = call.get("function") if isinstance(call, Mapping) else None
+def _call(call: object, user_tools: tuple[str, ...]) -> Call:
+    call = call if isinstance(call, Mapping) else {}
+    function = call.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str):
         raise ValueError("messages: a tool call without a function's name")
-    kind = name if name in user_tools else _kind(name)
-    text = _argument(function.get("arguments"), QUERY_NAMES if kind == "search" else PROGRAM_NAMES)
+    tag = name if name in user_tools else _tag(name)
+    text = _argument(function.get("arguments"), QUERY_NAMES if tag == "search" else PROGRAM_NAMES)
     if text is None:
         raise ValueError(f"messages: the call of {name!r} has no text among its arguments")
-    return call.get("id"), (kind, text)
+    return Call(call.get("id"), tag, text)
 
 
-def _argument(arguments: Any, names: Sequence[str]) -> str | None:
-    """The query or program among a call's arguments; None where it cannot be told."""
+def _argument(arguments: object, names: Sequence[str]) -> str | None:
+    """The query or program among a call's arguments; None if it is not clear which it is."""
     if isinstance(arguments, str):
         try:
             read = json.loads(arguments)
         except (ValueError, RecursionError):
             read = None
-        # Some servers write the bare query or program, which may look like a number or a list.
+        # Some servers give the bare query or program, which may look like a number or a list.
         arguments = read if isinstance(read, Mapping | str) else arguments
     if isinstance(arguments, Mapping):
         texts = [value for value in arguments.values() if isinstance(value, str)]
@@ -139,7 +143,7 @@ def _argument(arguments: Any, names: Sequence[str]) -> str | None:
     return arguments if isinstance(arguments, str) else None
 
 
-def _kind(name: str) -> str:
+def _tag(name: str) -> str:
     lowered = name.lower()
     if any(word in lowered for word in ("python", "code", "interpreter")):
         return "python"
@@ -148,12 +152,12 @@ def _kind(name: str) -> str:
     raise ValueError(f"messages: tool {name!r} is no search and no python interpreter")
 
 
-def _results(calls: Sequence[tuple[Any, Any]], messages: Sequence[Message]) -> list[str]:
-    """The results in the order of their calls; ids decide where there are any."""
+def _results(calls: Sequence[Call], messages: Sequence[Message]) -> list[str]:
+    """The results in the order of their calls; matched by id where there are ids."""
     if len(messages) < len(calls) or any(message["role"] != "tool" for message in messages):
         raise ValueError("messages: a tool call without its result")
     by_id = {message.get("tool_call_id"): message for message in messages}
-    ids = [call_id for call_id, _ in calls]
+    ids = [call.id for call in calls]
     if None in ids or None in by_id or len(by_id) < len(messages):
         return [_content(message) for message in messages]
     if set(ids) != set(by_id):

@@ -16,9 +16,10 @@ from rapo_jax.search.nearest import make_index
 
 
 class Hit(NamedTuple):
-    """A retrieved trace. A miss has index -1 and the value '': retrieve nothing for that row."""
+    """A retrieved step trace. A miss has row -1 and the value '': nothing is retrieved."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    row: int
+    """Its row in the buffer."""
     similarity: float
     value: str
     origin: str
@@ -28,10 +29,11 @@ class Hit(NamedTuple):
 MISS = Hit(-1, float("nan"), "", "", False)
 
 _FETCH = 64
+"""Neighbours looked at before the whole buffer is searched."""
 
 
 class Retriever:
-    """Buffer + encoder + index. Keys are made exactly as the buffer's own (its mask and length).
+    """Buffer, encoder and index. Keys of states are made as those of the buffer (mask, length).
 
     `kind` and `folder` as for `make_index`. Safe to call from concurrent threads.
     """
@@ -73,40 +75,40 @@ class Retriever:
         key_BE: np.ndarray,
         *,
         question_ids: Sequence[str] | None = None,
-        exclude_question_ids: Sequence[str] | None = None,
+        exclude_same_question: bool = False,
         pick_B: np.ndarray | None = None,
     ) -> list[Hit]:
         """The trace whose key is nearest to each state.
 
         `pick_B[b]` in [0, 1) replaces the nearest by trace floor(pick * M), uniform over the traces
-        that the row may get (retrieval noise); a negative one asks for the nearest.
-        `exclude_question_ids[b]` is a question whose traces row b may not get; where the buffer has
-        no others the row misses (counted as `excluded`). A state that is not finite misses too.
-        `question_ids` (default: the excluded ones) fill `Hit.same_question`. Unknown ids, '', are
-        never the same.
+        that row b may get (retrieval noise); a negative one asks for the nearest. With
+        `exclude_same_question` row b gets no trace of question `question_ids[b]`; where the buffer
+        has no others it is a miss (counted as `excluded`). A state that is not finite is a miss
+        too. Unknown ids, '', are never the same question.
         """
         key_BE = np.asarray(key_BE, np.float32)
-        own = question_ids if question_ids is not None else exclude_question_ids
-        barred = exclude_question_ids if exclude_question_ids is not None else [""] * len(key_BE)
+        unknown = [""] * len(key_BE)
+        ids = unknown if question_ids is None else question_ids
+        excluded = ids if exclude_same_question else unknown
         pick_B = np.full(len(key_BE), -1.0) if pick_B is None else np.asarray(pick_B, np.float64)
-        index_B = self._nearest_allowed(key_BE, barred)
+        row_B = self._nearest_allowed(key_BE, excluded)
         counts: defaultdict[str, float] = defaultdict(float, queries=len(key_BE))
         hits = []
-        for b, index in enumerate(index_B):
+        for b, row in enumerate(row_B):
             if pick_B[b] >= 0:
-                index = self._random_allowed(pick_B[b], barred[b])
+                row = self._random_allowed(pick_B[b], excluded[b])
                 counts["random"] += 1
-            if index < 0:
+            if row < 0:
                 finite = np.isfinite(key_BE[b]).all()
                 counts["excluded" if finite else "not_finite"] += 1
                 hits.append(MISS)
                 continue
-            item = self.buffer.items[index]
-            same = own is not None and own[b] != "" and own[b] == item.question_id
-            similarity = float((self.buffer.key_ME[index].astype(np.float64) * key_BE[b]).sum())
-            hits.append(Hit(int(index), similarity, item.value, item.origin, same))
+            step_trace = self.buffer.step_traces[row]
+            same = ids[b] != "" and ids[b] == step_trace.question_id
+            similarity = float((self.buffer.key_ME[row].astype(np.float64) * key_BE[b]).sum())
+            hits.append(Hit(int(row), similarity, step_trace.value, step_trace.origin, same))
             counts["hits"] += 1
-            counts[f"origin/{item.origin}"] += 1
+            counts[f"origin/{step_trace.origin}"] += 1
             counts["same_question"] += same
             if np.isfinite(similarity):
                 counts["similarity_sum"] += similarity
@@ -128,41 +130,43 @@ class Retriever:
         taken["similarity_mean"] = counts["similarity_sum"] / max(1, counts["hits"])
         return taken
 
-    def _nearest_allowed(self, key_BE: np.ndarray, barred: Sequence[str]) -> np.ndarray:
-        """Nearest trace of each row that is not of its barred question, -1 where there is none."""
-        index_B, _ = self.index.search(key_BE)
+    def _nearest_allowed(self, key_BE: np.ndarray, excluded: Sequence[str]) -> np.ndarray:
+        """Nearest trace [B] that is not of the row's excluded question, -1 where there is none."""
+        row_B, _ = self.index.search(key_BE)
         finite_B = np.isfinite(key_BE).all(axis=1)
         wrong = [
             b
-            for b, i in enumerate(index_B)
-            if finite_B[b] and (i < 0 or self._is_barred(i, barred[b]))
+            for b, row in enumerate(row_B)
+            if finite_B[b] and (row < 0 or self._is_of(row, excluded[b]))
         ]
         if not wrong:
-            return index_B
-        found_bn, _ = self.index.search_many(key_BE[wrong], min(_FETCH, self.index.size))
-        for b, found_n in zip(wrong, found_bn, strict=True):
-            allowed = (i for i in found_n if i >= 0 and not self._is_barred(i, barred[b]))
-            index_B[b] = next(allowed, -1)
-            if index_B[b] < 0:  # its own question holds all of these: look at every trace
-                index_B[b] = self._scan(key_BE[b], barred[b])
-        return index_B
+            return row_B
+        neighbour_bn, _ = self.index.search_many(key_BE[wrong], min(_FETCH, self.index.size))
+        for b, neighbour_n in zip(wrong, neighbour_bn, strict=True):
+            allowed = (row for row in neighbour_n if row >= 0 and not self._is_of(row, excluded[b]))
+            row_B[b] = next(allowed, -1)
+            if row_B[b] < 0:  # all of these are of the excluded question: look at every trace
+                row_B[b] = self._scan(key_BE[b], excluded[b])
+        return row_B
 
-    def _scan(self, key_E: np.ndarray, barred: str) -> int:
+    def _scan(self, key_E: np.ndarray, excluded: str) -> int:
         score_M = self.buffer.key_ME @ key_E
-        for i, item in enumerate(self.buffer.items):
-            if barred and item.question_id == barred:
-                score_M[i] = -np.inf
+        for row in range(len(score_M)):
+            if self._is_of(row, excluded):
+                score_M[row] = -np.inf
         best = int(np.argmax(score_M))
         return best if np.isfinite(score_M[best]) else -1
 
-    def _random_allowed(self, pick: float, barred: str) -> int:
-        """Trace floor(pick * count) of those that are not of the barred question, -1 if none is."""
+    def _random_allowed(self, pick: float, excluded: str) -> int:
+        """Trace floor(pick * count) of those not of the excluded question, -1 if there is none."""
         allowed: Sequence[int] = range(self.index.size)
-        if barred:
-            allowed = [i for i in allowed if not self._is_barred(i, barred)]
+        if excluded:
+            allowed = [row for row in allowed if not self._is_of(row, excluded)]
         if not allowed:
             return -1
         return allowed[min(int(pick * len(allowed)), len(allowed) - 1)]  # float32 rounds up to 1
 
-    def _is_barred(self, index: int, barred: str) -> bool:
-        return index >= 0 and barred != "" and self.buffer.items[index].question_id == barred
+    def _is_of(self, row: int, question_id: str) -> bool:
+        if row < 0 or not question_id:
+            return False
+        return self.buffer.step_traces[row].question_id == question_id

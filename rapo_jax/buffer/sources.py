@@ -1,6 +1,6 @@
-"""Traces made elsewhere, as JSON lines: what may fill a Step-Trace Buffer beside our own agents.
+"""Reads trajectories and step traces that were made elsewhere, to fill a Step-Trace Buffer.
 
-A line is one of four records, told apart by its keys:
+Files are JSON lines. A line is one of four records, distinguished by its keys:
 
     {"key", "value", "reward"}     one step trace, as the official buffer stores it
     {"question", "response", …}    a trajectory as text with our tags, the prompt left out
@@ -17,20 +17,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.buffer.keys import key_text
 from rapo_jax.buffer.messages import tagged_text
-from rapo_jax.buffer.traces import AgentTrajectory, StepTrace
+from rapo_jax.buffer.trajectories import AgentTrajectory, StepTrace
 from rapo_jax.io.jsonl import LineReport, number_of, read_jsonl, text_of, texts_of
-from rapo_jax.tasks.schema import Question
+from rapo_jax.tasks.schema import Question, Score
 from rapo_jax.text.protocol import split_steps, tags
-
-Score = Callable[[str, Sequence[str]], float]
-"""(response text, gold answers) -> outcome reward."""
 
 _END_TOKENS = re.compile(r"(?:\s*<\|[^|>]*\|>)+\s*$")
 _TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
@@ -38,23 +34,23 @@ _TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
 
 @dataclass
 class Imported:
-    """What files gave: whole trajectories, single step traces, and a report for each file."""
+    """The contents of files: whole trajectories, single step traces, and a report for each file."""
 
-    traces: list[AgentTrajectory] = field(default_factory=list)
-    items: list[StepTrace] = field(default_factory=list)
+    trajectories: list[AgentTrajectory] = field(default_factory=list)
+    step_traces: list[StepTrace] = field(default_factory=list)
     reports: list[LineReport] = field(default_factory=list)
 
-    def step_items(self, *, unit: str, include_answers: bool) -> list[StepTrace]:
+    def usable_step_traces(self, *, unit: str, include_answers: bool) -> list[StepTrace]:
         """The single step traces that a buffer of these settings takes."""
-        if self.items and unit != "step":
+        if self.step_traces and unit != "step":
             raise ValueError(
-                f"retrieval.unit={unit!r}: buffer.files hold {len(self.items)} single step traces "
-                "{key, value, reward}, which are no trajectories; use retrieval.unit='step'"
+                f"retrieval.unit={unit!r}: buffer.files hold {len(self.step_traces)} single step "
+                "traces {key, value, reward}, which are no trajectories; use retrieval.unit='step'"
             )
-        return [item for item in self.items if include_answers or "</answer>" not in item.value]
+        return [row for row in self.step_traces if include_answers or "</answer>" not in row.value]
 
-    def about(self) -> dict[str, Any]:
-        """What the manifest says of the files: counts, and the malformed lines by number."""
+    def info(self) -> dict[str, object]:
+        """The manifest's entries about the files: counts, and the malformed lines by number."""
         files = [
             {
                 "name": Path(report.path).name,
@@ -78,18 +74,18 @@ def read_sources(
     max_chars: int,
     user_tools: tuple[str, ...] = (),
 ) -> Imported:
-    """Reads every file, in order. `questions` are those to train on: a trace of one gets its id.
+    """Reads every file, in order. A trajectory of one of `questions` gets that question's id.
 
-    `mask` and `max_chars` make the keys of official records, which are single step traces: key and
-    history stand in one text there, which is cut at the first <think> and goes through `key_text`
-    like our own keys, else no query could match it. `own` are the tags of own tools.
+    `mask` and `max_chars` make the keys of official records, which are single step traces. There
+    question and history are one text; it is split at the first <think> and goes through `key_text`
+    like all other keys, else no query could match it.
 
     Raises:
         ValueError: a file is missing, damaged or without any usable line, or a line is malformed
             and `malformed` is 'fail'.
     """
     known = {question.question.strip(): question for question in questions}
-    found = Imported()
+    imported = Imported()
     for path in files:
         report = LineReport(str(path))
         parse = _Parser(Path(path).name, known, score, mask, max_chars, user_tools)
@@ -97,15 +93,15 @@ def read_sources(
             path, parse, malformed=malformed, key="buffer.malformed", report=report
         ):
             if isinstance(record, AgentTrajectory):
-                found.traces.append(record)
+                imported.trajectories.append(record)
             else:
-                found.items.append(record)
-        found.reports.append(report)
-    return found
+                imported.step_traces.append(record)
+        imported.reports.append(report)
+    return imported
 
 
 class _Parser:
-    """One file's lines to records; remembers what the file held to tell duplicates."""
+    """Parses the lines of one file; refuses duplicates of earlier lines."""
 
     def __init__(
         self,
@@ -119,18 +115,18 @@ class _Parser:
         self._origin = f"file:{name}"
         self._known = known
         self._score = score
-        self._own = user_tools
+        self._user_tools = user_tools
         self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
-        self._ids: set[Any] = set()
+        self._ids: set[str | int] = set()
         self._contents: set[bytes] = set()
 
-    def __call__(self, record: Mapping[str, Any]) -> AgentTrajectory | StepTrace:
-        found = self._step(record) if "key" in record else self._trajectory(record)
-        self._refuse_duplicates(record, found)
-        return found
+    def __call__(self, record: Mapping[str, object]) -> AgentTrajectory | StepTrace:
+        parsed = self._step(record) if "key" in record else self._trajectory(record)
+        self._refuse_duplicates(record, parsed)
+        return parsed
 
-    def _step(self, record: Mapping[str, Any]) -> StepTrace:
-        """An official record; its step is the number of results in its key."""
+    def _step(self, record: Mapping[str, object]) -> StepTrace:
+        """An official record; the number of results in its key is the step."""
         key, value = text_of(record, "key"), text_of(record, "value")
         start = key.find("<think>")
         question, history = (key, "") if start < 0 else (key[:start], key[start:])
@@ -144,8 +140,8 @@ class _Parser:
             origin=self._origin_of(record),
         )
 
-    def _trajectory(self, record: Mapping[str, Any]) -> AgentTrajectory:
-        question, steps = _read_trajectory(record, self._own)
+    def _trajectory(self, record: Mapping[str, object]) -> AgentTrajectory:
+        question, steps = _read_trajectory(record, self._user_tools)
         return AgentTrajectory(
             question_id=self._question_id(record, question),
             question=question,
@@ -154,7 +150,7 @@ class _Parser:
             origin=self._origin_of(record),
         )
 
-    def _reward(self, record: Mapping[str, Any], question: str, response: str) -> float:
+    def _reward(self, record: Mapping[str, object], question: str, response: str) -> float:
         if "reward" in record:
             return number_of(record, "reward")
         name = next((name for name in ("answers", "answer") if name in record), "")
@@ -164,18 +160,18 @@ class _Parser:
             return self._score(response, self._known[question.strip()].answers)
         raise ValueError("neither reward nor answers, and the question is none to train on here")
 
-    def _question_id(self, record: Mapping[str, Any], question: str) -> str:
+    def _question_id(self, record: Mapping[str, object], question: str) -> str:
         if "question_id" in record:
             return text_of(record, "question_id")
         if question.strip() in self._known:
             return self._known[question.strip()].id
         return f"text:{hashlib.sha256(question.strip().encode()).hexdigest()[:16]}"
 
-    def _origin_of(self, record: Mapping[str, Any]) -> str:
+    def _origin_of(self, record: Mapping[str, object]) -> str:
         return text_of(record, "origin") if "origin" in record else self._origin
 
     def _refuse_duplicates(
-        self, record: Mapping[str, Any], found: AgentTrajectory | StepTrace
+        self, record: Mapping[str, object], parsed: AgentTrajectory | StepTrace
     ) -> None:
         if "id" in record:
             name = record["id"]
@@ -184,14 +180,14 @@ class _Parser:
             if name in self._ids:
                 raise ValueError(f"duplicate id {name!r}")
             self._ids.add(name)
-        content = hashlib.sha256(repr(tuple(found)).encode("utf-8", "surrogatepass")).digest()
+        content = hashlib.sha256(repr(tuple(parsed)).encode("utf-8", "surrogatepass")).digest()
         if content in self._contents:
             raise ValueError("the same record as on an earlier line")
         self._contents.add(content)
 
 
 def _read_trajectory(
-    record: Mapping[str, Any], user_tools: tuple[str, ...]
+    record: Mapping[str, object], user_tools: tuple[str, ...]
 ) -> tuple[str, list[str]]:
     """(question, step traces) of a trajectory in any of its three forms."""
     if "messages" in record:
@@ -221,7 +217,7 @@ def _steps(response: str, name: str, user_tools: tuple[str, ...]) -> list[str]:
     if any(token in response for token in _TURN_TOKENS):
         raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
     if not any(tag in response for tag in tags(user_tools)):
-        raise ValueError(f"{name} holds none of our tags, such as <think>")
+        raise ValueError(f"{name} holds none of the protocol's tags, such as <think>")
     steps = split_steps(response, user_tools)
     if not any(step.strip() for step in steps):
         raise ValueError(f"{name} holds no step")

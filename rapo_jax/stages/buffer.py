@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer, best_of, make_items
+from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
-from rapo_jax.buffer.traces import group_by_question
+from rapo_jax.buffer.trajectories import AgentTrajectory, best_of, filter_counts, split_all
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer_policies import SHOW_EVERY_S
 from rapo_jax.stages.buffer_sources import import_files, sample_agents
@@ -52,41 +52,43 @@ def _build(
     started: float,
 ) -> dict[str, Any]:
     folder, s = run.buffer, run.settings
-    traces = sampled + (imported.traces if imported else [])
-    taken: dict[str, Any] = {"unit": s.retrieval.unit, "include_answers": s.buffer.include_answers}
-    settings = splitting(s.retrieval) | taken
+    trajectories = sampled + (imported.trajectories if imported else [])
+    how = splitting(s)
+    kept = best_of(trajectories, s.buffer.keep)
+    step_traces = split_all(kept, how)
+    if imported:
+        step_traces += imported.usable_step_traces(
+            unit=how.unit, include_answers=how.include_answers
+        )
     (folder / "encoder").mkdir(parents=True, exist_ok=True)
     if run.encoder.tokenize is None:
-        items = make_items(traces, keep=s.buffer.keep, **settings)
-        items += imported.step_items(**taken) if imported else []
-        fitted = NgramEncoder.fit(
-            [item.key for item in items], width=s.retrieval.width, orders=KEY_ORDERS
-        )
+        keys = [step_trace.key for step_trace in step_traces]
+        fitted = NgramEncoder.fit(keys, width=s.retrieval.width, orders=KEY_ORDERS)
         fitted.save(folder / "encoder")
     encode, identity = key_encoder(run)
     buffer = StepTraceBuffer.build(
-        traces,
+        step_traces,
+        how,
         encode=_with_progress(encode),
         encoder_identity=identity,
         tokenizer_fingerprint=run.tokens.fingerprint,
-        keep=s.buffer.keep,
         count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
-        imported=imported,
-        about=about,
-        **settings,
+        info={
+            **filter_counts(trajectories, kept, s.buffer.keep),
+            **(imported.info() if imported else {}),
+            **about,
+        },
     )
     buffer.save(folder / "traces")
-    kept = best_of(group_by_question(traces), s.buffer.keep)
     with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
-        for best in kept.values():
-            for trace in best:
-                file.write(json.dumps(trace._asdict()) + "\n")
+        for trajectory in kept:
+            file.write(json.dumps(trajectory._asdict()) + "\n")
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
     (folder / "done.json").write_text(json.dumps(done) + "\n")
     m = buffer.manifest
     print(
-        f"[buffer] {len(buffer.items)} step traces of {m['trajectories_kept']} trajectories kept "
+        f"[buffer] {len(step_traces)} step traces of {m['trajectories_kept']} trajectories kept "
         f"of {m['trajectories_sampled']}; mean reward {m['mean_reward_sampled']:.3f} -> "
         f"{m['mean_reward_kept']:.3f}; {seconds:.0f} s",
         flush=True,

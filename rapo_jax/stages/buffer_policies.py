@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rapo_jax.buffer.kept import KeptRollouts, Rollout
+from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
+from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
@@ -44,7 +45,7 @@ class Guest(NamedTuple):
     params: Params
 
 
-def sample_policies(run: Run, questions: Sequence[Question]) -> list[Rollout]:
+def sample_policies(run: Run, questions: Sequence[Question]) -> list[AgentTrajectory]:
     """Trajectories of all policies in buffer.checkpoint, for the first process; all call it.
 
     Raises:
@@ -52,15 +53,17 @@ def sample_policies(run: Run, questions: Sequence[Question]) -> list[Rollout]:
         Stopped: SIGTERM came; the next call goes on.
     """
     return [
-        rollout
+        trajectory
         for checkpoint in run.settings.buffer.checkpoints
-        for rollout in _sample(run, checkpoint, questions)
+        for trajectory in _sample(run, checkpoint, questions)
     ]
 
 
-def _sample(run: Run, checkpoint: str, questions: Sequence[Question]) -> list[Rollout]:
+def _sample(run: Run, checkpoint: str, questions: Sequence[Question]) -> list[AgentTrajectory]:
     b, batch = run.settings.buffer, run.settings.rollout.questions
-    files = KeptRollouts(run.buffer / "agents", f"checkpoint-{zlib.crc32(checkpoint.encode()):08x}")
+    files = TrajectoryFile(
+        run.buffer / "agents", f"checkpoint-{zlib.crc32(checkpoint.encode()):08x}"
+    )
     wanted = [(question.id, sample) for question in questions for sample in range(b.samples)]
     done = on_first(lambda: _begin(files, _about(run, checkpoint), wanted, batch * b.samples))
     if done < len(wanted):
@@ -71,11 +74,11 @@ def _sample(run: Run, checkpoint: str, questions: Sequence[Question]) -> list[Ro
 
 
 def _begin(
-    files: KeptRollouts, about: dict[str, Any], wanted: Sequence[tuple[str, int]], batch: int
+    files: TrajectoryFile, about: dict[str, Any], wanted: Sequence[tuple[str, int]], batch: int
 ) -> int:
     """Trajectories that are there already: whole batches of them, or all."""
     kept = files.begin(about)
-    found = [(rollout.question_id, rollout.sample) for rollout in kept]
+    found = [(trajectory.question_id, trajectory.sample) for trajectory in kept]
     if found != list(wanted[: len(found)]):
         raise ValueError(
             f"buffer: {files.path} holds trajectories of other questions; move them away from "
@@ -108,7 +111,7 @@ def _about(run: Run, checkpoint: str) -> dict[str, Any]:
 
 
 def _go_on(
-    run: Run, checkpoint: str, questions: Sequence[Question], files: KeptRollouts, *, first: int
+    run: Run, checkpoint: str, questions: Sequence[Question], files: TrajectoryFile, *, first: int
 ) -> None:
     s = run.settings
     guest = load_guest(run, Path(checkpoint))
@@ -129,14 +132,15 @@ def _go_on(
         )
         if is_first():
             files.append(
-                Rollout(
+                AgentTrajectory(
                     question.id,
                     question.question,
-                    sample,
                     steps_without_retrieved(
                         segments(guest.tokens, trajectory, q * n_samples + sample)
                     ),
+                    UNSCORED,
                     f"checkpoint:{checkpoint}",
+                    sample,
                 )
                 for q, question in enumerate(some)
                 for sample in range(n_samples)

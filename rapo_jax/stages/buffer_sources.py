@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.conversations import converse
 from rapo_jax.buffer.endpoint import Budget, Endpoint
-from rapo_jax.buffer.kept import KeptRollouts, Rollout
 from rapo_jax.buffer.sources import Imported, read_sources
-from rapo_jax.buffer.traces import AgentTrajectory
+from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
+from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.stages.buffer_policies import SHOW_EVERY_S, sample_policies
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
@@ -20,6 +20,8 @@ from rapo_jax.train.metrics import Progress
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import steps_without_retrieved
 
+Trajectories = Sequence[AgentTrajectory]
+
 SCRIPTED_AT_A_TIME = 512
 """Questions; a trajectory does not depend on what else is sampled with it."""
 
@@ -27,7 +29,7 @@ SCRIPTED_AT_A_TIME = 512
 class Sampling(NamedTuple):
     """What an agent gave, and what the manifest says of it."""
 
-    rollouts: list[Rollout]
+    trajectories: list[AgentTrajectory]
     about: dict[str, Any]
 
 
@@ -51,18 +53,14 @@ def sample_agents(run: Run) -> Callable[[], tuple[list[AgentTrajectory], dict[st
     def rest() -> tuple[list[AgentTrajectory], dict[str, Any]]:
         found = [AGENTS[name](run, questions, policies) for name in b.agents]
         answers = {question.id: question.answers for question in questions}
-        traces = [
-            AgentTrajectory(
-                rollout.question_id,
-                rollout.question,
-                rollout.steps,
-                run.reward("".join(rollout.steps), answers[rollout.question_id]),
-                rollout.origin,
+        scored = [
+            trajectory._replace(
+                reward=run.reward("".join(trajectory.steps), answers[trajectory.question_id])
             )
             for sampling in found
-            for rollout in sampling.rollouts
+            for trajectory in sampling.trajectories
         ]
-        return traces, {name: x for sampling in found for name, x in sampling.about.items()}
+        return scored, {name: x for sampling in found for name, x in sampling.about.items()}
 
     return rest
 
@@ -85,15 +83,24 @@ def import_files(run: Run) -> Imported | None:
     )
     for report in imported.reports:
         print(f"[buffer] {report.summary()}", flush=True)
-    imported.step_items(unit=s.retrieval.unit, include_answers=True)  # refuses before sampling
+    imported.usable_step_traces(
+        unit=s.retrieval.unit, include_answers=True
+    )  # refuses before sampling
     return imported
 
 
-def _scripted(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+def _unscored(
+    question: Question, sample: int, row: Sequence[Segment], origin: str
+) -> AgentTrajectory:
+    steps = steps_without_retrieved(row)
+    return AgentTrajectory(question.id, question.question, steps, UNSCORED, origin, sample)
+
+
+def _scripted(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     s = run.settings
     expert = run.task.expert(run.world, error=s.buffer.expert_error)
     progress = Progress("buffer", total=len(questions), done=0, every_s=SHOW_EVERY_S)
-    rollouts: list[Rollout] = []
+    trajectories: list[AgentTrajectory] = []
     for start in range(0, len(questions), SCRIPTED_AT_A_TIME):
         some = questions[start : start + SCRIPTED_AT_A_TIME]
         groups = run_agents(
@@ -104,31 +111,29 @@ def _scripted(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
             samples=s.buffer.samples,
             rng_seed=s.seed,
         )
-        rollouts += [
-            Rollout(
-                question.id, question.question, sample, steps_without_retrieved(row), "scripted"
-            )
+        trajectories += [
+            _unscored(question, sample, row, "scripted")
             for question, group in zip(some, groups, strict=True)
             for sample, row in enumerate(group)
         ]
         if len(some) < len(questions):
             progress.show(start + len(some))
-    return Sampling(rollouts, {})
+    return Sampling(trajectories, {})
 
 
-def _policies(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+def _policies(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     return Sampling(list(policies), {})
 
 
-def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     """A chat endpoint; a cap on spending cuts the samples of all questions alike."""
     s, n = run.settings, run.settings.buffer.endpoint
     folder, origin = run.buffer / "agents", f"endpoint:{n.model}"
-    files = KeptRollouts(folder, f"endpoint-{zlib.crc32(n.model.encode()):08x}")
+    files = TrajectoryFile(folder, f"endpoint-{zlib.crc32(n.model.encode()):08x}")
     asked = {question.id: question.question for question in questions}
     kept = [
-        rollout
-        for rollout in files.begin(
+        trajectory
+        for trajectory in files.begin(
             {
                 "origin": origin,
                 "temperature": n.temperature,
@@ -137,9 +142,10 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
                 "system": run.system,
             }
         )
-        if asked.get(rollout.question_id) == rollout.question and rollout.sample < s.buffer.samples
+        if asked.get(trajectory.question_id) == trajectory.question
+        and trajectory.sample < s.buffer.samples
     ]
-    there = {(rollout.question_id, rollout.sample) for rollout in kept}
+    there = {(trajectory.question_id, trajectory.sample) for trajectory in kept}
     wanted = [
         (question, sample)
         for sample in range(s.buffer.samples)
@@ -153,14 +159,12 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
         folder / "spent.jsonl", max_calls=n.max_calls_total, max_tokens=n.max_tokens_total
     )
     progress = Progress("buffer: endpoint", total=total, done=len(there), every_s=SHOW_EVERY_S)
-    new: list[Rollout] = []
+    new: list[AgentTrajectory] = []
 
     def keep(question: Question, sample: int, segments: list[Segment]) -> None:
-        rollout = Rollout(
-            question.id, question.question, sample, steps_without_retrieved(segments), origin
-        )
-        files.append([rollout])
-        new.append(rollout)
+        trajectory = _unscored(question, sample, segments, origin)
+        files.append([trajectory])
+        new.append(trajectory)
         progress.show(len(there) + len(new), calls=budget.calls, tokens=budget.tokens)
 
     endpoint = Endpoint(n, budget, user_tools=run.tokens.user_tools)
@@ -189,20 +193,20 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Sequence[Rollou
             flush=True,
         )
     place = {question.id: i for i, question in enumerate(questions)}
-    rollouts = sorted(kept + new, key=lambda r: (place[r.question_id], r.sample))
+    trajectories = sorted(kept + new, key=lambda each: (place[each.question_id], each.sample))
     about = {
         "model": n.model,
-        "trajectories": len(rollouts),
+        "trajectories": len(trajectories),
         "wanted": total,
         "failed": outcome.failed,
         "calls": budget.calls,
         "tokens": budget.tokens,
         "stopped": outcome.spent,
     }
-    return Sampling(rollouts, {"endpoint": about})
+    return Sampling(trajectories, {"endpoint": about})
 
 
-def _nobody(run: Run, questions: Sequence[Question], policies: Sequence[Rollout]) -> Sampling:
+def _nobody(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     """No agent: buffer.files alone fill the buffer."""
     return Sampling([], {})
 

@@ -12,6 +12,10 @@ Agent = Callable[[str, str, np.random.Generator], str]
 """An off-policy agent: question text, history text, random numbers -> text of the next step."""
 
 
+Score = Callable[[str, Sequence[str]], float]
+"""(response text, gold answers) -> outcome reward."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One question q of a task with every answer that counts as right."""

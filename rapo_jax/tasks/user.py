@@ -12,10 +12,7 @@ from typing import Any
 from rapo_jax.io.user_code import load_function
 from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
 from rapo_jax.tasks.reward import outcome_reward
-from rapo_jax.tasks.schema import Question, Task
-
-Score = Callable[[str, Sequence[str]], float]
-"""(response text, gold answers) -> outcome reward."""
+from rapo_jax.tasks.schema import Question, Score, Task
 
 _LISTS = ("train", "eval", "documents")
 

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
+from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
-from rapo_jax.config import RetrievalSettings
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting
+from rapo_jax.config import Settings
 from rapo_jax.io.jsonl import LineReport, read_jsonl
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.train.distributed import in_turn
@@ -47,8 +48,8 @@ def load_buffer(run: Run) -> StepTraceBuffer:
         encoder_identity=identity,
         tokenizer_fingerprint=run.tokens.fingerprint,
     )
-    for name, wanted in splitting(run.settings.retrieval).items():
-        found = buffer.manifest[name]
+    for name in ("unit", "mask", "max_chars"):
+        found, wanted = buffer.manifest[name], getattr(run.settings.retrieval, name)
         if found != wanted:
             raise ValueError(
                 f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {found!r}; "
@@ -102,8 +103,10 @@ def _trajectory_of(record: Mapping[str, Any]) -> AgentTrajectory:
     return AgentTrajectory(**record)
 
 
-def splitting(settings: RetrievalSettings) -> dict[str, Any]:
-    return {"unit": settings.unit, "mask": settings.mask, "max_chars": settings.max_chars}
+def splitting(settings: Settings) -> Splitting:
+    """How the settings split trajectories into step traces."""
+    r = settings.retrieval
+    return Splitting(r.unit, settings.buffer.include_answers, r.mask, r.max_chars)
 
 
 def key_encoder(run: Run) -> tuple[Callable[[Sequence[str]], np.ndarray], str]:

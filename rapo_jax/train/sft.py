@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.buffer import AgentTrajectory
+from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment

@@ -1,3 +1,5 @@
+"""A Step-Trace Buffer: its manifest and identity, and what is refused when it is read back."""
+
 from __future__ import annotations
 
 import json
@@ -6,10 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
+from rapo_jax.buffer.buffer import StepTraceBuffer
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.search.ngram import NgramEncoder
 
-TRACES = [
+TRAJECTORIES = [
     AgentTrajectory(
         "q0", "where?", ["<search>a</search>", "<answer>\\boxed{b}</answer>"], 1.0, "expert"
     ),
@@ -19,18 +22,16 @@ TRACES = [
 ENCODER = NgramEncoder.fit(["where? who? <search>a</search>"], width=16, orders=(1,))
 
 
-def build(traces=TRACES, *, encode=ENCODER, keep=1, unit="step", include_answers=True):
+def build(trajectories=TRAJECTORIES, *, encode=ENCODER, unit="step", include_answers=True, info=()):
+    how = Splitting(unit, include_answers, mask="", max_chars=100)
     return StepTraceBuffer.build(
-        traces,
+        split_all(trajectories, how),
+        how,
         encode=encode,
         encoder_identity=ENCODER.identity,
         tokenizer_fingerprint="tok",
-        keep=keep,
-        unit=unit,
-        include_answers=include_answers,
-        mask="",
-        max_chars=100,
         count_tokens=len,
+        info=dict(info),
     )
 
 
@@ -38,19 +39,14 @@ def load(folder, *, encoder=ENCODER.identity, tokenizer="tok"):
     return StepTraceBuffer.load(folder, encoder_identity=encoder, tokenizer_fingerprint=tokenizer)
 
 
-def test_the_manifest_counts_what_was_sampled_kept_and_stored():
-    buffer = build()
-    values = ["<search>a</search>", "<answer>\\boxed{b}</answer>", *TRACES[2].steps]
-    assert [item.value for item in buffer.items] == values
+def test_the_manifest_counts_what_is_stored_and_holds_how_it_was_made():
+    buffer = build(info={"keep": 1})
+    values = [step for trajectory in TRAJECTORIES for step in trajectory.steps]
+    assert [step_trace.value for step_trace in buffer.step_traces] == values
     expected = {
         "questions": 2,
-        "trajectories_sampled": 3,
-        "trajectories_kept": 2,
-        "trajectories_kept_by_origin": {"expert": 1, "policy": 1},
-        "mean_reward_sampled": (1.0 - 1.0 + 0.5) / 3,
-        "mean_reward_kept": (1.0 + 0.5) / 2,
-        "traces": 4,
-        "traces_by_origin": {"expert": 2, "policy": 2},
+        "traces": 5,
+        "traces_by_origin": {"expert": 2, "policy": 3},
         "tokens": sum(map(len, values)),
         "encoder": ENCODER.identity,
         "tokenizer": "tok",
@@ -63,14 +59,15 @@ def test_the_manifest_counts_what_was_sampled_kept_and_stored():
     assert {name: buffer.manifest[name] for name in expected} == expected
 
 
-def test_keys_are_embedded_in_the_order_of_the_items():
+def test_keys_are_embedded_in_the_order_of_the_step_traces():
     buffer = build()
-    np.testing.assert_array_equal(buffer.key_ME, ENCODER([item.key for item in buffer.items]))
+    keys = [step_trace.key for step_trace in buffer.step_traces]
+    np.testing.assert_array_equal(buffer.key_ME, ENCODER(keys))
 
 
 def test_the_identity_is_the_same_for_the_same_contents_and_differs_for_others():
-    others = [build(keep=2), build(unit="trajectory"), build(include_answers=False)]
-    changed = [TRACES[0]._replace(question="when?"), *TRACES[1:]]
+    others = [build(info={"keep": 2}), build(unit="trajectory"), build(include_answers=False)]
+    changed = [TRAJECTORIES[0]._replace(question="when?"), *TRAJECTORIES[1:]]
     identities = [buffer.identity for buffer in (build(), *others, build(changed))]
     assert build().identity == identities[0]
     assert len(set(identities)) == 5
@@ -80,7 +77,7 @@ def test_save_and_load_give_the_same_buffer_and_leave_nothing_else(tmp_path):
     buffer = build()
     buffer.save(tmp_path / "deep" / "buffer")
     loaded = load(tmp_path / "deep" / "buffer")
-    assert loaded.items == buffer.items and loaded.manifest == buffer.manifest
+    assert loaded.step_traces == buffer.step_traces and loaded.manifest == buffer.manifest
     np.testing.assert_array_equal(loaded.key_ME, buffer.key_ME)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["buffer"]
 
@@ -88,23 +85,23 @@ def test_save_and_load_give_the_same_buffer_and_leave_nothing_else(tmp_path):
 def test_line_separators_inside_a_trace_survive(tmp_path):
     odd = AgentTrajectory("q", "a\u2028b", ["x\n\r\x85\u2029\x1c y"], 1.0, "é")
     build([odd]).save(tmp_path / "b")
-    assert load(tmp_path / "b").items[0].value == odd.steps[0]
+    assert load(tmp_path / "b").step_traces[0].value == odd.steps[0]
 
 
 def test_saving_over_an_older_buffer_replaces_it(tmp_path):
     build().save(tmp_path / "b")
-    build(keep=2).save(tmp_path / "b")
+    build(info={"keep": 2}).save(tmp_path / "b")
     assert load(tmp_path / "b").manifest["keep"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_a_failed_save_keeps_the_older_buffer_and_no_rest(tmp_path):
     build().save(tmp_path / "b")
-    good = build(keep=2)
-    broken = StepTraceBuffer(good.items, good.key_ME, {**good.manifest, "odd": object()})
+    good = build(info={"keep": 2})
+    broken = StepTraceBuffer(good.step_traces, good.key_ME, {**good.manifest, "odd": object()})
     with pytest.raises(TypeError):
         broken.save(tmp_path / "b")
-    assert load(tmp_path / "b").manifest["keep"] == 1
+    assert "keep" not in load(tmp_path / "b").manifest
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
@@ -115,7 +112,7 @@ def test_a_buffer_of_another_encoder_or_tokenizer_is_refused(tmp_path, name):
         load(tmp_path / "b", **{name: "other"})
 
 
-def test_no_folder_is_told_with_the_way_to_make_one(tmp_path):
+def test_a_missing_folder_is_refused_with_the_way_to_make_one(tmp_path):
     with pytest.raises(ValueError, match="missing; run the buffer stage"):
         load(tmp_path / "nowhere")
 
@@ -137,13 +134,13 @@ def test_a_cut_off_or_missing_file_is_refused(tmp_path, name):
 def test_an_edited_trace_or_manifest_is_refused(tmp_path):
     for name, old, new in (
         ("items.jsonl", b"where?", b"there?"),
-        ("manifest.json", b"0.75", b"0.95"),
+        ("manifest.json", b'"traces": 5', b'"traces": 6'),
     ):
         build().save(tmp_path / "b")
         path = tmp_path / "b" / name
         assert old in path.read_bytes()
         path.write_bytes(path.read_bytes().replace(old, new))
-        with pytest.raises(ValueError, match="not those of its manifest"):
+        with pytest.raises(ValueError, match="do not match the manifest"):
             load(tmp_path / "b")
         shutil.rmtree(tmp_path / "b")
 
@@ -159,14 +156,14 @@ def test_another_format_and_a_manifest_that_is_no_object_are_refused(tmp_path):
         load(tmp_path / "b")
 
 
-@pytest.mark.parametrize("traces", [[], [AgentTrajectory("q", "who?", [], 1.0, "expert")]])
-def test_a_buffer_without_a_step_trace_is_not_built(traces):
+@pytest.mark.parametrize("trajectories", [[], [AgentTrajectory("q", "who?", [], 1.0, "expert")]])
+def test_a_buffer_without_a_step_trace_is_not_built(trajectories):
     with pytest.raises(ValueError, match="no step traces"):
-        build(traces)
+        build(trajectories)
 
 
 def test_an_encoder_that_gives_nan_or_too_few_rows_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         build(encode=lambda texts: np.full((len(texts), 4), np.nan, np.float32))
-    with pytest.raises(ValueError, match="gave shape \\(1, 4\\) for 4 keys"):
+    with pytest.raises(ValueError, match="gave shape \\(1, 4\\) for 5 keys"):
         build(encode=lambda texts: np.ones((1, 4), np.float32))

@@ -172,7 +172,9 @@ def test_a_refused_key_ends_all_and_is_never_told(serve, tmp_path, capfd):
 def test_a_server_that_always_fails_ends_the_sampling(serve, tmp_path):
     asked = []
     endpoint, _ = make(serve(lambda h, b: asked.append(1) or (400, "too long")), tmp_path)
-    with pytest.raises(ValueError, match="10 trajectories in a row failed.*start again to go on"):
+    with pytest.raises(
+        ValueError, match="10 trajectories in a row failed.*start again to continue"
+    ):
         sample(endpoint, [f"q{i}" for i in range(40)])
     assert len(asked) == 10
 

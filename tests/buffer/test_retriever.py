@@ -1,3 +1,5 @@
+"""The nearest step trace of each state: picks, exclusions, misses and counts."""
+
 from __future__ import annotations
 
 import threading
@@ -5,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import AgentTrajectory, StepTraceBuffer
+from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
-from rapo_jax.buffer.traces import make_items
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.search.ngram import NgramEncoder
 
 NAMES = r"\b[A-Z][a-z]+\b"
-TRACES = [
+TRAJECTORIES = [
     AgentTrajectory(
         f"{word}{copy}",
         f"who is the {word} of {name} ?",
@@ -22,26 +24,27 @@ TRACES = [
     for word, steps in (("zemlo", ("mentor", "rival")), ("trapi", ("cousin", "patron")))
     for copy, name in enumerate(("Dura", "Kilno", "Vasha"))
 ]
-OPTIONS = {"keep": 5, "include_answers": True, "mask": NAMES, "max_chars": 400}
 
 
-def make(traces=TRACES, *, unit="step", kind="exact") -> Retriever:
-    items = make_items(traces, unit=unit, **OPTIONS)
-    encoder = NgramEncoder.fit([item.key for item in items], width=128, orders=(1, 2))
+def make(trajectories=TRAJECTORIES, *, unit="step", kind="exact") -> Retriever:
+    how = Splitting(unit, include_answers=True, mask=NAMES, max_chars=400)
+    step_traces = split_all(trajectories, how)
+    keys = [step_trace.key for step_trace in step_traces]
+    encoder = NgramEncoder.fit(keys, width=128, orders=(1, 2))
     buffer = StepTraceBuffer.build(
-        traces,
+        step_traces,
+        how,
         encode=encoder,
         encoder_identity=encoder.identity,
         tokenizer_fingerprint="tok",
-        unit=unit,
         count_tokens=len,
-        **OPTIONS,
+        info={},
     )
     return Retriever(buffer, encode=encoder, kind=kind)
 
 
 RETRIEVER = make()
-SIZE = len(RETRIEVER.buffer.items)
+SIZE = len(RETRIEVER.buffer.step_traces)
 AFTER_MENTOR = "<think>mentor 9</think><search>Fresh mentor</search>"
 
 
@@ -53,18 +56,18 @@ def keys_of(word: str, history: str, *, rows: int = 1) -> np.ndarray:
 def test_the_nearest_trace_is_the_next_step_of_the_same_kind_of_question(kind):
     (hit,) = make(kind=kind).nearest(keys_of("zemlo", AFTER_MENTOR))
     assert "rival" in hit.value
-    item = RETRIEVER.buffer.items[hit.index]
-    assert (hit.value, hit.origin) == (item.value, item.origin)
+    stored = RETRIEVER.buffer.step_traces[hit.row]
+    assert (hit.value, hit.origin) == (stored.value, stored.origin)
 
 
 def test_a_state_of_the_buffer_finds_itself_at_similarity_1():
-    trace = TRACES[4]
-    (hit,) = RETRIEVER.nearest(RETRIEVER.keys([trace.question], [trace.steps[0]]))
-    assert (hit.value, hit.origin) == (trace.steps[1], "agent1")
+    trajectory = TRAJECTORIES[4]
+    (hit,) = RETRIEVER.nearest(RETRIEVER.keys([trajectory.question], [trajectory.steps[0]]))
+    assert (hit.value, hit.origin) == (trajectory.steps[1], "agent1")
     assert abs(hit.similarity - 1) < 1e-6
 
 
-def test_a_buffer_of_whole_trajectories_is_asked_by_the_question_alone():
+def test_a_buffer_of_whole_trajectories_is_searched_by_the_question_alone():
     retriever = make(unit="trajectory")
     (hit,) = retriever.nearest(retriever.keys(["who is the trapi of Fresh ?"], [AFTER_MENTOR]))
     assert "cousin" in hit.value and "patron" in hit.value and abs(hit.similarity - 1) < 1e-6
@@ -73,7 +76,7 @@ def test_a_buffer_of_whole_trajectories_is_asked_by_the_question_alone():
 def test_a_pick_replaces_the_nearest_by_the_trace_at_that_share_of_the_buffer():
     pick_B = np.array([0.0, 0.5, (SIZE - 0.5) / SIZE, np.float32(1.0), -1.0])
     hits = RETRIEVER.nearest(keys_of("zemlo", AFTER_MENTOR, rows=5), pick_B=pick_B)
-    assert [hit.index for hit in hits[:4]] == [0, SIZE // 2, SIZE - 1, SIZE - 1]
+    assert [hit.row for hit in hits[:4]] == [0, SIZE // 2, SIZE - 1, SIZE - 1]
     assert hits[4] == RETRIEVER.nearest(keys_of("zemlo", AFTER_MENTOR))[0]
     assert hits[0].similarity < hits[4].similarity
 
@@ -81,52 +84,58 @@ def test_a_pick_replaces_the_nearest_by_the_trace_at_that_share_of_the_buffer():
 def test_evenly_spread_picks_reach_every_trace_equally_often():
     pick_B = (np.arange(3 * SIZE) + 0.5) / (3 * SIZE)
     hits = RETRIEVER.nearest(keys_of("zemlo", "", rows=3 * SIZE), pick_B=pick_B)
-    assert np.bincount([hit.index for hit in hits]).tolist() == [3] * SIZE
+    assert np.bincount([hit.row for hit in hits]).tolist() == [3] * SIZE
 
 
 @pytest.mark.parametrize("pick", [-1.0, 0.0, 0.3, 0.99])
 def test_an_excluded_question_is_never_retrieved(pick):
-    excluded = [trace.question_id for trace in TRACES]
+    excluded = [trajectory.question_id for trajectory in TRAJECTORIES]
     key_BE = keys_of("zemlo", AFTER_MENTOR, rows=len(excluded))
     hits = RETRIEVER.nearest(
-        key_BE, exclude_question_ids=excluded, pick_B=np.full(len(excluded), pick)
+        key_BE,
+        question_ids=excluded,
+        exclude_same_question=True,
+        pick_B=np.full(len(excluded), pick),
     )
     for hit, question_id in zip(hits, excluded, strict=True):
-        assert RETRIEVER.buffer.items[hit.index].question_id != question_id
+        assert RETRIEVER.buffer.step_traces[hit.row].question_id != question_id
         assert not hit.same_question
         assert pick >= 0 or "rival" in hit.value
 
 
-def test_a_question_that_owns_all_the_nearest_traces_still_gets_the_next_best_of_others():
-    crowd = [TRACES[0]._replace(steps=[f"<think>{i}</think>"]) for i in range(5)]
+def test_a_question_with_all_the_nearest_traces_still_gets_the_next_best_of_others():
+    crowd = [TRAJECTORIES[0]._replace(steps=[f"<think>{i}</think>"]) for i in range(5)]
     crowd = [t._replace(question_id="crowd", steps=t.steps * 40) for t in crowd]
-    retriever = make([*crowd, TRACES[1]])
-    key_BE = retriever.keys([TRACES[0].question], [""])
-    (hit,) = retriever.nearest(key_BE, exclude_question_ids=["crowd"])
-    others = [i for i, item in enumerate(retriever.buffer.items) if item.question_id != "crowd"]
+    retriever = make([*crowd, TRAJECTORIES[1]])
+    key_BE = retriever.keys([TRAJECTORIES[0].question], [""])
+    (hit,) = retriever.nearest(key_BE, question_ids=["crowd"], exclude_same_question=True)
+    others = [i for i, row in enumerate(retriever.buffer.step_traces) if row.question_id != "crowd"]
     score_M = retriever.buffer.key_ME @ key_BE[0]
-    assert hit.index == max(others, key=lambda i: score_M[i])
+    assert hit.row == max(others, key=lambda i: score_M[i])
 
 
 def test_a_row_misses_when_the_buffer_has_only_its_own_question():
-    retriever = make([TRACES[0]])
-    key_BE = retriever.keys([TRACES[0].question] * 2, [""] * 2)
+    retriever = make([TRAJECTORIES[0]])
+    key_BE = retriever.keys([TRAJECTORIES[0].question] * 2, [""] * 2)
     hits = retriever.nearest(
-        key_BE, exclude_question_ids=["zemlo0"] * 2, pick_B=np.array([-1.0, 0.5])
+        key_BE,
+        question_ids=["zemlo0"] * 2,
+        exclude_same_question=True,
+        pick_B=np.array([-1.0, 0.5]),
     )
-    assert [(hit.index, hit.value) for hit in hits] == [(-1, "")] * 2
+    assert [(hit.row, hit.value) for hit in hits] == [(-1, "")] * 2
     assert retriever.take_counts()["excluded"] == 2
 
 
 def test_unknown_question_ids_exclude_nothing_and_are_never_the_same():
-    retriever = make([trace._replace(question_id="") for trace in TRACES])
-    (hit,) = retriever.nearest(keys_of("zemlo", ""), exclude_question_ids=[""])
-    assert hit.index >= 0 and not hit.same_question
+    retriever = make([each._replace(question_id="") for each in TRAJECTORIES])
+    (hit,) = retriever.nearest(keys_of("zemlo", ""), question_ids=[""], exclude_same_question=True)
+    assert hit.row >= 0 and not hit.same_question
 
 
 def test_a_hit_says_whether_it_is_of_the_same_question():
     key_BE = keys_of("zemlo", AFTER_MENTOR, rows=2)
-    nearest = RETRIEVER.buffer.items[RETRIEVER.nearest(key_BE)[0].index].question_id
+    nearest = RETRIEVER.buffer.step_traces[RETRIEVER.nearest(key_BE)[0].row].question_id
     hits = RETRIEVER.nearest(key_BE, question_ids=[nearest, "another"])
     assert [hit.same_question for hit in hits] == [True, False]
 
@@ -135,7 +144,7 @@ def test_a_state_that_is_not_finite_misses():
     key_BE = keys_of("zemlo", "", rows=2).copy()
     key_BE[0, 0] = np.nan
     bad, good = RETRIEVER.nearest(key_BE)
-    assert (bad.index, bad.value) == (-1, "") and good.index >= 0
+    assert (bad.row, bad.value) == (-1, "") and good.row >= 0
 
 
 def test_an_empty_batch_gives_no_hits():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.buffer.sources import Imported, read_sources
-from rapo_jax.buffer.traces import AgentTrajectory, split
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split
 from rapo_jax.tasks import Question, outcome_reward
 
 STEPS = [
@@ -55,39 +55,41 @@ def read(*files, malformed="fail", mask="", max_chars=1000) -> Imported:
     ids=["response", "with end tokens", "steps"],
 )
 def test_a_trajectory_is_read_step_by_step_with_the_reward_of_its_answers(tmp_path, record):
-    (trace,) = read(write(tmp_path / "own.jsonl", record | {"answers": ["2"]})).traces
-    assert trace.steps == STEPS and trace.question == "what is asked?"
-    assert trace.reward == outcome_reward(RESPONSE, ["2"]) == pytest.approx(1.1)
-    assert trace.origin == "file:own.jsonl"
+    (trajectory,) = read(write(tmp_path / "own.jsonl", record | {"answers": ["2"]})).trajectories
+    assert trajectory.steps == STEPS and trajectory.question == "what is asked?"
+    assert trajectory.reward == outcome_reward(RESPONSE, ["2"]) == pytest.approx(1.1)
+    assert trajectory.origin == "file:own.jsonl"
 
 
 def test_a_chat_is_read_as_a_trajectory(tmp_path):
-    (trace,) = read(write(tmp_path / "a", {"messages": MESSAGES, "answer": "2"})).traces
-    assert trace.question == "what is asked?"
-    assert trace.steps == [
+    (trajectory,) = read(write(tmp_path / "a", {"messages": MESSAGES, "answer": "2"})).trajectories
+    assert trajectory.question == "what is asked?"
+    assert trajectory.steps == [
         "<think></think><search>x</search><result> 1</result>",
         "<think></think><answer>\\boxed{2}</answer>",
     ]
-    assert trace.reward == 1.0
+    assert trajectory.reward == 1.0
     renamed = write(tmp_path / "b", {"messages": MESSAGES, "reward": 0, "question": "the real one"})
-    assert read(renamed).traces[0].question == "the real one"
+    assert read(renamed).trajectories[0].question == "the real one"
 
 
 def test_a_retrieved_trace_in_a_response_is_cut_out(tmp_path):
     text = STEPS[0] + "<retrieve>" + STEPS[1] + "</retrieve>" + STEPS[2]
-    (trace,) = read(write(tmp_path / "a", {"question": "q", "response": text, "reward": 1})).traces
-    assert trace.steps == [STEPS[0], STEPS[2]]
+    (trajectory,) = read(
+        write(tmp_path / "a", {"question": "q", "response": text, "reward": 1})
+    ).trajectories
+    assert trajectory.steps == [STEPS[0], STEPS[2]]
 
 
 def test_the_files_reward_counts_before_its_answers(tmp_path):
     record = {"question": "q", "response": RESPONSE, "reward": 0.25, "answers": ["2"]}
-    assert read(write(tmp_path / "a", record)).traces[0].reward == 0.25
+    assert read(write(tmp_path / "a", record)).trajectories[0].reward == 0.25
 
 
 def test_a_question_of_the_run_needs_no_answers_and_gets_its_id(tmp_path):
     record = {"question": " what is known?\n", "response": RESPONSE}
-    (trace,) = read(write(tmp_path / "a", record)).traces
-    assert (trace.question_id, trace.reward) == ("known-1", pytest.approx(1.1))
+    (trajectory,) = read(write(tmp_path / "a", record)).trajectories
+    assert (trajectory.question_id, trajectory.reward) == ("known-1", pytest.approx(1.1))
 
 
 def test_the_same_question_has_one_id_in_every_file_and_others_have_others(tmp_path):
@@ -96,7 +98,7 @@ def test_the_same_question_has_one_id_in_every_file_and_others_have_others(tmp_p
 
     first = write(tmp_path / "a", record(question="q"), record(question="r"))
     second = write(tmp_path / "b", record(question="q "), record(question="q", question_id="own"))
-    ids = [trace.question_id for trace in read(first, second).traces]
+    ids = [trajectory.question_id for trajectory in read(first, second).trajectories]
     assert ids[0] == ids[2] and len(set(ids)) == 3 and ids[3] == "own"
 
 
@@ -107,22 +109,20 @@ def test_each_record_keeps_its_origin(tmp_path):
         write(tmp_path / "b.jsonl", {"question": "q", "steps": ["s"], "reward": 1, "origin": "me"}),
     ]
     found = read(*files)
-    assert [item.origin for item in found.items] == ["file:a.jsonl", "qwen"]
-    assert [trace.origin for trace in found.traces] == ["me"]
+    assert [step_trace.origin for step_trace in found.step_traces] == ["file:a.jsonl", "qwen"]
+    assert [trajectory.origin for trajectory in found.trajectories] == ["me"]
 
 
-def test_an_official_record_and_our_own_split_of_the_same_state_have_the_same_key(tmp_path):
-    trace = AgentTrajectory("text", "what is it?", STEPS, 1.0, "expert")
-    user_tools = split(trace, unit="step", include_answers=True, mask=r"\d+", max_chars=70)
+def test_an_official_record_and_our_split_of_the_same_state_have_the_same_key(tmp_path):
+    trajectory = AgentTrajectory("text", "what is it?", STEPS, 1.0, "expert")
+    ours = split(trajectory, Splitting("step", True, mask=r"\d+", max_chars=70))
     records = [
         {"key": "what is it?\n" + "".join(STEPS[:t]), "value": step, "reward": 1, "origin": "x"}
         for t, step in enumerate(STEPS)
     ]
-    items = read(write(tmp_path / "a", *records), mask=r"\d+", max_chars=70).items
-    assert [(i.key, i.value, i.step) for i in items] == [
-        (i.key, i.value, i.step) for i in user_tools
-    ]
-    assert len({item.question_id for item in items}) == 1
+    read_back = read(write(tmp_path / "a", *records), mask=r"\d+", max_chars=70).step_traces
+    assert [(i.key, i.value, i.step) for i in read_back] == [(i.key, i.value, i.step) for i in ours]
+    assert len({i.question_id for i in read_back}) == 1
 
 
 GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
@@ -137,7 +137,7 @@ GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
         ({"question": "q", "response": RESPONSE}, "neither reward nor answers"),
         (GOOD | {"reward": "1"}, "reward is no number but text"),
         (GOOD | {"reward": True}, "reward is no number but true or false"),
-        (GOOD | {"response": "no tags"}, "response holds none of our tags"),
+        (GOOD | {"response": "no tags"}, "response holds none of the protocol's tags"),
         (GOOD | {"response": f"<|im_start|>user\nq{RESPONSE}"}, "response holds the tokens of sev"),
         (GOOD | {"response": "<retrieve></retrieve>"}, "response holds no step"),
         (GOOD | {"question_id": 3}, "question_id is no text but a number"),
@@ -155,17 +155,17 @@ GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_malformed_record_is_told_with_its_line(tmp_path, record, problem):
+def test_a_malformed_record_is_reported_with_its_line(tmp_path, record, problem):
     path = write(tmp_path / "a", GOOD, "", record, GOOD | {"question": "r"})
     found = read(path, malformed="skip")
-    assert len(found.traces) == 2
-    ((number, told),) = found.reports[0].told
-    assert number == 3 and told.startswith(problem)
+    assert len(found.trajectories) == 2
+    ((number, problem_read),) = found.reports[0].told
+    assert number == 3 and problem_read.startswith(problem)
     with pytest.raises(ValueError, match=r"a, line 3: .*; mend the line, or set buffer.malformed"):
         read(path)
 
 
-def test_an_id_stands_once_in_a_file(tmp_path):
+def test_an_id_occurs_once_in_a_file(tmp_path):
     first = GOOD | {"id": "7"}
     path = write(tmp_path / "a", first, GOOD | {"id": "7", "question": "r"}, GOOD | {"id": 7})
     found = read(path, malformed="skip")
@@ -174,14 +174,14 @@ def test_an_id_stands_once_in_a_file(tmp_path):
         (3, "the same record as on an earlier line"),
     ]
     other = write(tmp_path / "b", first)
-    assert len(read(other, other).traces) == 2  # of two agents, say
+    assert len(read(other, other).trajectories) == 2  # of two agents, say
 
 
 def test_zipped_files_are_read_and_a_cut_off_one_is_refused(tmp_path):
     lines = [json.dumps(GOOD | {"question": str(i)}) for i in range(500)]
     zipped = gzip.compress("\n".join(lines).encode())
     (tmp_path / "a.gz").write_bytes(zipped)
-    assert len(read(tmp_path / "a.gz").traces) == 500
+    assert len(read(tmp_path / "a.gz").trajectories) == 500
     (tmp_path / "b.gz").write_bytes(zipped[:-20])
     with pytest.raises(ValueError, match=r"b.gz: damaged after line \d+"):
         read(tmp_path / "b.gz", malformed="skip")
@@ -190,16 +190,16 @@ def test_zipped_files_are_read_and_a_cut_off_one_is_refused(tmp_path):
 def test_step_traces_follow_the_settings_of_the_buffer(tmp_path):
     step = {"key": "k", "value": STEPS[2], "reward": 1}
     found = read(write(tmp_path / "a", step, step | {"value": STEPS[0]}))
-    kept = found.step_items(unit="step", include_answers=False)
-    assert [item.value for item in kept] == [STEPS[0]]
-    assert len(found.step_items(unit="step", include_answers=True)) == 2
+    kept = found.usable_step_traces(unit="step", include_answers=False)
+    assert [step_trace.value for step_trace in kept] == [STEPS[0]]
+    assert len(found.usable_step_traces(unit="step", include_answers=True)) == 2
     with pytest.raises(ValueError, match="retrieval.unit='trajectory': buffer.files hold 2 single"):
-        found.step_items(unit="trajectory", include_answers=True)
+        found.usable_step_traces(unit="trajectory", include_answers=True)
 
 
-def test_the_manifest_tells_what_came_of_each_file_by_its_name_alone(tmp_path):
+def test_the_manifest_counts_the_lines_of_each_file_by_its_name_alone(tmp_path):
     files = [write(tmp_path / "a", GOOD, "{"), write(tmp_path / "b", GOOD)]
-    about = read(*files, malformed="skip").about()
+    about = read(*files, malformed="skip").info()
     assert about["malformed"] == 1
     first, second = about["files"]
     ((number, problem),) = first.pop("malformed_lines")
@@ -219,4 +219,8 @@ def test_any_record_is_used_or_counted(tmp_path_factory, records):
     found = read(path, malformed="skip")
     (report,) = found.reports
     assert report.lines == len(records) + 1
-    assert len(found.traces) + len(found.items) == report.records == report.lines - report.malformed
+    assert (
+        len(found.trajectories) + len(found.step_traces)
+        == report.records
+        == report.lines - report.malformed
+    )

@@ -236,7 +236,7 @@ def test_the_nearest_trace_to_the_state_is_retrieved(many, house):
 
 
 def test_noise_one_retrieves_random_traces_all_over_the_buffer(scan, play, house):
-    items = house.retriever.buffer.items
+    items = house.retriever.buffer.step_traces
     inputs = {"probability": 1.0, "noise": 1.0, "hybrid": GROUP}
     texts = Counter(
         text

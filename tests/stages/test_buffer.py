@@ -57,7 +57,7 @@ def test_any_checkpoint_of_a_policy_can_fill_the_buffer(branch, tmp_path, trunk)
     assert manifest["trajectories_kept"] == 3 * 2
     (origin,) = manifest["traces_by_origin"]
     assert origin == f"checkpoint:{trunk.cold_start}"
-    assert not any("<retrieve>" in item.value for item in load_buffer(run).items)
+    assert not any("<retrieve>" in item.value for item in load_buffer(run).step_traces)
     attach_buffer(run)
     attach_buffer(trunk)
 
@@ -166,7 +166,7 @@ def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_
     counts = run.environment.take_counts()
     assert counts["buffer/hits"] == counts["buffer/queries"] > 2
     assert counts["buffer/similarity_mean"] <= 1 + 1e-5
-    values = {render_retrieved(item.value) for item in buffer.items}
+    values = {render_retrieved(item.value) for item in buffer.step_traces}
     found = [
         segment.text
         for b in range(8)
@@ -224,7 +224,7 @@ def test_files_alone_can_fill_the_buffer(branch, tmp_path, trunk, capsys):
     printed = capsys.readouterr().out
     assert "own.jsonl: 2 records of 3 lines, 1 malformed (line 2: none of key, " in printed
     assert [trace.origin for trace in read_trajectories(run)] == ["strong"]
-    assert attach_buffer(run).items[-1].value == TRACE
+    assert attach_buffer(run).step_traces[-1].value == TRACE
     attach_buffer(trunk)
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from rapo_jax.buffer.kept import KeptRollouts
+from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.buffer_policies import load_guest
 from rapo_jax.stages.buffer_sources import sample_agents
@@ -84,7 +84,7 @@ def test_several_agents_fill_one_buffer_and_each_trace_keeps_its_origin(
     manifest = build_buffer(run)
     assert manifest["trajectories_sampled"] == 2 * 3 * 2
     assert manifest["trajectories_kept_by_origin"] == {"scripted": 1, "endpoint:teacher": 5}
-    origins = {item.origin for item in load_buffer(run).items}
+    origins = {item.origin for item in load_buffer(run).step_traces}
     assert origins == set(manifest["traces_by_origin"]) == {"scripted", "endpoint:teacher"}
 
 
@@ -125,7 +125,7 @@ def test_what_is_there_of_a_finished_policy_loads_no_weights(branch, tmp_path, t
     before = path.read_bytes()
     assert sample_agents(run)()[0] == first and path.read_bytes() == before
     about = json.loads(path.with_suffix(".json").read_text())
-    assert len(KeptRollouts(path.parent, path.stem).begin(about)) == 12
+    assert len(TrajectoryFile(path.parent, path.stem).begin(about)) == 12
 
 
 def test_a_workdir_that_says_nothing_of_another_model_is_sampled_as_the_runs_own(trunk):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import AgentTrajectory
+from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.policy import load_policy

@@ -1,0 +1,142 @@
+"""Trajectories of off-policy agents, and the step traces they are split into (paper 4.1.1)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from rapo_jax.buffer.keys import key_text
+
+UNITS = ("step", "trajectory")
+
+UNSCORED = math.nan
+"""The reward of a trajectory that has not been scored yet."""
+
+
+class AgentTrajectory(NamedTuple):
+    """One trajectory of an off-policy agent; `steps` are its step traces, results included."""
+
+    question_id: str
+    question: str
+    steps: list[str]
+    reward: float
+    origin: str
+    """The agent or the file it comes from."""
+    sample: int = 0
+    """Its number among the agent's trajectories of this question."""
+
+
+class StepTrace(NamedTuple):
+    """One step in the buffer: the text of the state before it as `key`, the step as `value`."""
+
+    key: str
+    value: str
+    reward: float
+    question_id: str
+    step: int
+    origin: str
+
+
+class Splitting(NamedTuple):
+    """How trajectories become step traces.
+
+    unit 'step': step t has the key of S_<t and the value s_t. unit 'trajectory' (the paper's
+    ablation w/ TO): one trace a trajectory, keyed by the question alone, whose value is every step.
+    """
+
+    unit: str
+    include_answers: bool
+    """False leaves answer steps out of the values."""
+    mask: str
+    max_chars: int
+    """`mask` and `max_chars` as for `key_text`."""
+
+
+class FilterCounts(TypedDict):
+    """What the manifest reports about the filter."""
+
+    keep: int
+    trajectories_sampled: int
+    trajectories_kept: int
+    trajectories_kept_by_origin: dict[str, int]
+    mean_reward_sampled: float
+    mean_reward_kept: float
+
+
+def best_of(trajectories: Sequence[AgentTrajectory], keep: int) -> list[AgentTrajectory]:
+    """Reward-aware filter: the `keep` highest rewards of each question, ties in sampling order.
+
+    Questions are in the order of their first trajectory.
+    """
+    if keep < 1:
+        raise ValueError(f"buffer.keep={keep}: keep at least 1 trajectory for each question")
+    by_question: dict[str, list[AgentTrajectory]] = {}
+    for trajectory in trajectories:
+        if not math.isfinite(trajectory.reward):
+            raise ValueError(
+                f"reward={trajectory.reward} of a trajectory of question "
+                f"{trajectory.question_id!r}: score every trajectory before building the buffer"
+            )
+        by_question.setdefault(trajectory.question_id, []).append(trajectory)
+    return [
+        trajectory
+        for group in by_question.values()
+        for trajectory in sorted(group, key=lambda trajectory: -trajectory.reward)[:keep]
+    ]
+
+
+def split(trajectory: AgentTrajectory, how: Splitting) -> list[StepTrace]:
+    """Step traces of one trajectory; blank steps are left out, and the others keep their number."""
+    if how.unit not in UNITS:
+        raise ValueError(f"buffer.unit={how.unit!r}: choose one of {', '.join(UNITS)}")
+    values = [
+        (t, step)
+        for t, step in enumerate(trajectory.steps)
+        if step.strip() and (how.include_answers or "</answer>" not in step)
+    ]
+    if how.unit == "trajectory":
+        values = [(0, "".join(step for _, step in values))] if values else []
+    return [
+        StepTrace(
+            key=key_text(
+                trajectory.question,
+                "".join(trajectory.steps[:t]),
+                mask=how.mask,
+                max_chars=how.max_chars,
+            ),
+            value=value,
+            reward=trajectory.reward,
+            question_id=trajectory.question_id,
+            step=t,
+            origin=trajectory.origin,
+        )
+        for t, value in values
+    ]
+
+
+def split_all(trajectories: Sequence[AgentTrajectory], how: Splitting) -> list[StepTrace]:
+    """Step traces of all trajectories, in their order."""
+    return [step_trace for trajectory in trajectories for step_trace in split(trajectory, how)]
+
+
+def filter_counts(
+    sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory], keep: int
+) -> FilterCounts:
+    """What `best_of(sampled, keep)` kept, for the manifest."""
+    return {
+        "keep": keep,
+        "trajectories_sampled": len(sampled),
+        "trajectories_kept": len(kept),
+        "trajectories_kept_by_origin": dict(Counter(trajectory.origin for trajectory in kept)),
+        "mean_reward_sampled": _mean_reward(sampled),
+        "mean_reward_kept": _mean_reward(kept),
+    }
+
+
+def _mean_reward(trajectories: Sequence[AgentTrajectory]) -> float:
+    rewards = [trajectory.reward for trajectory in trajectories]
+    return float(np.mean(rewards)) if rewards else 0.0
