@@ -48,7 +48,7 @@ from benchmarks.gpu_world import Play, make_play, plain_boundary
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.rollout.loop import RolloutInputs, open_rows, parts
+from rapo_jax.rollout.loop import RolloutInputs, parts
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import start_state
@@ -121,14 +121,10 @@ class Bench:
             max_tokens=z.prompt + z.ticks,
         )
         step = parts(model, r, plain_boundary(model), lambda key_BE: key_BE)
-
-        def opening(params: Any, prompt: Span) -> Any:
-            return open_rows(model, r, params, prompt, group_size=1)
-
-        opened = jax.jit(opening)
+        opened = jax.jit(lambda params, prompt: step.open(params, prompt, 1))
         decoded = jax.jit(
             lambda params, inputs, prompt: (
-                step.think(params, inputs, opening(params, prompt))[0].trajectory.length_B
+                step.think(params, inputs, step.open(params, prompt, 1))[0].trajectory.length_B
             )
         )
         works: dict[str, Callable[[], Any]] = {}

@@ -1,8 +1,8 @@
 """A run's programs, compiled ahead of time for chips that are not here.
 
-The update is the trainer's own two programs; the rollout is its opening and its step, scanned as in
-`rollout.loop.rollout`. Only the world's answers come as arguments: they are the same arrays that
-the bridge would bring, and a plan has no host to ask. No weight is ever made: all is shapes.
+The update is the trainer's own two programs; the rollout is `rollout.loop.rollout`. Only the
+host's answers come as arguments: they are the same arrays that the bridge would bring, and a plan
+has no host to call. No weight is ever made: all is shapes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rapo_jax.model.transformer import init_params
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
-from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, agent_step, open_rows, parts
+from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, parts, rollout, scan_steps
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
@@ -108,23 +108,27 @@ def lowered_rollout(
     )
     step_parts = parts(model, r, table, lambda key_BE: key_BE)
     query = jax.ShapeDtypeStruct((width,), jnp.float32)
-    callbacks: Any = HostCallbacks("act", "key", "search", query)  # type: ignore[arg-type]
+    callbacks: Any = HostCallbacks("act", "query", "search", query)  # type: ignore[arg-type]
 
     def program(
         params: Any, inputs: RolloutInputs, prompt: Span, answers: dict[str, Any]
     ) -> Trajectory:
+        def answer_of(callback: str, *_: Any) -> Any:
+            return answers[callback]
+
         with on_mesh(mesh):
-            tape = open_rows(model, r, params, prompt, group_size=r.group_size)
-
-            def ask(callback: str, *_: Any) -> Any:
-                return answers[callback]
-
-            def step(tape: Any, index: jax.Array) -> tuple[Any, None]:
-                retrieves = s.n_hybrid > 0
-                taken = (step_parts, ask, callbacks, r, params, inputs, tape, index)
-                return agent_step(*taken, retrieves=retrieves), None
-
-            return jax.lax.scan(step, tape, jnp.arange(r.max_calls + 1))[0].trajectory
+            return rollout(
+                step_parts,
+                answer_of,
+                callbacks,
+                r,
+                params,
+                inputs,
+                prompt,
+                group_size=r.group_size,
+                retrieves=s.n_hybrid > 0,
+                repeat=scan_steps,
+            )
 
     def shape(*sides: int, dtype: Any = np.int32, at: Any = here) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=at)
@@ -147,7 +151,7 @@ def lowered_rollout(
     )
     answers = {
         "act": answer(r.observation_tokens),
-        "key": shape(count, width, dtype=np.float32),
+        "query": shape(count, width, dtype=np.float32),
         "search": answer(r.retrieved_tokens),
     }
     prompt = Span(shape(questions, r.prompt_tokens), shape(questions))

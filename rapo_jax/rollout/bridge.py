@@ -7,9 +7,10 @@ runs on the first process only. So it is wrapped, alone, in a fully manual `shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -17,55 +18,55 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 ROW_AXES = ("data", "fsdp")
 """Mesh axes that rows are spread over; rows are replicated over every other axis."""
 
+Answer = TypeVar("Answer")
+"""A pytree of arrays, rows first."""
 
-def host_call(mesh: Mesh, callback: Callable[..., Any], result: Any, *row_arrays: jax.Array) -> Any:
+
+def host_call(
+    mesh: Mesh, callback: Callable[..., Answer], shapes: Answer, *row_arrays: jax.Array
+) -> Answer:
     """Calls `callback` on the host from inside a program, with this device's rows of each array.
 
     Args:
-        mesh: devices that the rows live on, axes `(data, fsdp, tensor)`.
-        callback: numpy in, numpy out; total: a callback that raises breaks the runtime.
-        result: pytree of `ShapeDtypeStruct` of the whole answer, rows first.
-        row_arrays: arrays with rows first.
+      mesh: devices that the rows are on, axes `(data, fsdp, tensor)`.
+      callback: numpy in, numpy out; never raises, for that would break the runtime.
+      shapes: pytree of `ShapeDtypeStruct` of the whole answer, rows first.
+      row_arrays: arrays with rows first.
     """
     rows = PartitionSpec(ROW_AXES)
     shards = mesh.shape[ROW_AXES[0]] * mesh.shape[ROW_AXES[1]]
 
-    def shape_here(whole: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((whole.shape[0] // shards, *whole.shape[1:]), whole.dtype)
+    def local_shape(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((x.shape[0] // shards, *x.shape[1:]), x.dtype)
 
-    here = jax.tree.map(shape_here, result)
-
-    # A TPU takes back no answers of different ranks, so that vectors come as one column.
+    local = jax.tree.map(local_shape, shapes)
+    # A TPU takes back no answers of different ranks: vectors are sent as one column.
     tables = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), here
+        lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), local
     )
 
-    def ring(*arrays: jax.Array) -> Any:
+    def on_host(*arrays: jax.Array) -> Answer:
         """jax hands the host its own arrays; indexing those would run programs in the callback."""
         answer = callback(*map(np.asarray, arrays))
         return jax.tree.map(lambda x, table: np.reshape(x, table.shape), answer, tables)
 
-    def ask(*arrays: jax.Array) -> Any:
-        answer = io_callback(ring, tables, *arrays, ordered=False)
-        return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, here)
+    def call(*arrays: jax.Array) -> Answer:
+        answer = io_callback(on_host, tables, *arrays, ordered=False)
+        return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, local)
 
-    def once_per_row(*arrays: jax.Array) -> Any:
-        """Rows replicated over the tensor axis are asked for once and shared by a sum."""
+    def call_once(*arrays: jax.Array) -> Answer:
+        """Rows replicated over the tensor axis are sent once, and their answer shared by a sum."""
 
-        def nothing(*_: jax.Array) -> Any:
-            return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), here)
-
-        def shared(x: jax.Array) -> jax.Array:
-            return jax.lax.psum(x, "tensor").astype(x.dtype)  # a sum of booleans is an integer
+        def zeros(*_: jax.Array) -> Answer:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), local)
 
         first = jax.lax.axis_index("tensor") == 0
-        return jax.tree.map(shared, jax.lax.cond(first, ask, nothing, *arrays))
+        answer = jax.lax.cond(first, call, zeros, *arrays)
+        # a sum of booleans is an integer
+        return jax.tree.map(lambda x: jax.lax.psum(x, "tensor").astype(x.dtype), answer)
 
+    function = call if mesh.shape["tensor"] == 1 else call_once
     answer = jax.shard_map(
-        ask if mesh.shape["tensor"] == 1 else once_per_row,
-        mesh=mesh,
-        in_specs=rows,
-        out_specs=rows,
-        check_vma=False,
-    )(*row_arrays)
+        function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )(*row_arrays)  # fmt: skip
     return jax.lax.with_sharding_constraint(answer, NamedSharding(mesh, rows))

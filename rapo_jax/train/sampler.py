@@ -26,13 +26,15 @@ from rapo_jax.model.sharding import (
     row_shards,
     rows,
 )
+from rapo_jax.rollout.bridge import host_call
 from rapo_jax.rollout.loop import (
     HostCallbacks,
     RolloutInputs,
-    open_rows,
+    call_directly,
+    loop_steps,
     parts,
     rollout,
-    rollout_on_host,
+    scan_steps,
 )
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.tasks.schema import Question
@@ -235,48 +237,37 @@ def _scan_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Calla
         with on_mesh(sampler._kernel_mesh):
             return rollout(
                 sampler._parts,
+                partial(host_call, sampler._mesh),
                 sampler._callbacks,
-                sampler._mesh,
-                sampler._model,
                 sampler._settings,
                 params,
                 inputs,
                 prompt,
                 group_size=group_size,
                 retrieves=retrieves,
+                repeat=scan_steps,
             )
 
     return jax.jit(program)
 
 
 def _host_driver(sampler: Sampler, *, retrieves: bool, group_size: int) -> Callable[..., Any]:
-    p = sampler._parts
-    compiled = p._replace(
-        think=jax.jit(p.think),
-        read=jax.jit(p.read, static_argnums=4),
-        draw=jax.jit(p.draw),
-        embed=jax.jit(p.embed),
-    )
-
-    def rows_behind(params: Params, prompt: Span) -> Any:
-        with on_mesh(sampler._kernel_mesh):
-            return open_rows(
-                sampler._model, sampler._settings, params, prompt, group_size=group_size
-            )
-
-    opening = jax.jit(rows_behind)
+    compiled = sampler._parts.compiled(jax.jit)
 
     def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
-        return rollout_on_host(
-            compiled,
-            opening,
-            sampler._callbacks,
-            sampler._settings,
-            params,
-            inputs,
-            prompt,
-            retrieves=retrieves,
-        )
+        with on_mesh(sampler._kernel_mesh):
+            return rollout(
+                compiled,
+                call_directly,
+                sampler._callbacks,
+                sampler._settings,
+                params,
+                inputs,
+                prompt,
+                group_size=group_size,
+                retrieves=retrieves,
+                repeat=loop_steps,
+            )
 
     return program
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, open_rows, parts, rollout_on_host
+from rapo_jax.rollout.loop import (
+    HostCallbacks,
+    RolloutInputs,
+    call_directly,
+    loop_steps,
+    parts,
+    rollout,
+)
 from rapo_jax.types import Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
@@ -21,16 +28,7 @@ def perform(stage, tape_text):
     Rows 0 and 1 ask question A, rows 2 and 3 question B; the second of each pair is hybrid.
     """
     made = parts(stage.model, stage.settings, stage.boundary, lambda query_BE: 10 * query_BE)
-    compiled = made._replace(
-        think=jax.jit(made.think),
-        read=jax.jit(made.read, static_argnums=4),
-        draw=jax.jit(made.draw),
-    )
-
-    @jax.jit
-    def opening(params, prompt):
-        return open_rows(stage.model, stage.settings, params, prompt, group_size=2)
-
+    compiled = made.compiled(jax.jit)
     params = stage.policy(*SCRIPT)
 
     def play(*, says="E", trace="G", healthy=True, probability=1.0, last=99, prompts=("A", "B")):
@@ -64,10 +62,9 @@ def perform(stage, tape_text):
         )
         callbacks = HostCallbacks(act, key, search, jax.ShapeDtypeStruct((2,), np.float32))
         prompt = stage.span(*prompts, width=stage.settings.prompt_tokens)
-        found = rollout_on_host(
-            compiled, opening, callbacks, stage.settings, params, inputs, prompt, retrieves=True
-        )
-        found = jax.device_get(found)
+        fixed = (compiled, call_directly, callbacks, stage.settings, params)
+        how = {"group_size": 2, "retrieves": True, "repeat": loop_steps}
+        found = jax.device_get(rollout(*fixed, inputs, prompt, **how))
         return tape_text(found), found.status_B.tolist(), asked
 
     return play

@@ -188,7 +188,7 @@ def test_absorbing_and_decoding_equal_one_pass_over_the_tokens_they_wrote(stage,
         lambda leaf: np.float32(0.4 * rng.standard_normal(leaf.shape)) + (leaf.ndim == 1),
         jax.eval_shape(lambda: init_params(model, jax.random.key(0))),
     )
-    boundary = stage.boundary._replace(next_state_KV=stage.boundary.next_state_KV[:, : model.vocab])
+    boundary = stage.boundary._replace(next_state_AV=stage.boundary.next_state_AV[:, : model.vocab])
 
     def span(length_B):
         token_BX = rng.integers(0, model.vocab, (4, 8), np.int32)
@@ -240,7 +240,7 @@ def test_chunks_of_a_span_take_the_memory_of_one():
 def test_sampling_holds_its_weights_once(stage):
     """A program that takes layers out of their stacks keeps both through its loop."""
     model = dataclasses.replace(BASE, width=64, ffn=1024, layers=4)
-    boundary = stage.boundary._replace(next_state_KV=stage.boundary.next_state_KV[:, : model.vocab])
+    boundary = stage.boundary._replace(next_state_AV=stage.boundary.next_state_AV[:, : model.vocab])
     shapes = jax.ShapeDtypeStruct
     prompt = Span(shapes((2, 8), np.int32), shapes((2,), np.int32))
     stacked = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
