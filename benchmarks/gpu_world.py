@@ -35,7 +35,7 @@ def plain_boundary(model: ModelSettings) -> Boundary:
     ends = stops(())
     automaton = boundary_automaton([bytes([i % 256]) for i in range(model.vocab)], ends)
     return Boundary(
-        jnp.asarray(automaton.next_state_KV),
+        jnp.asarray(automaton.next_state_AV),
         automaton.first_accept,
         ends.index("</answer>"),
         jnp.full(1, -1, jnp.int32),

@@ -57,7 +57,7 @@ class Imported:
                 "lines": report.lines,
                 "records": report.records,
                 "malformed": report.malformed,
-                "malformed_lines": [list(bad) for bad in report.told],
+                "malformed_lines": [list(bad) for bad in report.malformed_lines],
             }
             for report in self.reports
         ]

@@ -7,16 +7,17 @@ import json
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any
+
+from rapo_jax.io.files import Json
 
 
-def cache_key(*parts: Any) -> str:
+def cache_key(*parts: Json) -> str:
     """A digest of JSON values; equal values give equal keys in every process."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class DiskCache:
-    """`get` and `put` from any thread. A file that is no cache is refused with a ValueError."""
+    """Texts by key, from any thread. Raises ValueError for a file that is no such cache."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, the note of what they are of, and who may write them now."""
+"""Files written whole or not at all, files that record metadata, and the lock on a folder."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Any
+"""A value that `json.loads` returns or `json.dumps` takes."""
 
 LOCK = ".lock"
-"""Its file in a folder that one process at a time may write."""
+"""The lock file of a folder that one process at a time may write."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file, or leaves the former one as it was."""
+    """Replaces the file in one step: a failure leaves the former one as it was."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def claimed(folder: Path, *, key: str) -> Iterator[None]:
-    """Keeps other processes out of `folder`; the operating system gives it back if this one dies.
+    """Locks `folder` against other processes; the operating system unlocks it if this one dies.
 
-    The lock is a record lock on FOLDER/LOCK, which children do not inherit and NFS knows. Where a
-    file system has none, a line says so.
+    The lock is a record lock on FOLDER/LOCK, which children do not inherit and NFS supports. Where
+    a file system has none, a warning is printed.
 
     Raises:
-        ValueError: another process is at work there; `key` says what names the folder.
+        ValueError: another process holds the lock; `key` is the config key of the folder.
     """
     with open(folder / LOCK, "w") as file:
         try:
@@ -47,30 +50,28 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
         yield
 
 
-def agree(note: Path, about: Mapping[str, Any], *, what: str, remedy: str) -> None:
-    """Notes what files that are begun now are of, or makes sure that those begun earlier agree.
+def write_or_check(path: Path, metadata: Mapping[str, Json], *, what: str, remedy: str) -> None:
+    """Writes the metadata of files that are begun now, or compares it with what is there.
 
     Args:
-        note: the file of that note; its folder is made.
-        about: what the files are of, as JSON has it.
+        path: the JSON file of the metadata; its folder is made.
         what: begins the error: whose files they are, up to "with another KEY".
         remedy: ends it.
 
     Raises:
-        ValueError: the files are of something else, or the note is damaged.
+        ValueError: the metadata there differs, or the file is damaged.
     """
-    if not note.is_file():
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, dict(about))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dict(metadata))
         return
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
+        former = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{note}: not JSON; {remedy}")
-    for key in sorted({*found, *about}):
-        if found.get(key) != about.get(key):
-            raise ValueError(
-                f"{what} with another {key} ({found.get(key)!r}, now {about.get(key)!r}); {remedy}"
-            )
+        former = None
+    if not isinstance(former, dict):
+        raise ValueError(f"{path}: not JSON; {remedy}")
+    for key in sorted({*former, *metadata}):
+        old, new = former.get(key), metadata.get(key)
+        if old != new:
+            raise ValueError(f"{what} with another {key} ({old!r}, now {new!r}); {remedy}")

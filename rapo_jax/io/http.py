@@ -1,11 +1,12 @@
-"""JSON over HTTP: a hard deadline, retries with backoff, a bound on the size of the answer.
+"""JSON over HTTP: a hard deadline, retries with backoff, a bound on the size of the response.
 
-Servers may be slow, busy, broken or hostile; whatever they do ends in a value or an `HttpFailure`
-within the deadline. Secrets stand in headers only, and are cut out of every message.
+Servers may be slow, busy, broken or hostile; every call ends in a value or an `HttpFailure` within
+the deadline. Secrets are sent in headers only, and are cut out of every message.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import functools
 import json
@@ -14,43 +15,50 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from rapo_jax.io.files import Json
+
 BUSY = (408, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses that another attempt may cure."""
+"""Statuses after which another attempt may succeed."""
 SHOWN_CHARS = 200
+
+Value = TypeVar("Value")
 
 
 class Limits(NamedTuple):
-    """Of one call: seconds over all attempts, attempts, seconds before the second, answer bytes."""
+    """Limits of one call."""
 
     deadline_s: float
+    """Of all attempts together."""
     attempts: int
     backoff_s: float
+    """Before the second attempt; doubled for each later one."""
     max_bytes: int
+    """Of the response's body, unzipped."""
 
 
 class HttpFailure(Exception):
-    """Why a call failed, in one line. `kind` is timeout, status, network or body."""
+    """A failed call, in one line. `kind` is timeout, status, network or body."""
 
     def __init__(
-        self, kind: str, text: str, *, status: int = 0, may_pass: bool = True, wait_s: float = 0.0
+        self, kind: str, text: str, *, status: int = 0, retry: bool = True, wait_s: float = 0.0
     ) -> None:
         super().__init__(text)
-        self.kind = kind
-        self.status = status
-        self.may_pass = may_pass
+        self.kind, self.status = kind, status
+        self.retry = retry
         """Whether another attempt may succeed."""
         self.wait_s = wait_s
         """Seconds that the server asked to wait."""
 
 
 class JsonClient:
-    """Calls from any thread, over kept connections. `secrets` never stand in a message."""
+    """Calls from any thread, over kept connections. Messages never contain `secrets`."""
 
     def __init__(
         self,
@@ -68,16 +76,16 @@ class JsonClient:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
 
-    def get(self, url: str, params: Mapping[str, str | int]) -> Any:
+    def get(self, url: str, params: Mapping[str, str | int]) -> Json:
         return self._call("GET", url, params=params)
 
-    def post(self, url: str, body: Any) -> Any:
+    def post(self, url: str, body: Json) -> Json:
         return self._call("POST", url, json=body)
 
     def close(self) -> None:
         self._session.close()
 
-    def _call(self, method: str, url: str, **arguments: Any) -> Any:
+    def _call(self, method: str, url: str, **arguments: Json) -> Json:
         limits = self._limits
         end = time.monotonic() + limits.deadline_s
         for attempt in range(limits.attempts):
@@ -88,12 +96,12 @@ class JsonClient:
                 pause = limits.backoff_s * 2**attempt * random.uniform(0.5, 1.0)
                 pause = max(pause, failure.wait_s)
                 last = attempt == limits.attempts - 1
-                if last or not failure.may_pass or time.monotonic() + pause >= end:
-                    raise self._told(failure, method, url, attempt + 1) from None
+                if last or not failure.retry or time.monotonic() + pause >= end:
+                    raise self._described(failure, method, url, attempt + 1) from None
                 time.sleep(pause)
         raise AssertionError("limits.attempts is at least 1")
 
-    def _once(self, method: str, url: str, end: float, arguments: Mapping[str, Any]) -> Any:
+    def _once(self, method: str, url: str, end: float, arguments: Mapping[str, Json]) -> Json:
         """One attempt. Redirects are not followed: they would carry the key to another host."""
         try:
             with self._session.request(
@@ -109,14 +117,14 @@ class JsonClient:
             raise
         except (requests.Timeout, TimeoutError):
             raise HttpFailure("timeout", "no answer in time") from None
-        except Exception as error:  # requests', urllib3's, http.client's: all mean the same
+        except Exception as error:  # of requests, urllib3 or http.client
             raise HttpFailure("network", f"{type(error).__name__}: {error}") from None
         if response.status_code != 200:
             raise HttpFailure(
                 "status",
                 f"status {response.status_code}: {body[:1000].decode('utf-8', 'replace')}",
                 status=response.status_code,
-                may_pass=response.status_code in BUSY,
+                retry=response.status_code in BUSY,
                 wait_s=_seconds(response.headers.get("Retry-After", "")),
             )
         try:
@@ -125,7 +133,7 @@ class JsonClient:
             raise HttpFailure("body", f"the answer is no JSON ({error})") from None
 
     def _read(self, response: requests.Response, end: float) -> bytes:
-        """The body, unzipped as it comes, so that a small zipped one cannot fill the memory."""
+        """The body, unzipped in pieces, so that a small zipped one cannot fill the memory."""
         pieces: list[bytes] = []
         size = 0
         while piece := response.raw.read1(65_536, decode_content=True):
@@ -133,13 +141,13 @@ class JsonClient:
             size += len(piece)
             if size > self._limits.max_bytes:
                 text = f"the answer is larger than {self._limits.max_bytes} bytes"
-                raise HttpFailure("body", text, may_pass=False)
+                raise HttpFailure("body", text, retry=False)
             if time.monotonic() > end:
                 raise TimeoutError
         return b"".join(pieces)
 
-    def _told(self, failure: HttpFailure, method: str, url: str, attempts: int) -> HttpFailure:
-        """The failure as the caller sees it: one line, with the place and without secrets."""
+    def _described(self, failure: HttpFailure, method: str, url: str, attempts: int) -> HttpFailure:
+        """The failure for the caller: one line, with the address and without secrets."""
         text = str(failure)
         for secret in self._secrets:
             text = text.replace(secret, "***")
@@ -147,45 +155,35 @@ class JsonClient:
         tries = f" ({attempts} attempts)" if attempts > 1 else ""
         place = urllib.parse.urlsplit(url)
         where = f"{method} {place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
-        return HttpFailure(
-            failure.kind,
-            f"{where}: {text}{tries}",
-            status=failure.status,
-            may_pass=failure.may_pass,
-        )
+        text = f"{where}: {text}{tries}"
+        return HttpFailure(failure.kind, text, status=failure.status, retry=failure.retry)
 
 
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Does `work` in a thread and leaves it behind after `seconds`.
+def _within(seconds: float, work: Callable[[], Value]) -> Value:
+    """Calls `work` in a thread and abandons the thread after `seconds`.
 
     A socket's time-out bounds the wait for each byte, not for all of them: a server that sends a
-    byte a second would hold a thread for ever. The thread left behind ends with its connection.
+    byte a second would hold a thread for ever. An abandoned thread ends with its connection.
     """
-    done: list[tuple[Any, BaseException | None]] = []
+    done: Future[Value] = Future()
 
     def run() -> None:
         try:
-            done.append((work(), None))
+            done.set_result(work())
         except BaseException as error:
-            done.append((None, error))
+            done.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="http_call")
-    thread.start()
-    thread.join(max(seconds, 0.001))
-    if not done:
-        raise HttpFailure("timeout", "no answer in time")
-    value, error = done[0]
-    if error is not None:
-        raise error
-    return value
+    threading.Thread(target=run, daemon=True, name="http_call").start()
+    try:
+        return done.result(max(seconds, 0.001))
+    except TimeoutError:
+        raise HttpFailure("timeout", "no answer in time") from None
 
 
 def _seconds(retry_after: str) -> float:
-    """Seconds of a Retry-After header, given as a number or as a date; 0 if there is none."""
-    try:
+    """Seconds of a Retry-After header, which holds a number or a date; 0 without one."""
+    with contextlib.suppress(ValueError):
         return max(float(retry_after), 0.0)
-    except ValueError:
-        pass
     try:
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
     except (ValueError, TypeError):

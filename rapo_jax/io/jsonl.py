@@ -1,8 +1,8 @@
-"""The one reader of JSON lines, plain or gzip: what a file holds is either read or told.
+"""Reader of JSON lines, plain or gzip, that reports every line it cannot use.
 
-A line that cannot be used is counted with its number and its problem and skipped, or ends the
-reading, as the caller chooses. A file that is damaged as a whole (missing, cut-off gzip, not one
-usable line) always ends it: a smaller data set must never pass for the whole one.
+A malformed line is counted with its number and its problem and skipped, or ends the reading, as
+the caller chooses. A file that is damaged as a whole (missing, cut-off gzip, no usable line) always
+ends it: a smaller data set must never pass for the whole one.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import IO, NamedTuple, TypeVar, cast
+
+from rapo_jax.io.files import Json
 
 MALFORMED = ("skip", "fail")
 MAX_LINE_BYTES = 16 << 20
-MAX_TOLD = 1000
-"""Malformed lines whose numbers are kept; all of them are counted."""
+MAX_KEPT = 1000
+"""Malformed lines whose numbers and problems are kept; all of them are counted."""
 SHOWN = 5
 GZIP_MAGIC = b"\x1f\x8b"
 UTF8_BOM = b"\xef\xbb\xbf"
 
 Record = TypeVar("Record")
+JsonObject = Mapping[str, Json]
+Row = JsonObject | str
+"""A row, or what is wrong with it."""
 
 
 class BadLine(NamedTuple):
-    """Its number, counted from 1, and what is wrong with it."""
+    """A malformed line: its number, counted from 1, and what is wrong with it."""
 
     number: int
     problem: str
@@ -36,78 +41,94 @@ class BadLine(NamedTuple):
 
 @dataclass
 class LineReport:
-    """What came of a file's lines; blank lines are passed over and not counted."""
+    """Counts of a file's lines (or of a table's rows); blank lines are not counted."""
 
     path: str
     lines: int = 0
     records: int = 0
     malformed: int = 0
-    told: list[BadLine] = field(default_factory=list)
-    """The first malformed lines, up to MAX_TOLD."""
+    malformed_lines: list[BadLine] = field(default_factory=list)
+    """The first malformed lines, up to MAX_KEPT."""
 
-    def tell(self, number: int, problem: str) -> None:
+    def add_malformed(self, number: int, problem: str) -> None:
         self.malformed += 1
-        if len(self.told) < MAX_TOLD:
-            self.told.append(BadLine(number, problem))
+        if len(self.malformed_lines) < MAX_KEPT:
+            self.malformed_lines.append(BadLine(number, problem))
 
     def summary(self) -> str:
-        """One line for people, with the first malformed lines."""
+        """One line of text, with the first malformed lines."""
         text = f"{self.path}: {self.records} records of {self.lines} lines"
         if not self.malformed:
             return text
-        first = "; ".join(f"line {number}: {problem}" for number, problem in self.told[:SHOWN])
+        shown = self.malformed_lines[:SHOWN]
+        first = "; ".join(f"line {number}: {problem}" for number, problem in shown)
         more = "; …" if self.malformed > SHOWN else ""
         return f"{text}, {self.malformed} malformed ({first}{more})"
 
 
 def read_jsonl(
     path: str | Path,
-    parse: Callable[[Mapping[str, Any]], Record],
+    parse: Callable[[JsonObject], Record],
     *,
     malformed: str,
     key: str,
     report: LineReport,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[Record]:
-    """The records of a file, one line at a time; `report` is complete when the last one is taken.
+    """The records of a file, one line at a time; `report` is complete after the last one.
 
     `parse` makes a record of a line's object, or raises ValueError with what is wrong with it.
-    `malformed` is 'skip' or 'fail', the value of the config key `key`, which errors name.
+    `malformed` is 'skip' or 'fail', the value of the config key `key`. A report may be used for
+    several files.
 
     Raises:
         ValueError: the file is missing, damaged or without any record, or a line is malformed and
             `malformed` is 'fail'.
     """
+    rows = _rows(path, max_line_bytes)
+    return read_rows(
+        rows, parse, path=path, unit="line", malformed=malformed, key=key, report=report
+    )
+
+
+def read_rows(
+    rows: Iterable[tuple[int, Row]],
+    parse: Callable[[JsonObject], Record],
+    *,
+    path: str | Path,
+    unit: str,
+    malformed: str,
+    key: str,
+    report: LineReport,
+    may_lack_records: bool = False,
+) -> Iterator[Record]:
+    """The records of numbered rows of a file; see `read_jsonl`. Errors call a row `unit`."""
     if malformed not in MALFORMED:
         raise ValueError(f"{key}={malformed!r}: expected one of {', '.join(MALFORMED)}")
-    with _open(path) as file:
-        for number, line in _lines(path, file, max_line_bytes):
-            if line is not None and not line.strip():
-                continue
-            report.lines += 1
-            try:
-                if line is None:
-                    raise ValueError(f"longer than {max_line_bytes} bytes")
-                record = parse(_object(line))
-            except ValueError as error:
-                if malformed == "fail":
-                    raise ValueError(
-                        f"{path}, line {number}: {error}; mend the line, or set {key}='skip'"
-                    ) from None
-                report.tell(number, str(error))
-                continue
-            report.records += 1
-            yield record
-    if not report.records:
-        why = "it is empty" if not report.lines else report.summary().partition(", ")[2]
-        raise ValueError(f"{path}: no usable line ({why}); is it the right file?")
+    lines, records = report.lines, report.records
+    for number, row in rows:
+        report.lines += 1
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            record = parse(row)
+        except ValueError as error:
+            if malformed == "fail":
+                raise ValueError(
+                    f"{path}, {unit} {number}: {error}; mend the {unit}, or set {key}='skip'"
+                ) from None
+            report.add_malformed(number, str(error))
+            continue
+        report.records += 1
+        yield record
+    if report.records == records and not may_lack_records:
+        why = "it is empty" if report.lines == lines else report.summary().partition(", ")[2]
+        raise ValueError(f"{path}: no usable {unit} ({why}); is it the right file?")
 
 
-def text_of(record: Mapping[str, Any], name: str) -> str:
+def text_of(record: JsonObject, name: str) -> str:
     """A text field; ValueError if it is missing, no text or blank."""
-    text = record.get(name)
-    if name not in record:
-        raise ValueError(f"{name} is missing (there are {', '.join(sorted(record)) or 'none'})")
+    text = _field(record, name)
     if not isinstance(text, str):
         raise ValueError(f"{name} is no text but {_kind(text)}")
     if not text.strip():
@@ -115,23 +136,21 @@ def text_of(record: Mapping[str, Any], name: str) -> str:
     return text
 
 
-def number_of(record: Mapping[str, Any], name: str) -> float:
+def number_of(record: JsonObject, name: str) -> float:
     """A number field; ValueError if it is missing, no number or not finite."""
-    number = record.get(name)
-    if name not in record:
-        raise ValueError(f"{name} is missing (there are {', '.join(sorted(record)) or 'none'})")
+    number = _field(record, name)
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError(f"{name} is no number but {_kind(number)}")
     try:
-        found = float(number)
+        value = float(number)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+        value = math.inf
+    if not math.isfinite(value):
         raise ValueError(f"{name} is not finite")
-    return found
+    return value
 
 
-def texts_of(record: Mapping[str, Any], name: str) -> list[str]:
+def texts_of(record: JsonObject, name: str) -> list[str]:
     """A text or a list of texts as a list; ValueError if it is anything else or empty."""
     value = record.get(name)
     if isinstance(value, str) or value is None:
@@ -141,29 +160,37 @@ def texts_of(record: Mapping[str, Any], name: str) -> list[str]:
     return [text_of({name: item}, name) for item in value]
 
 
-def _kind(value: Any) -> str:
-    """What JSON calls a value."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
+def _field(record: JsonObject, name: str) -> Json:
+    if name not in record:
+        raise ValueError(f"{name} is missing (there are {', '.join(sorted(record)) or 'none'})")
+    return record[name]
+
+
+def _kind(value: Json) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _rows(path: str | Path, max_line_bytes: int) -> Iterator[tuple[int, Row]]:
+    with _open(path) as file:
+        for number, line in _lines(path, file, max_line_bytes):
+            if line is None:
+                yield number, f"longer than {max_line_bytes} bytes"
+            elif line.strip():
+                yield number, _object(line)
 
 
 def _open(path: str | Path) -> IO[bytes]:
     try:
         with open(path, "rb") as file:
-            zipped = file.read(2) == GZIP_MAGIC  # by content: names lie
+            zipped = file.read(2) == GZIP_MAGIC  # the name may mislead
         return cast(IO[bytes], gzip.open(path)) if zipped else open(path, "rb")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _lines(path: str | Path, file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """(number, bytes) of each line, None for one that is too long, which never fills the memory."""
+    """(number, bytes) of each line; None for one that is too long, which is never held whole."""
     number = 0
     try:
         while line := file.readline(max_bytes + 2):  # room for \r\n
@@ -180,24 +207,27 @@ def _lines(path: str | Path, file: IO[bytes], max_bytes: int) -> Iterator[tuple[
         ) from None
 
 
-def _object(line: bytes) -> Mapping[str, Any]:
-    """The JSON object of a line; ValueError says what it is instead."""
+def _object(line: bytes) -> Row:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1})") from None
+        return f"not UTF-8 (byte {error.start + 1})"
     try:
-        record = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {_kind(record)}")
-    if "\\u" in text:
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds a lone surrogate (half a character)") from None
-    return record
+        return f"not JSON ({error})"
+    if not isinstance(value, dict):
+        return f"not a JSON object but {_kind(value)}"
+    return checked(value) if "\\u" in text else value
+
+
+def checked(row: dict[str, Json]) -> Row:
+    """The row, or that it holds half a character, which cannot be written as UTF-8."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate (half a character)"
+    return row
 
 
 def _refuse(constant: str) -> None:

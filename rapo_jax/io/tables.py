@@ -1,6 +1,6 @@
-"""Reader of records in the forms that data sets come in, as strict as `jsonl.read_jsonl`.
+"""Reader of records from Parquet, CSV with a header, a JSON array, one JSON object or JSON lines.
 
-Parquet, CSV with a header, a JSON array of objects, one JSON object, or JSON lines.
+As strict as `jsonl.read_jsonl`.
 """
 
 from __future__ import annotations
@@ -8,69 +8,45 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-from rapo_jax.io.jsonl import MALFORMED, LineReport, read_jsonl
+from rapo_jax.io.jsonl import JsonObject, LineReport, Record, Row, checked, read_jsonl, read_rows
 
 PARQUET_MAGIC = b"PAR1"
 PARQUET_ROWS = 1024
 """Read at a time."""
 
-Record = TypeVar("Record")
-Row = Mapping[str, Any] | str
-"""A row, or what is wrong with it."""
-
 
 def read_table(
     path: str | Path,
-    parse: Callable[[Mapping[str, Any]], Record],
+    parse: Callable[[JsonObject], Record],
     *,
     malformed: str,
     key: str,
     report: LineReport,
 ) -> Iterator[Record]:
-    """The records of a file in any of the forms; what the report calls lines are its rows.
+    """The records of a file in any of the forms; arguments and errors are those of `read_jsonl`.
 
-    `parse`, `malformed` and `key` are those of `read_jsonl`. A report may go through several files.
-
-    Raises:
-        ValueError: the file is missing, damaged or without any record (a file that is one object
-            may be malformed, as any row of a table may); or a row is malformed and `malformed` is
-            'fail'.
+    The report counts rows as lines. The only object of a file may be malformed, as any row may.
     """
-    if malformed not in MALFORMED:
-        raise ValueError(f"{key}={malformed!r}: expected one of {', '.join(MALFORMED)}")
     rows = _rows(Path(path))
     if rows is None:
-        yield from read_jsonl(path, parse, malformed=malformed, key=key, report=report)
-        return
-    before, lines = report.records, report.lines
-    for number, row in enumerate(rows, start=1):
-        report.lines += 1
-        try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            record = parse(row)
-        except ValueError as error:
-            if malformed == "fail":
-                raise ValueError(
-                    f"{path}, row {number}: {error}; mend the row, or set {key}='skip'"
-                ) from None
-            report.tell(number, str(error))
-            continue
-        report.records += 1
-        yield record
-    taken = report.lines - lines
-    single = isinstance(rows, tuple)
-    if not taken or (report.records == before and not single):
-        why = "it has no rows" if not taken else report.summary().partition(", ")[2]
-        raise ValueError(f"{path}: no usable row ({why}); is it the right file?")
+        return read_jsonl(path, parse, malformed=malformed, key=key, report=report)
+    return read_rows(
+        enumerate(rows, start=1),
+        parse,
+        path=path,
+        unit="row",
+        malformed=malformed,
+        key=key,
+        report=report,
+        may_lack_records=isinstance(rows, tuple),
+    )
 
 
 def _rows(path: Path) -> Iterable[Row] | None:
-    """The rows of a file, None for JSON lines and for what cannot be opened."""
+    """The rows of a file; None for JSON lines and for a file that cannot be opened."""
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -98,8 +74,8 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield row
             wanted = file.metadata.num_rows
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        told = str(error).splitlines()[0]
-        raise ValueError(f"{path}: damaged after row {rows} ({told}); get the file again") from None
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path}: damaged after row {rows} ({why}); get the file again") from None
     if rows != wanted:
         raise ValueError(f"{path}: {rows} rows, its footer says {wanted}; get the file again")
 
@@ -130,23 +106,13 @@ def _array(path: Path) -> list[Row]:
         rows = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); get the file again") from None
-    return [_checked(row) for row in rows]
+    return [checked(row) if isinstance(row, dict) else "not a JSON object" for row in rows]
 
 
 def _object(path: Path) -> tuple[Row] | None:
-    """A file that is one object over several lines; None if it is none, so JSON lines."""
+    """A file that is one object; None if it is not, so that it is read as JSON lines."""
     try:
         row = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
-    return (_checked(row),) if isinstance(row, dict) else None
-
-
-def _checked(row: Any) -> Row:
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "holds a lone surrogate (half a character)"
-    return row
+    return (checked(row),) if isinstance(row, dict) else None

@@ -101,7 +101,7 @@ def lowered_rollout(
     ends = stops(tuple(name for name, *_ in s.tools.user_tools))
     automaton = boundary_automaton([bytes([i % 256]) for i in range(model.vocab)], ends)
     table = Boundary(
-        jnp.asarray(automaton.next_state_KV),
+        jnp.asarray(automaton.next_state_AV),
         automaton.first_accept,
         ends.index("</answer>"),
         jnp.zeros(2, jnp.int32),

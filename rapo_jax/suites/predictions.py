@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapo_jax.io.files import agree, write_text
+from rapo_jax.io.files import write_or_check, write_text
 from rapo_jax.tasks.schema import Question
 
 
@@ -84,7 +84,7 @@ class Predictions:
             ValueError: the files are of something else than `about`, or are damaged.
         """
         what = f"evaluate.suites={self.name!r}: {self._about.parent} holds its predictions"
-        agree(self._about, about, what=what, remedy=self._remedy())
+        write_or_check(self._about, about, what=what, remedy=self._remedy())
         if self.path.is_file():
             return len(self._wanted)
         lines = self._part.read_bytes().split(b"\n")[:-1] if self._part.is_file() else []

@@ -39,7 +39,7 @@ def about(report: LineReport, *, note: str = "") -> Mapping[str, Any]:
         "lines": report.lines,
         "records": report.records,
         "malformed": report.malformed,
-        "malformed_lines": [list(bad) for bad in report.told],
+        "malformed_lines": [list(bad) for bad in report.malformed_lines],
         "summary": report.summary() + note,
     }
 

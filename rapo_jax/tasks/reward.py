@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 
 from rapo_jax.scoring.answers import last_boxed, token_f1
 from rapo_jax.scoring.maths import check_math_verify, math_equal
-from rapo_jax.text.protocol import CALLS, STEP_KINDS
+from rapo_jax.text.protocol import CALLS, STEP_KINDS, without_retrieved
 
 BAD_FORMAT = -1.0
 BONUS = 0.1
 """For a right answer whose policy used both search and python."""
 
-_RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
 _OBSERVED_MARK = "<result></result>"
 
 
@@ -91,7 +90,7 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": _best_f1, "ma
 
 def _text_without_retrieved(text: str, user_tools: tuple[str, ...]) -> str:
     """The response without retrieved traces and with the content of observations left out."""
-    return _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", _RETRIEVED.sub("", text))
+    return _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", without_retrieved(text))
 
 
 def _format_failure(judged: str, user_tools: tuple[str, ...]) -> str:

@@ -1,9 +1,9 @@
 """The protocol of a trajectory: the system prompt, the tags, parsing and rendering of a step.
 
-A policy step ends when it closes one of `stops()` or emits end-of-sequence. After a call the world
-says `<result>...</result>`; a retrieved step trace stands between `<retrieve>` and `</retrieve>`.
-Every function is total: it returns something sensible for any text and never raises. `own` are the
-names of tags that call a tool of the run's own (tools.user_tools), beside `CALLS`.
+A policy step ends when it closes one of `stops()` or emits end-of-sequence. After a call follows
+the observation, `<result>...</result>`; a retrieved step trace is put between `<retrieve>` and
+`</retrieve>`. No function raises, whatever the text. `user_tools` are the names of the tags that
+call a tool of the user (tools.user_tools), beside those of `CALLS`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SYSTEM_PROMPT = (
     "answer in \\boxed{}."
 )
 
-OWN_TOOL = "Another tool: write its input inside <{name}> and </{name}>."
+USER_TOOL_PROMPT = "Another tool: write its input inside <{name}> and </{name}>."
 _RETRIEVE_TAG = re.compile(r"<(?=/?retrieve>)|<(?=\|)")
 _RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
 
 
 def user_tool_names(tools: Iterable[str]) -> tuple[str, ...]:
-    """`own` of a run with these tools; a tool that takes a built-in one's place has its tag."""
+    """`user_tools` of a run with these tools; one that replaces a built-in tool has its tag."""
     return tuple(name for name in tools if name not in CALLS)
 
 
@@ -59,14 +59,14 @@ TAGS = tags()
 STOPS = stops()
 
 
-def with_tools(system: str, about: Mapping[str, str]) -> str:
-    """A system prompt that tells of own tools too: name of the tag -> what it is for."""
-    told = (" ".join([OWN_TOOL.format(name=name), what]) for name, what in about.items())
-    return "\n".join([system, *map(str.strip, told)])
+def with_tools(system: str, purposes: Mapping[str, str]) -> str:
+    """The system prompt with a line for each user tool; `purposes`: name of its tag -> purpose."""
+    lines = (f"{USER_TOOL_PROMPT.format(name=name)} {text}" for name, text in purposes.items())
+    return "\n".join([system, *map(str.strip, lines)])
 
 
 class Step(NamedTuple):
-    """What the policy did in one step: `kind` is a call, answer or stop (nothing was closed).
+    """A step of the policy: `kind` is a call's tag, 'answer', or 'stop' if no tag was closed.
 
     `content` is the call or the answer; it is empty for an empty call and for a tag that was
     closed but never opened.
@@ -85,7 +85,7 @@ class Segment(NamedTuple):
 
 
 def parse_step(text: str, user_tools: tuple[str, ...] = ()) -> Step:
-    """The last call or answer that the policy itself closed in `text`, the policy's own step.
+    """The last call or answer that the policy closed in `text`, which holds its tokens alone.
 
     The kind is that of the last closing tag in `stops`, so it always agrees with the boundary
     automaton that ended the step. An indented program is dedented as a whole.
@@ -111,32 +111,32 @@ def _call_and_result(user_tools: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def neutralise(text: str, user_tools: tuple[str, ...] = ()) -> str:
-    """Foreign text in which no tool tag and no chat token `<|...|>` can open or close anything.
+    """Foreign text with a space after the `<` of every tag and chat token `<|...|>`.
 
-    A space after the `<` breaks each of them; all other text stays as it is.
+    None of them can open or close anything then; all other text stays as it is.
     """
     return _tag(user_tools).sub("< ", text)
 
 
 def render_result(observation: str, user_tools: tuple[str, ...] = ()) -> str:
-    """What the world says after a tool call."""
+    """A tool's observation with its tags."""
     return f"<result> {neutralise(observation, user_tools)}</result>"
 
 
 def render_retrieved(trace: str) -> str:
-    """A retrieved step trace with its tags; its own thought, call and observation stay whole."""
+    """A retrieved step trace with its tags; the tags inside it stay, except `<retrieve>`."""
     return f"<retrieve>{_RETRIEVE_TAG.sub('< ', trace)}</retrieve>"
 
 
 def without_retrieved(text: str) -> str:
-    """The response without its `<retrieve>...</retrieve>` spans: what may be judged and split."""
+    """The response without its `<retrieve>...</retrieve>` spans: what is scored and split."""
     return _RETRIEVED.sub("", text)
 
 
 def split_steps(text: str, user_tools: tuple[str, ...] = ()) -> list[str]:
     """The step traces of a response: thought, call and result each; the last is the answer step.
 
-    Retrieved spans are cut out first; the pieces joined give the rest back.
+    Retrieved spans are cut out first; the pieces joined are the remaining text.
     """
     text = without_retrieved(text)
     cuts = [0, *(match.end() for match in _call_and_result(user_tools).finditer(text)), len(text)]

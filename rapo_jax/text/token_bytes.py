@@ -6,9 +6,9 @@ from __future__ import annotations
 def token_bytes(
     vocab: dict[str, int] | list[list], added: dict[str, int], vocab_size: int
 ) -> list[bytes]:
-    """Bytes of token i at place i, of a byte-level `vocab` and `added` tokens (text -> id).
+    """The bytes of each token id, from a byte-level `vocab` and the `added` tokens (text -> id).
 
-    The list has at least `vocab_size` places; ids without a token have no bytes.
+    The list has at least `vocab_size` entries; ids without a token have no bytes.
     """
     if isinstance(vocab, list):  # a Unigram model: [token, score] in order
         vocab = {text: i for i, (text, _) in enumerate(vocab)}
@@ -25,7 +25,7 @@ def token_bytes(
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable letter for each byte, inverted: the alphabet of byte-level vocabularies."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    """Letter of a byte-level vocabulary -> byte: GPT-2's table of printable letters, inverted."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}

@@ -1,7 +1,7 @@
-"""Text and tokens: building a tokenizer, exact bytes of every token, and where a step ends.
+"""Tokenizers: building and loading one, encoding, decoding, and the automaton of a step's end.
 
-Byte-level tokenizers only (Qwen2, Qwen3, Llama 3, and what `build_tokenizer` makes): there each
-token is a fixed run of bytes, so decoding is a join and a step's end is a walk of an automaton.
+Byte-level tokenizers only (Qwen2, Qwen3, Llama 3, and those of `build_tokenizer`): each token is a
+fixed sequence of bytes, so decoding joins bytes and an automaton over bytes finds a step's end.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rapo_jax.text.protocol import STOPS, neutralise, tags
 from rapo_jax.text.token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 SYSTEM, USER, ASSISTANT, END, PAD = CHAT_TOKENS = (
     "<|system|>",
@@ -50,9 +54,9 @@ def build_tokenizer(
 
     Its tokens are the 256 bytes, and every word, number and sign that the corpus holds at least
     twice, the most frequent first. A trained BPE would also spend tokens on the pieces that its
-    merges go through; a small model is better off without. The tool tags, of `own` tools too, and
-    `\\boxed{` are one token each, so are the chat tokens; `<|end|>` is eos. The same corpus gives
-    the same files.
+    merges go through; a small model is better without. The tool tags, those of `user_tools` too,
+    `\\boxed{` and the chat tokens are one token each; `<|end|>` is eos. The same corpus gives the
+    same files.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -100,45 +104,47 @@ def build_tokenizer(
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A tokenizer as the rest of the package needs it.
+    """A loaded tokenizer.
 
-    `bytes_V[i]` is the exact bytes of token i, empty for ids without a token; `eos_ids` all end a
-    response; `fingerprint` is the sha256 of tokenizer.json; `own` are the tags of own tools.
+    `bytes_V[i]` is the exact bytes of token i, empty for ids without a token; each of `eos_ids`
+    ends a response; `fingerprint` is the sha256 of tokenizer.json; `user_tools` are the names of
+    the tags of user tools.
     """
 
-    tokenizer: Any = field(repr=False)
+    tokenizer: PreTrainedTokenizerFast = field(repr=False)
+    """Its chat template alone is used."""
     bytes_V: list[bytes] = field(repr=False)
     eos_ids: tuple[int, ...]
     pad_id: int
     fingerprint: str
     user_tools: tuple[str, ...]
-    _exact: Any = field(repr=False)
-    """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's own rules."""
-    _plain: Any = field(repr=False)
+    _exact: Tokenizer = field(repr=False)
+    """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's rules."""
+    _plain: Tokenizer = field(repr=False)
     """The same without added tokens."""
     _tag_ids: dict[str, int] = field(repr=False)
     _at_tags: re.Pattern[str] = field(repr=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The exact text of a token sequence, chat tokens included; broken UTF-8 shows as '�'."""
+        """The exact text of a token sequence, chat tokens included; broken UTF-8 becomes '�'."""
         ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
         table = self.bytes_V
         return b"".join([table[i] for i in ids]).decode("utf-8", "replace")
 
     def encode(self, text: str) -> list[int]:
-        """Foreign text: no added token (chat token, tool tag) can come out, whatever it says."""
+        """Token ids of foreign text; never an added token (chat token, tool tag)."""
         text = text.encode("utf-8", "replace").decode("utf-8")
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_protocol(self, text: str) -> list[int]:
-        """Text that we render ourselves: tool tags become their own tokens where there are such.
+        """Token ids of text in which tool tags are ours; a tag that is an added token becomes it.
 
-        Chat tokens still cannot come out. Foreign text inside must have been neutralised, as
+        Never a chat token. Foreign text inside must have been neutralised, as
         `protocol.render_result` does.
         """
         ids: list[int] = []
-        # Tags that are no token of their own stay in the text: BPE merges them with neighbours, as
-        # it did in whatever the model has read.
+        # Tags that are no added token stay in the text: BPE merges them with neighbours, as it
+        # did in the texts that the model was trained on.
         for piece in self._at_tags.split(text) if self._tag_ids else (text,):
             tag = self._tag_ids.get(piece)
             if tag is not None:
@@ -165,11 +171,8 @@ def load_tokens(
 ) -> Tokens:
     """Loads a Hugging Face tokenizer folder; `bytes_V` is padded to a model's `vocab_size`.
 
-    `own` are the tags of own tools, which the protocol has beside its `TAG_NAMES`.
-
     Raises:
-        ValueError: there is no tokenizer of a kind that works here, no chat template or no id that
-        ends a response.
+        ValueError: no byte-level tokenizer, no chat template, or no id that ends a response.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -188,8 +191,7 @@ def load_tokens(
         raise ValueError(f"{path}: not JSON ({error})") from None
     if "ByteLevel" not in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")]):
         raise ValueError(f"{key}: only byte-level BPE (Qwen, Llama 3) gives exact bytes")
-    # Whatever its class is: only its template and the names of its special tokens are used, and
-    # AutoTokenizer would import every kind of model there is.
+    # Whatever class the folder names: AutoTokenizer would import every kind of model there is.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     if not tokenizer.chat_template:
         raise ValueError(
@@ -222,70 +224,68 @@ def load_tokens(
 
 
 def _eos_ids(folder: Path, tokenizer_eos: int | None, *, known: int) -> tuple[int, ...]:
-    """The tokenizer's own, then those of generation_config.json, or without one of config.json."""
-    found = [] if tokenizer_eos is None else [tokenizer_eos]
-    for name in ("generation_config.json", "config.json"):
-        if (
-            folder / name
-        ).is_file():  # chat models may list several, of which the tokenizer has one
-            ids = json.loads((folder / name).read_text()).get("eos_token_id")
-            ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-            for i in ids:
-                if type(i) is not int or not 0 <= i < known:
-                    raise ValueError(
-                        f"{folder / name}: eos_token_id={i!r}: expected an id of the tokenizer, "
-                        f"0 … {known - 1}"
-                    )
-            found += ids
-            break
-    if not found:
+    """The tokenizer's id, then those of generation_config.json, or without it of config.json."""
+    eos_ids = [] if tokenizer_eos is None else [tokenizer_eos]
+    names = ("generation_config.json", "config.json")
+    config = next((folder / name for name in names if (folder / name).is_file()), None)
+    if config is not None:  # chat models may list several, of which the tokenizer has one
+        ids = json.loads(config.read_text()).get("eos_token_id")
+        for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if type(i) is not int or not 0 <= i < known:
+                raise ValueError(
+                    f"{config}: eos_token_id={i!r}: expected an id of the tokenizer, "
+                    f"0 … {known - 1}"
+                )
+            eos_ids.append(i)
+    if not eos_ids:
         raise ValueError(f"tokenizer.folder={str(folder)!r}: no eos_token is named in its files")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(eos_ids))
 
 
 class Automaton(NamedTuple):
-    """Reads a step token by token: `state = next_state_KV[state, token]`, starting from state 0.
+    """Reads a step token by token: `state = next_state_AV[state, token]`, starting from state 0.
 
-    A state >= `first_accept` says that stop number `state - first_accept` has been closed, in the
-    middle of a token or at its end; such states keep themselves.
+    A state >= `first_accept` means that stop number `state - first_accept` has been closed, in the
+    middle of a token or at its end; no token leads out of such a state.
     """
 
-    next_state_KV: np.ndarray
+    next_state_AV: np.ndarray
     first_accept: int
 
 
 def boundary_automaton(bytes_V: Sequence[bytes], stops: Sequence[str] = STOPS) -> Automaton:
-    """The byte-level automaton of `stops` compiled into a token table, int16 [K, V].
+    """The byte-level automaton of `stops` compiled into a token table of int16.
 
     Where a token closes several stops, the first one counts.
     """
-    step_KB, first_accept = _byte_automaton([stop.encode() for stop in stops])
+    next_state_A256, first_accept = _byte_automaton([stop.encode() for stop in stops])
     length_V = np.array([len(token) for token in bytes_V], np.int64)
-    byte_N = np.frombuffer(b"".join(bytes_V), np.uint8)
+    all_bytes = np.frombuffer(b"".join(bytes_V), np.uint8)
     start_V = np.concatenate([[0], np.cumsum(length_V)[:-1]])
     by_length_V = np.argsort(-length_V, kind="stable")
-    states = np.arange(len(step_KB), dtype=np.int16)
-    state_VK = np.tile(states, (len(bytes_V), 1))
+    states = np.arange(len(next_state_A256), dtype=np.int16)
+    state_VA = np.tile(states, (len(bytes_V), 1))
     for position in range(int(length_V.max(initial=0))):
         # Longest first: the tokens that still have a byte here are a prefix of the order.
         count = int(np.searchsorted(-length_V[by_length_V], -position))
-        rows = by_length_V[:count]
-        byte = byte_N[start_V[rows] + position]
-        state_VK[rows] = step_KB[state_VK[rows], byte[:, None]]
-    return Automaton(np.ascontiguousarray(state_VK.T), first_accept)
+        longer = by_length_V[:count]
+        byte = all_bytes[start_V[longer] + position]
+        state_VA[longer] = next_state_A256[state_VA[longer], byte[:, None]]
+    return Automaton(np.ascontiguousarray(state_VA.T), first_accept)
 
 
 def _byte_automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, int]:
-    """Aho-Corasick over bytes: a state is the longest suffix read that begins a stop."""
+    """Aho-Corasick over bytes: a state is the longest suffix of the input that begins a stop."""
     prefixes = sorted({stop[:n] for stop in stops for n in range(len(stop))}, key=len)
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     first_accept = len(prefixes)
-    step_KB = np.tile(np.arange(first_accept + len(stops), dtype=np.int16)[:, None], (1, 256))
-    step_KB[:first_accept] = number[b""]  # where a byte of no stop leads
+    states = np.arange(first_accept + len(stops), dtype=np.int16)
+    next_state_A256 = np.tile(states[:, None], (1, 256))
+    next_state_A256[:first_accept] = number[b""]  # where a byte of no stop leads
     for prefix, i in number.items():
         for byte in set(b"".join(stops)):
             read = prefix + bytes([byte])
             closed = [k for k, stop in enumerate(stops) if read.endswith(stop)]
             suffix = next(read[n:] for n in range(len(read) + 1) if read[n:] in number)
-            step_KB[i, byte] = first_accept + closed[0] if closed else number[suffix]
-    return step_KB, first_accept
+            next_state_A256[i, byte] = first_accept + closed[0] if closed else number[suffix]
+    return next_state_A256, first_accept

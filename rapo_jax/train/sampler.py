@@ -72,7 +72,7 @@ class Sampler:
             model,
             settings,
             Boundary(
-                jnp.asarray(automaton.next_state_KV),
+                jnp.asarray(automaton.next_state_AV),
                 automaton.first_accept,
                 ends.index("</answer>"),
                 jnp.asarray(tokens.eos_ids, jnp.int32),

@@ -159,7 +159,7 @@ def test_a_malformed_record_is_reported_with_its_line(tmp_path, record, problem)
     path = write(tmp_path / "a", GOOD, "", record, GOOD | {"question": "r"})
     found = read(path, malformed="skip")
     assert len(found.trajectories) == 2
-    ((number, problem_read),) = found.reports[0].told
+    ((number, problem_read),) = found.reports[0].malformed_lines
     assert number == 3 and problem_read.startswith(problem)
     with pytest.raises(ValueError, match=r"a, line 3: .*; mend the line, or set buffer.malformed"):
         read(path)
@@ -169,7 +169,7 @@ def test_an_id_occurs_once_in_a_file(tmp_path):
     first = GOOD | {"id": "7"}
     path = write(tmp_path / "a", first, GOOD | {"id": "7", "question": "r"}, GOOD | {"id": 7})
     found = read(path, malformed="skip")
-    assert [tuple(bad) for bad in found.reports[0].told] == [
+    assert [tuple(bad) for bad in found.reports[0].malformed_lines] == [
         (2, "duplicate id '7'"),
         (3, "the same record as on an earlier line"),
     ]

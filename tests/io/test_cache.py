@@ -1,4 +1,4 @@
-"""The cache on disk: it survives its process, and refuses what is no cache."""
+"""The cache on disk: it outlives its process, and refuses another file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rapo_jax.io.cache import DiskCache, cache_key
 
 
-def test_what_was_put_is_there_after_closing_and_the_last_text_counts(tmp_path):
+def test_a_text_is_there_after_closing_and_the_last_one_counts(tmp_path):
     path = tmp_path / "new" / "cache.sqlite"
     cache = DiskCache(path)
     assert cache.get("a") is None

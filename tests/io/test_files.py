@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files written whole or not at all, recorded metadata, and the lock on a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rapo_jax.io.files import agree, claimed, write_json, write_text
+from rapo_jax.io.files import claimed, write_json, write_or_check, write_text
 
 HOLDER = """
 import sys
@@ -28,28 +28,28 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_former_one(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_files_of_something_else_are_refused_with_the_key_and_both_values(tmp_path):
-    note = tmp_path / "made" / "note.json"
-    told = {"what": "mine.jsonl holds rows", "remedy": "move it away"}
-    agree(note, {"seed": 1, "unit": None}, **told)
-    agree(note, {"seed": 1}, **told)
+def test_files_with_other_metadata_are_refused_with_the_key_and_both_values(tmp_path):
+    path = tmp_path / "made" / "metadata.json"
+    texts = {"what": "mine.jsonl holds rows", "remedy": "move it away"}
+    write_or_check(path, {"seed": 1, "unit": None}, **texts)
+    write_or_check(path, {"seed": 1}, **texts)
     with pytest.raises(
         ValueError, match=r"^mine.jsonl holds rows with another seed \(1, now 2\); "
     ):
-        agree(note, {"seed": 2}, **told)
+        write_or_check(path, {"seed": 2}, **texts)
     with pytest.raises(ValueError, match=r"another model \(None, now 'a'\); move it away$"):
-        agree(note, {"seed": 1, "model": "a"}, **told)
+        write_or_check(path, {"seed": 1, "model": "a"}, **texts)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"a"'])
-def test_a_damaged_note_is_refused(tmp_path, text):
-    note = tmp_path / "note.json"
-    note.write_text(text)
-    with pytest.raises(ValueError, match="note.json: not JSON; move it away"):
-        agree(note, {}, what="", remedy="move it away")
+def test_damaged_metadata_are_refused(tmp_path, text):
+    path = tmp_path / "metadata.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="metadata.json: not JSON; move it away"):
+        write_or_check(path, {}, what="", remedy="move it away")
 
 
-def test_a_folder_is_of_one_process_until_it_ends_or_is_killed(tmp_path):
+def test_a_folder_is_locked_until_its_process_ends_or_is_killed(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as other:

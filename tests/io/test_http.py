@@ -60,7 +60,7 @@ def test_a_refusal_is_not_asked_again(serve, status):
     assert "no such thing" in str(found)
 
 
-def test_the_last_failure_is_told_with_the_number_of_attempts(serve):
+def test_the_last_failure_is_raised_with_the_number_of_attempts(serve):
     url = serve(lambda handler, body: (503, "busy"))
     found = failure(client().post, f"{url}/path", 1)
     assert str(found) == f'POST {url}/path: status 503: "busy" (3 attempts)'
@@ -73,7 +73,7 @@ def test_no_message_holds_a_secret(serve):
         assert KEY not in str(found) and "***" in str(found)
 
 
-def test_the_time_that_a_server_asks_for_is_waited_and_no_longer_than_the_deadline(serve):
+def test_the_wait_that_a_server_asks_for_is_kept_within_the_deadline(serve):
     times = []
 
     def answer(handler, body):
@@ -94,7 +94,7 @@ def test_the_time_that_a_server_asks_for_is_waited_and_no_longer_than_the_deadli
 
 
 @pytest.mark.parametrize("pieces", [[b" "] * 200, [b"HTTP/1.0 200 OK\r\n\r\n"] + [b" "] * 200])
-def test_a_server_that_sends_a_byte_now_and_then_is_left_at_the_deadline(serve, pieces):
+def test_a_server_that_sends_a_byte_now_and_then_is_abandoned_at_the_deadline(serve, pieces):
     url = serve(lambda handler, body: write(handler, b"", *pieces, pause_s=0.05))
     started = time.monotonic()
     assert failure(client(deadline_s=0.4).post, url, 1).kind == "timeout"
@@ -113,7 +113,7 @@ def test_a_server_that_is_not_there_is_a_network_failure():
 @pytest.mark.parametrize(
     "body", [b'{"a": [1, 2', b"<html>", b"", b"\xff\xfe", b"[" * 9000], ids=repr
 )
-def test_an_answer_that_is_no_json_is_asked_again_and_told(serve, body):
+def test_an_answer_that_is_no_json_is_asked_again_and_is_a_failure(serve, body):
     asked = []
 
     def answer(handler, _):

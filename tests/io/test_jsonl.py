@@ -1,4 +1,4 @@
-"""JSON lines: every defect of a file is told, and nothing is lost without a word."""
+"""JSON lines: every defect of a file is reported, and no line is lost in silence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.io.jsonl import (
-    MAX_TOLD,
+    MAX_KEPT,
     SHOWN,
     BadLine,
     LineReport,
@@ -62,12 +62,12 @@ def test_plain_and_zipped_files_are_read_whatever_they_are_called(tmp_path, zipp
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_a_malformed_line_is_told_with_its_number_and_skipped_or_fatal(tmp_path, line, problem):
+def test_a_malformed_line_is_reported_with_its_number_and_skipped_or_fatal(tmp_path, line, problem):
     path = written(tmp_path / "lines", GOOD + b"\n" + line + b"\n" + GOOD)
     records, report = read(path, max_line_bytes=150_000)
     assert records == [{"a": 1}, {"a": 1}]
-    ((number, told),) = report.told
-    assert number == 3 and told.startswith(problem)
+    ((number, reported),) = report.malformed_lines
+    assert number == 3 and reported.startswith(problem)
     assert (report.lines, report.records, report.malformed) == (3, 2, 1)
     with pytest.raises(ValueError) as caught:
         read(path, malformed="fail", max_line_bytes=150_000)
@@ -80,7 +80,7 @@ def test_a_line_of_fifty_megabytes_is_skipped_without_being_held(tmp_path):
     long = b'{"a": "' + b"x" * 50_000_000 + b'"}\n'
     records, report = read(written(tmp_path / "lines", GOOD + long + GOOD))
     assert records == [{"a": 1}, {"a": 1}]
-    assert report.told == [BadLine(2, f"longer than {16 << 20} bytes")]
+    assert report.malformed_lines == [BadLine(2, f"longer than {16 << 20} bytes")]
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b""])
@@ -92,7 +92,7 @@ def test_a_line_is_as_long_as_its_content(tmp_path, ending, excess):
     assert (len(records), report.lines) == (2 if excess <= 0 else 1, 2)
 
 
-def test_a_mark_of_utf_8_at_the_start_is_no_content(tmp_path):
+def test_a_byte_order_mark_of_utf_8_is_no_content(tmp_path):
     assert read(written(tmp_path / "lines", b"\xef\xbb\xbf" + GOOD))[0] == [{"a": 1}]
 
 
@@ -120,17 +120,17 @@ def test_a_file_without_a_usable_line_is_an_error(tmp_path, content, why):
         read(written(tmp_path / "lines", content))
 
 
-def test_what_is_no_file_is_an_error(tmp_path):
+def test_a_path_that_is_no_file_is_an_error(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match="cannot be read"):
             read(path)
 
 
-def test_what_the_parser_refuses_is_a_malformed_line_and_its_own_errors_are_not(tmp_path):
+def test_a_value_error_of_the_parser_is_a_malformed_line_and_other_errors_are_raised(tmp_path):
     path = written(tmp_path / "lines", GOOD + b'{"b": 1}\n{"a": "x"}\n')
     records, report = read(path, lambda record: number_of(record, "a"))
     assert records == [1.0]
-    assert report.told == [
+    assert report.malformed_lines == [
         BadLine(2, "a is missing (there are b)"),
         BadLine(3, "a is no number but text"),
     ]
@@ -138,16 +138,16 @@ def test_what_the_parser_refuses_is_a_malformed_line_and_its_own_errors_are_not(
         read(path, lambda record: record["a"])
 
 
-def test_all_malformed_lines_are_counted_and_the_first_are_told(tmp_path):
-    bad = MAX_TOLD + 5
+def test_all_malformed_lines_are_counted_and_the_first_are_kept(tmp_path):
+    bad = MAX_KEPT + 5
     _, report = read(written(tmp_path / "lines", b"x\n" * bad + GOOD))
-    assert report.malformed == bad and len(report.told) == MAX_TOLD
+    assert report.malformed == bad and len(report.malformed_lines) == MAX_KEPT
     summary = report.summary()
     assert f"1 records of {bad + 1} lines, {bad} malformed (line 1: not JSON" in summary
     assert summary.count("; line") == SHOWN - 1 and summary.endswith("; …)")
 
 
-def test_an_unknown_way_with_malformed_lines_is_refused(tmp_path):
+def test_an_unknown_treatment_of_malformed_lines_is_refused(tmp_path):
     with pytest.raises(ValueError, match="data.malformed='ignore': expected one of skip, fail"):
         read(written(tmp_path / "lines", GOOD), malformed="ignore")
 
@@ -167,7 +167,7 @@ def test_an_unknown_way_with_malformed_lines_is_refused(tmp_path):
         (texts_of, None, "x is no text but null"),
     ],
 )
-def test_a_field_of_another_type_says_what_it_is(field, value, problem):
+def test_a_field_of_another_type_is_refused_with_its_type(field, value, problem):
     with pytest.raises(ValueError) as caught:
         field({"x": value}, "x")
     assert str(caught.value) == problem

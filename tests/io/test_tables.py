@@ -1,4 +1,4 @@
-"""Records from Parquet, CSV, JSON arrays, JSON objects and JSON lines: all are read or told."""
+"""Records from Parquet, CSV, JSON arrays, JSON objects and JSON lines."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_bad_row_is_counted_with_its_number_or_ends_the_reading(tmp_path, form
     WRITERS[form](path, [*ROWS[:1], {"word": " "}, *ROWS[1:]])
     found, report = read(path)
     assert found == ["one", "zwei", "três"]
-    assert [bad.number for bad in report.told] == [2]  # of a CSV file without its header
+    assert [bad.number for bad in report.malformed_lines] == [2]  # of a CSV file without its header
     assert "word is blank" in report.summary()
     with pytest.raises(ValueError, match="(row|line) 2: word is blank; .*task.x='skip'"):
         read(path, malformed="fail")
@@ -81,30 +81,30 @@ def test_json_lines_may_be_called_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "problem"),
     [
         ("a.parquet", b"PAR1 and no more", "damaged after row 0"),
         ("a.json", b'[{"word": "one"}, {"word', "not JSON"),
         ("a.csv", b"word\n\xff\xfe\n", "damaged after row 0"),
         ("a.csv", b'word\n"open\n', "damaged after row"),
-        ("a.csv", b"word\n", "no usable row .it has no rows"),
-        ("a.csv", b"", "no usable row .it has no rows"),
-        ("a.json", b"[]", "no usable row .it has no rows"),
+        ("a.csv", b"word\n", "no usable row .it is empty"),
+        ("a.csv", b"", "no usable row .it is empty"),
+        ("a.json", b"[]", "no usable row .it is empty"),
         ("a.jsonl", b"", "no usable line .it is empty"),
         ("a.json", b'[3, "x", {"word": "\\ud800"}]', "not a JSON object.*lone surrogate"),
     ],
 )
-def test_a_damaged_or_empty_file_is_told_and_never_a_smaller_data_set(
-    tmp_path, name, content, told
+def test_a_damaged_or_empty_file_is_an_error_and_never_a_smaller_data_set(
+    tmp_path, name, content, problem
 ):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=problem) as caught:
         read(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="a.parquet: cannot be read"):
         read(tmp_path / "a.parquet")
 
@@ -114,14 +114,16 @@ def test_a_csv_row_with_a_cell_too_many_is_a_bad_row(tmp_path):
     path.write_text("word,other\none,1\ntwo,2,3\n\n")
     found, report = read(path)
     assert found == ["one"]
-    assert [tuple(bad) for bad in report.told] == [(2, "3 cells, the header has 2")]
+    assert [tuple(bad) for bad in report.malformed_lines] == [(2, "3 cells, the header has 2")]
 
 
-def test_a_report_may_go_through_several_files_and_each_must_hold_a_record(tmp_path):
-    for name, rows in (("a.csv", ROWS), ("b.csv", [])):
-        write_csv(tmp_path / name, rows)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_report_may_cover_several_files_and_each_must_hold_a_record(tmp_path, form):
+    paths = [tmp_path / f"{name}.{form}" for name in ("a", "b")]
+    for path, rows in zip(paths, (ROWS, []), strict=True):
+        WRITERS[form](path, rows)
     report = LineReport("both")
-    how = {"malformed": "skip", "key": "task.x", "report": report}
-    assert len(list(read_table(tmp_path / "a.csv", dict, **how))) == 3
-    with pytest.raises(ValueError, match="b.csv: no usable row"):
-        list(read_table(tmp_path / "b.csv", dict, **how))
+    options = {"malformed": "skip", "key": "task.x", "report": report}
+    assert len(list(read_table(paths[0], dict, **options))) == 3
+    with pytest.raises(ValueError, match="no usable (row|line) .it is empty"):
+        list(read_table(paths[1], dict, **options))

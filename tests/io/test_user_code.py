@@ -1,4 +1,4 @@
-"""Own code by config path: what is found, and one clear line about what is not."""
+"""User code by config path: it is loaded, or refused with one clear line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def module(tmp_path):
     names = []
 
     def write(source):
-        names.append(f"own_module_{next(NUMBER)}")
+        names.append(f"user_module_{next(NUMBER)}")
         (tmp_path / f"{names[-1]}.py").write_text(source)
         return names[-1]
 
@@ -31,7 +31,7 @@ def module(tmp_path):
         sys.modules.pop(name, None)
 
 
-def test_a_path_names_what_a_module_holds(module):
+def test_a_path_loads_what_a_module_holds(module):
     name = module("def double(text):\n    return 2 * text\n")
     assert load(f"{name}:double", key="tools.user_tools")("ab") == "abab"
     assert load("tests.user_code:NOT_CALLABLE", key="k") == user_code.NOT_CALLABLE
@@ -41,12 +41,12 @@ NO_PATHS = ("", "my_tools", "my_tools:", ":f", "my tools:f", "my_tools.py:f", "a
 
 
 @pytest.mark.parametrize("path", NO_PATHS)
-def test_what_is_no_path_is_refused_with_the_form(path):
+def test_a_malformed_path_is_refused_with_the_form(path):
     with pytest.raises(ValueError, match=re.escape(f"task.reward={path!r}: write module:name, su")):
         load(path, key="task.reward")
 
 
-def test_a_module_that_is_not_there_is_told_with_where_to_put_it():
+def test_a_missing_module_is_refused_with_the_place_to_put_it():
     message = "k='no_such_code.sub:f': there is no module no_such_code; put no_such_code.py into"
     with pytest.raises(ValueError, match=message):
         load("no_such_code.sub:f", key="k")
@@ -55,13 +55,16 @@ def test_a_module_that_is_not_there_is_told_with_where_to_put_it():
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package' (own"),
-        ("a = 1\nb = a / 0\n", "ZeroDivisionError: division by zero (own_module_"),
+        (
+            "import no_such_package\n",
+            "ModuleNotFoundError: No module named 'no_such_package' (user",
+        ),
+        ("a = 1\nb = a / 0\n", "ZeroDivisionError: division by zero (user_module_"),
         ("def f(:\n", "SyntaxError: "),
-        ("raise SystemExit(0)\n", "SystemExit: 0 (own_module_"),
+        ("raise SystemExit(0)\n", "SystemExit: 0 (user_module_"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_told_with_its_own_error_and_line(
+def test_a_module_that_cannot_be_imported_is_refused_with_its_error_and_line(
     module, source, reason
 ):
     name = module(source)
@@ -73,7 +76,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_own_error_and_line(
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_that_the_module_does_not_hold_is_told_with_the_nearest():
+def test_a_name_that_the_module_does_not_hold_is_refused_with_the_nearest_one():
     with pytest.raises(ValueError, match=r"user_code.py holds no 'shuot'; did you mean 'shout'\?"):
         load("tests.user_code:shuot", key="k")
 
@@ -87,11 +90,11 @@ def test_a_name_that_the_module_does_not_hold_is_told_with_the_nearest():
         ("quarter", "and takes (text, gold_answers) (missing a required argument: 'gold_answers')"),
     ],
 )
-def test_what_cannot_be_called_as_it_will_be_is_refused(name, reason):
+def test_an_object_that_cannot_be_called_as_needed_is_refused(name, reason):
     with pytest.raises(ValueError) as refused:
         load_function(f"tests.user_code:{name}", key="k", takes=("text",))
-    told = f"k='tests.user_code:{name}': must be a function of (text), {reason}"
-    assert str(refused.value) == told
+    message = f"k='tests.user_code:{name}': must be a function of (text), {reason}"
+    assert str(refused.value) == message
 
 
 def test_a_function_of_c_code_is_taken_as_it_is():

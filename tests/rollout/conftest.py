@@ -95,7 +95,7 @@ def stage() -> Stage:
     )
     automaton = boundary_automaton([name.encode() for name in NAMES])
     boundary = Boundary(
-        jax.numpy.asarray(automaton.next_state_KV),
+        jax.numpy.asarray(automaton.next_state_AV),
         automaton.first_accept,
         STOPS.index("</answer>"),
         jax.numpy.asarray([NAMES.index("end")]),

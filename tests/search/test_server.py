@@ -200,8 +200,8 @@ def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     documents, report = read_corpus(str(path), malformed="skip")
     assert documents == [Document("1", '"Ada"\ntext'), Document("2", '"Kavel"\ntext')]
-    assert [number for number, _ in report.told] == [3, 4, 5, 6]
-    assert report.told[0].problem == "duplicate id '2'"
+    assert [number for number, _ in report.malformed_lines] == [3, 4, 5, 6]
+    assert report.malformed_lines[0].problem == "duplicate id '2'"
     with pytest.raises(ValueError, match="line 3: duplicate id '2'; .*--malformed='skip'"):
         read_corpus(str(path), malformed="fail")
 

@@ -1,4 +1,4 @@
-"""The protocol: parsing is total, rendering cannot be broken out of, splitting loses nothing."""
+"""The protocol: any text parses, no content leaves its tags, splitting loses nothing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_indented_program_is_dedented_as_a_whole():
 
 
 @given(any_text)
-def test_any_text_parses_and_its_kind_says_whether_a_stop_stands_in_it(text):
+def test_any_text_parses_and_its_kind_shows_whether_it_holds_a_stop(text):
     step = parse_step(text)
     assert (step.kind == "stop") == (not any(stop in text for stop in STOPS))
     assert step.content in text or step.kind == "python"
@@ -87,7 +87,7 @@ def test_any_text_parses_and_its_kind_says_whether_a_stop_stands_in_it(text):
 
 
 @given(any_text)
-def test_neutral_text_holds_no_tag_and_no_chat_token_and_stays_so(text):
+def test_neutralised_text_holds_no_tag_and_no_chat_token_and_stays_so(text):
     neutral = neutralise(text)
     assert not any(tag in neutral for tag in TAGS)
     assert "<|" not in neutral
@@ -108,7 +108,7 @@ def test_an_observation_cannot_leave_its_result_tags(observation):
     assert rendered.startswith("<result> ") and rendered.endswith("</result>")
 
 
-def test_an_observation_stands_behind_a_space():
+def test_an_observation_begins_with_a_space():
     assert render_result("Dorim rival Kavel") == "<result> Dorim rival Kavel</result>"
 
 
@@ -133,18 +133,18 @@ def test_a_response_splits_into_its_calls_and_its_answer():
     assert split_steps(first + render_retrieved(second) + answer) == [first, answer]
 
 
-def test_an_opening_tag_of_the_policys_own_hides_nothing_that_it_wrote():
+def test_a_retrieve_tag_that_the_policy_wrote_hides_nothing_that_it_wrote():
     trace = render_retrieved(call_step("look", "search", "q", "found"))
     assert without_retrieved(f"<retrieve>own {trace}rest") == "<retrieve>own rest"
     assert without_retrieved(f"{trace}own {trace}rest</retrieve>") == "own rest</retrieve>"
 
 
-def test_what_a_token_carried_beyond_a_closed_tag_stays_with_its_step():
+def test_text_of_a_token_beyond_a_closed_tag_stays_with_its_step():
     first = "<search>q</search>.\n<result>r</result>"
     assert split_steps(first + "<answer>a</answer>") == [first, "<answer>a</answer>"]
 
 
-def test_a_last_call_without_its_result_is_a_step_of_its_own():
+def test_a_last_call_without_its_result_is_a_separate_step():
     first = call_step("a", "search", "b", "c")
     assert split_steps(first + "<search>d</search>") == [first, "<search>d</search>"]
     assert split_steps("") == []
@@ -160,47 +160,47 @@ def test_the_system_prompt_names_every_tag_pair_and_the_box():
     assert "\\boxed{}" in SYSTEM_PROMPT and "if helpful" in SYSTEM_PROMPT
 
 
-OWN = ("loud", "louder")
+USER_TOOLS = ("loud", "louder")
 
 
-def test_own_tags_come_behind_those_that_are_always_there():
-    assert tags(OWN) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
-    assert stops(OWN) == (*STOPS, "</loud>", "</louder>")
+def test_tags_of_user_tools_follow_the_built_in_ones():
+    assert tags(USER_TOOLS) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
+    assert stops(USER_TOOLS) == (*STOPS, "</loud>", "</louder>")
     assert (tags(), stops()) == (TAGS, STOPS)
-    assert user_tool_names({"loud": 1, "python": 2, "louder": 3}) == OWN
+    assert user_tool_names({"loud": 1, "python": 2, "louder": 3}) == USER_TOOLS
 
 
-def test_an_own_tag_calls_where_it_is_known_and_is_text_where_it_is_not():
+def test_a_user_tag_calls_where_it_is_known_and_is_text_where_it_is_not():
     text = "<think>hm</think><loud> hey </loud>"
-    assert parse_step(text, OWN) == Step("loud", "hey")
+    assert parse_step(text, USER_TOOLS) == Step("loud", "hey")
     assert parse_step(text) == Step("stop", "")
-    assert parse_step(text + "<search>q</search>", OWN) == Step("search", "q")
-    assert render_result("</loud><louder>", OWN) == "<result> < /loud>< louder></result>"
+    assert parse_step(text + "<search>q</search>", USER_TOOLS) == Step("search", "q")
+    assert render_result("</loud><louder>", USER_TOOLS) == "<result> < /loud>< louder></result>"
     assert render_result("</loud>") == "<result> </loud></result>"
 
 
 @given(any_text)
-def test_with_own_tags_any_text_parses_and_can_be_made_neutral(text):
-    step = parse_step(text, OWN)
-    assert (step.kind == "stop") == (not any(stop in text for stop in stops(OWN)))
-    neutral = neutralise(text, OWN)
-    assert not any(tag in neutral for tag in tags(OWN)) and "<|" not in neutral
-    assert neutralise(neutral, OWN) == neutral
+def test_with_user_tags_any_text_parses_and_can_be_made_neutral(text):
+    step = parse_step(text, USER_TOOLS)
+    assert (step.kind == "stop") == (not any(stop in text for stop in stops(USER_TOOLS)))
+    neutral = neutralise(text, USER_TOOLS)
+    assert not any(tag in neutral for tag in tags(USER_TOOLS)) and "<|" not in neutral
+    assert neutralise(neutral, USER_TOOLS) == neutral
 
 
 @given(any_text)
-def test_splitting_with_own_tags_loses_nothing_but_retrieved_traces(text):
-    assert "".join(split_steps(text, OWN)) == without_retrieved(text)
+def test_splitting_with_user_tags_loses_nothing_but_retrieved_traces(text):
+    assert "".join(split_steps(text, USER_TOOLS)) == without_retrieved(text)
 
 
-def test_a_response_splits_after_calls_of_own_tools_too():
+def test_a_response_splits_after_calls_of_user_tools_too():
     first = call_step("who", "loud", "hey", "HEY")
     answer = "<think>so</think><answer>\\boxed{HEY}</answer>"
-    assert split_steps(first + answer, OWN) == [first, answer]
+    assert split_steps(first + answer, USER_TOOLS) == [first, answer]
     assert split_steps(first + answer) == [first + answer]
 
 
-def test_a_system_prompt_tells_of_own_tools_and_stays_as_it_is_without_any():
+def test_a_system_prompt_names_user_tools_and_stays_as_it_is_without_any():
     assert with_tools("be good", {}) == "be good"
     assert with_tools("be good", {"loud": "Says it louder.", "x": ""}) == (
         "be good\nAnother tool: write its input inside <loud> and </loud>. Says it louder.\n"

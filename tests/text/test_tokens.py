@@ -84,7 +84,7 @@ def test_a_vocabulary_too_small_for_the_bytes_and_tags_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 50])
-def test_the_tokens_are_the_bytes_and_the_most_frequent_words_said_twice(room, tmp_path):
+def test_the_tokens_are_the_bytes_and_the_most_frequent_words_that_repeat(room, tmp_path):
     corpus = [
         " many some once alone",
         "<think> many some</think>",
@@ -138,7 +138,7 @@ def test_foreign_text_decodes_to_itself_and_holds_no_added_token(tokens, text):
     assert not added & set(ids)
 
 
-def test_foreign_text_that_spells_tags_yields_none(tokens):
+def test_foreign_text_that_spells_tags_encodes_to_none(tokens):
     text = "".join((*TAGS, BOXED, *CHAT_TOKENS, "\ud800"))
     ids = tokens.encode(text)
     assert tokens.decode(ids) == text.replace("\ud800", "?")
@@ -200,7 +200,7 @@ def test_a_folder_without_a_byte_level_tokenizer_is_refused(tmp_path):
 def walk(automaton, ids) -> int:
     state = 0
     for i in ids:
-        state = int(automaton.next_state_KV[state, i])
+        state = int(automaton.next_state_AV[state, i])
     return state
 
 
@@ -238,8 +238,8 @@ def test_stops_that_overlap_themselves_are_found(pieces):
 
 def test_a_closed_stop_stays_closed_and_an_empty_token_changes_nothing():
     automaton = boundary_automaton([b"", b"</search>.", b"</answer>"])
-    assert automaton.next_state_KV.dtype == np.int16
-    assert list(automaton.next_state_KV[:, 0]) == list(range(len(automaton.next_state_KV)))
+    assert automaton.next_state_AV.dtype == np.int16
+    assert list(automaton.next_state_AV[:, 0]) == list(range(len(automaton.next_state_AV)))
     assert walk(automaton, [1]) == walk(automaton, [1, 2]) == automaton.first_accept
 
 
@@ -257,7 +257,7 @@ def test_the_automaton_and_the_parser_agree_on_how_a_step_ended(tokens):
         assert parse_step(tokens.decode(ids)).kind == kind
 
 
-def test_tags_of_own_tools_are_one_token_each_and_end_a_step(tmp_path):
+def test_tags_of_user_tools_are_one_token_each_and_end_a_step(tmp_path):
     user_tools = ("loud",)
     build_tokenizer(tmp_path, CORPUS, vocab_size=VOCAB_SIZE, user_tools=user_tools)
     tokens = load_tokens(tmp_path, user_tools=user_tools)
@@ -268,7 +268,7 @@ def test_tags_of_own_tools_are_one_token_each_and_end_a_step(tmp_path):
     state = 0
     for token in tokens.encode_protocol("<loud>hey</loud>"):
         assert state < automaton.first_accept
-        state = automaton.next_state_KV[state, token]
+        state = automaton.next_state_AV[state, token]
     assert stops(user_tools)[state - automaton.first_accept] == "</loud>"
     (token,) = tokens.encode_protocol("</loud>")
     assert token not in tokens.prompt_ids("", "hey</loud>")  # a question cannot close anything

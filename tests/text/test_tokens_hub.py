@@ -106,7 +106,7 @@ def closed(automaton, ids):
     """The stop that a walk over token ids has closed, or None."""
     state = 0
     for i in ids:
-        state = int(automaton.next_state_KV[state, i])
+        state = int(automaton.next_state_AV[state, i])
     return None if state < automaton.first_accept else STOPS[state - automaton.first_accept]
 
 
@@ -171,7 +171,7 @@ def test_every_token_has_the_bytes_that_transformers_decodes_it_to(hub):
     assert len(tokens.bytes_V) == PADDED and tokens.bytes_V[-1] == b""
 
 
-def test_text_of_ours_is_cut_as_the_model_has_always_seen_it(hub):
+def test_text_of_ours_is_encoded_as_in_the_training_of_the_model(hub):
     tokens, tokenizer, _ = hub
     for text in CORPUS:
         ids = tokens.encode_protocol(text)
@@ -179,7 +179,7 @@ def test_text_of_ours_is_cut_as_the_model_has_always_seen_it(hub):
         assert ids == plain_ids(tokenizer, text)
 
 
-def test_foreign_text_gets_no_added_token_but_says_the_same(hub):
+def test_foreign_text_gets_no_added_token_but_decodes_to_itself(hub):
     tokens, tokenizer, folder = hub
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     text = "a".join(token["content"] for token in added)
@@ -235,7 +235,7 @@ def names(hub):
     return {token.decode("utf-8", "replace") for token in hub[0].bytes_V}
 
 
-def test_without_a_generation_config_the_models_config_names_them(hub, tmp_path):
+def test_without_a_generation_config_the_models_config_names_the_stop_ids(hub, tmp_path):
     tokens, _, folder = hub
     config = {"model_type": "llama", "eos_token_id": [0, 1]}
     copy_to(folder, tmp_path, config=config)

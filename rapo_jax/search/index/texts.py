@@ -148,7 +148,7 @@ def read_texts(
         "shards": number,
         "lines": report.lines,
         "malformed": report.malformed,
-        "told": [list(each) for each in report.told[:TOLD]],
+        "told": [list(each) for each in report.malformed_lines[:TOLD]],
         "summary": report.summary(),
         "sha256": digest.hexdigest(),
     }

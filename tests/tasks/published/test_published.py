@@ -91,8 +91,8 @@ def test_a_record_that_cannot_be_used_is_counted_with_its_number(
     lines(tmp_path / name / file, [*good, record])
     rows, (report,) = read(name, split, tmp_path)
     assert rows
-    assert [bad.number for bad in report.told] == [len(good) + 1]
-    assert told in report.told[0].problem
+    assert [bad.number for bad in report.malformed_lines] == [len(good) + 1]
+    assert told in report.malformed_lines[0].problem
     with pytest.raises(ValueError, match="mend the line, or set task.dataset.malformed='skip'"):
         read(name, split, tmp_path, malformed="fail")
 
@@ -112,7 +112,7 @@ def test_a_file_among_many_is_named_where_it_is_wrong(tmp_path):
     (folder / "2.json").write_text(json.dumps(good))
     rows, (report,) = read("math", "test", tmp_path)
     assert [row.answers for row in rows] == [("1",)]
-    assert [bad.problem for bad in report.told] == ["1.json: solution boxes no answer"]
+    assert [bad.problem for bad in report.malformed_lines] == ["1.json: solution boxes no answer"]
     (folder / "2.json").unlink()
     with pytest.raises(ValueError, match="'math:test': no usable record .*boxes no answer"):
         read("math", "test", tmp_path)
