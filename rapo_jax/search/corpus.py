@@ -1,16 +1,16 @@
-"""A corpus of passages from JSON lines, and the search over it."""
+"""A corpus of passages from JSON lines, and exact search in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rapo_jax.io.jsonl import LineReport, read_jsonl, text_of
+from rapo_jax.io.jsonl import JsonObject, LineReport, read_jsonl, text_of
 from rapo_jax.search.batches import Document, Hits, Search
 from rapo_jax.search.exact import ExactIndex
+from rapo_jax.search.ngram import NgramEncoder
 
 
-def document_of(record: Mapping[str, Any]) -> Document:
+def document_of(record: JsonObject) -> Document:
     """The passage of a line, {id, contents} or {id, title, text}; ValueError if it is none."""
     name = record.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int):
@@ -25,7 +25,7 @@ def read_corpus(path: str, *, malformed: str) -> tuple[list[Document], LineRepor
     report = LineReport(path)
     known: set[str] = set()
 
-    def parse(record: Mapping[str, Any]) -> Document:
+    def parse(record: JsonObject) -> Document:
         document = document_of(record)
         if document.id in known:
             raise ValueError(f"duplicate id {document.id!r}")
@@ -38,20 +38,14 @@ def read_corpus(path: str, *, malformed: str) -> tuple[list[Document], LineRepor
 
 def exact_search(documents: Sequence[Document], *, width: int) -> Search:
     """Exact search with the built-in n-gram encoder; for corpora of up to about a million."""
-    from rapo_jax.search.ngram import NgramEncoder
-
     texts = [document.contents for document in documents]
     encode = NgramEncoder.fit(texts, width=width, orders=(1, 2))
     index = ExactIndex(texts, encode)
 
     def search(queries: Sequence[str], topk: int) -> list[Hits]:
-        return (
-            [
-                [(documents[i], similarity) for i, similarity in index.nearest(row, topk)]
-                for row in encode(queries)
-            ]
-            if queries
-            else []
-        )
+        return [
+            [(documents[i], similarity) for i, similarity in index.nearest(query_E, topk)]
+            for query_E in encode(queries)
+        ]
 
     return search

@@ -19,7 +19,7 @@ class ExactIndex:
         self._document_ME = np.ascontiguousarray(encode(list(documents)), dtype=np.float32)
 
     def nearest(self, query_E: np.ndarray, k: int) -> list[tuple[int, float]]:
-        """(document, similarity) of the k nearest, the best first, ties in document order."""
+        """(document number, similarity) of the k nearest, best first, ties in document order."""
         similarity_M = np.round(self._document_ME @ query_E, TIE_DECIMALS)
         k = min(k, len(similarity_M))
         floor = -np.partition(-similarity_M, k - 1)[k - 1]

@@ -1,8 +1,7 @@
 """A deterministic text encoder without weights: hashed word n-grams with IDF.
 
-Needs no download and no accelerator, so the tiny run and the tests retrieve for real. Every number
-of it follows from the fitted texts and a stable hash: the same texts give the same encoder on any
-machine and in any process.
+Needs no download and no accelerator. Every number follows from the fitted texts and a stable hash:
+the same texts give the same encoder on any machine and in any process.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class NgramEncoder:
     """Texts -> `[n, width]` float32 rows of length 1, by signed hashing of word n-grams.
 
     Tokens are tags, words, numbers and punctuation, lower-cased, and an end mark. The k-th
-    occurrence of an n-gram in a text is a feature of its own: what two texts share of an n-gram is
-    IDF^2 * log(1 + smaller count) / n^2. So a third step is told by rare features ("a third
-    <search>") and not by the length of a vector, which normalisation takes away; and long n-grams,
-    which are many and accidental, refine what words say.
+    occurrence of an n-gram in a text is a separate feature: an n-gram adds to the similarity of two
+    texts IDF^2 * log(1 + smaller count) / n^2. So the number of steps shows in rare features ("a
+    third <search>") and not in the length of a vector, which normalisation removes; and long
+    n-grams, which are many and accidental, weigh less than words.
     Features that no fitted text has weigh 0: they can match no key. A text without any known
     feature is the zero vector, the empty text perhaps too: equally far from all keys, never NaN.
     A text's row depends on that text alone, to the last bit.
@@ -50,7 +49,7 @@ class NgramEncoder:
 
     @classmethod
     def fit(cls, texts: Sequence[str], *, width: int, orders: Sequence[int]) -> NgramEncoder:
-        """Learn the IDF weights on `texts`: log((1 + n) / (1 + df)) + 1, 0 where df = 0."""
+        """Fits the IDF weights on `texts`: log((1 + n) / (1 + df)) + 1, 0 where df = 0."""
         if width < 1:
             raise ValueError(f"encoder.width={width}: an embedding needs at least 1 number")
         if not orders or min(orders) < 1:
@@ -70,7 +69,7 @@ class NgramEncoder:
         return cls(width=width, idf=idf, orders=tuple(orders))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts: `[n, width]` float32."""
+        """Embeds texts: `[n, width]` float32."""
         if len(texts) == 0:
             return np.zeros((0, self.width), np.float32)
         return np.concatenate([self._encode(chunk) for chunk in _chunks(texts)])
@@ -91,28 +90,28 @@ class NgramEncoder:
 
     @property
     def identity(self) -> str:
-        """Digest of all that an embedding depends on besides its text."""
+        """Digest of everything that an embedding depends on besides its text."""
         head = f"{SCHEME} width={self.width} orders={self.orders} ".encode()
         return "ngram:" + hashlib.sha256(head + self.idf.tobytes()).hexdigest()[:32]
 
     def save(self, folder: str | Path) -> None:
-        """Write `ngram.json` and `ngram.npz` into an existing folder."""
+        """Writes `ngram.json` and `ngram.npz` into an existing folder."""
         folder = Path(folder)
         np.savez_compressed(folder / "ngram.npz", idf=self.idf)
-        about = {"width": self.width, "orders": self.orders, "identity": self.identity}
-        (folder / "ngram.json").write_text(json.dumps(about), encoding="utf-8")
+        metadata = {"width": self.width, "orders": self.orders, "identity": self.identity}
+        (folder / "ngram.json").write_text(json.dumps(metadata), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> NgramEncoder:
-        """Read what `save` wrote; refuses a damaged folder or another scheme."""
+        """Reads a saved encoder; raises ValueError for a damaged folder or another scheme."""
         folder = Path(folder)
         try:
-            about = json.loads((folder / "ngram.json").read_text(encoding="utf-8"))
+            metadata = json.loads((folder / "ngram.json").read_text(encoding="utf-8"))
             with np.load(folder / "ngram.npz", allow_pickle=False) as arrays:
                 idf = np.asarray(arrays["idf"], np.float32)
-            encoder = cls(width=int(about["width"]), idf=idf, orders=tuple(about["orders"]))
-            stored = about["identity"]
-        except Exception as error:  # zip, json, missing keys: all the same to the user
+            encoder = cls(width=int(metadata["width"]), idf=idf, orders=tuple(metadata["orders"]))
+            stored = metadata["identity"]
+        except Exception as error:  # of zip or JSON, or a missing key
             raise ValueError(f"encoder {folder}: unreadable ({error!r}); build it again") from error
         if encoder.identity != stored:
             raise ValueError(f"encoder {folder}: identity {stored} expected; build it again")
@@ -132,13 +131,13 @@ def _token_hash(token: str) -> int:
 
 @functools.lru_cache(maxsize=2**17)
 def _chunk_hashes(chunk: str) -> tuple[int, ...]:
-    """Hashes of the tokens of a text without white space; most were seen before."""
+    """Hashes of the tokens of a text without white space; most texts repeat."""
     return tuple(map(_token_hash, _TOKEN.findall(chunk)))
 
 
 def _append_hashes(text: str, hashes: list[int]) -> None:
     for chunk in text.lower().split():
-        cached = len(chunk) <= _CACHED_CHARS  # nobody's endless word may fill the memory
+        cached = len(chunk) <= _CACHED_CHARS  # endless words must not fill the memory
         hashes += _chunk_hashes(chunk) if cached else _chunk_hashes.__wrapped__(chunk)
     hashes.append(_END)
 
@@ -169,11 +168,13 @@ def _features(
     token = np.array(hashes, np.uint64)
     row = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(ends))
     parts = [_order_features(token, row, order) for order in orders]
-    row_N, feature_N, weight_N = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return row_N, feature_N, weight_N
+    rows, features, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return rows, features, weights
 
 
-def _order_features(token: np.ndarray, row: np.ndarray, order: int):
+def _order_features(
+    token: np.ndarray, row: np.ndarray, order: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = max(0, len(token) - order + 1)
     gram = np.full(count, order, np.uint64)
     for offset in range(order):

@@ -1,4 +1,4 @@
-"""Passages that a search found, and their text as an observation."""
+"""Passages of a search, and their text as an observation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Fits = Callable[[str], bool]
-"""Whether an observation's text has room."""
+"""Whether an observation's text has room in the trajectory."""
 
 
 class Passage(NamedTuple):
-    """One result of a search; `title` may be ''."""
+    """One hit of a search; `title` may be ''."""
 
     title: str
     text: str
@@ -25,8 +25,7 @@ def passage_of(contents: str) -> Passage:
 def render_passages(passages: Sequence[Passage], fits: Fits) -> str:
     """Numbered passages, one a line; those at the end that have no room are left out.
 
-    A first passage that has no room by itself is cut at a word, so that a search that found
-    something never says nothing.
+    A first passage that has no room is cut at a word, so that hits never give an empty observation.
     """
     lines = [f"[{number}] {_line(passage)}" for number, passage in enumerate(passages, start=1)]
     while len(lines) > 1 and not fits("\n".join(lines)):

@@ -1,14 +1,14 @@
-"""A retrieval server over HTTP, in the wire format of Search-R1's.
+"""A retrieval server over HTTP, in the wire format of Search-R1.
 
     python -m rapo_jax.search.server --corpus=passages.jsonl --port=8000
     python -m rapo_jax.search.server --index=FOLDER --port=8000
 
 POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}
     -> {"result": [[{"document": {"id", "contents"}, "score": 0.7}, ...], ...]}
-    Without return_scores the documents stand there alone. One list a query, the best first.
+    One list a query, the best first. Without return_scores it is a list of documents alone.
 GET /health -> {"status": "ok", "passages": 1234}
 
-Queries that arrive together are searched together. An index on disk (stage search_index) holds a
+Queries that arrive together are searched together. An index on disk (stage search_index) takes a
 corpus of any size; --corpus is read into memory. The corpus is JSON lines, plain or gzip, of
 {"id", "contents"} with contents = "title"\\ntext as in wiki-18, or of {"id", "title", "text"}.
 """
@@ -22,8 +22,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
+from rapo_jax.io.files import Json
 from rapo_jax.search.batches import Batcher, Hits, Search
 from rapo_jax.search.corpus import exact_search, read_corpus
 from rapo_jax.search.index.search import open_index
@@ -32,19 +32,19 @@ MAX_BODY_BYTES = 4 << 20
 MAX_QUERIES = 1024
 MAX_TOPK = 1000
 IDLE_S = 60.0
-"""A connection that says nothing for so long is closed."""
+"""An idle connection is closed after this time."""
 
 
 class Refused(Exception):
-    """A request that is the client's fault: its status and what is wrong."""
+    """A bad request: its HTTP status and what is wrong with it."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
 
 
-Answer = Callable[[str, str, Callable[[], Any]], Any]
-"""(method, path, reader of the body) -> what is sent as JSON; raises Refused."""
+Answer = Callable[[str, str, Callable[[], Json]], Json]
+"""(method, path, reader of the body) -> the response's JSON; raises Refused."""
 
 
 class SearchServer:
@@ -53,7 +53,7 @@ class SearchServer:
     def __init__(self, search: Search, *, passages: int, topk: int, host: str, port: int) -> None:
         batcher = Batcher(search)
 
-        def answer(method: str, path: str, body: Callable[[], Any]) -> Any:
+        def answer(method: str, path: str, body: Callable[[], Json]) -> Json:
             if (method, path) == ("GET", "/health"):
                 return {"status": "ok", "passages": passages}
             if path not in ("/health", "/retrieve"):
@@ -77,7 +77,7 @@ class SearchServer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it is closed."""
+        """Waits until the server is closed."""
         self._thread.join()
 
     def close(self) -> None:
@@ -90,9 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
 
-    def __init__(self, answer: Answer, *connection: Any) -> None:
+    def __init__(self, answer: Answer, request, client_address, server) -> None:
         self._answer = answer
-        super().__init__(*connection)  # reads and answers requests until the connection ends
+        super().__init__(request, client_address, server)  # serves until the connection ends
 
     def do_GET(self) -> None:
         self._serve("GET")
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve("POST")
 
-    def _body(self) -> Any:
+    def _body(self) -> Json:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Refused(411, "a Content-Length is needed")
@@ -133,12 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
         except (TimeoutError, ConnectionError):
             self.close_connection = True
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a training run asks thousands of times."""
+    def log_message(self, format: str, *args: object) -> None:
+        """Logs nothing: a training run sends thousands of requests."""
 
 
-def _request(body: Any, topk: int) -> tuple[list[str], int, bool]:
-    """(queries, hits of each, whether with scores) of a request's body."""
+def _request(body: Json, topk: int) -> tuple[list[str], int, bool]:
+    """(queries, number of hits, whether with scores) of a request's body."""
     if not isinstance(body, Mapping):
         raise Refused(422, "the body is no JSON object")
     queries, k = body.get("queries"), body.get("topk") or topk
@@ -151,14 +151,14 @@ def _request(body: Any, topk: int) -> tuple[list[str], int, bool]:
     return queries, k, bool(body.get("return_scores"))
 
 
-def _result(hits: Hits, scores: bool) -> list[Any]:
+def _result(hits: Hits, scores: bool) -> list[Json]:
     if not scores:
         return [document._asdict() for document, _ in hits]
     return [{"document": document._asdict(), "score": score} for document, score in hits]
 
 
 def _search(flags: argparse.Namespace) -> tuple[Search, int]:
-    """The search that is asked for, and how many passages it has."""
+    """The search that the flags name, and its number of passages."""
     if flags.index is not None:
         index = open_index(flags.index)
         return index, len(index)
@@ -181,11 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         search, passages = _search(flags)
         server = SearchServer(
-            search,
-            passages=passages,
-            topk=flags.topk,
-            host=flags.host,
-            port=flags.port,
+            search, passages=passages, topk=flags.topk, host=flags.host, port=flags.port
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
 from rapo_jax.search.index.build import build_index, shard_rows
 from rapo_jax.search.index.estimate import estimate, free_bytes
 from rapo_jax.search.index.files import MANIFEST
-from rapo_jax.search.index.keys import Encode, Made, Maker
+from rapo_jax.search.index.keys import CorpusEncoder, Encode, FittedEncoder
 from rapo_jax.search.index.minilm import FILES
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.train.metrics import clock
@@ -48,7 +48,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
         )
     folder = Path(s.folder or workdir / "search_index")
     maker = encoder_maker(s)
-    rows = shard_rows(memory_mb=s.memory_mb, width=maker.about["width"])
+    rows = shard_rows(memory_mb=s.memory_mb, width=maker.metadata["width"])
     finished = (folder / MANIFEST).is_file()  # many may read it at a time, and only read it
     if not finished:
         for line in estimate(s.corpus, maker, rows=rows, kind=s.kind).lines(free_bytes(folder)):
@@ -71,7 +71,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
     _say(f"search it with --config.tools.search.index={folder}")
 
 
-def encoder_maker(settings: SearchIndexSettings) -> Maker:
+def encoder_maker(settings: SearchIndexSettings) -> CorpusEncoder:
     """`ngram`: on the host, fitted to the corpus. `minilm`: on the accelerator."""
     return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
 
@@ -80,15 +80,15 @@ def _say(line: str) -> None:
     print(f"[search_index] {line}", flush=True)
 
 
-def _ngram(settings: SearchIndexSettings) -> Maker:
-    def fit(texts: Sequence[str]) -> Made:
+def _ngram(settings: SearchIndexSettings) -> CorpusEncoder:
+    def fit(texts: Sequence[str]) -> FittedEncoder:
         encoder = NgramEncoder.fit(texts, width=settings.width, orders=TEXT_ORDERS)
-        return Made(encoder, encoder.save)
+        return FittedEncoder(encoder, encoder.save)
 
-    return Maker({"name": "ngram", "width": settings.width}, fit, NgramEncoder.load)
+    return CorpusEncoder({"name": "ngram", "width": settings.width}, fit, NgramEncoder.load)
 
 
-def _minilm(settings: SearchIndexSettings) -> Maker:
+def _minilm(settings: SearchIndexSettings) -> CorpusEncoder:
     folder = Path(settings.encoder_folder or find_minilm())
     module, params, tokenizer = load_encoder(folder)
     tokens = min(settings.encoder_tokens, module.max_tokens)
@@ -102,7 +102,7 @@ def _minilm(settings: SearchIndexSettings) -> Maker:
         for name in FILES:
             shutil.copyfile(folder / name, target / name)
 
-    return Maker(about, lambda texts: Made(encode, save), lambda saved: encode)
+    return CorpusEncoder(about, lambda texts: FittedEncoder(encode, save), lambda saved: encode)
 
 
 def by_length(

@@ -1,3 +1,5 @@
+"""Nearest keys: the same hits from numpy and ScaNN, ties, bad queries and kept trees."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapo_jax.search.backends import KINDS
-from rapo_jax.search.nearest import TREE_FROM, make_index, recall_at_1
+from rapo_jax.search.backends import KINDS, TREE_FROM
+from rapo_jax.search.nearest import make_index, recall_at_1
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -48,12 +50,12 @@ def test_every_key_finds_itself(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_neighbours_come_best_first_and_begin_with_the_nearest(kind):
-    index_Bn, similarity_Bn = INDEXES[kind].search_many(QUERIES, 7)
-    assert index_Bn.shape == (40, 7)
-    assert (np.diff(similarity_Bn, axis=1) <= 0).all()
-    assert all(len(set(row)) == 7 for row in index_Bn.tolist())
-    np.testing.assert_array_equal(index_Bn[:, 0], INDEXES[kind].search(QUERIES)[0])
+def test_several_neighbours_are_ordered_and_the_nearest_is_first(kind):
+    index_BC, similarity_BC = INDEXES[kind].search_many(QUERIES, 7)
+    assert index_BC.shape == (40, 7)
+    assert (np.diff(similarity_BC, axis=1) <= 0).all()
+    assert all(len(set(row)) == 7 for row in index_BC.tolist())
+    np.testing.assert_array_equal(index_BC[:, 0], INDEXES[kind].search(QUERIES)[0])
 
 
 @pytest.mark.parametrize("kind", ["exact", "brute"])
@@ -62,21 +64,21 @@ def test_many_neighbours_come_best_first_and_begin_with_the_nearest(kind):
 def test_a_result_does_not_depend_on_the_batch(kind, rows):
     whole = INDEXES[kind].search_many(QUERIES, 3)
     part = INDEXES[kind].search_many(QUERIES[rows], 3)
-    for whole_Bn, part_Bn in zip(whole, part, strict=True):
-        np.testing.assert_array_equal(whole_Bn[rows], part_Bn)
+    for whole_BC, part_BC in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(whole_BC[rows], part_BC)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_keys_are_found_in_their_order(kind):
+def test_equal_keys_are_hits_in_their_order(kind):
     keys = np.repeat(KEYS[:20], 30, axis=0)
-    index_Bn, similarity_Bn = make_index(keys, kind=kind).search_many(KEYS[4:5], 40)
-    assert index_Bn[0, :30].tolist() == list(range(120, 150))
-    np.testing.assert_allclose(similarity_Bn[0, :30], 1, atol=1e-6)
-    assert similarity_Bn[0, 30] < 1 - 1e-3
+    index_BC, similarity_BC = make_index(keys, kind=kind).search_many(KEYS[4:5], 40)
+    assert index_BC[0, :30].tolist() == list(range(120, 150))
+    np.testing.assert_allclose(similarity_BC[0, :30], 1, atol=1e-6)
+    assert similarity_BC[0, 30] < 1 - 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_query_that_is_not_finite_finds_nothing_and_harms_no_other(kind):
+def test_a_query_that_is_not_finite_has_no_hit_and_changes_no_other(kind):
     queries = QUERIES[:3].copy()
     queries[1, 0], queries[2, 3] = np.nan, np.inf
     index_B, similarity_B = INDEXES[kind].search(queries)
@@ -95,18 +97,18 @@ def test_an_empty_batch_gives_empty_results(kind):
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17])
 def test_few_keys_are_searched_too_and_missing_neighbours_are_marked(kind, count):
     index = make_index(KEYS[:count], kind=kind)
-    index_Bn, similarity_Bn = index.search_many(KEYS[:2], count + 2)
-    assert sorted(index_Bn[0, :count].tolist()) == list(range(count))
-    assert (index_Bn[:, count:] == -1).all() and np.isnan(similarity_Bn[:, count:]).all()
+    index_BC, similarity_BC = index.search_many(KEYS[:2], count + 2)
+    assert sorted(index_BC[0, :count].tolist()) == list(range(count))
+    assert (index_BC[:, count:] == -1).all() and np.isnan(similarity_BC[:, count:]).all()
 
 
-def test_a_zero_query_finds_some_key_at_similarity_zero():
+def test_a_zero_query_has_a_hit_of_similarity_zero():
     index_B, similarity_B = INDEXES["exact"].search(np.zeros((1, 24), np.float32))
     assert 0 <= index_B[0] < 300 and similarity_B[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])
-def test_keys_that_are_not_finite_are_refused_before_scann_sees_them(kind):
+def test_keys_that_are_not_finite_are_refused_before_they_reach_scann(kind):
     keys = KEYS.copy()
     keys[5, 2] = np.nan
     with pytest.raises(ValueError, match="key row 5 .* not finite"):
@@ -130,7 +132,7 @@ def test_auto_takes_brute_force_for_few_keys_and_the_tree_for_many():
     assert make_index(many, kind="auto").kind == "tree"
 
 
-def test_without_scann_the_exact_search_stands_in_and_says_so():
+def test_without_scann_the_exact_search_replaces_it_with_a_warning():
     program = (
         "import sys; sys.modules['scann'] = None\n"  # Python's own sign of an import that fails
         "import numpy as np; from rapo_jax.search.nearest import make_index\n"
@@ -147,7 +149,7 @@ def test_without_scann_the_exact_search_stands_in_and_says_so():
     assert done.stderr.count("exact numpy search instead") == 3
 
 
-def test_a_kept_tree_is_found_again_even_after_its_folder_moved(tmp_path):
+def test_a_kept_tree_is_loaded_even_after_its_folder_moved(tmp_path):
     built = make_index(KEYS, kind="tree", folder=tmp_path / "a" / "tree")
     (tmp_path / "a").rename(tmp_path / "b")
     stamp = (tmp_path / "b" / "tree" / "identity.txt").stat().st_mtime_ns
@@ -165,7 +167,7 @@ def test_a_kept_tree_of_other_keys_is_built_anew(tmp_path):
     assert recall_at_1(index, KEYS, KEYS[200:]) >= 0.9
 
 
-def test_recall_counts_an_equally_near_key_as_found():
+def test_recall_counts_an_equally_near_key_as_a_hit():
     assert recall_at_1(INDEXES["brute"], KEYS, QUERIES) == 1.0
     doubled = make_index(np.concatenate([KEYS, KEYS]), kind="exact")
     assert recall_at_1(doubled, KEYS, QUERIES) == 1.0

@@ -1,3 +1,5 @@
+"""The n-gram encoder: deterministic, sensitive to steps and order, never NaN."""
+
 from __future__ import annotations
 
 import itertools
@@ -76,7 +78,7 @@ def test_the_number_of_steps_counts_even_when_every_step_is_the_same():
         assert similarity[steps - 1, steps] > similarity[steps - 1, steps + 1]
 
 
-def test_the_order_of_steps_is_seen_by_bigrams_and_not_by_words_alone():
+def test_bigrams_distinguish_the_order_of_steps_and_words_alone_do_not():
     one = made_up_key("zemlo", ("mentor", "rival"))
     other = made_up_key("zemlo", ("rival", "mentor"))
     words = NgramEncoder.fit([one, other], width=256, orders=(1,))
@@ -127,7 +129,7 @@ def test_save_and_load_keep_the_identity_and_every_embedding(tmp_path):
     np.testing.assert_array_equal(loaded(KEYS), ENCODER(KEYS))
 
 
-def test_the_identity_tells_width_orders_and_fitted_texts_apart():
+def test_encoders_of_other_widths_orders_or_texts_have_other_identities():
     encoders = [
         NgramEncoder.fit(texts, width=width, orders=orders)
         for texts in (KEYS, KEYS[:-1])

@@ -38,7 +38,7 @@ def test_a_first_passage_without_room_is_cut_at_a_word():
 
 
 @given(passages, st.integers(5, 60))
-def test_what_is_rendered_has_room_and_is_the_beginning_of_everything(found, room):
+def test_a_rendering_has_room_and_is_a_prefix_of_the_whole(found, room):
     everything = render_passages(found, room_for(10**6))
     shown = render_passages(found, room_for(room))
     assert len(shown) <= room and everything.startswith(shown)

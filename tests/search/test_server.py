@@ -39,7 +39,7 @@ def post(server, **body):
     return requests.post(f"{server.url}/retrieve", json=body, timeout=20)
 
 
-def test_hits_come_with_their_documents_and_scores_the_best_first(server):
+def test_hits_have_documents_and_scores_and_the_best_is_first(server):
     found = post(server, queries=["who founded Dorim", "flour"], topk=3, return_scores=True)
     assert found.status_code == 200
     first, second = found.json()["result"]
@@ -49,7 +49,7 @@ def test_hits_come_with_their_documents_and_scores_the_best_first(server):
     assert len(scores) == 3 and scores == sorted(scores, reverse=True)
 
 
-def test_without_scores_the_documents_stand_alone_and_topk_has_a_default(server):
+def test_without_scores_hits_are_documents_and_topk_has_a_default(server):
     assert post(server, queries=["flour"]).json()["result"][0][0] == DOCUMENTS[2]._asdict()
     for k, wanted in ((None, 2), (0, 2), (1, 1), (9, 3)):
         (hits,) = post(server, queries=["flour"], topk=k).json()["result"]
@@ -60,7 +60,7 @@ def test_no_queries_have_no_results(server):
     assert post(server, queries=[]).json() == {"result": []}
 
 
-def test_the_health_check_tells_the_number_of_passages(server):
+def test_the_health_check_reports_the_number_of_passages(server):
     found = requests.get(f"{server.url}/health", timeout=20)
     assert found.json() == {"status": "ok", "passages": 3}
 
@@ -94,7 +94,7 @@ def test_a_body_that_is_no_json_is_refused(server, body):
     ("method", "path", "status"),
     [("GET", "/retrieve", 405), ("POST", "/health", 405), ("GET", "/", 404), ("POST", "/x", 404)],
 )
-def test_other_places_are_told(server, method, path, status):
+def test_other_paths_and_methods_are_refused(server, method, path, status):
     assert requests.request(method, server.url + path, timeout=20).status_code == status
 
 
@@ -113,7 +113,7 @@ def test_a_body_that_is_too_large_or_of_unknown_length_is_not_read(server):
     assert b" 411 " in raw(server, head + b"Content-Length: -1\r\n\r\n")
 
 
-def test_a_client_that_goes_away_spoils_nothing(server):
+def test_a_client_that_disconnects_leaves_the_server_running(server):
     place = urlsplit(server.url)
     connection = socket.create_connection((place.hostname, place.port))
     connection.sendall(b"POST /retrieve HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
@@ -206,7 +206,7 @@ def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
         read_corpus(str(path), malformed="fail")
 
 
-def test_the_command_serves_a_file_and_tells_bad_ones(tmp_path):
+def test_the_command_serves_a_file_and_refuses_a_missing_one(tmp_path):
     command = [sys.executable, "-m", "rapo_jax.search.server", "--port=0"]
     root = Path(__file__).parents[2]
     missing = subprocess.run(

@@ -1,4 +1,4 @@
-"""Building an index: texts, encoder, keys, trees, and what the trees find measured."""
+"""Building an index: texts, encoder, keys, trees, and the measured recall of the trees."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 
-from rapo_jax.io.files import LOCK, write_json
+from rapo_jax.io.files import LOCK, Json, write_json, write_or_check
 from rapo_jax.search.index.files import (
     BUILD,
     ENCODER,
@@ -19,19 +19,19 @@ from rapo_jax.search.index.files import (
     read_json,
     shard_folder,
 )
-from rapo_jax.search.index.keys import Encode, Maker, make_keys
+from rapo_jax.search.index.keys import CorpusEncoder, Encode, make_keys
 from rapo_jax.search.index.search import SearchIndex
 from rapo_jax.search.index.texts import Texts, read_texts
 
 COPIES = 3
-"""Of a shard's float32 keys, at most, while ScaNN builds its tree."""
+"""Most copies of a shard's float32 keys in memory while ScaNN builds its tree."""
 FIT_TEXTS = 200_000
-"""Passages the encoder is fitted on, spread evenly over the corpus."""
+"""Passages that the encoder is fitted on, spread evenly over the corpus."""
 RECALL_QUERIES = 100
 RECALL_AT = 3
 QUERY_WORDS = 8
 SHARES = (0.05, 0.1, 0.2, 0.4, 1.0)
-"""Shares of a tree's leaves to search that are tried, until enough is found."""
+"""Shares of a tree's leaves to search, tried in order until the recall is reached."""
 
 
 def shard_rows(*, memory_mb: int, width: int) -> int:
@@ -42,36 +42,53 @@ def shard_rows(*, memory_mb: int, width: int) -> int:
 def build_index(
     corpus: str,
     folder: Path,
-    maker: Maker,
+    encoder: CorpusEncoder,
     *,
     rows: int,
     malformed: str,
     kind: str,
     recall: float,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Builds the index of a corpus, or what is missing of it; returns its manifest.
+) -> dict[str, Json]:
+    """Builds the index of a corpus, or its missing parts; returns its manifest.
+
+    Args:
+        rows: passages of a shard.
+        malformed: 'skip' or 'fail' at a malformed line of the corpus.
+        kind: one of `keys.KINDS`.
+        recall: the recall@3 to reach by searching more leaves of the trees.
+        say: gets lines of progress.
 
     Raises:
-        ValueError: the corpus cannot be read, see `read_jsonl`, or the folder holds an index of
-            something else.
+        ValueError: the corpus cannot be read, see `read_jsonl`, or the folder holds another index.
     """
-    about = {
+    metadata = {
         "corpus": corpus_identity(corpus),
-        "encoder": maker.about,
+        "encoder": encoder.metadata,
         "rows": rows,
         "on_malformed": malformed,
         "kind": kind,
     }
-    _bind(folder, about)
+    key = f"search_index.folder={str(folder)!r}"
+    begun = (folder / BUILD).is_file()
+    if not begun and folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
+        raise ValueError(
+            f"{key}: holds something else than an index; name a folder that is empty or not there"
+        )
+    write_or_check(
+        folder / BUILD,
+        metadata,
+        what=f"{key}: holds an index",
+        remedy="set it back, or name another folder",
+    )
     if (folder / MANIFEST).is_file():
         say("finished before; nothing to do")
         return read_json(folder / MANIFEST)
-    found = read_texts(corpus, folder, rows=rows, malformed=malformed, say=say)
-    say(found["summary"])
-    shards = [shard_folder(folder, number) for number in range(found["shards"])]
-    encode = _encoder(folder, maker, Texts(shards))
-    started, width = time.perf_counter(), int(maker.about["width"])
+    counts = read_texts(corpus, folder, rows=rows, malformed=malformed, say=say)
+    say(counts.pop("summary"))
+    shards = [shard_folder(folder, number) for number in range(counts["shards"])]
+    encode = _fitted(folder, encoder, Texts(shards))
+    started, width = time.perf_counter(), int(encoder.metadata["width"])
     for number, shard in enumerate(shards, start=1):
         make_keys(shard, encode, width=width, kind=kind)
         say(f"keys: shard {number} of {len(shards)}, {time.perf_counter() - started:.0f} s")
@@ -83,16 +100,14 @@ def build_index(
             "with every leaf searched: these embeddings suit no tree; search_index.kind='exact' "
             "finds all, slowly"
         )
-    manifest = about | {
-        key: found[key] for key in ("passages", "lines", "malformed", "told", "sha256", "shards")
-    }
-    manifest |= {"trees": sum(shard.leaves > 0 for shard in index.shards)} | measured
+    trees = sum(shard.leaves > 0 for shard in index.shards)
+    manifest = metadata | counts | {"trees": trees} | measured
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def corpus_identity(corpus: str) -> dict[str, Any]:
-    """Name, size and a digest of both ends of a file: enough to tell it from another one."""
+def corpus_identity(corpus: str) -> dict[str, Json]:
+    """Name, size and a digest of both ends of a file, by which another corpus is noticed."""
     path = Path(corpus)
     try:
         with open(path, "rb") as file:
@@ -106,28 +121,8 @@ def corpus_identity(corpus: str) -> dict[str, Any]:
     return {"name": path.name, "bytes": size, "ends": ends.hexdigest()}
 
 
-def _bind(folder: Path, about: dict[str, Any]) -> None:
-    path = folder / BUILD
-    if not path.is_file():
-        if folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
-            raise ValueError(
-                f"search_index.folder={str(folder)!r}: holds something else than an index; "
-                "name a folder that is empty or not there"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, about)
-        return
-    found = read_json(path)
-    for key, value in about.items():
-        if found.get(key) != value:
-            raise ValueError(
-                f"search_index.folder={str(folder)!r}: holds an index with another {key} (it was "
-                f"{found.get(key)!r}, is {value!r}); set it back, or name another folder"
-            )
-
-
 class _Spaced(Sequence[str]):
-    """At most `count` of the texts, evenly spread, read when asked for."""
+    """At most `count` of the texts, evenly spread, read from disk at each access."""
 
     def __init__(self, texts: Texts, count: int) -> None:
         size = len(texts)
@@ -137,29 +132,33 @@ class _Spaced(Sequence[str]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
             return [self._texts[int(each)] for each in self._places[place]]
         return self._texts[int(self._places[place])]
 
 
-def _encoder(folder: Path, maker: Maker, texts: Texts) -> Encode:
-    """The index's own encoder, fitted once."""
+def _fitted(folder: Path, encoder: CorpusEncoder, texts: Texts) -> Encode:
+    """The encoder of the index, fitted once and kept in its folder."""
     path = folder / ENCODER
     if not path.is_dir():
-        made = maker.fit(_Spaced(texts, FIT_TEXTS))
+        fitted = encoder.fit(_Spaced(texts, FIT_TEXTS))
         draft = folder / (ENCODER + ".tmp")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        made.save(draft)
+        fitted.save(draft)
         draft.replace(path)
-    return maker.load(path)
+    return encoder.load(path)
 
 
-def measure(index: SearchIndex, *, goal: float) -> dict[str, Any]:
+def measure(index: SearchIndex, *, goal: float) -> dict[str, Json]:
     """The least share of leaves with which recall@3 reaches `goal`, and that recall.
 
-    Queries are words from all over a passage: runs of words are found more easily than questions
+    Queries are words spread over a passage: consecutive words are easier to find than questions
     are. A passage as near as the third nearest counts.
     """
     if not any(shard.leaves for shard in index.shards):
@@ -171,9 +170,9 @@ def measure(index: SearchIndex, *, goal: float) -> dict[str, Any]:
     for share in SHARES:
         index.share = share
         hits = [
-            sum(score >= best[-1][1] - 1e-6 for _, score in index.nearest(row, RECALL_AT))
+            sum(score >= best[-1][1] - 1e-6 for _, score in index.nearest(query_E, RECALL_AT))
             / len(best)
-            for row, best in zip(query_BE, wanted, strict=True)
+            for query_E, best in zip(query_BE, wanted, strict=True)
         ]
         recall = float(np.mean(np.minimum(hits, 1)))
         if recall >= goal:

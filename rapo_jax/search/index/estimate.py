@@ -1,4 +1,4 @@
-"""What an index of a corpus will take, from a measured sample of it."""
+"""Estimates disk, memory and time of an index from a measured sample of its corpus."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import IO, NamedTuple, cast
 import numpy as np
 
 from rapo_jax.io.jsonl import GZIP_MAGIC, LineReport, read_jsonl
+from rapo_jax.search.backends import TREE_MIN, tree_builder, tree_leaves
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import document_of
 from rapo_jax.search.index.build import COPIES
-from rapo_jax.search.index.keys import TREE_FROM, TREE_MIN, Maker, scann_imports
+from rapo_jax.search.index.keys import CorpusEncoder, gets_tree
 
 SAMPLE = 2000
 """Passages read, from the beginning."""
 EMBEDDED_ROWS = 128
 EMBED_S = 10.0
 ID_BYTES = 36
-"""Of memory that an id seen takes, at most."""
+"""Most memory that the set of ids takes for one id."""
 LEAST_PART = 1 << 16
 
 
@@ -37,7 +38,7 @@ class Estimate(NamedTuple):
     keys_bytes: int
     trees_bytes: int
     build_bytes: int
-    """Of memory while it is built, above the interpreter's and the encoder's."""
+    """Memory to build it, beside the interpreter's and the encoder's."""
     serve_bytes: int
     texts_s: float
     embed_s: float
@@ -48,11 +49,11 @@ class Estimate(NamedTuple):
         return self.texts_bytes + self.keys_bytes + self.trees_bytes
 
     def lines(self, free_bytes: int) -> list[str]:
-        """What people are told before hours of work."""
-        about = "" if self.exact else "about "
+        """The estimate as text, with a warning if the disk is too small."""
+        roughly = "" if self.exact else "about "
         total = self.texts_s + self.embed_s + self.trees_s
-        told = [
-            f"{about}{self.passages} passages in {self.shards} shards; estimate from a sample:",
+        lines = [
+            f"{roughly}{self.passages} passages in {self.shards} shards; estimate from a sample:",
             f"disk {_size(self.disk_bytes)} (texts {_size(self.texts_bytes)}, keys "
             f"{_size(self.keys_bytes)}, trees {_size(self.trees_bytes)}), free are "
             f"{_size(free_bytes)}",
@@ -61,12 +62,12 @@ class Estimate(NamedTuple):
             f"trees {_time(self.trees_s)})",
         ]
         if self.disk_bytes > free_bytes:
-            told.append("WARNING: this disk is too small for it")
-        return told
+            lines.append("WARNING: this disk is too small for it")
+        return lines
 
 
-def estimate(corpus: str, maker: Maker, *, rows: int, kind: str) -> Estimate:
-    """Reads, embeds and indexes the first passages. Raises ValueError where none can be used."""
+def estimate(corpus: str, encoder: CorpusEncoder, *, rows: int, kind: str) -> Estimate:
+    """Reads, embeds and indexes the first passages; raises ValueError if none can be used."""
     report = LineReport(corpus)
     started = time.perf_counter()
     lines = read_jsonl(
@@ -76,17 +77,15 @@ def estimate(corpus: str, maker: Maker, *, rows: int, kind: str) -> Estimate:
     read_s = (time.perf_counter() - started) / len(sample)
     share = _share_of_file(corpus, report.lines) if len(sample) == SAMPLE else 1.0
     passages = len(sample) if share >= 1 else round(len(sample) / share)
-    width, shards = int(maker.about["width"]), math.ceil(passages / rows)
-    shard = min(rows, passages)
-    tree = kind == "tree" or (kind == "auto" and shard >= TREE_FROM)
-    tree = tree and shard >= TREE_MIN and scann_imports()
-    embed_s, key_NE = _embedding(sample, maker)
+    width, shard = int(encoder.metadata["width"]), min(rows, passages)
+    tree = gets_tree(kind, shard)
+    embed_s, key_ME = _embedding(sample, encoder)
     text_bytes = np.mean([len(d.id.encode()) + len(d.contents.encode()) for d in sample])
     code_bytes = width // 2 + 4 if tree else 0
     return Estimate(
         passages=passages,
         exact=share >= 1,
-        shards=shards,
+        shards=math.ceil(passages / rows),
         texts_bytes=round(passages * (text_bytes + 16)),
         keys_bytes=passages * 2 * width,
         trees_bytes=passages * code_bytes,
@@ -94,12 +93,12 @@ def estimate(corpus: str, maker: Maker, *, rows: int, kind: str) -> Estimate:
         serve_bytes=passages * code_bytes,
         texts_s=read_s * passages,
         embed_s=embed_s * passages,
-        trees_s=_tree_s(key_NE) * passages if tree else 0.0,
+        trees_s=_tree_s(key_ME) * passages if tree else 0.0,
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that a folder, perhaps not yet there, is to lie on."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -107,24 +106,24 @@ def free_bytes(folder: Path) -> int:
 
 
 def _share_of_file(corpus: str, lines: int) -> float:
-    """Which part of a file its first `lines` lines are, by the bytes read of it."""
+    """The share of a file's bytes that its first `lines` lines take."""
     with open(corpus, "rb") as raw:
         size = raw.seek(0, 2)
         raw.seek(0)
         zipped = raw.read(2) == GZIP_MAGIC
         raw.seek(0)
         text = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
-        seen = 0
-        while seen < lines and (piece := text.readline(LEAST_PART)):
-            seen += piece.endswith(b"\n") and bool(piece.strip())
+        read = 0
+        while read < lines and (piece := text.readline(LEAST_PART)):
+            read += piece.endswith(b"\n") and bool(piece.strip())
         at_end = not text.read(1)
         return 1.0 if at_end else min(raw.tell() / size, 1.0)
 
 
-def _embedding(sample: list[Document], maker: Maker) -> tuple[float, np.ndarray]:
-    """(seconds of one passage, keys): the first batch twice, as its first time compiles."""
+def _embedding(sample: list[Document], encoder: CorpusEncoder) -> tuple[float, np.ndarray]:
+    """(seconds a passage, key_ME). The first batch is embedded twice: at first it compiles."""
     texts = [document.contents for document in sample]
-    encode = maker.fit(texts).encode
+    encode = encoder.fit(texts).encode
     encode(texts[:EMBEDDED_ROWS])
     keys: list[np.ndarray] = []
     count, started = 0, time.perf_counter()
@@ -134,19 +133,14 @@ def _embedding(sample: list[Document], maker: Maker) -> tuple[float, np.ndarray]
     return (time.perf_counter() - started) / count, np.concatenate(keys)
 
 
-def _tree_s(key_NE: np.ndarray) -> float:
-    """Seconds of one passage in a tree; of a small one, which is a little dearer."""
-    if len(key_NE) < TREE_MIN:
+def _tree_s(key_ME: np.ndarray) -> float:
+    """Seconds for one passage in a tree of the sample, a little more than in a large one."""
+    rows = len(key_ME)
+    if rows < TREE_MIN:
         return 0.0
-    import scann
-
     started = time.perf_counter()
-    leaves = max(2, round(math.sqrt(len(key_NE))))
-    builder = scann.scann_ops_pybind.builder(key_NE, 1, "dot_product").tree(
-        leaves, leaves, training_sample_size=len(key_NE)
-    )
-    builder.score_ah(2, anisotropic_quantization_threshold=0.2).build()
-    return (time.perf_counter() - started) / len(key_NE)
+    tree_builder(key_ME, searched=tree_leaves(rows), trained_on=rows).build()
+    return (time.perf_counter() - started) / rows
 
 
 def _size(count: int) -> str:

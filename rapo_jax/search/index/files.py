@@ -1,10 +1,11 @@
-"""What several parts of the index need of files: their names, and JSON read back."""
+"""Names of the files of an index, and the reader of its JSON files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+
+from rapo_jax.io.files import Json
 
 KEYS = "keys.npy"
 KEYS_DONE = "keys.json"
@@ -19,8 +20,8 @@ def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
 
 
-def read_json(path: Path) -> Any:
-    """ValueError says that the file is damaged, and what to do."""
+def read_json(path: Path) -> Json:
+    """The value in a file; raises ValueError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

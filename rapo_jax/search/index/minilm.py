@@ -1,5 +1,6 @@
-"""MiniLM in numpy, for queries: it may be asked from inside a running program of the accelerator,
-which waits for the answer and could not compute it itself. Corpora are embedded by the Flax one.
+"""MiniLM in numpy, which embeds the queries of an index; corpora are embedded by the Flax one.
+
+A callback of a running program on the accelerator may call it, and must not use jax.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class MiniLm:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.width, self._layers = config["hidden_size"], config["num_hidden_layers"]
             self._heads, self._epsilon = config["num_attention_heads"], config["layer_norm_eps"]
-        except Exception as error:  # three libraries, each with errors of its own
+        except Exception as error:  # of json, safetensors or tokenizers
             raise ValueError(f"{folder}: no encoder ({error}); build the index again") from error
         self._tokenizer.no_padding()  # MiniLM's file bakes in both, to 128 tokens
         self._tokenizer.no_truncation()
@@ -61,14 +62,14 @@ class MiniLm:
         from scipy.special import erf
 
         shape = (len(x_XD), self._heads, -1)
-        q_XNH, k_YNH, v_YNH = (
+        q_XNH, k_TNH, v_TNH = (
             self._dense(x_XD, f"{name}attention.self.{each}").reshape(shape)
             for each in ("query", "key", "value")
         )
-        score_NXY = np.einsum("XNH,YNH->NXY", q_XNH, k_YNH) / np.float32(q_XNH.shape[-1] ** 0.5)
-        weight_NXY = np.exp(score_NXY - score_NXY.max(axis=-1, keepdims=True))
-        weight_NXY /= weight_NXY.sum(axis=-1, keepdims=True)
-        mixed_XD = np.einsum("NXY,YNH->XNH", weight_NXY, v_YNH).reshape(x_XD.shape)
+        score_NXT = np.einsum("XNH,TNH->NXT", q_XNH, k_TNH) / np.float32(q_XNH.shape[-1] ** 0.5)
+        weight_NXT = np.exp(score_NXT - score_NXT.max(axis=-1, keepdims=True))
+        weight_NXT /= weight_NXT.sum(axis=-1, keepdims=True)
+        mixed_XD = np.einsum("NXT,TNH->XNH", weight_NXT, v_TNH).reshape(x_XD.shape)
         x_XD = self._norm(
             x_XD + self._dense(mixed_XD, f"{name}attention.output.dense"),
             f"{name}attention.output.LayerNorm",

@@ -1,4 +1,4 @@
-"""Memory-mapped texts, and the reading of a corpus into shards of them."""
+"""Texts of passages on disk, memory-mapped, and the reader that cuts a corpus into shards."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import hashlib
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-from rapo_jax.io.files import write_json
-from rapo_jax.io.jsonl import LineReport, read_jsonl
+from rapo_jax.io.files import Json, write_json
+from rapo_jax.io.jsonl import JsonObject, LineReport, read_jsonl
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import document_of
 from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
 
-TOLD = 20
-"""Bad lines of which the manifest keeps number and problem; all are counted."""
+SHOWN = 20
+"""Malformed lines of which the manifest keeps number and problem; all are counted."""
 
 
 class IdSet:
-    """Ids seen so far by 64 bits of their hash: 12 to 24 bytes each, 36 while the set grows.
+    """A set of ids by 64 bits of their hash: 12 to 24 bytes each, 36 while the set grows.
 
-    Two of 21 million ids are taken for each other with a chance of 1 in 80,000.
+    The chance that any two of 21 million ids have the same hash is 1 in 80,000.
     """
 
     def __init__(self) -> None:
         self._slots, self._used = array("Q", bytes(8 << 10)), 0
 
     def add(self, name: str) -> bool:
-        """Whether it is new."""
+        """Adds an id; returns whether it is new."""
         digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
         value = int.from_bytes(digest, "little") or 1  # 0 marks a free slot
         new = _insert(self._slots, value)
@@ -47,27 +47,24 @@ class IdSet:
 def _insert(slots: array[int], value: int) -> bool:
     mask = len(slots) - 1
     place = value & mask
-    while (found := slots[place]) and found != value:
+    while (held := slots[place]) and held != value:
         place = (place + 1) & mask
     slots[place] = value
-    return not found
+    return not held
 
 
 class Texts(Sequence[str]):
-    """The contents of the passages of some shards, in their order, read from disk when asked for.
+    """The contents of the passages of some shards, read from disk at each access.
 
-    Iteration and slices give texts; `document` gives a passage with its id.
+    Items, iteration and slices give texts; `document` gives a passage with its id.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._offsets = [_offsets(folder) for folder in folders]
-        self._bytes = [_bytes(folder, offsets) for folder, offsets in self._parts(folders)]
+        self._bytes = list(map(_bytes, folders, self._offsets))
         sizes = [len(offsets) // 2 for offsets in self._offsets]
         self.starts = np.cumsum([0, *sizes])
-        """The first passage of each shard, and behind the last."""
-
-    def _parts(self, folders: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-        return zip(folders, self._offsets, strict=True)
+        """The number of each shard's first passage, then the number of all passages."""
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -114,11 +111,11 @@ def _bytes(folder: Path, offsets: np.ndarray) -> np.ndarray:
 
 def read_texts(
     corpus: str, folder: Path, *, rows: int, malformed: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Cuts a corpus into shards of `rows` passages; returns what came of its lines.
+) -> dict[str, Json]:
+    """Cuts a corpus into shards of `rows` passages; returns counts and a digest.
 
-    Shards that are there already are kept: their lines are read again and compared, so that
-    duplicates and bad lines are counted as if there had been no interruption.
+    Shards that exist are kept: their lines are read again and compared, so that duplicates and
+    malformed lines are counted as if there had been no interruption.
 
     Raises:
         ValueError: the corpus cannot be read or has changed, see `read_jsonl`.
@@ -128,7 +125,7 @@ def read_texts(
         return read_json(done)
     report, known, digest = LineReport(corpus), IdSet(), hashlib.sha256()
 
-    def parse(record: Mapping[str, Any]) -> Document:
+    def parse(record: JsonObject) -> Document:
         document = document_of(record)
         if not known.add(document.id):
             raise ValueError(f"duplicate id {document.id[:100]!r}")
@@ -137,54 +134,55 @@ def read_texts(
     lines = read_jsonl(
         corpus, parse, malformed=malformed, key="search_index.malformed", report=report
     )
-    number = 0
-    while (size := _write_shard(lines, shard_folder(folder, number), rows, digest)) > 0:
-        number += 1
-        say(f"texts: {report.records} passages of {report.lines} lines in {number} shards")
-        if size < rows:
-            break
-    about = {
+    number, size = 0, rows
+    while size == rows:
+        size, shard_digest = _write_shard(lines, shard_folder(folder, number), rows)
+        digest.update(shard_digest)
+        if size:
+            number += 1
+            say(f"texts: {report.records} passages of {report.lines} lines in {number} shards")
+    counts = {
         "passages": report.records,
         "shards": number,
         "lines": report.lines,
         "malformed": report.malformed,
-        "told": [list(each) for each in report.malformed_lines[:TOLD]],
+        "malformed_lines": [list(each) for each in report.malformed_lines[:SHOWN]],
         "summary": report.summary(),
         "sha256": digest.hexdigest(),
     }
-    write_json(done, about)
-    return about
+    write_json(done, counts)
+    return counts
 
 
-def _write_shard(lines: Iterator[Document], folder: Path, rows: int, digest: Any) -> int:
-    """Writes the next `rows` passages, or compares them with what is there; returns how many."""
+def _write_shard(lines: Iterator[Document], folder: Path, rows: int) -> tuple[int, bytes]:
+    """Writes the next `rows` passages, or compares them with a shard's; (number, digest)."""
     offsets, kept = array("q", [0]), folder / TEXTS_DONE
     draft = folder.with_name(folder.name + ".tmp")
     if not kept.is_file():
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     path = Path(os.devnull) if kept.is_file() else draft / "texts.bin"
-    own = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(path, "wb") as file:
         for document in lines:
             for part in (document.id.encode("utf-8"), document.contents.encode("utf-8")):
                 file.write(part)
                 offsets.append(offsets[-1] + len(part))
-                own.update(len(part).to_bytes(8, "little") + part)
+                digest.update(len(part).to_bytes(8, "little") + part)
             if len(offsets) > 2 * rows:
                 break
     size = len(offsets) // 2
-    digest.update(own.digest())
+    counts = {"passages": size, "sha256": digest.hexdigest()}
     if kept.is_file():
-        if read_json(kept) != {"passages": size, "sha256": own.hexdigest()}:
+        if read_json(kept) != counts:
             raise ValueError(
                 f"{folder}: holds other passages than the corpus now; remove the index, or name "
                 "another search_index.folder"
             )
     elif size:
         np.save(draft / "offsets.npy", np.frombuffer(offsets, np.int64))
-        write_json(draft / TEXTS_DONE, {"passages": size, "sha256": own.hexdigest()})
+        write_json(draft / TEXTS_DONE, counts)
         draft.replace(folder)
     else:
         shutil.rmtree(draft)
-    return size
+    return size, digest.digest()

@@ -1,18 +1,18 @@
-"""Made corpora, and an encoder small enough to build an index of them in a moment."""
+"""Made-up corpora, and a small encoder for indexes of them."""
 
 from __future__ import annotations
 
 import json
 
 from rapo_jax.search.index.build import build_index
-from rapo_jax.search.index.keys import Made, Maker
+from rapo_jax.search.index.keys import CorpusEncoder, FittedEncoder
 from rapo_jax.search.ngram import NgramEncoder
 
 WORDS = "ada kavel dorim bread flour river stone lamp north violin copper harvest".split()
 
 
 def passages(count):
-    """{id, contents} of so many passages, each of words and a number of its own."""
+    """{id, contents} of so many passages, each of words and a different number."""
     for i in range(count):
         words = [WORDS[(i * step) % len(WORDS)] for step in (1, 3, 5, 7)]
         yield {"id": str(i), "contents": f'"Title {i}"\n{" ".join(words)} item{i} of {i % 7}'}
@@ -23,10 +23,10 @@ def write_corpus(path, records):
     return str(path)
 
 
-def ngram_maker(width=64, log=None):
+def ngram_encoder(width=64, log=None):
     def fit(texts):
         encoder = NgramEncoder.fit(texts, width=width, orders=(1, 2))
-        return Made(encoder, encoder.save)
+        return FittedEncoder(encoder, encoder.save)
 
     def load(folder):
         encoder = NgramEncoder.load(folder)
@@ -38,15 +38,17 @@ def ngram_maker(width=64, log=None):
 
         return encode
 
-    return Maker({"name": "ngram", "width": width}, fit, load)
+    return CorpusEncoder({"name": "ngram", "width": width}, fit, load)
 
 
-def build(corpus, folder, *, maker=None, rows=10, malformed="skip", kind="auto", say=None, **more):
+def build(
+    corpus, folder, *, encoder=None, rows=10, malformed="skip", kind="auto", say=None, **more
+):
     said = [] if say is None else None
     return build_index(
         corpus,
         folder,
-        maker or ngram_maker(),
+        encoder or ngram_encoder(),
         rows=rows,
         malformed=malformed,
         kind=kind,

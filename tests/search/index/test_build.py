@@ -1,4 +1,4 @@
-"""Building an index: bad input, interruptions, and what the folder holds afterwards."""
+"""Building an index: bad input, interruptions, and the files in its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rapo_jax.io.jsonl import MAX_LINE_BYTES
 from rapo_jax.search.index.build import shard_rows
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.index.texts import IdSet, Texts
-from tests.search.index.corpora import build, ngram_maker, passages, write_corpus
+from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
 
 
 def bytes_of(folder):
@@ -42,14 +42,14 @@ def test_an_index_holds_every_passage_in_its_order_with_its_id(tmp_path):
 
 
 @pytest.mark.parametrize("count", [10, 20, 1])
-def test_shards_that_come_out_even_leave_no_empty_one(tmp_path, count):
+def test_no_shard_is_empty_where_the_passages_fill_the_others(tmp_path, count):
     manifest = build(write_corpus(tmp_path / "c.jsonl", passages(count)), tmp_path / "index")
     assert manifest["shards"] == -(-count // 10)
     assert len(list((tmp_path / "index").glob("shard-*"))) == manifest["shards"]
 
 
 @pytest.mark.parametrize("stop", range(1, 7))
-def test_a_build_killed_after_any_step_goes_on_and_ends_with_the_same_files(tmp_path, stop):
+def test_a_build_killed_after_any_step_is_resumed_and_ends_with_the_same_files(tmp_path, stop):
     records = [*passages(25), {"id": "3", "contents": "again"}, {"id": "x"}]
     corpus = write_corpus(tmp_path / "c.jsonl", records)
     build(corpus, tmp_path / "whole")
@@ -66,7 +66,7 @@ def test_a_build_killed_after_any_step_goes_on_and_ends_with_the_same_files(tmp_
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
-def test_a_build_killed_inside_a_shard_goes_on_and_ends_with_the_same_files(tmp_path):
+def test_a_build_killed_inside_a_shard_is_resumed_and_ends_with_the_same_files(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", passages(25))
     build(corpus, tmp_path / "whole")
     log = []
@@ -77,9 +77,9 @@ def test_a_build_killed_inside_a_shard_goes_on_and_ends_with_the_same_files(tmp_
             raise Killed
         return np.ones((len(texts), 64), np.float32)
 
-    maker = ngram_maker()
+    encoder = ngram_encoder()
     with pytest.raises(Killed):
-        build(corpus, tmp_path / "killed", maker=maker._replace(load=lambda folder: failing))
+        build(corpus, tmp_path / "killed", encoder=encoder._replace(load=lambda folder: failing))
     for number in range(2):  # the first shard was embedded by another encoder
         (tmp_path / "killed" / "shard-00000" / ("keys.json", "keys.npy")[number]).unlink()
     build(corpus, tmp_path / "killed")
@@ -88,9 +88,9 @@ def test_a_build_killed_inside_a_shard_goes_on_and_ends_with_the_same_files(tmp_
 
 def test_a_finished_index_is_not_built_again(tmp_path):
     corpus, log = write_corpus(tmp_path / "c.jsonl", passages(12)), []
-    first = build(corpus, tmp_path / "index", maker=ngram_maker(log=log))
+    first = build(corpus, tmp_path / "index", encoder=ngram_encoder(log=log))
     assert sum(map(len, log)) == 12
-    assert build(corpus, tmp_path / "index", maker=ngram_maker(log=log)) == first
+    assert build(corpus, tmp_path / "index", encoder=ngram_encoder(log=log)) == first
     assert sum(map(len, log)) == 12
 
 
@@ -98,14 +98,14 @@ def test_a_finished_index_is_not_built_again(tmp_path):
     ("changes", "key"),
     [
         ({"rows": 11}, "rows"),
-        ({"maker": ngram_maker(width=32)}, "encoder"),
+        ({"encoder": ngram_encoder(width=32)}, "encoder"),
         ({"kind": "exact"}, "kind"),
     ],
 )
-def test_a_folder_of_another_index_is_refused_with_what_differs(tmp_path, changes, key):
+def test_a_folder_of_another_index_is_refused_with_the_difference(tmp_path, changes, key):
     corpus = write_corpus(tmp_path / "c.jsonl", passages(12))
     build(corpus, tmp_path / "index")
-    with pytest.raises(ValueError, match=rf"search_index.folder=.*another {key} \(it was"):
+    with pytest.raises(ValueError, match=rf"search_index.folder=.*another {key} \("):
         build(corpus, tmp_path / "index", **changes)
 
 
@@ -154,13 +154,24 @@ def test_bad_lines_are_counted_in_the_manifest_with_their_numbers(tmp_path, zipp
     said = []
     manifest = build(str(tmp_path / "c.jsonl"), tmp_path / "index", say=said.append)
     assert (manifest["passages"], manifest["lines"], manifest["malformed"]) == (2, 12, 10)
-    assert [number for number, _ in manifest["told"]] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert [number for number, _ in manifest["malformed_lines"]] == [
+        2,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+    ]
     assert any("2 records of 12 lines, 10 malformed (line 2: duplicate id" in x for x in said)
     documents = open_index(tmp_path / "index").texts
     assert documents.document(1).contents == '"T"\nalso fine'
 
 
-def test_a_bad_line_is_fatal_where_it_is_to_be(tmp_path):
+def test_a_bad_line_ends_the_build_under_the_rule_fail(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b"\n".join(BAD))
     with pytest.raises(ValueError, match="line 2: duplicate id 'a'.*search_index.malformed='skip'"):
         build(str(tmp_path / "c.jsonl"), tmp_path / "index", malformed="fail")
@@ -201,14 +212,14 @@ def test_a_folder_that_lost_bytes_is_refused(tmp_path):
 
 def test_an_embedding_that_is_not_finite_is_refused(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", passages(3))
-    maker = ngram_maker()._replace(
+    encoder = ngram_encoder()._replace(
         load=lambda folder: lambda texts: np.full((len(texts), 64), np.nan)
     )
     with pytest.raises(ValueError, match="search_index.encoder: 3 texts gave rows .3, 64., not fi"):
-        build(corpus, tmp_path / "index", maker=maker)
+        build(corpus, tmp_path / "index", encoder=encoder)
 
 
-def test_ids_are_told_apart_past_every_growth_of_the_set():
+def test_ids_stay_distinct_through_every_growth_of_the_set():
     ids, names = IdSet(), [str(i) for i in range(5000)]
     assert all(ids.add(name) for name in names)
     assert not any(ids.add(name) for name in names)
@@ -219,7 +230,7 @@ def test_a_shard_is_as_large_as_the_memory_allows():
     assert shard_rows(memory_mb=1, width=10**9) == 1
 
 
-def test_the_manifest_names_what_the_index_was_made_of(tmp_path):
+def test_the_manifest_names_the_corpus_and_the_encoder(tmp_path):
     build(write_corpus(tmp_path / "c.jsonl", passages(12)), tmp_path / "index")
     found = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert found["corpus"]["name"] == "c.jsonl" and found["encoder"]["name"] == "ngram"

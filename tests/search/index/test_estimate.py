@@ -1,4 +1,4 @@
-"""The estimate of an index: counts from a sample, sizes by arithmetic, and what is measured."""
+"""The estimate of an index: counts from a sample, sizes by arithmetic, measured times."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 import pytest
 
 from rapo_jax.search.index.estimate import ID_BYTES, SAMPLE, Estimate, estimate, free_bytes
-from tests.search.index.corpora import build, ngram_maker, passages, write_corpus
+from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
 
 
 def test_a_corpus_within_the_sample_is_counted_exactly_and_sized_as_it_will_be(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", passages(25))
-    found = estimate(corpus, ngram_maker(), rows=10, kind="auto")
+    found = estimate(corpus, ngram_encoder(), rows=10, kind="auto")
     assert (found.passages, found.exact, found.shards) == (25, True, 3)
     build(corpus, tmp_path / "index")
     shards = list((tmp_path / "index").glob("shard-*"))
@@ -30,7 +30,7 @@ def test_a_larger_corpus_is_counted_by_the_share_of_its_bytes(tmp_path, zipped):
     lines = "".join(json.dumps(record) + "\n\n" for record in passages(count)).encode()
     path = tmp_path / "c.jsonl"
     path.write_bytes(gzip.compress(lines) if zipped else lines)
-    found = estimate(str(path), ngram_maker(), rows=1000, kind="exact")
+    found = estimate(str(path), ngram_encoder(), rows=1000, kind="exact")
     # ids grow along this corpus; a gzip file is read in blocks, and its sample here is but a few
     assert not found.exact
     assert found.passages == pytest.approx(count, rel=0.6 if zipped else 0.2)
@@ -38,12 +38,12 @@ def test_a_larger_corpus_is_counted_by_the_share_of_its_bytes(tmp_path, zipped):
 
 def test_a_tree_costs_half_a_byte_a_number_and_three_copies_of_a_shard(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", passages(40))
-    found = estimate(corpus, ngram_maker(), rows=20, kind="tree")
+    found = estimate(corpus, ngram_encoder(), rows=20, kind="tree")
     assert found.trees_bytes == found.serve_bytes == 40 * (64 // 2 + 4)
     assert found.build_bytes == 40 * ID_BYTES + 20 * 64 * 4 * 3 and found.trees_s > 0
 
 
-def test_the_lines_say_size_memory_time_and_a_disk_that_is_too_small():
+def test_the_lines_give_size_memory_time_and_a_warning_of_a_full_disk():
     wiki = Estimate(
         passages=21_015_324,
         exact=False,
@@ -66,5 +66,5 @@ def test_the_lines_say_size_memory_time_and_a_disk_that_is_too_small():
     assert len(wiki.lines(free_bytes=10**12)) == 4
 
 
-def test_free_space_is_told_of_a_folder_that_is_not_there_yet(tmp_path):
+def test_free_space_of_a_folder_that_is_not_there_yet_is_that_of_its_disk(tmp_path):
     assert free_bytes(tmp_path / "a" / "b") > 0

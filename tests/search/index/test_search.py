@@ -38,7 +38,7 @@ def trees(tmp_path_factory):
 
 
 def test_the_nearest_of_all_shards_are_those_of_one_product_with_all_keys(exact):
-    key_ME = np.concatenate([np.asarray(s.key_NE, np.float32) for s in exact.shards])
+    key_ME = np.concatenate([np.asarray(s.key_ME, np.float32) for s in exact.shards])
     for query_E in exact.encode(QUERIES):
         score_M = key_ME @ query_E
         wanted = np.argsort(-score_M, kind="stable")[:5]
@@ -47,7 +47,7 @@ def test_the_nearest_of_all_shards_are_those_of_one_product_with_all_keys(exact)
         np.testing.assert_allclose([x for _, x in found], score_M[wanted], atol=1e-6)
 
 
-def test_a_query_finds_the_same_alone_and_among_others(exact, trees):
+def test_a_query_has_the_same_hits_alone_and_among_others(exact, trees):
     for index in (exact, trees):
         together = index(QUERIES, 3)
         assert [index([query], 3)[0] for query in QUERIES] == together
@@ -60,7 +60,7 @@ def test_fewer_passages_than_asked_for_are_all_of_them(tmp_path):
     assert {document.id for document, _ in hits} == {"0", "1"}
 
 
-def test_trees_find_what_exact_search_finds_with_every_leaf_searched(exact, trees):
+def test_trees_give_the_hits_of_exact_search_with_every_leaf_searched(exact, trees):
     trees.share = 1.0
     query_BE = trees.encode(QUERIES)
     for row, wanted in zip(query_BE, exact.exact(query_BE, 3), strict=True):
@@ -70,14 +70,14 @@ def test_trees_find_what_exact_search_finds_with_every_leaf_searched(exact, tree
         np.testing.assert_allclose([x for _, x in found], [x for _, x in wanted], atol=1e-6)
 
 
-def test_the_least_share_of_leaves_that_finds_enough_is_kept(exact, trees):
+def test_the_least_share_of_leaves_that_reaches_the_recall_is_kept(exact, trees):
     found = measure(trees, goal=0.5)
     assert found["leaves_share"] in SHARES and found["recall_at_3"] >= 0.5
     assert found["recall_queries"] == 100
     assert measure(exact, goal=0.5)["recall_queries"] == 0  # nothing to lose
 
 
-def test_without_trees_on_disk_a_build_says_nothing_of_recall(exact):
+def test_few_passages_get_no_trees(exact):
     assert all(shard.leaves == 0 for shard in exact.shards)
 
 
@@ -133,9 +133,7 @@ def test_the_server_refuses_a_folder_without_an_index(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("tokens", [16, 5])
-def test_minilm_on_the_host_gives_berts_keys_of_the_tokens_that_the_device_would_see(
-    tmp_path, tokens
-):
+def test_minilm_on_the_host_gives_the_keys_of_the_device_for_cut_texts(tmp_path, tokens):
     folder = write_encoder(tmp_path / "bert")
     _, _, tokenizer = load_encoder(folder)
     token_BX, length_B = tokenize_texts(tokenizer, TEXTS, width=tokens)
