@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
-from rapo_jax.io.files import agree, write_text
+from rapo_jax.io.files import write_or_check, write_text
 
 
 class TrajectoryFile:
@@ -31,7 +31,7 @@ class TrajectoryFile:
             ValueError: they were sampled with another `info` (JSON), or the file is damaged.
         """
         what = f"buffer: {self.path} holds trajectories sampled"
-        agree(self._info, info, what=what, remedy=self._remedy())
+        write_or_check(self._info, info, what=what, remedy=self._remedy())
         if not self.path.is_file():
             return []
         data = self.path.read_bytes()
