@@ -8,24 +8,8 @@
         --config.stages="('score',)" --config.model.folder=FOLDER \\
         --config.score.input=tokens.jsonl --config.score.output=logp.jsonl
 
-Stages, in order; a finished one is skipped, a killed one goes on where its last checkpoint was:
-    sft       cold start: imitate scripted demonstrations          -> WORKDIR/coldstart
-    buffer    fill the Step-Trace Buffer with an off-policy agent  -> WORKDIR/buffer
-    rl        hybrid-policy rollouts and RAPO updates              -> WORKDIR/checkpoints
-    evaluate  held-out questions, greedy, without retrieval        -> WORKDIR/result.json
-              published sets: --config.evaluate.suites="('gsm8k','hotpotqa')" -> WORKDIR/suites
-    report    curves, comparison and trajectories                  -> WORKDIR/report.html
-On demand, with the weights of WORKDIR's newest checkpoint or else of config.model.folder:
-    score     log-probs and entropies of given tokens              -> config.score.output
-    export    a Hugging Face folder                                -> config.export.folder
-    plan      needs no weights: what the run would need of chips that are not at hand
-    search_index  a corpus of passages as an index on disk         -> config.search_index.folder
-
-config.model.folder names a Hugging Face folder (Qwen2/2.5, Qwen3, Llama 3) to start from.
-Every key of the config can be set as --config.GROUP.KEY=VALUE; configs/default.py lists them all
-with their unit and paper section. Keys most often set: config.seed, config.method (rapo, grpo,
-sft), config.rl.steps, config.rl.m, config.rl.a, config.rollout.n_hybrid,
-config.retrieval.probability, config.retrieval.noise, config.retrieval.schedule.
+A finished stage is skipped; a killed one continues from its last checkpoint. score and export take
+the weights of WORKDIR's newest checkpoint, or else those of config.model.folder.
 
 Several hosts: the same command on each, on one --workdir that all of them see; by SLURM or on a
 TPU pod with --config.distributed.mode=auto, elsewhere with
@@ -45,10 +29,14 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rapo_jax.config.read import READERS, read_settings
+from rapo_jax.config import READERS
+from rapo_jax.config.read import read_settings
+from rapo_jax.config.reference import help_text
 from rapo_jax.io.files import claimed
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.stages.job import open_workdir, run_stages
+
+__doc__ = f"{__doc__}\n{help_text()}"  # what --help prints
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run writes.")
@@ -118,7 +106,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         flags_of_key = [x for x in argv if key.strip("'\"") in x.partition("=")[0].split(".")]
         if not flags_of_key:  # the config file's own
             raise
-        name, hint = flags_of_key[0].partition("=")[0], hint or "configs/default.py has them all."
+        name, hint = flags_of_key[0].partition("=")[0], hint or "docs/config.md has them all."
         refuse(ValueError(f"{name}: the config has no such key. {hint}"))
 
 

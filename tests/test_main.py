@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rapo_jax.config.read import STAGES, read_settings
+from rapo_jax.config import STAGES
+from rapo_jax.config.read import read_settings
 from rapo_jax.io.files import claimed
 from rapo_jax.stages.job import commit, prepare_workdir, run_stages
 
@@ -76,7 +77,7 @@ def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):
     ("flag", "told"),
     [
         ("--config=tests/nosuch.py", "error: --config=tests/nosuch.py: there is no such file"),
-        ("--config.zz.steps=3", "error: --config.zz.steps: the config has no such key. configs/"),
+        ("--config.zz.steps=3", "error: --config.zz.steps: the config has no such key. docs/"),
         ("--config.rl.steps=abc", "FATAL Flags parsing error: flag --config.rl.steps=abc: "),
     ],
 )

@@ -1,42 +1,39 @@
 """The settings of a run: one frozen dataclass for each group of keys.
 
-`configs/default.py` documents every key with its unit and its section of the paper;
-`checks.read_settings` makes settings from a config and refuses what cannot work.
+`schema/` declares every key once, with default, meaning and allowed values; `read.read_settings`
+makes checked settings of a config. `python -m rapo_jax.config` prints docs/config.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from rapo_jax.config.host import (
-    SANDBOX_LAYERS,
-    BufferSettings,
-    ChainsSettings,
-    DatasetSettings,
-    EndpointSettings,
-    PromptSettings,
-    PythonSettings,
-    RetrievalSettings,
-    SearchIndexSettings,
-    SearchSettings,
-    TaskSettings,
-    TokenizerSettings,
-    ToolsSettings,
-)
-from rapo_jax.config.model import (
+from rapo_jax.config.keys import key, keys_of
+from rapo_jax.config.schema.buffer import BufferSettings, EndpointSettings, RetrievalSettings
+from rapo_jax.config.schema.model import (
     DistributedSettings,
-    ExportSettings,
     LoraSettings,
     MeshSettings,
     ModelSettings,
+)
+from rapo_jax.config.schema.stages import (
+    SUITE_KEYS,
+    CheckpointSettings,
+    EvaluateSettings,
+    ExportSettings,
+    JudgeSettings,
+    LogSettings,
     PlanSettings,
     ScoreSettings,
 )
-from rapo_jax.config.training import (
-    CheckpointSettings,
-    EvaluateSettings,
-    JudgeSettings,
-    LogSettings,
+from rapo_jax.config.schema.task import PromptSettings, TaskSettings, TokenizerSettings
+from rapo_jax.config.schema.tools import (
+    SANDBOX_LAYERS,
+    SearchIndexSettings,
+    SearchSettings,
+    ToolsSettings,
+)
+from rapo_jax.config.schema.training import (
     OptimizerSettings,
     RlSettings,
     RolloutSettings,
@@ -44,10 +41,13 @@ from rapo_jax.config.training import (
 )
 
 __all__ = [
+    "KEYS",
+    "READERS",
+    "SANDBOX_LAYERS",
+    "STAGES",
+    "SUITE_KEYS",
     "BufferSettings",
-    "ChainsSettings",
     "CheckpointSettings",
-    "DatasetSettings",
     "DistributedSettings",
     "EndpointSettings",
     "EvaluateSettings",
@@ -60,11 +60,9 @@ __all__ = [
     "OptimizerSettings",
     "PlanSettings",
     "PromptSettings",
-    "PythonSettings",
     "RetrievalSettings",
     "RlSettings",
     "RolloutSettings",
-    "SANDBOX_LAYERS",
     "ScoreSettings",
     "SearchIndexSettings",
     "SearchSettings",
@@ -75,32 +73,61 @@ __all__ = [
     "ToolsSettings",
 ]
 
+STAGES = {
+    "sft": "cold start: imitates scripted demonstrations -> WORKDIR/coldstart",
+    "buffer": "fills the Step-Trace Buffer by off-policy agents -> WORKDIR/buffer",
+    "rl": "hybrid-policy rollouts and RAPO updates -> WORKDIR/checkpoints",
+    "evaluate": "held-out questions, greedy, without retrieval -> WORKDIR/result.json; and the "
+    "sets in evaluate.suites -> WORKDIR/suites",
+    "report": "curves, comparison and trajectories -> WORKDIR/report.html",
+    "score": "log-probabilities and entropies of given tokens -> score.output",
+    "export": "the weights as a Hugging Face folder -> export.folder",
+    "plan": "memory and time that the run would need on other chips; needs no weights",
+    "search_index": "a corpus of passages as an index on disk -> search_index.folder",
+}
+"""Stages in the order in which they run, with what each does."""
+
+READERS = ("score", "export", "plan", "search_index")
+"""Stages that open no run: they read weights, shapes or a corpus, and do not change the run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    seed: int
-    method: str
-    stages: tuple[str, ...]
-    task: TaskSettings
-    prompt: PromptSettings
-    tokenizer: TokenizerSettings
-    mesh: MeshSettings
-    distributed: DistributedSettings
-    model: ModelSettings
-    tools: ToolsSettings
-    rollout: RolloutSettings
-    retrieval: RetrievalSettings
-    buffer: BufferSettings
-    sft: SftSettings
-    optimizer: OptimizerSettings
-    rl: RlSettings
-    evaluate: EvaluateSettings
-    score: ScoreSettings
-    export: ExportSettings
-    search_index: SearchIndexSettings
-    plan: PlanSettings
-    checkpoint: CheckpointSettings
-    log: LogSettings
+    """Everything that a run is set by."""
+
+    seed: int = key(0, "seed of the run; the invented world has task.chains.seed")
+    method: str = key(
+        "rapo",
+        "how the policy is trained",
+        choices={
+            "rapo": "hybrid-policy rollouts",
+            "grpo": "no hybrid rollouts",
+            "sft": "imitation of the buffer's traces",
+        },
+    )
+    stages: tuple[str, ...] = key(
+        ("sft", "buffer", "rl", "evaluate", "report"), "stages to run, each once", choices=STAGES
+    )
+    task: TaskSettings = TaskSettings()
+    prompt: PromptSettings = PromptSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    mesh: MeshSettings = MeshSettings()
+    distributed: DistributedSettings = DistributedSettings()
+    model: ModelSettings = ModelSettings()
+    tools: ToolsSettings = ToolsSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    buffer: BufferSettings = BufferSettings()
+    sft: SftSettings = SftSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    rl: RlSettings = RlSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    score: ScoreSettings = ScoreSettings()
+    export: ExportSettings = ExportSettings()
+    plan: PlanSettings = PlanSettings()
+    search_index: SearchIndexSettings = SearchIndexSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
 
     @property
     def n_hybrid(self) -> int:
@@ -109,5 +136,9 @@ class Settings:
 
     @property
     def suites_alone(self) -> bool:
-        """Whether suites are all that is asked for: the task's own questions are not read then."""
+        """Whether only suites are evaluated, so that the task's questions are not read."""
         return bool(self.evaluate.suites) and not {"sft", "buffer", "rl"} & set(self.stages)
+
+
+KEYS = keys_of(Settings())
+"""Every key with its default, by dotted name."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.config.read import SUITE_KEYS
+from rapo_jax.config import SUITE_KEYS
 from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, load_run, series
 
 __all__ = ["Summary", "group_runs", "load_run", "paired_difference", "summarise"]

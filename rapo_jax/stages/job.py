@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rapo_jax.config import Settings
-from rapo_jax.config.read import READERS, STAGES, SUITE_KEYS
+from rapo_jax.config import READERS, STAGES, SUITE_KEYS, Settings
 from rapo_jax.io.files import write_json
 
 

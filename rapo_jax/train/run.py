@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.config.read import check_unscripted
+from rapo_jax.config.rules import check_unscripted
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs import default
-from rapo_jax.config import Settings
-from rapo_jax.config.read import CHOICES, STAGES, read_settings
+from rapo_jax.config import KEYS, STAGES, Settings
+from rapo_jax.config.read import read_settings
 from rapo_jax.method.objective import AGGREGATIONS
 from rapo_jax.method.rewards import QUALITIES, TIMINGS
 from rapo_jax.scoring.answers import RULES
@@ -141,7 +141,7 @@ def test_whole_numbers_may_stand_for_floats_and_lists_for_tuples(small_settings)
         ({"model.kv_heads": 3}, "model.kv_heads=3: must divide model.heads=2"),
         ({"model.head_width": 7}, "model.head_width=7: must be even"),
         ({"model.rope_high_freq": 1.0}, "model.rope_high_freq=1.0: must be more than model.rope_l"),
-        ({"model.rope_low_freq": 0.0}, "model.rope_high_freq=4.0: must be more than model.rope_l"),
+        ({"model.rope_low_freq": 0.0}, "model.rope_low_freq=0.0: must be more than 0"),
         ({"model.rope_factor": 0.0}, "model.rope_factor=0.0: must be more than 0"),
         ({"model.rope_positions": 0}, "model.rope_positions=0: must be at least 1"),
         ({"score.batch_tokens": 0}, "score.batch_tokens=0: must be at least 1"),
@@ -184,12 +184,17 @@ def test_a_value_that_cannot_work_is_refused_with_its_key_and_a_remedy(
     ],
 )
 def test_the_known_names_are_those_of_the_table_that_is_chosen_from(key, table):
-    assert set(CHOICES[key]) == set(table)
+    assert set(KEYS[key].choices) == set(table)
+
+
+def by_name(key):
+    return key.name
 
 
 NEEDED = {
     "explicit": {"distributed.coordinator": "10.0.0.1:1234", "distributed.processes": 2},
     "checkpoint": {"buffer.checkpoint": "somewhere"},
+    "search_index": {"search_index.corpus": "corpus.jsonl"},
     "none": {"buffer.files": (__file__,)},
     "endpoint": {"buffer.endpoint.url": "http://localhost:8000/v1", "buffer.endpoint.model": "m"},
     "dataset": {
@@ -203,10 +208,34 @@ NEEDED = {
 """What a choice cannot do without."""
 
 
-@pytest.mark.parametrize("key", CHOICES)
-def test_every_known_name_of_a_choice_gives_valid_settings(small_settings, key):
-    for name in CHOICES[key]:
-        small_settings({key: name} | NEEDED.get(name, {}))
+@pytest.mark.parametrize("key", [key for key in KEYS.values() if key.choices], ids=by_name)
+def test_every_choice_gives_valid_settings_and_no_other_name_does(small_settings, key):
+    for name in (*key.choices, "no such name"):
+        changes = {key.name: (name,) if isinstance(key.value, tuple) else name}
+        if name in key.choices:
+            small_settings(changes | NEEDED.get(name, {}))
+        else:
+            told = refused(small_settings, changes)
+            assert told.startswith(f"{key.name}='no such name': expected one of ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [key for key in KEYS.values() if {key.at_least, key.above, key.at_most} != {None}],
+    ids=by_name,
+)
+def test_a_value_beyond_its_bound_is_refused_by_its_key(small_settings, key):
+    kind = type(key.value)
+    beyond = [
+        bound + step
+        for bound, step in ((key.at_least, -1), (key.above, 0), (key.at_most, 1))
+        if bound is not None
+    ]
+    for value in map(kind, beyond):
+        remedy = key.remedy or "must be "
+        assert refused(small_settings, {key.name: value}).startswith(
+            f"{key.name}={value}: {remedy}"
+        )
 
 
 ABLATIONS = {

@@ -20,7 +20,7 @@ def read_with(**changes):
     "stages", [("rl,evaluate",), ("rl, evaluate",), ("('rl','evaluate'",), ("sft", "rl,evaluate")]
 )
 def test_stages_that_a_flag_did_not_cut_are_refused_with_the_form_that_works(stages):
-    with pytest.raises(ValueError, match=re.escape("stages=(")) as refused:
+    with pytest.raises(ValueError, match="^stages=.*: write a tuple") as refused:
         read_with(stages=stages)
     form = "('rl','evaluate')"
     assert str(refused.value).endswith(f'--config.stages="{form}"')

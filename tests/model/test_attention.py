@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.config.read import CHOICES
+from rapo_jax.config import KEYS
 from rapo_jax.model.attention import (
     ATTENTIONS,
     KERNELS,
@@ -62,7 +62,7 @@ def test_a_kernel_that_cannot_be_had_is_refused_when_it_is_named(changes, platfo
 
 
 def test_config_offers_the_kernels_there_are():
-    assert CHOICES["model.attention"] == ATTENTIONS
+    assert tuple(KEYS["model.attention"].choices) == ATTENTIONS
 
 
 def rows_of(*, slots, heads, kv_heads, width, dtype):

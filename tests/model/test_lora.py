@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.config import LoraSettings
-from rapo_jax.config.check_lora import TARGETS as CHECKED
+from rapo_jax.config import KEYS, LoraSettings
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.lora import (
     ADAPTERS,
@@ -159,5 +158,5 @@ def test_a_rank_that_saves_nothing_is_refused():
 
 
 def test_config_names_the_kernels_that_blocks_have():
-    assert tuple(TARGETS) == CHECKED
+    assert tuple(TARGETS) == tuple(KEYS["model.lora.targets"].choices)
     assert set(TARGETS.values()) < set(base_of(MODEL)["blocks"])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.config.read import CHOICES
+from rapo_jax.config import KEYS
 from rapo_jax.model.remat import POLICIES
 from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import init_params
@@ -50,4 +50,4 @@ def test_unrolled_layers_are_computed_again_too(everything):
 
 
 def test_config_offers_the_policies_there_are():
-    assert set(CHOICES["model.remat"]) == set(POLICIES)
+    assert set(KEYS["model.remat"].choices) == set(POLICIES)

@@ -2,7 +2,7 @@
 
     echo 'print(37 * 2)' | python -m rapo_jax.tools.sandbox
 
-The flags are the keys config.tools.*, with the defaults of configs/default.py. Whatever the
+The flags are the keys config.tools.*, with their defaults. Whatever the
 program does, the exit status is 0; it is 2 where the tool itself cannot start. What the tool has
 to say beside the observation, such as a layer of confinement missing here, goes to standard error.
 """
@@ -13,33 +13,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from configs.default import get_config
-from rapo_jax.config import SANDBOX_LAYERS
+from rapo_jax.config import KEYS
 from rapo_jax.tools.sandbox.pool import python_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    defaults = get_config().tools
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, kind, about in (
-        ("timeout_s", float, "seconds, and about as many of CPU time"),
-        ("memory_mb", int, "MiB of address space"),
-        ("output_chars", int, "characters of output kept"),
-    ):
-        default = getattr(defaults, name)
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, help=f"{about}; default {default}"
-        )
+    for name in ("timeout_s", "memory_mb", "output_chars"):
+        key = KEYS[f"tools.{name}"]
+        about = f"{key.meaning}, in {key.unit}; default {key.value}"
+        parser.add_argument(f"--{name}", type=type(key.value), default=key.value, help=about)
+    require = KEYS["tools.python.require"]
     parser.add_argument(
         "--require",
         nargs="*",
-        default=defaults.python.require,
-        choices=("all", *SANDBOX_LAYERS),
+        default=require.value,
+        choices=tuple(require.choices),
         metavar="LAYER",
-        help="refuse to run without these layers of confinement: all, or of "
-        + ", ".join(SANDBOX_LAYERS),
+        help=f"{require.meaning}: {', '.join(require.choices)}",
     )
     flags = parser.parse_args(arguments)
     try:

@@ -1,0 +1,183 @@
+"""Keys of training: rollouts, the cold start, the optimizer and RL."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rapo_jax.config.keys import fraction, key
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """Rollouts of one training step."""
+
+    questions: int = key(32, "questions of a training step", paper="tab. 4", at_least=1)
+    group_size: int = key(
+        16,
+        "G, rollouts of a question",
+        paper="sec. 4.1.2",
+        at_least=2,
+        remedy="a group-relative advantage needs at least 2 rollouts per question",
+    )
+    n_hybrid: int = key(
+        8, "rollouts of a group that may retrieve; the others never do", paper="sec. 4.1.2"
+    )
+    max_calls: int = key(3, "most tool calls of a trajectory", at_least=0)
+    prompt_tokens: int = key(1536, "longest prompt", unit="tokens", at_least=1)
+    step_tokens: int = key(1024, "longest step of the policy", unit="tokens", at_least=1)
+    observation_tokens: int = key(512, "longest tool result", unit="tokens", at_least=1)
+    retrieved_tokens: int = key(1024, "longest retrieved trace", unit="tokens", at_least=1)
+    max_tokens: int = key(5632, "longest trajectory, prompt included", unit="tokens")
+    temperature: float = key(1.0, "sampling temperature in training", at_least=0)
+    chunks: int = key(
+        1, "equal parts of a batch, sampled in turn: the cache is that much smaller", at_least=1
+    )
+    absorb_chunk: int = key(
+        256,
+        "tokens of a tool result or a trace that are read at a time; fewer take less memory",
+        unit="tokens",
+        at_least=1,
+    )
+    driver: str = key(
+        "scan",
+        "what repeats the step of a rollout",
+        choices={"scan": "one jitted program", "host": "a Python loop over the same step"},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings:
+    """The cold start: imitation of the task's scripted demonstrations."""
+
+    folder: str = key(
+        "", "folder of the cold start, trained unless it exists; '' = WORKDIR/coldstart"
+    )
+    steps: int = key(1000, "length of training", unit="updates", at_least=1)
+    batch: int = key(64, "trajectories of an update", at_least=1)
+    examples: int = key(8000, "demonstrated trajectories", at_least=1)
+    learning_rate: float = key(4e-3, "peak learning rate")
+    warmup: int = key(50, "linear warm-up of the learning rate", unit="updates")
+    clip_norm: float = key(1.0, "largest norm of the whole gradient")
+    checkpoint_every: int = key(200, "time between checkpoints", unit="updates")
+    inject_share: float = fraction(0.5, "share of trajectories with random retrieved traces")
+    inject: float = fraction(0.5, "in these: chance of such a trace at a step boundary")
+    follow: float = fraction(0.97, "chance that the demonstrator follows such a trace")
+    weak_first: float = fraction(
+        0.5, "hidden words: chance that the first decision of the demonstrator is right"
+    )
+    weak_habit: float = fraction(
+        0.0, "hidden words: chance that a later one is the word's wrong habit; otherwise random"
+    )
+    weak_stop: float = fraction(
+        0.3, "hidden words: chance that it stops, at each step from the third on"
+    )
+    gate_one_hop: float = fraction(
+        0.0, "least accuracy on questions of one search, at temperature 1; below it the run stops"
+    )
+    gate_follow: float = fraction(
+        0.0, "least share of retrieved steps that the policy follows; below it the run stops"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW in RL; the cold start takes b1, b2 and eps from here."""
+
+    learning_rate: float = key(1e-6, "peak learning rate")
+    warmup: int = key(0, "linear warm-up of the learning rate", unit="updates")
+    schedule: str = key(
+        "constant",
+        "learning rate after the warm-up",
+        choices={"constant": "stays", "linear": "falls to 0", "cosine": "falls to 0"},
+    )
+    clip_norm: float = key(1.0, "largest norm of the whole gradient")
+    b1: float = key(0.9, "decay of Adam's first moment")
+    b2: float = key(0.999, "decay of Adam's second moment")
+    eps: float = key(1e-8, "added to the root of Adam's second moment")
+    weight_decay: float = key(0.0, "decoupled weight decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class RlSettings:
+    """The updates of RAPO and of GRPO (paper, sec. 4.2)."""
+
+    steps: int = key(300, "training steps, each one rollout batch", at_least=1)
+    m: float = key(
+        0.05,
+        "strength of importance shaping; 0 = w/o RIS; m = a = 0: w/o RPO",
+        paper="eq. 8",
+        at_least=0,
+    )
+    a: float = key(
+        0.2,
+        "weight of the retrieval reward in the advantage; 0 = w/o RR",
+        paper="eq. 10",
+        at_least=0,
+    )
+    quality: str = key(
+        "decrease",
+        "what makes a retrieval good",
+        paper="eqs. 5-6, tab. 3",
+        choices={
+            "decrease": "the entropy falls",
+            "increase": "the entropy rises",
+            "off": "nothing, g = 1 (w/o RQ)",
+        },
+    )
+    timing: str = key(
+        "high",
+        "when a retrieval counts more",
+        paper="eq. 7, tab. 3",
+        choices={
+            "high": "at high entropy before it",
+            "low": "at low entropy before it",
+            "off": "always the same, Z = g (w/o RT)",
+        },
+    )
+    clip_low: float = key(0.28, "the ratio is clipped at 1 - clip_low", paper="eq. 11", at_least=0)
+    clip_high: float = key(
+        0.28, "the ratio is clipped at 1 + clip_high", paper="eq. 11", at_least=0
+    )
+    kl: float = key(
+        0.0, "beta, weight of the KL divergence from the cold start", paper="eq. 11", at_least=0
+    )
+    aggregation: str = key(
+        "sequence_mean",
+        "how the loss of the policy's tokens is averaged",
+        paper="eq. 11",
+        choices={
+            "sequence_mean": "over the tokens of a trajectory, then over trajectories",
+            "token_mean": "over all tokens (DAPO)",
+            "sequence_sum": "summed over a trajectory, averaged over trajectories",
+        },
+    )
+    ddof: int = key(
+        1,
+        "standard deviations divide by n - ddof",
+        paper="eqs. 9-10",
+        at_least=0,
+        at_most=1,
+        remedy="0 or 1",
+    )
+    std_floor: float = key(
+        1e-6, "added to these standard deviations", paper="eqs. 9-10", at_least=0
+    )
+    entropy_floor: float = key(
+        1e-6,
+        "least H_before in the denominator",
+        unit="nats",
+        paper="eq. 5",
+        above=0,
+        remedy="H_before may be 0 and divides (eq. 5): a small positive number of nats, such as "
+        "1e-6",
+    )
+    epochs: int = key(1, "passes over a rollout batch", at_least=1)
+    mini_batches: int = key(2, "updates of a pass", at_least=1)
+    micro_tokens: int = key(
+        65_536, "size of one forward and backward pass, padding included", unit="tokens", at_least=1
+    )
+    buckets: tuple[int, ...] = key(
+        (1024, 2048, 3072, 4096, 5632),
+        "widths that rows are padded to in the update",
+        unit="tokens",
+    )
