@@ -1,6 +1,7 @@
 """What the values of a config must satisfy. Every refusal names the key, its value and the remedy.
 
 Choices and bounds are declared with the keys (`schema/`); here are the rules that join several.
+Each function of rules yields (key, whether it holds, remedy); a rule may rely on those before it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import difflib
 import operator
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
 from rapo_jax.config import KEYS, READERS, EndpointSettings, Settings
 from rapo_jax.config.keys import Key, keys_of, names
+
+Rule: TypeAlias = tuple[str, bool, str]
 
 
 def check(s: Settings) -> None:
@@ -21,56 +25,23 @@ def check(s: Settings) -> None:
     for key in keys_of(s).values():
         _check_choices(key)
         _check_bounds(key)
-    _check_distributed(s)
-    _check_model(s)
-    _check_rollout(s)
-    _check_evaluate(s)
-    _check_search(s)
-    _check_buffer(s)
-    user_task = ":" in s.task.name
-    remedy = "only task.name='module:TASK' reads it"
-    _require(user_task or not s.task.user_arguments, s, "task.user_arguments", remedy)
-    if s.task.name == "dataset":
-        _check_dataset(s)
+    for rules in (_distributed, _model, _rollout, _evaluate, _search, _buffer, _task):
+        _enforce(s, rules(s))
 
 
 def check_unscripted(s: Settings) -> None:
     """Refuses what only a task with scripted agents can do. Raises ValueError."""
-    gate = "decisions to measure a gate by: set it to 0"
-    for key, holds, remedy in (
-        (
-            "model.folder",
-            bool(s.model.folder),
-            "scripted agent to learn from: name a Hugging Face folder of an instruct model",
-        ),
-        (
-            "stages",
-            "sft" not in s.stages,
-            "demonstrations for a cold start: leave 'sft' out and start from model.folder",
-        ),
-        (
-            "buffer.agent",
-            "scripted" not in s.buffer.agents or "buffer" not in s.stages,
-            "scripted agent: bring traces (buffer.files with buffer.agent='none') or sample a "
-            "policy (buffer.agent='checkpoint' or 'endpoint')",
-        ),
-        ("sft.gate_one_hop", s.sft.gate_one_hop == 0, gate),
-        ("sft.gate_follow", s.sft.gate_follow == 0, gate),
-    ):
-        _require(holds, s, key, f"task.name={s.task.name!r} has no {remedy}")
+    _enforce(s, _unscripted(s))
+
+
+def _enforce(s: Settings, rules: Iterable[Rule]) -> None:
+    for key, holds, remedy in rules:
+        if not holds:
+            _refuse(key, operator.attrgetter(key)(s), remedy)
 
 
 def _refuse(key: str, value: object, remedy: str) -> NoReturn:
     raise ValueError(f"{key}={value!r}: {remedy}")
-
-
-def _require(holds: bool, s: Settings, key: str, remedy: str) -> None:
-    if not holds:
-        _refuse(key, _value(s, key), remedy)
-
-
-def _value(s: Settings, key: str) -> object:
-    return operator.attrgetter(key)(s)
 
 
 def _check_choices(key: Key) -> None:
@@ -110,169 +81,169 @@ def _check_bounds(key: Key) -> None:
             _refuse(key.name, key.value, key.remedy or f"must be {words} {bound}")
 
 
-def _check_distributed(s: Settings) -> None:
+def _distributed(s: Settings) -> Iterator[Rule]:
     d = s.distributed
-    host, _, port = d.coordinator.rpartition(":")
-    for key, holds, remedy in (
-        ("coordinator", bool(host) and port.isdigit(), "host:port of process 0, '10.0.0.1:1234'"),
-        (
-            "process",
-            0 <= d.process < d.processes,
-            f"0 … distributed.processes={d.processes} - 1",
-        ),
-    ):
-        _require(holds or d.mode != "explicit", s, f"distributed.{key}", remedy)
-    for key in ("distributed.coordinator", "distributed.processes", "distributed.process"):
-        unset = _value(s, key) == KEYS[key].value
-        _require(unset or d.mode == "explicit", s, key, "only distributed.mode='explicit' reads it")
-    readers = f"{', '.join(READERS[:-1])} and {READERS[-1]} run in one process: "
-    alone = d.mode == "off" or not set(s.stages) & set(READERS)
-    _require(alone, s, "stages", f"{readers}set distributed.mode='off'")
+    if d.mode == "explicit":
+        host, _, port = d.coordinator.rpartition(":")
+        remedy = "host:port of process 0, '10.0.0.1:1234'"
+        yield "distributed.coordinator", bool(host) and port.isdigit(), remedy
+        remedy = f"0 … distributed.processes={d.processes} - 1"
+        yield "distributed.process", 0 <= d.process < d.processes, remedy
+    else:
+        for key in ("coordinator", "processes", "process"):
+            name = f"distributed.{key}"
+            remedy = "only distributed.mode='explicit' reads it"
+            yield name, getattr(d, key) == KEYS[name].value, remedy
+    yield (
+        "stages",
+        d.mode == "off" or not set(s.stages) & set(READERS),
+        f"{', '.join(READERS[:-1])} and {READERS[-1]} run in one process: set "
+        "distributed.mode='off'",
+    )
 
 
-def _check_model(s: Settings) -> None:
+def _model(s: Settings) -> Iterator[Rule]:
     m, targets = s.model, s.model.lora.targets
-    _require(m.heads % m.kv_heads == 0, s, "model.kv_heads", f"must divide model.heads={m.heads}")
-    _require(m.head_width % 2 == 0, s, "model.head_width", "must be even")
-    _require(
-        m.rope_high_freq > m.rope_low_freq,
-        s,
-        "model.rope_high_freq",
-        f"must be more than model.rope_low_freq={m.rope_low_freq}",
-    )
-    _require(
-        len(set(targets)) == len(targets) > 0,
-        s,
-        "model.lora.targets",
-        "name each kernel to adapt once: some of " + ", ".join(KEYS["model.lora.targets"].choices),
-    )
+    yield "model.kv_heads", m.heads % m.kv_heads == 0, f"must divide model.heads={m.heads}"
+    yield "model.head_width", m.head_width % 2 == 0, "must be even"
+    remedy = f"must be more than model.rope_low_freq={m.rope_low_freq}"
+    yield "model.rope_high_freq", m.rope_high_freq > m.rope_low_freq, remedy
+    known = ", ".join(KEYS["model.lora.targets"].choices)
+    once = len(set(targets)) == len(targets) > 0
+    yield "model.lora.targets", once, f"name each kernel to adapt once: some of {known}"
 
 
-def _check_rollout(s: Settings) -> None:
-    r = s.rollout
+def _rollout(s: Settings) -> Iterator[Rule]:
+    r, buckets = s.rollout, s.rl.buckets
     divides = f"must divide rollout.questions={r.questions}"
-    _require(r.questions % r.chunks == 0, s, "rollout.chunks", divides)
-    _require(
-        0 <= r.n_hybrid <= r.group_size,
-        s,
+    yield "rollout.chunks", r.questions % r.chunks == 0, divides
+    yield (
         "rollout.n_hybrid",
+        0 <= r.n_hybrid <= r.group_size,
         f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
     )
-    _require(
-        r.max_tokens > r.prompt_tokens,
-        s,
+    yield (
         "rollout.max_tokens",
+        r.max_tokens > r.prompt_tokens,
         f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
     )
-    _require(
-        r.questions % s.rl.mini_batches == 0,
-        s,
-        "rl.mini_batches",
-        f"{divides}: a group stays in one mini-batch",
-    )
-    ascending = "ascending row widths in tokens, such as (64, 128)"
-    buckets = s.rl.buckets
-    _require(bool(buckets) and tuple(sorted(buckets)) == buckets, s, "rl.buckets", ascending)
+    whole = f"{divides}: a group stays in one mini-batch"
+    yield "rl.mini_batches", r.questions % s.rl.mini_batches == 0, whole
+    ascending = bool(buckets) and tuple(sorted(buckets)) == buckets
+    yield "rl.buckets", ascending, "ascending row widths in tokens, such as (64, 128)"
     widest = f"the widest must hold rollout.max_tokens={r.max_tokens}"
-    _require(buckets[-1] >= r.max_tokens, s, "rl.buckets", widest)
+    yield "rl.buckets", buckets[-1] >= r.max_tokens, widest
 
 
-def _check_evaluate(s: Settings) -> None:
-    e = s.evaluate
+def _evaluate(s: Settings) -> Iterator[Rule]:
+    e, judge = s.evaluate, s.evaluate.judge
     _check_cut("evaluate.suites", e.suites)
-    for name in e.suites:
-        if not name.strip():
-            _refuse("evaluate.suites", name, "name a published set or a file")
-    _require(
-        e.samples == 1 or e.temperature > 0,
-        s,
+    yield "evaluate.suites", all(map(str.strip, e.suites)), "name published sets or files"
+    yield (
         "evaluate.samples",
+        e.samples == 1 or e.temperature > 0,
         "greedy samples of a question are all the same: set evaluate.temperature, such as 0.7",
     )
-    if e.judge.url:
-        web = e.judge.url.startswith(("http://", "https://"))
-        _require(web, s, "evaluate.judge.url", "the base of an endpoint, http://… or https://…")
-        _require(bool(e.judge.model), s, "evaluate.judge.model", "name the model of the judge")
+    if judge.url:
+        is_http = judge.url.startswith(("http://", "https://"))
+        yield "evaluate.judge.url", is_http, "the base of an endpoint, http://… or https://…"
+        yield "evaluate.judge.model", bool(judge.model), "name the model of the judge"
 
 
-def _check_search(s: Settings) -> None:
-    _require(
-        not s.tools.search.index or s.tools.search.kind == "local",
-        s,
-        "tools.search.index",
-        f"only tools.search.kind='local' reads it, not {s.tools.search.kind!r}",
-    )
-    _require(
-        "search_index" not in s.stages or bool(s.search_index.corpus.strip()),
-        s,
+def _search(s: Settings) -> Iterator[Rule]:
+    search = s.tools.search
+    remedy = f"only tools.search.kind='local' reads it, not {search.kind!r}"
+    yield "tools.search.index", not search.index or search.kind == "local", remedy
+    yield (
         "search_index.corpus",
+        "search_index" not in s.stages or bool(s.search_index.corpus.strip()),
         "name JSON lines of {id, contents} or {id, title, text}, plain or gzip",
     )
 
 
-def _check_buffer(s: Settings) -> None:
-    b = s.buffer
-    some = f"name one or more of {', '.join(KEYS['buffer.agent'].choices)}"
-    _require(bool(b.agents), s, "buffer.agent", some)
-    _require(
-        len(set(b.agents)) == len(b.agents) and ("none" not in b.agents or len(b.agents) == 1),
-        s,
-        "buffer.agent",
-        "name each agent once, and 'none' alone",
-    )
-    most = f"cannot keep more than buffer.samples={b.samples}"
-    _require(b.keep <= b.samples, s, "buffer.keep", most)
-    _require(
-        "checkpoint" not in b.agents or bool(b.checkpoints),
-        s,
+def _buffer(s: Settings) -> Iterator[Rule]:
+    b, agents = s.buffer, s.buffer.agents
+    known = ", ".join(KEYS["buffer.agent"].choices)
+    yield "buffer.agent", bool(agents), f"name one or more of {known}"
+    once = len(set(agents)) == len(agents) and ("none" not in agents or len(agents) == 1)
+    yield "buffer.agent", once, "name each agent once, and 'none' alone"
+    remedy = f"cannot keep more than buffer.samples={b.samples}"
+    yield "buffer.keep", b.keep <= b.samples, remedy
+    yield (
         "buffer.checkpoint",
+        "checkpoint" not in agents or bool(b.checkpoints),
         "buffer.agent='checkpoint' needs the checkpoint folder of the agent to sample",
     )
-    _require(
-        b.agents != ("none",) or bool(b.files),
-        s,
+    yield (
         "buffer.files",
+        agents != ("none",) or bool(b.files),
         "buffer.agent='none' needs files of traces to fill the buffer with",
     )
-    if "endpoint" in b.agents:
-        _check_endpoint(b.endpoint, will_call="buffer" in s.stages)
-    if "buffer" in s.stages:
-        for file in b.files:
-            if not Path(file).is_file():
-                _refuse("buffer.files", file, "there is no such file")
+    if "endpoint" in agents:
+        yield from _endpoint(b.endpoint, will_call="buffer" in s.stages)
+    for file in b.files if "buffer" in s.stages else ():
+        if not Path(file).is_file():
+            _refuse("buffer.files", file, "there is no such file")
 
 
-def _check_endpoint(n: EndpointSettings, *, will_call: bool) -> None:
-    key, place = "buffer.endpoint", urlsplit(n.url)
-    if place.scheme not in ("http", "https") or not place.hostname:
+def _endpoint(n: EndpointSettings, *, will_call: bool) -> Iterator[Rule]:
+    key, base = "buffer.endpoint", urlsplit(n.url)
+    if base.scheme not in ("http", "https") or not base.hostname:
         shown = "***" if "@" in n.url else n.url
         _refuse(f"{key}.url", shown, "the base of an endpoint, such as http://localhost:8000/v1")
-    if "@" in place.netloc or place.query:
+    if "@" in base.netloc or base.query:
         _refuse(
             f"{key}.url",
             "***",
             "holds a name, password or parameters, which would be kept in config.json; put the key "
             f"into an environment variable, and its name into {key}.key_variable",
         )
-    if not n.model:
-        _refuse(f"{key}.model", n.model, "name the model to ask for")
-    if will_call and n.key_variable and not os.environ.get(n.key_variable):
-        remedy = "this environment variable is empty or not set; put the endpoint's key into it"
-        _refuse(f"{key}.key_variable", n.key_variable, remedy)
+    yield f"{key}.model", bool(n.model), "name the model to ask for"
+    yield (
+        f"{key}.key_variable",
+        not will_call or not n.key_variable or bool(os.environ.get(n.key_variable)),
+        "this environment variable is empty or not set; put the endpoint's key into it",
+    )
 
 
-def _check_dataset(s: Settings) -> None:
-    """A data set has questions only: no corpus unless one is named, and no scripted agent."""
-    d = s.task.dataset
-    for key, value in (("task.dataset.train", d.train), ("task.dataset.eval", d.eval)):
-        remedy = "needs a file of questions or a published set, as 'gsm8k:train'"
-        _require(bool(value.strip()) or s.suites_alone, s, key, f"task.name='dataset' {remedy}")
+def _task(s: Settings) -> Iterator[Rule]:
+    user_task = ":" in s.task.name
+    remedy = "only task.name='module:TASK' reads it"
+    yield "task.user_arguments", user_task or not s.task.user_arguments, remedy
+    if s.task.name != "dataset":
+        return
+    d, search = s.task.dataset, s.tools.search
+    remedy = "task.name='dataset' needs a file of questions or a published set, as 'gsm8k:train'"
+    yield "task.dataset.train", bool(d.train.strip()) or s.suites_alone, remedy
+    yield "task.dataset.eval", bool(d.eval.strip()) or s.suites_alone, remedy
     user_search = any(pair[:1] == ("search",) for pair in s.tools.user_tools)
-    _require(
-        s.tools.search.kind != "local" or user_search or bool(s.tools.search.index or d.documents),
-        s,
+    yield (
         "task.dataset.documents",
+        search.kind != "local" or user_search or bool(search.index or d.documents),
         "tools.search.kind='local' searches this corpus (JSON lines): name one, or search a "
         "service (tools.search.kind='retrieval')",
     )
-    check_unscripted(s)
+    yield from _unscripted(s)
+
+
+def _unscripted(s: Settings) -> Iterator[Rule]:
+    has_no = f"task.name={s.task.name!r} has no"
+    yield (
+        "model.folder",
+        bool(s.model.folder),
+        f"{has_no} scripted agent to learn from: name a Hugging Face folder of an instruct model",
+    )
+    yield (
+        "stages",
+        "sft" not in s.stages,
+        f"{has_no} demonstrations for a cold start: leave 'sft' out and start from model.folder",
+    )
+    yield (
+        "buffer.agent",
+        "scripted" not in s.buffer.agents or "buffer" not in s.stages,
+        f"{has_no} scripted agent: bring traces (buffer.files with buffer.agent='none') or sample "
+        "a policy (buffer.agent='checkpoint' or 'endpoint')",
+    )
+    gate = f"{has_no} decisions to measure a gate by: set it to 0"
+    yield "sft.gate_one_hop", s.sft.gate_one_hop == 0, gate
+    yield "sft.gate_follow", s.sft.gate_follow == 0, gate

@@ -21,9 +21,7 @@ class RetrievalSettings:
         "how the probability changes over rl.steps",
         choices={"constant": "not at all", "linear": "falls to 0", "cosine": "falls to 0"},
     )
-    noise: float = fraction(
-        0.0, "share p of retrievals that give a random trace instead", paper="fig. 6"
-    )
+    noise: float = fraction(0.0, "share p of retrievals that give a random trace", paper="fig. 6")
     unit: str = key(
         "step",
         "what a retrieval gives",
@@ -43,12 +41,8 @@ class RetrievalSettings:
             "without_retrieved": "without the retrieved traces",
         },
     )
-    mask: str = key(
-        "", "regular expression; what matches, such as names and numbers, counts as '#' in a key"
-    )
-    max_chars: int = key(
-        4000, "most of a key: the question and the most recent part", unit="characters"
-    )
+    mask: str = key("", "regex; what matches, such as names and numbers, is '#' in a key")
+    max_chars: int = key(4000, "most of a key: question and most recent part", unit="characters")
     index: str = key(
         "auto",
         "how keys are searched",
@@ -67,17 +61,13 @@ class EndpointSettings:
 
     url: str = key("", "base of the endpoint, such as http://localhost:8000/v1")
     model: str = key("", "name of the model there")
-    key_variable: str = key(
-        "", "name of the environment variable that holds the API key; '' = no key is sent"
-    )
+    key_variable: str = key("", "environment variable with the API key; '' = no key is sent")
     temperature: float = key(1.0, "sampling temperature", at_least=0)
     step_tokens: int = key(1024, "most of one answer", unit="tokens", at_least=1)
-    max_calls_total: int = key(
-        100_000, "most calls in all builds of this buffer; 0 = no limit", at_least=0
-    )
+    max_calls_total: int = key(100_000, "most calls in all builds; 0 = no limit", at_least=0)
     max_tokens_total: int = key(
         100_000_000,
-        "most tokens, read and written, in all builds of this buffer; 0 = no limit",
+        "most tokens, read and written, in all builds; 0 = no limit",
         unit="tokens",
         at_least=0,
     )
@@ -113,12 +103,8 @@ class BufferSettings:
     malformed: str = key("skip", "what to do with their malformed lines", choices=MALFORMED)
     questions: int = key(100_000, "most questions to sample", at_least=1)
     samples: int = key(16, "N, trajectories of a question", paper="sec. 4.1.1", at_least=1)
-    keep: int = key(
-        5, "K, best trajectories of a question that are kept", paper="sec. 4.1.1", at_least=1
-    )
-    expert_error: float = fraction(
-        0.1, "chance of a wrong decision of the scripted expert", paper="fig. 5"
-    )
+    keep: int = key(5, "K, best trajectories kept of a question", paper="sec. 4.1.1", at_least=1)
+    expert_error: float = fraction(0.1, "chance of a wrong decision of the expert", paper="fig. 5")
     include_answers: bool = key(True, "keep the final answers as step traces too")
 
     @property

@@ -13,9 +13,7 @@ class MeshSettings:
 
     data: int = key(-1, "parts that rows are split into")
     fsdp: int = key(1, "parts that rows, weights, gradients and Adam moments are split into")
-    tensor: int = key(
-        1, "parts that heads, ffn and vocabulary are split into; must divide model.heads"
-    )
+    tensor: int = key(1, "parts that heads, ffn and vocabulary are split into; divides model.heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +71,7 @@ class ModelSettings:
     ffn: int = key(192, "width inside the feed-forward block (intermediate_size)", at_least=1)
     layers: int = key(2, "layers (num_hidden_layers)", at_least=1)
     heads: int = key(4, "query heads (num_attention_heads)", at_least=1)
-    kv_heads: int = key(
-        2, "key and value heads (num_key_value_heads); must divide model.heads", at_least=1
-    )
+    kv_heads: int = key(2, "key-value heads (num_key_value_heads); divide model.heads", at_least=1)
     head_width: int = key(16, "width of a head (head_dim); must be even", at_least=1)
     rope_theta: float = key(10_000.0, "base of the rotary frequencies (rope_theta)", above=0)
     rope_type: str = key(

@@ -15,13 +15,9 @@ their values."""
 class JudgeSettings:
     """A language model as judge of the suites' answers, beside their metric."""
 
-    url: str = key(
-        "", "base of an OpenAI-compatible endpoint, http://localhost:8000/v1; '' = no judge"
-    )
+    url: str = key("", "base of an OpenAI-compatible endpoint, http://host:8000/v1; '' = no judge")
     model: str = key("", "name of the model there")
-    key_variable: str = key(
-        "", "name of the environment variable that holds the API key; '' = no key is sent"
-    )
+    key_variable: str = key("", "environment variable with the API key; '' = no key is sent")
     cache: str = key("", "SQLite file of its replies; '' = WORKDIR/suites/judge.sqlite")
     deadline_s: float = key(60.0, "time of one call with its retries", unit="seconds", above=0)
     concurrency: int = key(8, "calls at the same time", at_least=1)
@@ -48,10 +44,7 @@ class EvaluateSettings:
         "('gsm8k', 'gaia:level1', 'mine.jsonl[:200]')",
         paper="sec. 5.1",
     )
-    manual_dir: str = key(
-        "",
-        "folder of their files, MANUAL_DIR/gsm8k/test.jsonl; '' = that of task.dataset",
-    )
+    manual_dir: str = key("", "their folder, MANUAL_DIR/gsm8k/test.jsonl; '' = task.dataset's")
     scoring: str = key(
         "official",
         "how suites are scored",
@@ -109,7 +102,7 @@ class PlanSettings:
         "h100x8; v5e or h200: the smallest number that fits; gpu: the same of H100 and H200",
     )
     compile: bool = key(
-        False, "compile the run's programs for a TPU slice too (launch/plan.sh installs libtpu)"
+        False, "compile the programs for a TPU slice too (launch/plan.sh has libtpu)"
     )
 
 

@@ -84,9 +84,7 @@ class TaskSettings:
 class PromptSettings:
     """What the policy reads before a question."""
 
-    system: str = key(
-        "", "system prompt; '' = the task's, or that of the paper's protocol", paper="sec. 4"
-    )
+    system: str = key("", "system prompt; '' = the task's, or the paper's", paper="sec. 4")
 
 
 @dataclasses.dataclass(frozen=True)

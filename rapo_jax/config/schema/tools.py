@@ -46,10 +46,8 @@ class SearchSettings:
         },
     )
     url: str = key("", "address of the server; '' = the public one of bing and serper")
-    index: str = key(
-        "", "local: folder of an index on disk (stage search_index); '' = the task's documents"
-    )
-    key_variable: str = key("", "name of the environment variable that holds the API key")
+    index: str = key("", "local: folder of an index on disk; '' = the task's documents")
+    key_variable: str = key("", "environment variable with the API key")
     cache: str = key("", "SQLite file of all results; '' = none")
     deadline_s: float = key(20.0, "time of one call with its retries", unit="seconds", above=0)
     per_second: float = key(0.0, "most calls in a second; 0 = no limit", at_least=0)
@@ -68,10 +66,7 @@ class ToolsSettings:
         unit="seconds",
     )
     memory_mb: int = key(
-        512,
-        "address space of a python call, besides the interpreter's",
-        unit="MiB",
-        at_least=1,
+        512, "address space of a python call, besides the interpreter's", unit="MiB", at_least=1
     )
     output_chars: int = key(2000, "output of a call that is kept", unit="characters", at_least=1)
     search_width: int = key(1024, "width of the embeddings of the local search")

@@ -19,9 +19,7 @@ class RolloutSettings:
         at_least=2,
         remedy="a group-relative advantage needs at least 2 rollouts per question",
     )
-    n_hybrid: int = key(
-        8, "rollouts of a group that may retrieve; the others never do", paper="sec. 4.1.2"
-    )
+    n_hybrid: int = key(8, "rollouts of a group that may retrieve", paper="sec. 4.1.2")
     max_calls: int = key(3, "most tool calls of a trajectory", at_least=0)
     prompt_tokens: int = key(1536, "longest prompt", unit="tokens", at_least=1)
     step_tokens: int = key(1024, "longest step of the policy", unit="tokens", at_least=1)
@@ -29,9 +27,7 @@ class RolloutSettings:
     retrieved_tokens: int = key(1024, "longest retrieved trace", unit="tokens", at_least=1)
     max_tokens: int = key(5632, "longest trajectory, prompt included", unit="tokens")
     temperature: float = key(1.0, "sampling temperature in training", at_least=0)
-    chunks: int = key(
-        1, "equal parts of a batch, sampled in turn: the cache is that much smaller", at_least=1
-    )
+    chunks: int = key(1, "equal parts of a batch, sampled in turn: a smaller cache", at_least=1)
     absorb_chunk: int = key(
         256,
         "tokens of a tool result or a trace that are read at a time; fewer take less memory",
@@ -49,9 +45,7 @@ class RolloutSettings:
 class SftSettings:
     """The cold start: imitation of the task's scripted demonstrations."""
 
-    folder: str = key(
-        "", "folder of the cold start, trained unless it exists; '' = WORKDIR/coldstart"
-    )
+    folder: str = key("", "folder of the cold start, made unless it exists; '' = WORKDIR/coldstart")
     steps: int = key(1000, "length of training", unit="updates", at_least=1)
     batch: int = key(64, "trajectories of an update", at_least=1)
     examples: int = key(8000, "demonstrated trajectories", at_least=1)
@@ -62,15 +56,11 @@ class SftSettings:
     inject_share: float = fraction(0.5, "share of trajectories with random retrieved traces")
     inject: float = fraction(0.5, "in these: chance of such a trace at a step boundary")
     follow: float = fraction(0.97, "chance that the demonstrator follows such a trace")
-    weak_first: float = fraction(
-        0.5, "hidden words: chance that the first decision of the demonstrator is right"
-    )
+    weak_first: float = fraction(0.5, "hidden words: chance that the first decision is right")
     weak_habit: float = fraction(
         0.0, "hidden words: chance that a later one is the word's wrong habit; otherwise random"
     )
-    weak_stop: float = fraction(
-        0.3, "hidden words: chance that it stops, at each step from the third on"
-    )
+    weak_stop: float = fraction(0.3, "hidden words: chance to stop, at each step from the third on")
     gate_one_hop: float = fraction(
         0.0, "least accuracy on questions of one search, at temperature 1; below it the run stops"
     )
@@ -134,13 +124,9 @@ class RlSettings:
             "off": "always the same, Z = g (w/o RT)",
         },
     )
-    clip_low: float = key(0.28, "the ratio is clipped at 1 - clip_low", paper="eq. 11", at_least=0)
-    clip_high: float = key(
-        0.28, "the ratio is clipped at 1 + clip_high", paper="eq. 11", at_least=0
-    )
-    kl: float = key(
-        0.0, "beta, weight of the KL divergence from the cold start", paper="eq. 11", at_least=0
-    )
+    clip_low: float = key(0.28, "ratios are clipped at 1 - clip_low", paper="eq. 11", at_least=0)
+    clip_high: float = key(0.28, "ratios are clipped at 1 + clip_high", paper="eq. 11", at_least=0)
+    kl: float = key(0.0, "beta, KL penalty to the cold start", paper="eq. 11", at_least=0)
     aggregation: str = key(
         "sequence_mean",
         "how the loss of the policy's tokens is averaged",
@@ -159,9 +145,7 @@ class RlSettings:
         at_most=1,
         remedy="0 or 1",
     )
-    std_floor: float = key(
-        1e-6, "added to these standard deviations", paper="eqs. 9-10", at_least=0
-    )
+    std_floor: float = key(1e-6, "added to both standard deviations", paper="eqs. 9-10", at_least=0)
     entropy_floor: float = key(
         1e-6,
         "least H_before in the denominator",
