@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from rapo_jax.method.advantages import group_advantage, rapo_advantage
+from rapo_jax.method.advantages import rapo_advantage
 from rapo_jax.method.entropy import step_entropy
 from rapo_jax.method.rewards import retrieval_reward, retrieval_reward_per_step
 from rapo_jax.method.tape import retrieved_share
-from rapo_jax.types import Array, Source
+from rapo_jax.types import Array
 
 
 class Calibration(NamedTuple):
@@ -63,29 +62,3 @@ def calibrate(
     advantage_QG = rapo_advantage(reward_QG, Z_QG, a=a, ddof=ddof, std_floor=std_floor)
     share_B = retrieved_share(source_BT)
     return Calibration(advantage_QG.reshape(-1), share_B, Z_B, Z_BS, entropy_BS, source_BS)
-
-
-def diagnostics(
-    calibration: Calibration,
-    reward_B: jax.Array,
-    *,
-    group_size: int,
-    entropy_floor: float,
-    ddof: int,
-    std_floor: float,
-) -> dict[str, jax.Array]:
-    """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
-
-    `floor/entropy_active`: of policy steps, those with an entropy below `entropy_floor` nats;
-    `floor/std_active`: of groups, those whose Z_ret have a std below `std_floor`;
-    `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
-    """
-    policy_BS = calibration.source_BS == Source.POLICY
-    below_BS = policy_BS & (calibration.entropy_BS < entropy_floor)
-    Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
-    outcome_QG = group_advantage(reward_B.reshape(-1, group_size), ddof=ddof, std_floor=std_floor)
-    return {
-        "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
-        "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=ddof) < std_floor).mean(),
-        "reward/nonzero_groups": (jnp.abs(outcome_QG).max(axis=1) > 1e-3).mean(),
-    }

@@ -20,42 +20,30 @@ MAX_METRICS = frozenset({"logp_gap_max"})
 """Metric sums that are maxima: they join by max instead of +. All metric sums are >= 0."""
 
 
-def _sequence_mean(
-    value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean over rows of 1/|S| sum_j (Eq. 11); a row without policy tokens counts as a row of 0."""
+def _row_means(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """Sum over rows of 1/|S| sum_j (Eq. 11); a row without policy tokens counts as 0."""
     count_B = jnp.maximum(jnp.sum(mask_BT, axis=1), 1).astype(value_BT.dtype)
-    return jnp.sum(jnp.sum(value_BT, axis=1) / count_B), jnp.sum(row_mask_B)
+    return jnp.sum(jnp.sum(value_BT, axis=1) / count_B)
 
 
-def _token_mean(
-    value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean over all policy tokens of the batch (DAPO)."""
-    return jnp.sum(value_BT), jnp.sum(mask_BT)
-
-
-def _sequence_sum(
-    value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean over rows of their token sums."""
-    return jnp.sum(value_BT), jnp.sum(row_mask_B)
+def _token_sums(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    return jnp.sum(value_BT)
 
 
 AGGREGATIONS = {
-    "sequence_mean": _sequence_mean,
-    "token_mean": _token_mean,
-    "sequence_sum": _sequence_sum,
+    "sequence_mean": (_row_means, False),  # mean over rows of their token means (Eq. 11)
+    "token_mean": (_token_sums, True),  # mean over all policy tokens of the batch (DAPO)
+    "sequence_sum": (_token_sums, False),  # mean over rows of their token sums
 }
-"""(value_BT, mask_BT, row_mask_B) -> (sum, weight), by name; value_BT is 0 outside the mask."""
+"""By name: a sum over values that are 0 outside the mask, and whether its weight is of tokens."""
 
 
 def _aggregate(
     value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array, aggregation: str
 ) -> tuple[jax.Array, jax.Array]:
-    aggregate = choose_variant(AGGREGATIONS, key="aggregation", name=aggregation)
-    total, weight = aggregate(value_BT, mask_BT, row_mask_B)
-    return total, weight.astype(value_BT.dtype)
+    total, of_tokens = choose_variant(AGGREGATIONS, key="aggregation", name=aggregation)
+    weight = jnp.sum(mask_BT if of_tokens else row_mask_B)
+    return total(value_BT, mask_BT), weight.astype(value_BT.dtype)
 
 
 def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation: str) -> jax.Array:
@@ -89,7 +77,7 @@ def policy_loss_sums(
 
         r^ = (1 + m F_ret) pi_theta / pi_old,   -min(r^ A, clip(r^, 1 - clip_low, 1 + clip_high) A)
 
-    The gradient is exactly zero at every token outside the mask, whatever stands there (NaN too).
+    The gradient is exactly zero at every token outside the mask, even where the inputs are NaN.
 
     Args:
       logp_BT: log pi_theta of the token at each slot; differentiated.
@@ -146,22 +134,14 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """RAPO's objective without its KL term, negated: a loss to minimise (Eqs. 8, 11).
 
-    `policy_loss_sums` of the whole batch, divided; metrics are `metric_means`. Arguments and
-    errors are described there.
+    `policy_loss_sums` of the whole batch, divided; metrics are `metric_means`.
     """
-    loss_sum, weight, metric_sums = policy_loss_sums(
-        logp_BT,
-        old_logp_BT,
-        policy_mask_BT,
-        advantage_B,
-        retrieved_share_B,
-        jnp.ones_like(advantage_B, dtype=bool),
-        m=m,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        aggregation=aggregation,
+    arrays = (logp_BT, old_logp_BT, policy_mask_BT, advantage_B, retrieved_share_B)
+    all_rows_B = jnp.ones_like(advantage_B, dtype=bool)
+    loss_sum, weight, sums = policy_loss_sums(
+        *arrays, all_rows_B, m=m, clip_low=clip_low, clip_high=clip_high, aggregation=aggregation
     )
-    return loss_sum / jnp.maximum(weight, 1), metric_means(metric_sums)
+    return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
 
 
 def kl_penalty_sums(
@@ -175,8 +155,7 @@ def kl_penalty_sums(
     """KL(pi_theta || pi_ref) at the policy's tokens, as a sum and its weight (Eq. 11, beta > 0).
 
     The k3 estimator e^d - d - 1 with d = log pi_ref - log pi_theta: never negative, and unbiased at
-    tokens sampled from pi_theta. The penalty is `kl_sum / weight`. Arguments and errors:
-    see `policy_loss_sums`.
+    tokens sampled from pi_theta. Arguments and errors: see `policy_loss_sums`.
     """
     row_mask_B = row_mask_B.astype(bool)
     mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
@@ -190,12 +169,8 @@ def add_metric_sums(
     left: dict[str, jax.Array], right: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """Joins the metric sums of two micro-batches; zeros are neutral."""
-    return {
-        name: jnp.maximum(left[name], right[name])
-        if name in MAX_METRICS
-        else left[name] + right[name]
-        for name in left
-    }
+    joins = {name: jnp.maximum if name in MAX_METRICS else jnp.add for name in left}
+    return {name: join(left[name], right[name]) for name, join in joins.items()}
 
 
 def metric_means(metric_sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -206,9 +181,9 @@ def metric_means(metric_sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def share_silenced_above(m: float, clip_high: float) -> float:
-    """The F_ret above which m F_ret exceeds the upper clip bound (Eqs. 8, 11).
+    """The F_ret above which m F_ret exceeds the upper clip bound (Eqs. 8, 11); inf if none does.
 
     A rollout with more retrieved tokens starts outside the clip: its tokens of positive advantage
-    are all silenced at ratio 1. Infinite when no share can do that.
+    are all silenced at ratio 1.
     """
     return clip_high / m if m > 0 else math.inf

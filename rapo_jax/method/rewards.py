@@ -15,35 +15,18 @@ def _decrease(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
     return jnp.tanh(2 * (before - after) / jnp.maximum(before, floor))
 
 
-def _increase(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
-    """Table 3, entropy increase: dH of the opposite sign."""
-    return -_decrease(before, after, floor)
-
-
-def _no_quality(before: jax.Array, after: jax.Array, floor: float) -> jax.Array:
-    """Ablation w/o RQ: g = 1."""
-    return jnp.ones_like(before)
-
-
-def _high(before: jax.Array, floor: float) -> jax.Array:
-    """x H_before: a retrieval counts more where the policy was unsure (Eq. 7)."""
-    return before
-
-
-def _low(before: jax.Array, floor: float) -> jax.Array:
-    """Table 3, low-entropy timing: x 1 / H_before."""
-    return 1 / jnp.maximum(before, floor)
-
-
-def _no_timing(before: jax.Array, floor: float) -> jax.Array:
-    """Ablation w/o RT: Z = g."""
-    return jnp.ones_like(before)
-
-
-QUALITIES = {"decrease": _decrease, "increase": _increase, "off": _no_quality}
+QUALITIES = {
+    "decrease": _decrease,
+    "increase": lambda before, after, floor: -_decrease(before, after, floor),  # tab. 3: dH negated
+    "off": lambda before, after, floor: jnp.ones_like(before),  # ablation w/o RQ: g = 1
+}
 """Retrieval quality g(H_before, H_after, entropy_floor), by name."""
 
-TIMINGS = {"high": _high, "low": _low, "off": _no_timing}
+TIMINGS = {
+    "high": lambda before, floor: before,  # counts more where the policy was unsure (Eq. 7)
+    "low": lambda before, floor: 1 / jnp.maximum(before, floor),  # table 3: low-entropy timing
+    "off": lambda before, floor: jnp.ones_like(before),  # ablation w/o RT: Z = g
+}
 """Factor of retrieval timing f(H_before, entropy_floor), by name."""
 
 

@@ -1,4 +1,4 @@
-"""Choosing a variant of the method by its name in a table of small functions."""
+"""Variants of the method: a table of small functions, chosen by name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ F = TypeVar("F")
 
 
 def choose_variant(table: Mapping[str, F], *, key: str, name: str) -> F:
-    """Returns `table[name]`.
-
-    Raises:
-      ValueError: no variant of that name; the message gives the key and the known names.
-    """
+    """`table[name]`. Raises ValueError with the key and the known names if there is none."""
     if name not in table:
         raise ValueError(f"{key}={name!r}: choose one of {', '.join(map(repr, table))}")
     return table[name]

@@ -118,79 +118,45 @@ def open_tape(
     return tape.replace(trajectory=_append(tape, prompt, Source.PROMPT))
 
 
-class _Read(NamedTuple):
-    """Each row's last hidden state, and the cache."""
+def absorb(
+    model: ModelSettings, params: Params, tape: Tape, span: Span, source: Source, *, chunk: int
+) -> Tape:
+    """Reads tokens that the policy did not write; rows with an empty span stay as they are.
 
-    hidden_BD: jax.Array
-    cache: Cache
-
-
-def _read_chunk(
-    model: ModelSettings,
-    params: Params,
-    before: _Read,
-    token_BX: jax.Array,
-    start_B: jax.Array,
-    length_B: jax.Array,
-) -> _Read:
-    """Reads `length_B` tokens of each row; rows without a token keep their hidden state."""
-    hidden_BXD, cache = extend(model, params, before.cache, token_BX, start_B)
-    last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
-    last_BD = jnp.take_along_axis(hidden_BXD, last_B11, axis=1)[:, 0]
-    return _Read(jnp.where((length_B > 0)[:, None], last_BD, before.hidden_BD), cache)
-
-
-def _read_span(
-    model: ModelSettings,
-    params: Params,
-    before: _Read,
-    token_BX: jax.Array,
-    start_B: jax.Array,
-    length_B: jax.Array,
-    *,
-    chunk: int,
-) -> _Read:
-    """Reads a span `chunk` slots at a time, as far as any row's tokens go.
-
-    There are no scores and activations of more slots than that. Where `chunk` does not divide the
-    span, the last chunk begins earlier and reads some slots twice: no slot behind the span is ever
-    written.
+    A span that does not fit ends its row as OUT_OF_TOKENS and is not read. One of more than `chunk`
+    slots is read so many at a time, as far as any row's tokens go: there are no scores and
+    activations of more. Where `chunk` does not divide the span, the last chunk begins earlier and
+    reads some slots twice: no slot behind the span is ever written.
     """
-    slots = token_BX.shape[1]
-    if slots <= chunk:
-        return _read_chunk(model, params, before, token_BX, start_B, length_B)
+    start_B, slots = tape.trajectory.length_B, span.token_BX.shape[1]
+    fits_B = start_B + span.length_B <= tape.trajectory.token_BT.shape[1]
+    length_B = jnp.where(fits_B, span.length_B, 0)
     longest = length_B.max()
+
+    def read(at: jax.Array, tape: Tape, token_BX: jax.Array) -> Tape:
+        """Reads the slots from `at` on; rows without a token there keep their hidden state."""
+        hidden_BXD, cache = extend(model, params, tape.cache, token_BX, start_B + at)
+        last_B = jnp.minimum(length_B - at, token_BX.shape[1]) - 1
+        last_BD = jnp.take_along_axis(hidden_BXD, jnp.maximum(last_B, 0)[:, None, None], axis=1)
+        hidden_BD = jnp.where((last_B >= 0)[:, None], last_BD[:, 0], tape.hidden_BD)
+        return tape.replace(hidden_BD=hidden_BD, cache=cache)
 
     def unread(carry):
         # The constant bound follows from the other; a plan reads there how often the loop may turn.
         return (carry[0] < -(-slots // chunk)) & (carry[0] * chunk < longest)
 
-    def read(carry):
-        index, before = carry
+    def read_chunk(carry):
+        index, tape = carry
         at = jnp.minimum(index * chunk, slots - chunk)
-        part_BX = jax.lax.dynamic_slice_in_dim(token_BX, at, chunk, axis=1)
-        here_B = jnp.minimum(length_B - at, chunk)
-        return index + 1, _read_chunk(model, params, before, part_BX, start_B + at, here_B)
+        part_BX = jax.lax.dynamic_slice_in_dim(span.token_BX, at, chunk, axis=1)
+        return index + 1, read(at, tape, part_BX)
 
-    return jax.lax.while_loop(unread, read, (jnp.int32(0), before))[1]
-
-
-def absorb(
-    model: ModelSettings, params: Params, tape: Tape, span: Span, source: Source, *, chunk: int
-) -> Tape:
-    """Reads tokens that the policy did not write, `chunk` slots at a time.
-
-    Rows with an empty span stay as they are. A span that does not fit ends its row as
-    OUT_OF_TOKENS and is not read.
-    """
-    start_B = tape.trajectory.length_B
-    fits_B = start_B + span.length_B <= tape.trajectory.token_BT.shape[1]
-    length_B = jnp.where(fits_B, span.length_B, 0)
-    before = _Read(tape.hidden_BD, tape.cache)
-    after = _read_span(model, params, before, span.token_BX, start_B, length_B, chunk=chunk)
-    trajectory = _append(tape, Span(span.token_BX, length_B), source)
-    tape = tape.replace(trajectory=trajectory, hidden_BD=after.hidden_BD, cache=after.cache)
-    return tape.with_status(jnp.where(fits_B, trajectory.status_B, Status.OUT_OF_TOKENS))
+    if slots <= chunk:
+        tape = read(jnp.int32(0), tape, span.token_BX)
+    else:
+        tape = jax.lax.while_loop(unread, read_chunk, (jnp.int32(0), tape))[1]
+    tape = tape.replace(trajectory=_append(tape, Span(span.token_BX, length_B), source))
+    return tape.with_status(jnp.where(fits_B, tape.trajectory.status_B, Status.OUT_OF_TOKENS))
 
 
 class _Decoding(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from rapo_jax.config import Settings
-from rapo_jax.method.advantages import largest_safe_a
-from rapo_jax.method.calibrate import Calibration, calibrate, diagnostics
+from rapo_jax.method.advantages import group_advantage, largest_safe_a
+from rapo_jax.method.calibrate import Calibration, calibrate
 from rapo_jax.method.objective import share_silenced_above
-from rapo_jax.types import Array, Trajectory
+from rapo_jax.types import Array, Source, Trajectory
 
 Calibrator = Callable[[Trajectory, Array], tuple[Calibration, dict[str, Array]]]
 """(trajectory, reward_B) -> (calibration, diagnostics)."""
@@ -46,6 +47,32 @@ def make_calibrator(s: Settings) -> Calibrator:
         )
 
     return calibrator
+
+
+def diagnostics(
+    calibration: Calibration,
+    reward_B: jax.Array,
+    *,
+    group_size: int,
+    entropy_floor: float,
+    ddof: int,
+    std_floor: float,
+) -> dict[str, jax.Array]:
+    """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
+
+    `floor/entropy_active`: of policy steps, those with an entropy below `entropy_floor` nats;
+    `floor/std_active`: of groups, those whose Z_ret have a std below `std_floor`;
+    `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
+    """
+    policy_BS = calibration.source_BS == Source.POLICY
+    below_BS = policy_BS & (calibration.entropy_BS < entropy_floor)
+    Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
+    outcome_QG = group_advantage(reward_B.reshape(-1, group_size), ddof=ddof, std_floor=std_floor)
+    return {
+        "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
+        "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=ddof) < std_floor).mean(),
+        "reward/nonzero_groups": (jnp.abs(outcome_QG).max(axis=1) > 1e-3).mean(),
+    }
 
 
 def guards(s: Settings) -> list[str]:

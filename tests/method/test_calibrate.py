@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.method.calibrate import calibrate, diagnostics
+from rapo_jax.method.calibrate import calibrate
 from rapo_jax.method.objective import policy_loss, policy_loss_sums
 from rapo_jax.method.tape import hybrid_mask, response_mask, retrieved_share
 from rapo_jax.types import Source
@@ -145,16 +145,3 @@ def test_the_share_of_retrieved_tokens_counts_policy_tool_and_retrieved_tokens()
 def test_the_last_rollouts_of_each_question_are_the_hybrid_ones():
     assert hybrid_mask(2, group_size=3, n_hybrid=1).tolist() == [False, False, True] * 2
     assert not hybrid_mask(2, group_size=3, n_hybrid=0).any()
-
-
-def test_diagnostics_are_the_shares_at_which_a_floor_decides(tape):
-    source, step, entropy, *_ = tape
-    reward_B = jnp.array([1.0, 1.0, 1.0, 1.0, *REWARD[G:]])
-    arrays = (jnp.array(entropy), jnp.array(source), jnp.array(step))
-    calibration = calibrate(*arrays, reward_B, group_size=G, num_steps=6, **METHOD)
-    how = {"group_size": G, "ddof": DDOF}
-    scalars = diagnostics(calibration, reward_B, entropy_floor=FLOOR, std_floor=FLOOR, **how)
-    assert scalars["reward/nonzero_groups"] == 0.5  # one group of equal rewards, one with a spread
-    assert scalars["floor/entropy_active"] == scalars["floor/std_active"] == 0
-    scalars = diagnostics(calibration, reward_B, entropy_floor=9.0, std_floor=9.0, **how)
-    assert scalars["floor/entropy_active"] == scalars["floor/std_active"] == 1
