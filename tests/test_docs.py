@@ -19,7 +19,6 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 WIDTH = 120
 HISTORY = {"CHANGELOG.md"}
 """Pages that name what no longer exists."""
-GENERATED = ROOT / "docs" / "config.md"
 NO_KEYS = re.compile(r".*\.(json|safetensors)|tools\.(observation|sandbox)")
 """Files and rooms whose names begin like a group of the config."""
 
@@ -41,10 +40,6 @@ def is_key(name, config=None):
             return False
         value = value[part]
     return True
-
-
-def exists(path):
-    return path == GENERATED or path.exists()
 
 
 def without_code(text):
@@ -90,8 +85,6 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
             continue
         name, _, heading = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        if target == GENERATED:
-            continue
         if not target.exists() or (heading and heading not in anchors_of(target)):
             broken.append(link)
     assert broken == []
@@ -101,7 +94,7 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
 def test_every_path_exists(page):
     folders = r"(?:rapo_jax|configs|launch|docs|tests|benchmarks|\.ci)"
     named = re.findall(rf"(?<![\w/.-])({folders}/[\w./-]*\w/?)", text_of(page))
-    assert [path for path in named if not exists(ROOT / path)] == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @each_present_page
@@ -151,7 +144,7 @@ def test_the_code_cites_pages_that_exist():
         for page in re.findall(r"\bdocs/\w+\.md\b", text_of(path))
     }
     assert len(cited) > 5
-    assert {each for each in cited if not exists(ROOT / each[1])} == set()
+    assert {each for each in cited if not (ROOT / each[1]).exists()} == set()
 
 
 def equations():
