@@ -5,7 +5,7 @@
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8 (there with --config.rollout.chunks=2).
 Expected memory of a GPU, by arithmetic (docs/plan.md; not measured), 41 GB: weights and moments 12
-GB, the copy to sample with 4 GB, and of a rollout in four chunks the cache, 15 GB, and temporaries,
+GB, the copy for sampling 4 GB, and for a rollout in four chunks the cache, 15 GB, and temporaries,
 10 GB. The update needs 35 GB in all.
 Paper's average over the ten sets: 47.6 (GRPO 40.6).
 """
@@ -18,5 +18,5 @@ from configs import qwen7b
 def get_config() -> ConfigDict:
     c = qwen7b.get_config()
     c.model.folder = f"{qwen7b.DATA_DIR}/models/Meta-Llama-3-8B-Instruct"
-    c.rollout.chunks = 4  # 8 kv heads: a cache of twice as many bytes
+    c.rollout.chunks = 4  # 8 kv heads: the cache is twice as large
     return c

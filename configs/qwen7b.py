@@ -3,14 +3,14 @@
     bash launch/prepare.sh configs/qwen7b.py
     python -m rapo_jax.main --config=configs/qwen7b.py --workdir=runs/qwen7b
 
-Data lies below $RAPO_DATA ('data' without it): models/, questions/ (one folder for each published
-set), traces/. launch/prepare.sh says what is missing and how to get it.
+Data is read from $RAPO_DATA ('data' if unset): models/, questions/ (one folder for each published
+set), traces/. launch/prepare.sh lists what is missing and how to get it.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU, by arithmetic
-(docs/plan.md; not measured), 46 GB: weights and moments in float32, cut over all GPUs, 11 GB; a
-bfloat16 copy to sample with, cut over tensor=4, 4 GB; and of a rollout in two chunks the cache, 13
-GB, and temporaries, 18 GB. The update with remat="full" needs 33 GB in all. Of a v5e:8x8 chip's
-16 GB it is 9 GB. Fewer or other chips: bash launch/plan.sh says which mesh and chunks fit.
+(docs/plan.md; not measured), 46 GB: weights and moments in float32, split over all GPUs, 11 GB; a
+bfloat16 copy for sampling, split over tensor=4, 4 GB; and for a rollout in two chunks the cache, 13
+GB, and temporaries, 18 GB. The update with remat="full" needs 33 GB in all. A chip of v5e:8x8 needs
+9 of its 16 GB. For fewer or other chips bash launch/plan.sh shows which mesh and chunks fit.
 Paper's average over the ten sets: 51.3 (GRPO 46.7).
 """
 

@@ -4,14 +4,14 @@
     bash launch/prepare.sh configs/web7b.py
     python -m rapo_jax.main --config=configs/web7b.py --workdir=runs/web7b
 
-What differs from qwen7b.py: 128 questions x 4 rollouts, 6 calls, 10 passages from a web search,
-2000 questions of ASearcher and 200 of WebDancer. Which 2000 the paper took it does not say: these
-are the first. Every search is paid for, once: the cache keeps what was found.
+Differences from qwen7b.py: 128 questions x 4 rollouts, 6 calls, 10 passages from a web search,
+2000 questions of ASearcher and 200 of WebDancer. The paper does not say which 2000; these are the
+first. A search costs money, but only once: the cache keeps all results.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU as for
 qwen7b.py, by arithmetic (not measured): 46 GB.
 Paper's scores: its table of SimpleQA, GAIA by level, WebWalkerQA by difficulty and BrowseComp;
-there is no one average to compare with.
+it has no single average.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -38,8 +38,8 @@ from rapo_jax.stages.job import open_workdir, run_stages
 
 __doc__ = f"{__doc__}\n{help_text()}"  # what --help prints
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything this run writes.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder that the run writes into.")
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     if CONFIG.value is None or WORKDIR.value is None:
         raise app.UsageError("--config and --workdir are needed; see --help")
-    if logging.get_verbosity() == logging.INFO:  # absl's own choice: a line for every file touched
+    if logging.get_verbosity() == logging.INFO:  # absl's default: a line for every file touched
         logging.set_verbosity(logging.WARNING)
     try:
         settings = read_settings(CONFIG.value.to_dict())
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
             )
     except (ValueError, FileNotFoundError) as error:
         refuse(error)
-    # Own code may lie beside the config file; last, so that it hides no installed module.
+    # User code may be next to the config file; last, so that it hides no installed module.
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     sys.path.append(str(Path(config_file).resolve().parent))
     from rapo_jax.train import distributed
@@ -91,7 +91,7 @@ def refuse(error: Exception) -> NoReturn:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with one line where --config names no file, or a flag no key of the config."""
+    """absl's parser, but a --config without a file and an unknown key are refused in one line."""
     named = (x.partition("=")[2] for x in argv if x.startswith("--config="))
     for file in (name.partition(":")[0] for name in named):
         if not Path(file).is_file():
@@ -99,12 +99,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(list(argv))
     except (AttributeError, KeyError) as error:
-        inner: Any = error
+        inner: object = error
         while isinstance(inner, Exception):
             inner = inner.args[0]
         key, _, hint = str(inner).partition("\n")
         flags_of_key = [x for x in argv if key.strip("'\"") in x.partition("=")[0].split(".")]
-        if not flags_of_key:  # the config file's own
+        if not flags_of_key:  # a mistake in the config file itself
             raise
         name, hint = flags_of_key[0].partition("=")[0], hint or "docs/config.md has them all."
         refuse(ValueError(f"{name}: the config has no such key. {hint}"))

@@ -27,7 +27,7 @@ TEN = (
 
 
 def load(name):
-    """Checked settings; traces need not lie here, any file stands for them."""
+    """The module, its checked settings, and its trace files, replaced by one that exists."""
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config().to_dict()
     files = config["buffer"]["files"]
@@ -83,7 +83,7 @@ def sets(wanted):
     return tuple(name for name, _ in parts)
 
 
-def test_models_and_what_their_size_asks_for_differ_and_nothing_else_does():
+def test_the_runs_differ_only_by_the_model_and_what_its_size_needs():
     _, base, _ = load("qwen7b")
     folders = {}
     for name in MATHS_AND_QA:
@@ -109,11 +109,11 @@ def test_models_and_what_their_size_asks_for_differ_and_nothing_else_does():
 )
 def test_a_docstring_holds_command_hardware_memory_and_the_papers_score(name, scores):
     module, _, _ = load(name)
-    told = " ".join(module.__doc__.split())
-    assert f"python -m rapo_jax.main --config=configs/{name}.py" in told
-    assert f"bash launch/prepare.sh configs/{name}.py" in told
-    assert scores in told and "GB" in told and "not measured" in told
-    assert re.search(r"Hardware: \d GPUs of \d+ GB", told)
+    text = " ".join(module.__doc__.split())
+    assert f"python -m rapo_jax.main --config=configs/{name}.py" in text
+    assert f"bash launch/prepare.sh configs/{name}.py" in text
+    assert scores in text and "GB" in text and "not measured" in text
+    assert re.search(r"Hardware: \d GPUs of \d+ GB", text)
 
 
 @pytest.mark.parametrize("name", [*MATHS_AND_QA, "web7b"])
@@ -123,7 +123,7 @@ def test_a_config_is_a_short_difference(name):
     assert load(name)[0].get_config().to_dict().keys() == default.get_config().to_dict().keys()
 
 
-def test_every_path_lies_below_the_one_data_directory():
+def test_every_path_is_in_the_one_data_directory():
     code = (
         "from configs import qwen7b, web7b\n"
         "for module in (qwen7b, web7b):\n"

@@ -19,7 +19,7 @@ def read_with(**changes):
 @pytest.mark.parametrize(
     "stages", [("rl,evaluate",), ("rl, evaluate",), ("('rl','evaluate'",), ("sft", "rl,evaluate")]
 )
-def test_stages_that_a_flag_did_not_cut_are_refused_with_the_form_that_works(stages):
+def test_stages_in_one_string_are_refused_with_the_tuple_to_write(stages):
     with pytest.raises(ValueError, match="^stages=.*: write a tuple") as refused:
         read_with(stages=stages)
     form = "('rl','evaluate')"
@@ -89,19 +89,19 @@ def test_a_data_set_with_what_only_a_made_task_can_do_is_refused(changes, messag
         ({"process": 1}, "distributed.process=1: only distributed.mode='explicit' reads it"),
     ],
 )
-def test_processes_that_could_not_find_each_other_are_refused(changes, refusal):
+def test_processes_that_cannot_find_each_other_are_refused(changes, refusal):
     full = {"coordinator": "localhost:1", "processes": 2} if len(changes) == 2 else {}
     given = {f"distributed.{key}": value for key, value in (full | changes).items()}
     with pytest.raises(ValueError, match=re.escape(refusal)):
         read_with(**given)
 
 
-def test_reading_weights_is_refused_to_several_processes():
+def test_stages_that_open_no_run_are_refused_on_several_processes():
     with pytest.raises(ValueError, match="stages=.*score, export, plan and search_index run in"):
         read_with(stages=("export",), **{"distributed.mode": "auto"})
 
 
-def test_own_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
+def test_user_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
     message = "tools.user_tools=('calculator', 'm:f'): expected a tuple such as (('a', 'b'),)"
     with pytest.raises(ValueError, match=re.escape(message)):
         read_with(**{"tools.user_tools": ("calculator", "m:f")})
@@ -110,7 +110,7 @@ def test_own_tools_that_are_no_pairs_are_refused_with_the_form_that_works():
     )
 
 
-def test_an_own_task_has_settings_of_its_own_and_no_other_task_has():
+def test_only_a_user_task_has_user_arguments():
     config = tiny.get_config()
     config.task.user_arguments.words = 3
     with pytest.raises(
@@ -124,6 +124,6 @@ def test_an_own_task_has_settings_of_its_own_and_no_other_task_has():
         read_settings(config.to_dict())
 
 
-def test_a_data_set_with_an_own_search_needs_no_documents():
+def test_a_data_set_with_a_user_search_needs_no_documents():
     user_tools = {"tools.user_tools": (("search", "m:f"),), "tools.search.kind": "local"}
     assert read_with(**DATASET | user_tools).task.dataset.documents == ""
