@@ -1,14 +1,13 @@
 """Scores of one answer against its gold answers: exact match, token F1, gold inside the answer.
 
-There are two rules. `strict` is the rule of the outcome reward. `official` is what the public
-evaluation of Tool-Star computes, on which those of ARPO and RAPO build (Tool-Star's
-evaluation/evaluate/scripts/evaluate.py), so that numbers compare with the papers'. It differs
-where strict is careful:
+There are two rules. `strict` is the rule of the outcome reward. `official` computes the scores of
+the public evaluation of Tool-Star (evaluation/evaluate/scripts/evaluate.py), from which those of
+ARPO and RAPO are derived, so that numbers are comparable with the papers'. It is less careful:
 
-- of several gold answers the *last* counts: the script keeps what its loop computed last;
-- an answer of nothing but articles or punctuation becomes empty, two empty answers match, and an
+- of several gold answers the *last* counts: the script keeps the result of its loop's last pass;
+- an answer that is only articles or punctuation becomes empty, two empty answers match, and an
   empty gold answer is inside every answer;
-- 'yes' and 'no' may earn a partial F1;
+- 'yes' and 'no' may have a partial F1;
 - a gold answer is inside an answer as a string of letters: '10' is inside '2010'.
 """
 
@@ -29,7 +28,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class AnswerScores(NamedTuple):
-    """Each in [0, 1]; `contains` is what papers call accuracy or cover match."""
+    """Each in [0, 1]; papers call `contains` accuracy or cover match."""
 
     exact: float
     f1: float
@@ -37,7 +36,7 @@ class AnswerScores(NamedTuple):
 
 
 def score_answer(prediction: str, gold_answers: Sequence[str], *, rule: str) -> AnswerScores:
-    """Scores under a rule of `RULES`; without gold answers nothing is right."""
+    """Scores under a rule of `RULES`; all are 0 without gold answers."""
     if rule not in RULES:
         raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
     if not gold_answers:
@@ -61,8 +60,8 @@ def token_f1(prediction: str, gold: str) -> float:
 def normalised(answer: str) -> str:
     """Lower case, no punctuation, no articles, single spaces.
 
-    An answer that is nothing but articles or punctuation (the choice 'A', the sign '+') keeps
-    them: otherwise it could never be answered.
+    An answer that is only articles or punctuation (the choice 'A', the sign '+') keeps them:
+    otherwise no prediction could match it.
     """
     lowered = answer.lower()
     without_punctuation = " ".join(lowered.translate(_NO_PUNCTUATION).split())
@@ -103,27 +102,27 @@ def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` whose braces balance, None if there is none."""
     open_braces: list[tuple[bool, int]] = []
     best_start, best = -1, None
-    for found in _BRACES.finditer(text):
-        if found[0] != "}":
-            open_braces.append((len(found[0]) > 1, found.end()))
+    for brace in _BRACES.finditer(text):
+        if brace[0] != "}":
+            open_braces.append((len(brace[0]) > 1, brace.end()))
         elif open_braces:
             is_box, start = open_braces.pop()
             if is_box and start > best_start:
-                best_start, best = start, text[start : found.start()]
+                best_start, best = start, text[start : brace.start()]
     return best
 
 
 def official_answer(response: str) -> str:
     r"""The answer that the official script takes from a response, whatever its format.
 
-    The last box, wherever it stands, and of it the last `\text{...}`; without a box what follows
-    'ANSWER:'; without that the last ten lines. `response` is without retrieved traces.
+    The last box, and of it the last `\text{...}`; without a box the text after 'ANSWER:'; without
+    that the last ten lines. `response` is without retrieved traces.
     """
     answer = last_boxed(response)
     if answer is None:
         _, marked, answer = response.rpartition("ANSWER:")
         answer = answer.strip("* \n\t") if marked else "\n".join(response.strip().split("\n")[-10:])
     if "\\text" in answer:
-        found = _TEXT.findall(answer)
-        answer = (found[-1] if found else answer).strip("()")
+        texts = _TEXT.findall(answer)
+        answer = (texts[-1] if texts else answer).strip("()")
     return answer.strip()

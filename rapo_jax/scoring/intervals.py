@@ -1,4 +1,4 @@
-"""95 % confidence intervals of what a suite shows: a share of right answers, a mean score."""
+"""95 % confidence intervals of a share of right answers and of a mean score."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ Interval = tuple[float, float]
 
 
 def wilson(right: int, of: int) -> Interval:
-    """Wilson's score interval of `right` of `of` independent answers."""
+    """Wilson's score interval for the share of right answers, `right` of `of` independent ones."""
     from scipy.stats import binomtest
 
     if not 0 <= right <= of or of < 1:
         raise ValueError(f"right={right}: must be 0 to of={of}, of at least 1")
-    found = binomtest(right, of).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(right, of).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap(values: Sequence[float], *, seed: int) -> Interval | None:
-    """Percentile interval of the mean over questions, drawn again with replacement.
+    """Percentile interval of the mean over questions, resampled with replacement.
 
-    The same seed gives the same interval. None where there is nothing to draw from: fewer than two
-    values, or all of them equal.
+    The same seed gives the same interval. None for fewer than two different values.
     """
     from scipy import stats
 
     if len(set(values)) < 2:
         return None
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (np.asarray(values, float),),
         np.mean,
         n_resamples=RESAMPLES,
@@ -43,4 +42,4 @@ def bootstrap(values: Sequence[float], *, seed: int) -> Interval | None:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)

@@ -1,7 +1,7 @@
 """A language model as judge of answers, through an OpenAI-compatible chat endpoint.
 
-The prompt is pinned: it is part of every cache key, so that verdicts of another prompt or model are
-never mixed in. Failures are told apart from verdicts and are not cached.
+The prompt is part of every cache key, so that verdicts of another prompt or model are never mixed
+in. A failed call is no verdict and is not cached.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rapo_jax.io.cache import DiskCache, cache_key
+from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.scoring.maths_official import official_math_equal
@@ -42,11 +43,11 @@ MAX_PREDICTION_CHARS = 2000
 MAX_REPLY_TOKENS = 16
 MAX_REPLY_BYTES = 1 << 20
 HOPELESS = (400, 401, 403, 404, 405)
-"""Statuses that no other question would change: the endpoint is set up wrongly."""
+"""Statuses that any question would get: the endpoint is set up wrongly."""
 
 
 class Answered(NamedTuple):
-    """What is judged."""
+    """A question, its gold answers and the predicted answer to grade."""
 
     question: str
     gold_answers: Sequence[str]
@@ -54,20 +55,20 @@ class Answered(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """`verdict` is one of VERDICTS; `text` is the judge's reply or why there is none."""
+    """`verdict` is one of VERDICTS; `text` is the judge's reply or the reason of a failure."""
 
     verdict: str
     text: str
 
 
 class ChatJudge:
-    """Judges batches of answers; `counts` by verdict, and `calls` that reached the endpoint.
+    """Grades batches of answers; `counts` by verdict, and `calls` sent to the endpoint.
 
-    `url` is the endpoint's base, such as http://localhost:8000/v1. The key comes from the
-    environment variable `key_variable` ('' sends none). `rule` says how a reply is read: 'strict'
-    takes the words Correct and Incorrect alone, 'official' looks for 'correct' without
-    'incorrect', 'wrong' or 'not correct' anywhere, as the evaluation of Tool-Star and ARPO does,
-    and like that one it passes answers that are equal as strings without asking.
+    `url` is the endpoint's base, such as http://localhost:8000/v1. The key is read from the
+    environment variable `key_variable` ('' sends none). `rule` is how a reply is read: 'strict'
+    accepts the words Correct and Incorrect alone, 'official' searches for 'correct' without
+    'incorrect', 'wrong' or 'not correct' anywhere, as the evaluation of Tool-Star and ARPO does;
+    answers that are equal as strings are right without a call there too.
     """
 
     def __init__(
@@ -108,13 +109,13 @@ class ChatJudge:
     def __call__(self, answered: Sequence[Answered]) -> list[Judgement]:
         """Judgements in the order of `answered`.
 
-        Raises ValueError if the endpoint refuses calls altogether (a wrong key, model or address);
-        a call that only failed is the judgement 'failed'.
+        Raises ValueError if the endpoint refuses every call (a wrong key, model or address); any
+        other failed call is the judgement 'failed'.
         """
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge") as threads:
-            found = list(threads.map(self._judge, answered))
-        self.counts.update(judgement.verdict for judgement in found)
-        return found
+            judgements = list(threads.map(self._judge, answered))
+        self.counts.update(judgement.verdict for judgement in judgements)
+        return judgements
 
     def close(self) -> None:
         self._client.close()
@@ -144,7 +145,7 @@ class ChatJudge:
             return official_math_equal(prediction, gold)
         return prediction.casefold() == gold.strip().casefold()
 
-    def _request(self, answered: Answered, prediction: str) -> dict[str, Any]:
+    def _request(self, answered: Answered, prediction: str) -> dict[str, Json]:
         content = JUDGE_PROMPT.format(
             question=neutralise(answered.question),
             answers="\n".join(f"- {neutralise(gold)}" for gold in answered.gold_answers),
@@ -157,7 +158,7 @@ class ChatJudge:
             "max_tokens": MAX_REPLY_TOKENS,
         }
 
-    def _ask(self, body: dict[str, Any]) -> str:
+    def _ask(self, body: dict[str, Json]) -> str:
         with self._lock:
             self.calls += 1
         reply = self._client.post(self._url, body)
@@ -171,12 +172,12 @@ class ChatJudge:
 
 
 def read_verdict(text: str, *, rule: str) -> str:
-    """'correct', 'incorrect', or under the strict rule 'unclear'."""
+    """The verdict in a reply: 'correct', 'incorrect', or under the strict rule 'unclear'."""
     lowered = text.lower()
     if rule == "official":
-        judged = re.search(r"<judgment>(.*?)</judgment>", lowered, re.DOTALL)
-        lowered = judged[1] if judged else lowered
-        refused = any(word in lowered for word in ("incorrect", "wrong", "not correct"))
-        return "correct" if "correct" in lowered and not refused else "incorrect"
+        judgment = re.search(r"<judgment>(.*?)</judgment>", lowered, re.DOTALL)
+        lowered = judgment[1] if judgment else lowered
+        denied = any(word in lowered for word in ("incorrect", "wrong", "not correct"))
+        return "correct" if "correct" in lowered and not denied else "incorrect"
     word = lowered.strip().strip(".!*\"'`")
     return word if word in ("correct", "incorrect") else "unclear"

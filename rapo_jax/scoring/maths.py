@@ -1,13 +1,14 @@
-r"""Equivalence of maths answers: `1/2` = `0.5` = `\frac12`, through math-verify in own processes.
+r"""Equivalence of maths answers (`1/2` = `0.5` = `\frac12`) by math-verify in worker processes.
 
-Answers are a model's: parsing and simplifying them may take for ever or all memory. Each comparison
-therefore runs in a worker process under a hard deadline and a memory limit, whichever thread asks,
-and a time-out is counted and told apart from a difference.
+Parsing and simplifying a model's answer may take for ever or all memory. Each comparison therefore
+runs in a worker process under a hard deadline and a memory limit, and time-outs are counted apart
+from differences.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -29,11 +30,11 @@ DEADLINE_S = 3.0
 MEMORY_MB = 1024
 WORKERS = 2
 START_S = 120.0
-"""Seconds a worker may take to import sympy, on a machine that is busy."""
+"""Seconds that a worker may take to import sympy, on a busy machine."""
 GRACE_S = 5.0
 """A worker that has not ended itself this long after the deadline is killed."""
 MAX_CHARS = 1000
-"""A longer answer is compared as text only: no right answer is, and none may cost seconds."""
+"""A longer answer is compared as text only: no right answer is so long."""
 CACHED = 65_536
 
 _WORDS = re.compile(r"[^\W\d_]{3,}")
@@ -46,7 +47,7 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 
 def math_counts() -> dict[str, int]:
-    """How often each of `VERDICTS` was reached by `math_equal` in this process; repeats count."""
+    """How often `math_equal` reached each of `VERDICTS` in this process, repeats included."""
     return dict(_SHARED.counts)
 
 
@@ -60,7 +61,7 @@ def check_math_verify() -> None:
 
 
 class MathVerifier:
-    """`compare` from any thread; `counts` by verdict. Processes start when they are needed."""
+    """Compares answers from any thread; `counts` by verdict. Workers start when they are needed."""
 
     def __init__(
         self, *, workers: int, deadline_s: float, memory_mb: int, command: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class MathVerifier:
         self.counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
         self._lock = threading.Lock()
         self._workers = [_Worker(arguments, deadline_s) for _ in range(workers)]
-        # Last in, first out: a single thread keeps one process busy and starts no other.
+        # Last in, first out: a single thread uses one process only.
         self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._free.put(worker)
@@ -97,7 +98,7 @@ class MathVerifier:
 
 
 def _compare_text(prediction: str, gold: str) -> str:
-    """The verdict where it needs no algebra, else ''.
+    """The verdict if it needs no algebra, else ''.
 
     math-verify reads a word as a product of letters, so that 'Paris' would equal 'pairs': a gold
     answer of words is compared as words.
@@ -114,7 +115,7 @@ def _compare_text(prediction: str, gold: str) -> str:
 
 
 class _Worker:
-    """One process of `maths_worker.py`, started when it is asked, and again after its end."""
+    """One process of `maths_worker.py`, started when it is needed, and again after its end."""
 
     def __init__(self, arguments: tuple[str, ...], deadline_s: float) -> None:
         self._arguments = arguments
@@ -130,17 +131,15 @@ class _Worker:
         return "timeout" if hung or code == -signal.SIGALRM else "crashed"
 
     def stop(self) -> int:
-        """Ends the process; its exit status, negative for a signal, 0 if there was none."""
+        """Ends the process; returns its exit status, negative for a signal, 0 without a process."""
         process, self._process = self._process, None
         if process is None:
             return 0
         assert process.stdin is not None and process.stdout is not None
-        try:
+        with contextlib.suppress(OSError):  # it may have ended with our last line unread
             process.stdin.close()
-        except OSError:
-            pass  # it ended with our last line unread
         try:
-            code = process.wait(timeout=1)  # the end of its input ends an idle one
+            code = process.wait(timeout=1)  # an idle one ends with its input
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
@@ -170,7 +169,7 @@ class _Worker:
 
 
 def _reply(process: subprocess.Popen[str], line: str, seconds: float) -> tuple[str, bool]:
-    """Sends a line, if any; (next line of the process, '' if it ended; whether it had to be)."""
+    """Sends a line, if any; returns (the reply, '' if the process ended; whether we killed it)."""
     assert process.stdin is not None and process.stdout is not None
     hung = threading.Event()
 

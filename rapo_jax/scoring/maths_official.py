@@ -4,17 +4,6 @@ from __future__ import annotations
 
 import re
 
-
-def official_math_equal(prediction: str, gold: str) -> bool:
-    """Equality after the string rules of the MATH benchmark, as the official evaluation has it.
-
-    The rules of github.com/hendrycks/math (modeling/math_equivalence.py), on lower-cased answers.
-    The public script passes a box's content on with its opening brace, so that no boxed answer is
-    ever equal there and its judge model decides; here the brace is gone.
-    """
-    return _plain(prediction.lower()) == _plain(gold.lower())
-
-
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -36,6 +25,16 @@ _RULES = tuple(
         (r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}"),
     )
 )
+
+
+def official_math_equal(prediction: str, gold: str) -> bool:
+    """Equality after the string rules of the MATH benchmark, as in Tool-Star's evaluation.
+
+    The rules of github.com/hendrycks/math (modeling/math_equivalence.py), on lower-cased answers.
+    The public script keeps the opening brace of a box's content, so that no boxed answer is ever
+    equal there and its judge model decides; here the brace is removed.
+    """
+    return _plain(prediction.lower()) == _plain(gold.lower())
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""From right and wrong samples of each question to pass@1, avg@k and pass@k."""
+"""pass@1, avg@k and pass@k from the scores of several samples for each question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that k of `samples` drawn without replacement hold at least one of the `right` ones.
+    """Probability that k of `samples`, drawn without replacement, include one of the `right` ones.
 
     The unbiased estimate 1 - C(n - c, k) / C(n, k) of Chen et al. (arXiv 2107.03374), as a product
     so that large n neither overflows nor loses digits.
@@ -21,25 +21,25 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - float(np.prod([(wrong - i) / (samples - i) for i in range(k)]).clip(min=0.0))
 
 
-def pass_rates(score_QK: Sequence[Sequence[float]], *, k: int) -> dict[str, float]:
+def pass_rates(score_QG: Sequence[Sequence[float]], *, k: int) -> dict[str, float]:
     """Means over questions of 'pass@1', 'avg@k' and 'pass@k', each under its name with its k.
 
-    A row holds the scores of one question's samples in sampling order; a score of 1 is right, a
-    smaller one (a partial F1) is not. pass@1 and pass@k are unbiased estimates from all samples of
-    a row, avg@k is the mean score of its first k.
+    `score_QG[q]` holds the scores of one question's samples in sampling order, for some more than
+    for others; a score of 1 is right, a smaller one (a partial F1) is not. pass@1 and pass@k are
+    unbiased estimates from all samples of a question, avg@k is the mean score of its first k.
     """
-    if not score_QK:
+    if not score_QG:
         raise ValueError("pass_rates: there is no question to average over")
-    short = [q for q, row in enumerate(score_QK) if len(row) < k]
-    if short:
-        raise ValueError(
-            f"k={k}: question {short[0]} has {len(score_QK[short[0]])} samples; sample at least k "
-            "answers for every question"
-        )
+    for q, row in enumerate(score_QG):
+        if len(row) < k:
+            raise ValueError(
+                f"k={k}: question {q} has {len(row)} samples; sample at least k answers for every "
+                "question"
+            )
 
     def mean_pass(at: int) -> float:
-        rows = ((len(row), sum(score >= 1 for score in row)) for row in score_QK)
-        return float(np.mean([pass_at_k(n, right, at) for n, right in rows]))
+        counts = ((len(row), sum(score >= 1 for score in row)) for row in score_QG)
+        return float(np.mean([pass_at_k(n, right, at) for n, right in counts]))
 
-    average = float(np.mean([np.mean(row[:k]) for row in score_QK]))
+    average = float(np.mean([np.mean(row[:k]) for row in score_QG]))
     return {"pass@1": mean_pass(1), f"avg@{k}": average, f"pass@{k}": mean_pass(k)}

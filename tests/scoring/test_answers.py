@@ -53,10 +53,10 @@ def test_a_gold_answer_inside_a_longer_one_is_contained_and_not_exact(rule):
 @pytest.mark.parametrize(
     ("prediction", "golds", "strict", "official"),
     [
-        # the script's loop leaves behind the values of the last gold answer
+        # the script's loop keeps the values of the last gold answer
         ("Curie", ["Curie", "Marie Sklodowska"], RIGHT, WRONG),
         ("Curie", ["Marie Sklodowska", "Curie"], RIGHT, RIGHT),
-        # what is left of an article is nothing, and nothing equals and is inside everything
+        # an article is removed; the empty answer equals itself and is inside every other
         ("A", ["A"], RIGHT, AnswerScores(1.0, 0.0, 1.0)),
         ("B", ["A"], WRONG, AnswerScores(0.0, 0.0, 1.0)),
         ("", [""], WRONG, AnswerScores(1.0, 0.0, 1.0)),
@@ -94,7 +94,7 @@ def test_an_unknown_rule_is_refused():
         ("", ""),
     ],
 )
-def test_the_official_answer_is_the_last_box_or_what_stands_for_it(response, answer):
+def test_the_official_answer_is_the_last_box_or_its_substitute(response, answer):
     assert official_answer(response) == answer
 
 

@@ -33,7 +33,7 @@ def test_wilsons_interval_stays_within_zero_and_one_and_refuses_nonsense():
             wilson(right, of)
 
 
-def test_the_bootstrap_is_about_two_standard_errors_wide_and_the_same_every_time():
+def test_the_bootstrap_is_about_four_standard_errors_wide_and_the_same_every_time():
     values = np.random.default_rng(0).uniform(size=400).tolist()
     low, high = bootstrap(values, seed=0)
     error = np.std(values) / math.sqrt(len(values))

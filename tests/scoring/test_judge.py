@@ -1,4 +1,4 @@
-"""The judge: verdicts, its cache, and endpoints that misbehave."""
+"""The judge model: verdicts, the cache, and endpoints that misbehave."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def judge(url, folder, *, model="judge-1", rule="strict", key_variable="", deadl
     )
 
 
-def test_the_judge_is_shown_question_references_and_answer_and_its_word_is_the_verdict(
-    serve, tmp_path
-):
+def test_the_judge_gets_question_references_and_answer_and_its_word_is_the_verdict(serve, tmp_path):
     seen = []
 
     def answer(handler, body):
@@ -65,7 +63,7 @@ def test_judgements_come_in_the_order_of_the_answers(serve, tmp_path):
     assert [j.verdict == "correct" for j in found] == [i == 3 for i in range(9)]
 
 
-def test_what_was_judged_is_not_asked_again_even_by_another_process(serve, tmp_path):
+def test_a_graded_answer_is_not_sent_again_even_by_another_judge_of_the_same_cache(serve, tmp_path):
     asked = []
     url = serve(lambda handler, body: asked.append(1) or chat("Incorrect"))
     first = judge(url, tmp_path)
@@ -74,7 +72,7 @@ def test_what_was_judged_is_not_asked_again_even_by_another_process(serve, tmp_p
     second = judge(url, tmp_path)
     assert second([CURIE]) == before
     assert (len(asked), second.calls) == (1, 0)
-    judge(url, tmp_path, model="judge-2")([CURIE])  # another model's verdict is its own
+    judge(url, tmp_path, model="judge-2")([CURIE])  # another model's verdict is separate
     assert len(asked) == 2
 
 
@@ -123,7 +121,7 @@ def test_an_address_without_a_scheme_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["strict", "official"])
-def test_equal_and_empty_answers_are_not_asked_about(tmp_path, rule):
+def test_equal_and_empty_answers_are_graded_without_a_call(tmp_path, rule):
     nobody = judge("http://127.0.0.1:9", tmp_path, rule=rule)
     found = nobody([Answered("q", ["7", "x"], "X"), Answered("q", ["7"], " ")])
     assert [j.verdict for j in found] == ["correct", "incorrect"]

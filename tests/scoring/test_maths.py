@@ -60,7 +60,7 @@ def test_answers_that_mean_the_same_are_equal(prediction, gold):
         ("\ud800", "5"),
     ],
 )
-def test_answers_that_do_not_are_not(prediction, gold):
+def test_answers_that_mean_something_else_are_different(prediction, gold):
     assert not math_equal(prediction, gold)
 
 
@@ -74,7 +74,7 @@ def test_a_comparison_without_end_is_a_time_out_and_the_next_one_is_answered():
     verifier.close()
 
 
-def test_threads_share_the_processes_and_get_their_own_verdicts():
+def test_threads_share_the_processes_and_each_gets_its_verdicts():
     pairs = [(f"\\frac{{{i}}}{{4}}", f"{j / 4}") for i in range(8) for j in (i, i + 1)]
     verifier = MathVerifier(workers=2, deadline_s=20.0, memory_mb=1024)
     with ThreadPoolExecutor(6) as threads:
@@ -105,7 +105,7 @@ def test_a_process_that_dies_is_a_crash_and_is_started_again(tmp_path):
     verifier.close()
 
 
-def test_a_process_that_hangs_whatever_its_alarm_says_is_killed(tmp_path):
+def test_a_process_that_hangs_beyond_its_alarm_is_killed(tmp_path):
     verifier = scripted(tmp_path, "time.sleep(1000)", deadline_s=0.2 - GRACE_S)
     assert verifier.compare("1", "2") == "timeout"
 
@@ -115,14 +115,14 @@ def test_a_process_that_answers_nonsense_is_a_crash(tmp_path):
     assert verifier.compare("1", "2") == "crashed"
 
 
-def test_a_process_that_cannot_start_says_how_to_look_at_it(tmp_path):
+def test_a_process_that_cannot_start_is_an_error_with_the_command_to_try(tmp_path):
     missing = (sys.executable, str(tmp_path / "none.py"))
     verifier = MathVerifier(workers=1, deadline_s=1.0, memory_mb=64, command=missing)
     with pytest.raises(RuntimeError, match="task.metric='math': .*status 2.*try: python"):
         verifier.compare("1", "2")
 
 
-def test_what_is_known_is_not_asked_again(tmp_path):
+def test_a_repeated_comparison_is_not_sent_to_the_process(tmp_path):
     asked = tmp_path / "asked"
     verifier = scripted(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Pass rates: against counting all draws, and at their borders."""
+"""Pass rates: compared with a count of all draws, and at their limits."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_many_samples_lose_no_digits():
     ("samples", "right", "k", "message"),
     [(4, 5, 1, "right=5"), (4, -1, 1, "right=-1"), (4, 1, 5, "k=5"), (4, 1, 0, "k=0")],
 )
-def test_numbers_that_cannot_be_are_refused(samples, right, k, message):
+def test_impossible_numbers_are_refused(samples, right, k, message):
     with pytest.raises(ValueError, match=message):
         pass_at_k(samples, right, k)
 
 
 def test_rates_are_means_over_questions_and_only_a_score_of_one_is_right():
-    score_QK = [[1.0, 0.0, 0.5, 0.0], [0.0, 0.9, 0.0, 0.0]]
-    assert pass_rates(score_QK, k=2) == {
+    score_QG = [[1.0, 0.0, 0.5, 0.0], [0.0, 0.9, 0.0, 0.0]]
+    assert pass_rates(score_QG, k=2) == {
         "pass@1": pytest.approx(np.mean([1 / 4, 0])),
         "avg@2": pytest.approx(np.mean([[1.0, 0.0], [0.0, 0.9]])),
         "pass@2": pytest.approx(np.mean([1 - (3 * 2) / (4 * 3), 0])),
