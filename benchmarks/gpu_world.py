@@ -22,7 +22,8 @@ from rapo_jax.rollout.spans import Boundary
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import Tokens, boundary_automaton, build_tokenizer, load_tokens
-from rapo_jax.tools import Observation, local_search
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.search import local_search
 from rapo_jax.train.sampler import Sampler
 
 CALL_EVERY = 64

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.tools import PythonTool, python_tool  # noqa: E402
+from rapo_jax.tools.sandbox.pool import PythonTool, python_tool  # noqa: E402
 
 PROGRAMS = ("print(1+1)", "import numpy\nprint(numpy.ones(3).sum())")
 

@@ -135,7 +135,7 @@ def _key(key: str, variable: str) -> Iterator[Need]:
 
 def _search(s: Settings) -> Iterator[Need]:
     from rapo_jax.search.index.files import MANIFEST
-    from rapo_jax.tools import HttpSearch
+    from rapo_jax.tools.search_client import HttpSearch
 
     search, documents = s.tools.search, s.task.dataset.documents
     if search.kind == "local":

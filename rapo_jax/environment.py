@@ -22,7 +22,7 @@ from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import parse_step, render_result, render_retrieved, without_retrieved
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.tools import Tool
+from rapo_jax.tools.observation import Tool
 
 CACHED_TEXTS = 65_536
 """Tokenized observations and traces that are cached: most texts occur many times."""

@@ -44,7 +44,8 @@ from rapo_jax.model.transformer import init_params
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import TASKS, Question, outcome_reward
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.tools import Observation, Tool, local_search
+from rapo_jax.tools.observation import Observation, Tool
+from rapo_jax.tools.search import local_search
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.types import Params, Trajectory

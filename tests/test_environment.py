@@ -10,7 +10,7 @@ import pytest
 
 from rapo_jax.environment import Environment, observation_ids, retrieved_ids
 from rapo_jax.text.protocol import render_result, render_retrieved, without_retrieved
-from rapo_jax.tools import Observation
+from rapo_jax.tools.observation import Observation
 
 ROOM, TRACE_ROOM, STEP = 12, 20, 16
 

@@ -18,7 +18,7 @@ from rapo_jax.buffer.agents import response_text, run_agent
 from rapo_jax.tasks import Question, find_reward, find_task, outcome_reward
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.tools import load_user_tools
+from rapo_jax.tools.user import load_user_tools
 from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]

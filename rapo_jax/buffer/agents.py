@@ -21,7 +21,7 @@ from rapo_jax.text.protocol import (
     render_retrieved,
     user_tool_names,
 )
-from rapo_jax.tools import Tool
+from rapo_jax.tools.observation import Tool
 from rapo_jax.types import Source
 
 Inject = Callable[[str, np.random.Generator], str | None]

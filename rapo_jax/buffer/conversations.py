@@ -18,7 +18,7 @@ from rapo_jax.buffer.endpoint import Endpoint, Message, Spent
 from rapo_jax.io.http import HttpFailure
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import Segment
-from rapo_jax.tools import Tool
+from rapo_jax.tools.observation import Tool
 
 Wanted = tuple[Question, int]
 """A trajectory to sample: the n-th of its question."""

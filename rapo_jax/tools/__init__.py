@@ -1,4 +1,4 @@
-"""The tools of the agent: a Python sandbox, a search over passages, and own ones."""
+"""Makes the tools of the agent: a Python sandbox, a search for passages, and user tools."""
 
 from __future__ import annotations
 
@@ -7,31 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rapo_jax.config import SearchSettings
-from rapo_jax.tools.observation import Observation, Tool
-from rapo_jax.tools.sandbox.pool import PythonTool, python_tool
+from rapo_jax.search.index.search import open_index
+from rapo_jax.search.passages import Fits
+from rapo_jax.tools.observation import Tool
+from rapo_jax.tools.sandbox.pool import python_tool
 from rapo_jax.tools.search import index_search, local_search
 from rapo_jax.tools.search_apis import APIS
 from rapo_jax.tools.search_client import HttpSearch
-from rapo_jax.tools.user import UserTool, load_user_tools
-
-__all__ = [
-    "HttpSearch",
-    "Observation",
-    "UserTool",
-    "PythonTool",
-    "SEARCHES",
-    "Tool",
-    "close_tools",
-    "local_search",
-    "make_tools",
-    "load_user_tools",
-    "python_tool",
-]
-
 
 SEARCHES = ("local", *APIS)
-"""What tools.search.kind may be: the task's own documents or an index on disk, or a service of
-APIS over HTTP."""
+"""Values of tools.search.kind: 'local' searches the documents of the task or an index on disk, the
+others are services over HTTP."""
 
 
 def make_tools(
@@ -45,22 +31,27 @@ def make_tools(
     output_chars: int,
     require: Sequence[str] = (),
     search: SearchSettings | None = None,
-    fits: Callable[[str], bool] = lambda text: True,
+    fits: Fits = lambda text: True,
     user_tools: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
-    """The tools by the name of their tag: `search`, `python`, and those of `own`.
+    """The tools by the name of their tag: `search`, `python`, and `user_tools`.
 
-    `require` names the layers that the sandbox of `python` must have, see `python_tool`; `search`
-    says where to search, None in the documents; `fits` whether an observation from there
-    has room in the tape, see `render_passages`. A tool of `own` named search or python takes the
-    place of the built-in one, which is not made. Raises ValueError if a service is set up wrongly
-    or a retrieval server does not answer.
+    Args:
+        documents, encode: of the local search, see `local_search`.
+        passages: hits of a query.
+        workers, timeout_s, memory_mb, output_chars, require: of the sandbox, see `python_tool`.
+        search: where to search; None in the documents.
+        fits: whether an observation of an index or a service has room, see `render_passages`.
+        user_tools: one named search or python replaces the built-in tool, which is not made.
+
+    Raises:
+        ValueError: a setting is wrong, or a retrieval server does not answer.
     """
-    found = dict(user_tools or {})
-    searching = found.pop("search", None)
+    others = dict(user_tools or {})
+    searching = others.pop("search", None)
     if searching is None:
         searching = _make_search(search, documents, encode, passages, fits)
-    python = found.pop("python", None)
+    python = others.pop("python", None)
     if python is None:
         python = python_tool(
             workers=workers,
@@ -69,7 +60,7 @@ def make_tools(
             output_chars=output_chars,
             require=require,
         )
-    return {"search": searching, "python": python, **found}
+    return {"search": searching, "python": python, **others}
 
 
 def _make_search(
@@ -77,11 +68,9 @@ def _make_search(
     documents: Sequence[str],
     encode: Callable[[Sequence[str]], np.ndarray],
     passages: int,
-    fits: Callable[[str], bool],
+    fits: Fits,
 ) -> Tool:
     if settings is not None and settings.index:
-        from rapo_jax.search.index.search import open_index  # which is made of our own parts
-
         return index_search(open_index(settings.index), passages=passages, fits=fits)
     if settings is None or settings.kind == "local":
         return local_search(documents, encode, passages=passages)
@@ -92,7 +81,7 @@ def _make_search(
 
 
 def close_tools(tools: Mapping[str, Tool]) -> None:
-    """Ends the processes behind the tools; a tool without any has no `close`."""
+    """Ends the processes and connections of the tools that have a `close`."""
     for tool in tools.values():
         close = getattr(tool, "close", None)
         if close is not None:

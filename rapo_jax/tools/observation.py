@@ -1,4 +1,4 @@
-"""What a tool is: a batch of calls in, a batch of observations out, in the same order."""
+"""The interface of a tool: a batch of calls in, a batch of observations out, in the same order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Observation(NamedTuple):
-    """What a tool said: `outcome` is ok, error, timeout, flooded, crashed or empty."""
+    """The result of a call; `outcome` is ok, error, timeout, flooded, crashed or empty."""
 
     text: str
     outcome: str
 
 
 Tool = Callable[[list[str]], list[Observation]]
-"""A tool never raises: whatever goes wrong is an observation with its outcome."""
+"""A tool never raises: every failure is an observation with its outcome."""

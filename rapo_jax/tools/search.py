@@ -1,4 +1,4 @@
-"""Search by inner product of sentence embeddings, over a list of passages or an index on disk."""
+"""Search tools without a network: in a list of documents, or in an index on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def local_search(
     """A tool that answers each query with its nearest `passages` documents, joined by ' ; '.
 
     `encode` maps n texts to unit rows, float32 [n, E]. Ties are broken by document order. A query
-    is scored alone, so what it finds does not depend on the batch it stands in.
+    is scored alone, so its hits do not depend on its batch.
     """
     if passages < 1:
         raise ValueError(f"tools.search.passages={passages}: a search returns at least 1 passage")
@@ -34,15 +34,15 @@ def local_search(
     index = ExactIndex(documents, encode)
 
     def find(queries: list[str]) -> list[str]:
-        rows = np.asarray(encode(queries), dtype=np.float32)
-        return [" ; ".join(documents[i] for i, _ in index.nearest(row, passages)) for row in rows]
+        query_BE = np.asarray(encode(queries), dtype=np.float32)
+        hits = (index.nearest(query_E, passages) for query_E in query_BE)
+        return [" ; ".join(documents[i] for i, _ in each) for each in hits]
 
-    return remembering(find)
+    return _cached(find)
 
 
 def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
-    """A tool that answers each query with the `passages` best of an index, numbered, one a line;
-    those that have no room are left out, see `render_passages`."""
+    """A tool that answers each query with its best `passages` in an index (`render_passages`)."""
 
     def find(queries: list[str]) -> list[str]:
         return [
@@ -50,36 +50,32 @@ def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
             for hits in index(queries, passages)
         ]
 
-    return remembering(find)
+    return _cached(find)
 
 
-def remembering(find: Callable[[list[str]], list[str]]) -> Tool:
-    """A search tool: `find` is asked for the text of each query that was not asked before."""
+def _cached(find: Callable[[list[str]], list[str]]) -> Tool:
+    """A search tool over `find` (queries -> texts), which keeps the texts of the last queries."""
     known: OrderedDict[str, str] = OrderedDict()
     lock = threading.Lock()
 
-    def recall(queries: list[str]) -> dict[str, str]:
-        with lock:
-            hits = {query: known[query] for query in queries if query in known}
-            for query in hits:
-                known.move_to_end(query)
-        return hits
-
     def search(queries: list[str]) -> list[Observation]:
-        queries = [_clean(query) for query in queries]
+        queries = [clean_query(query) for query in queries]
         wanted = [query for query in dict.fromkeys(queries) if query]
-        answers = recall(wanted)
+        with lock:
+            answers = {query: known[query] for query in wanted if query in known}
+            for query in answers:
+                known.move_to_end(query)
         missing = [query for query in wanted if query not in answers]
         failure = ""
         if missing:
             try:
-                found = dict(zip(missing, find(missing), strict=True))
+                new = dict(zip(missing, find(missing), strict=True))
             except Exception as error:  # a tool never raises: see Tool
                 failure = f"error: search failed: {type(error).__name__}: {error}"
-                found = {}
-            answers |= found
+                new = {}
+            answers |= new
             with lock:
-                known.update(found)
+                known.update(new)
                 while len(known) > CACHED_QUERIES:
                     known.popitem(last=False)
         return [_observation(query, answers, failure) for query in queries]
@@ -95,5 +91,6 @@ def _observation(query: str, answers: dict[str, str], failure: str) -> Observati
     return Observation(answers[query], "ok")
 
 
-def _clean(query: str) -> str:
+def clean_query(query: str) -> str:
+    """The query as valid UTF-8 on one line."""
     return " ".join(query.encode("utf-8", "replace").decode("utf-8").split())

@@ -1,14 +1,15 @@
-"""Search services by name: how each is asked, and what its answers look like.
+"""Search services by name: the request of each, and the reader of its response.
 
-Every reader is total on any JSON: items of another shape are passed over, an answer of another
-shape altogether is an `HttpFailure`.
+The readers take any JSON: items of another shape are skipped, a response of another shape is an
+`HttpFailure`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient
 from rapo_jax.search.passages import Passage, passage_of
 
@@ -17,34 +18,34 @@ Ask = Callable[[JsonClient, str, Sequence[str], int], list[list[Passage]]]
 
 
 class Api(NamedTuple):
-    """A service; `url` is its public address, '' where the user runs it."""
+    """A service; `url` is its public address, '' if the user runs it."""
 
     ask: Ask
     url: str
     headers: Callable[[str], dict[str, str]]
-    """Key -> the headers that carry it."""
+    """API key -> the headers with it."""
     needs_key: bool
     batch: int
-    """Queries of one request."""
+    """Queries in one request."""
 
 
 def _retrieval(
     client: JsonClient, url: str, queries: Sequence[str], passages: int
 ) -> list[list[Passage]]:
-    """A retrieval server that speaks Search-R1's wire format.
+    """A retrieval server with Search-R1's wire format.
 
-    Scores are always asked for: without them the published server fails to unpack its own answer.
+    Scores are always requested: without them the published server fails on its own result.
     """
     address = url if url.endswith("/retrieve") else f"{url}/retrieve"
     body = {"queries": list(queries), "topk": passages, "return_scores": True}
-    found = _field(client.post(address, body), "result")
-    if len(found) != len(queries):
-        raise HttpFailure("body", f"{len(found)} results for {len(queries)} queries")
-    return [list(_documents(hits))[:passages] for hits in found]
+    result = _list(client.post(address, body), "result")
+    if len(result) != len(queries):
+        raise HttpFailure("body", f"{len(result)} results for {len(queries)} queries")
+    return [list(_documents(hits))[:passages] for hits in result]
 
 
-def _documents(hits: Any) -> Iterator[Passage]:
-    """Documents with or without their scores around them: {"contents"} or {"title", "text"}."""
+def _documents(hits: Json) -> Iterator[Passage]:
+    """Documents, {"contents"} or {"title", "text"}, alone or as {"document", "score"}."""
     for hit in hits if isinstance(hits, list) else []:
         document = hit.get("document", hit) if isinstance(hit, Mapping) else None
         if not isinstance(document, Mapping):
@@ -60,19 +61,19 @@ def _documents(hits: Any) -> Iterator[Passage]:
 def _bing(
     client: JsonClient, url: str, queries: Sequence[str], passages: int
 ) -> list[list[Passage]]:
-    """Bing's Web Search API v7, which others still offer in this shape."""
+    """Bing's Web Search API v7, which other services still offer."""
     answer = client.get(url, {"q": queries[0], "count": passages})
     pages = answer.get("webPages") if isinstance(answer, Mapping) else None
     if pages is None and isinstance(answer, Mapping):
-        return [[]]  # how it says that nothing was found
-    return [_pages(_field(pages, "value"), "name", "snippet")[:passages]]
+        return [[]]  # its response without hits
+    return [_pages(_list(pages, "value"), "name", "snippet")[:passages]]
 
 
 def _serper(
     client: JsonClient, url: str, queries: Sequence[str], passages: int
 ) -> list[list[Passage]]:
     answer = client.post(url, {"q": queries[0], "num": passages})
-    return [_pages(_field(answer, "organic"), "title", "snippet")[:passages]]
+    return [_pages(_list(answer, "organic"), "title", "snippet")[:passages]]
 
 
 def _searxng(
@@ -81,26 +82,24 @@ def _searxng(
     """A SearXNG instance; it answers with status 403 unless its settings allow the json format."""
     address = url if url.endswith("/search") else f"{url}/search"
     answer = client.get(address, {"q": queries[0], "format": "json"})
-    return [_pages(_field(answer, "results"), "title", "content")[:passages]]
+    return [_pages(_list(answer, "results"), "title", "content")[:passages]]
 
 
-def _field(answer: Any, name: str) -> list[Any]:
-    found = answer.get(name) if isinstance(answer, Mapping) else None
-    if not isinstance(found, list):
+def _list(answer: Json, name: str) -> list[Json]:
+    items = answer.get(name) if isinstance(answer, Mapping) else None
+    if not isinstance(items, list):
         raise HttpFailure("body", f"the answer has no list {name!r}")
-    return found
+    return items
 
 
-def _pages(items: list[Any], title: str, text: str) -> list[Passage]:
-    """Web pages that say anything."""
-    found = []
-    for item in items:
-        if isinstance(item, Mapping):
-            parts = (item.get(title), item.get(text))
-            passage = Passage(*(part if isinstance(part, str) else "" for part in parts))
-            if passage.text.strip():
-                found.append(passage)
-    return found
+def _pages(items: list[Json], title: str, text: str) -> list[Passage]:
+    """The web pages that have a text; `title` and `text` are the names of their fields."""
+    fields = [(item.get(title), item.get(text)) for item in items if isinstance(item, Mapping)]
+    return [
+        Passage(name if isinstance(name, str) else "", content)
+        for name, content in fields
+        if isinstance(content, str) and content.strip()
+    ]
 
 
 def _bearer(key: str) -> dict[str, str]:
@@ -125,4 +124,4 @@ APIS: dict[str, Api] = {
     ),
     "searxng": Api(_searxng, "", _bearer, needs_key=False, batch=1),
 }
-"""Beside the local search, by the value of tools.search.kind."""
+"""By the value of tools.search.kind."""

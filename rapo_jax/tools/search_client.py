@@ -1,21 +1,21 @@
-"""The search tool over HTTP: a retrieval server or a web-search API behind cache and rate limit."""
+"""The search tool over HTTP: a retrieval server or a web-search API, with cache and rate limit."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from rapo_jax.config import SearchSettings
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.search.passages import Fits, Passage, render_passages
+from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.search import clean_query
 from rapo_jax.tools.search_apis import APIS
 
 ATTEMPTS = 3
@@ -23,22 +23,15 @@ BACKOFF_S = 0.5
 MAX_ANSWER_BYTES = 8 << 20
 MAX_QUERY_CHARS = 1000
 
-_log = logging.getLogger(__name__)
-
-
-class Failed(NamedTuple):
-    """Why a query has no passages: `outcome` is timeout or error, `text` is for the model."""
-
-    outcome: str
-    text: str
+TIMED_OUT = Observation("error: search timed out", "timeout")
 
 
 class HttpSearch:
-    """A Tool over the service `settings.kind`, one of APIS; `passages` results a query.
+    """A Tool over the service `settings.kind`, one of APIS; `passages` hits a query.
 
-    A query is asked once in a batch, and once at all where there is a cache; failures are not
-    kept. What went wrong is logged in full, without the key; the observation tells it shortly.
-    `fits` bounds an observation, see `render_passages`.
+    A query is sent once in a batch, and only once with a cache; failures are not cached. The log
+    has the whole error, without the key, and the observation a short one. `fits` bounds an
+    observation, see `render_passages`.
 
     Raises:
         ValueError: no address, or no key where one is needed.
@@ -53,9 +46,7 @@ class HttpSearch:
                 "address of a server, such as http://127.0.0.1:8000"
             )
         key = _key(settings, needed=self._api.needs_key)
-        self._about = (settings.kind, self._url, passages)
-        self._passages = passages
-        self._fits = fits
+        self._kind, self._passages, self._fits = settings.kind, passages, fits
         self._rate = RateLimit(settings.per_second)
         self._deadline_s = settings.deadline_s
         self._cache = DiskCache(settings.cache) if settings.cache else None
@@ -66,31 +57,33 @@ class HttpSearch:
             connections=settings.concurrency,
         )
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="http_search")
-        self._lock = threading.Lock()
-        self._failures = 0
+        self._log_failure = FailureLog("search")
 
     def __call__(self, queries: list[str]) -> list[Observation]:
         cleaned = [_clean(query) for query in queries]
         wanted = [query for query in dict.fromkeys(cleaned) if query]
-        found: dict[str, list[Passage] | Failed] = {}
+        answers: dict[str, list[Passage] | Observation] = {}
         try:
-            found |= {q: known for q in wanted if (known := self._recall(q)) is not None}
-            missing = [query for query in wanted if query not in found]
+            answers |= {q: known for q in wanted if (known := self._cached(q)) is not None}
+            missing = [query for query in wanted if query not in answers]
             size = self._api.batch
             groups = [missing[i : i + size] for i in range(0, len(missing), size)]
-            for group, answers in zip(groups, self._threads.map(self._ask, groups), strict=True):
-                found |= dict(zip(group, answers, strict=True))
+            for group, new in zip(groups, self._threads.map(self._ask, groups), strict=True):
+                answers |= dict(zip(group, new, strict=True))
         except Exception as error:  # a tool never raises: see Tool
-            self._tell(f"{type(error).__name__}: {error}")
-        return [self._observation(query, found) for query in cleaned]
+            self._log_failure(f"{type(error).__name__}: {error}")
+        return [self._observation(query, answers) for query in cleaned]
 
     def check(self) -> None:
-        """Asks once; raises ValueError if the service does not answer. Web searches cost money."""
+        """Sends a test query; raises ValueError if the service does not answer.
+
+        Not for web searches: a query costs money.
+        """
         try:
             self._api.ask(self._client, self._url, ["check"], 1)
         except HttpFailure as failure:
             raise ValueError(
-                f"tools.search.url={self._url!r}: no {self._about[0]} service answers ({failure}); "
+                f"tools.search.url={self._url!r}: no {self._kind} service answers ({failure}); "
                 "start it, or mend the address"
             ) from None
 
@@ -100,52 +93,48 @@ class HttpSearch:
         if self._cache:
             self._cache.close()
 
-    def _observation(self, query: str, found: dict[str, list[Passage] | Failed]) -> Observation:
+    def _observation(
+        self, query: str, answers: dict[str, list[Passage] | Observation]
+    ) -> Observation:
         if not query:
             return Observation("error: empty query", "empty")
-        answer = found.get(query, Failed("error", "error: search failed"))
-        if isinstance(answer, Failed):
-            return Observation(answer.text, answer.outcome)
+        answer = answers.get(query, Observation("error: search failed", "error"))
+        if isinstance(answer, Observation):
+            return answer
         if not answer:
             return Observation("nothing found", "empty")
         return Observation(render_passages(answer, self._fits), "ok")
 
-    def _ask(self, group: Sequence[str]) -> Sequence[list[Passage] | Failed]:
-        """Passages of each query of one request."""
+    def _ask(self, group: Sequence[str]) -> Sequence[list[Passage] | Observation]:
+        """Passages, or the observation of a failure, for each query of one request."""
         if not self._rate.wait(self._deadline_s):
-            self._tell("tools.search.per_second leaves no room within tools.search.deadline_s")
-            return [Failed("timeout", "error: search timed out")] * len(group)
+            self._log_failure(
+                "tools.search.per_second leaves no room within tools.search.deadline_s"
+            )
+            return [TIMED_OUT] * len(group)
         try:
             answers = self._api.ask(self._client, self._url, group, self._passages)
         except HttpFailure as failure:
-            self._tell(str(failure))
-            if failure.kind == "timeout":
-                return [Failed("timeout", "error: search timed out")] * len(group)
+            self._log_failure(str(failure))
             status = f", status {failure.status}" if failure.status else ""
-            return [Failed("error", f"error: search failed ({failure.kind}{status})")] * len(group)
+            text = f"error: search failed ({failure.kind}{status})"
+            timed_out = failure.kind == "timeout"
+            return [TIMED_OUT if timed_out else Observation(text, "error")] * len(group)
         for query, passages in zip(group, answers, strict=True):
             if self._cache and passages:
                 self._cache.put(self._cache_key(query), json.dumps(passages))
         return answers
 
-    def _recall(self, query: str) -> list[Passage] | None:
+    def _cached(self, query: str) -> list[Passage] | None:
         text = self._cache.get(self._cache_key(query)) if self._cache else None
         return None if text is None else [Passage(*passage) for passage in json.loads(text)]
 
     def _cache_key(self, query: str) -> str:
-        return cache_key(*self._about, query)
-
-    def _tell(self, text: str) -> None:
-        """Logs the first failure and then ever fewer: a training run makes thousands of calls."""
-        with self._lock:
-            self._failures += 1
-            count = self._failures
-        if str(count).strip("0") == "1":
-            _log.warning("search failed (number %d): %s", count, text)
+        return cache_key(self._kind, self._url, self._passages, query)
 
 
 class RateLimit:
-    """Spaces calls evenly over all threads; 0 calls a second is no limit."""
+    """Spaces the calls of all threads evenly; `per_second` 0 is no limit."""
 
     def __init__(self, per_second: float) -> None:
         self._pause_s = 1 / per_second if per_second else 0.0
@@ -153,7 +142,7 @@ class RateLimit:
         self._next = 0.0
 
     def wait(self, at_most_s: float) -> bool:
-        """Sleeps until this call's turn; False, at once, if that is later than `at_most_s`."""
+        """Sleeps until this call's turn; returns False at once if that takes over `at_most_s`."""
         with self._lock:
             now = time.monotonic()
             turn = max(self._next, now)
@@ -181,5 +170,4 @@ def _key(settings: SearchSettings, *, needed: bool) -> str:
 
 
 def _clean(query: str) -> str:
-    text = query[: 4 * MAX_QUERY_CHARS].encode("utf-8", "replace").decode("utf-8")
-    return " ".join(text.split())[:MAX_QUERY_CHARS]
+    return clean_query(query[: 4 * MAX_QUERY_CHARS])[:MAX_QUERY_CHARS]

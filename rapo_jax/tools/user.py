@@ -1,22 +1,21 @@
-"""Own tools: functions of a user, text in, text out, as tools of the agent (tools.user_tools)."""
+"""User tools: a user's functions, text in, text out, as tools of the agent (tools.user_tools)."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import queue
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rapo_jax.io.user_code import load_function
 from rapo_jax.text.protocol import CALLS, TAG_NAMES
+from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
 
 MAX_THREADS = 64
-"""Calls of one tool at a time, those that hang included."""
+"""Calls of one tool at a time, including those that hang."""
 MAX_ERROR_CHARS = 200
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {
@@ -27,7 +26,8 @@ _TAKEN = {
 _QUOTED_PATH = re.compile(r"""(['"])~?/(?:[^'"/]+/)+([^'"/]*)\1""")
 _BARE_PATH = re.compile(r"""(?<![\w/])~?/(?:[^\s'"/]+/)+([^\s'"/]*)""")
 
-_log = logging.getLogger(__name__)
+Answers = queue.SimpleQueue[tuple[int, Observation]]
+"""(place of the call in its batch, its observation), in the order in which calls end."""
 
 
 def load_user_tools(
@@ -40,31 +40,31 @@ def load_user_tools(
     """
     tools: dict[str, UserTool] = {}
     for pair in named:
-        told = f"tools.user_tools={tuple(pair)!r}"
+        where = f"tools.user_tools={tuple(pair)!r}"
         if len(pair) != 2:
-            raise ValueError(f"{told}: write pairs, (('calculator', 'my_tools:calculate'),)")
+            raise ValueError(f"{where}: write pairs, (('calculator', 'my_tools:calculate'),)")
         name, path = pair
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{told}: {name!r} cannot be a tag; write small letters, as 'calculator'"
+                f"{where}: {name!r} cannot be a tag; write small letters, as 'calculator'"
             )
         if name in _TAKEN:
-            raise ValueError(f"{told}: {_TAKEN[name]}; choose another name")
+            raise ValueError(f"{where}: {_TAKEN[name]}; choose another name")
         if name in tools:
-            raise ValueError(f"{told}: there are two tools {name!r}; give each its own name")
+            raise ValueError(f"{where}: there are two tools {name!r}; rename one")
         function = load_function(path, key=f"tools.user_tools.{name}", takes=("text",))
         tools[name] = UserTool(name, function, timeout_s=timeout_s, output_chars=output_chars)
     return tools
 
 
 class UserTool:
-    """A Tool over a function of text that gives text back.
+    """A Tool over a function that maps a text to a text.
 
     The function is trusted code: it runs in the trainer's process, in several threads at once, and
     nothing confines it (it must not use jax, which waits for the rollout that waits for the tool).
-    What it raises is an observation with the outcome error, and is logged with its traceback. After
-    `timeout_s` its call is a timeout; no thread can be ended from outside, so the call keeps its
-    own, and where MAX_THREADS hang, further calls are timeouts too.
+    An exception is an observation with the outcome error, and is logged with its traceback. After
+    `timeout_s` a call is a timeout; its thread cannot be ended from outside, so it stays occupied,
+    and once MAX_THREADS hang, further calls are timeouts too.
     """
 
     def __init__(
@@ -78,23 +78,22 @@ class UserTool:
         self._name, self._function = name, function
         self._timeout_s, self._output_chars = timeout_s, output_chars
         self._slots = threading.Semaphore(MAX_THREADS)
-        self._lock = threading.Lock()
-        self._failures = 0
+        self._log_failure = FailureLog(f"tools.user_tools.{name}")
 
     @property
-    def about(self) -> str:
-        """The first line of the function's docstring, '' without one: what an agent is told."""
+    def purpose(self) -> str:
+        """The first line of the function's docstring, for the system prompt; '' without one."""
         text = inspect.getdoc(self._function) if inspect.isroutine(self._function) else None
         return (text or "").strip().partition("\n")[0]
 
     def __call__(self, calls: list[str]) -> list[Observation]:
-        found = [Observation(f"error: {self._name} timed out", "timeout")] * len(calls)
-        answers: queue.SimpleQueue[tuple[int, Observation]] = queue.SimpleQueue()
+        observations = [Observation(f"error: {self._name} timed out", "timeout")] * len(calls)
+        answers: Answers = queue.SimpleQueue()
         deadlines: dict[int, float] = {}  # of calls that run, the earliest first
-        patience_s = self._timeout_s
+        wait_s = self._timeout_s
         for i, text in enumerate(calls):
-            if not self._slots.acquire(timeout=patience_s):
-                patience_s = 0.0  # others have waited along
+            if not self._slots.acquire(timeout=wait_s):
+                wait_s = 0.0  # the calls behind it have waited as long
                 continue
             deadlines[i] = time.monotonic() + self._timeout_s
             self._start(i, text, answers)
@@ -106,22 +105,22 @@ class UserTool:
                 del deadlines[first]
                 continue
             if deadlines.pop(i, None) is not None:
-                found[i] = observation
-        late = sum(observation.outcome == "timeout" for observation in found)
+                observations[i] = observation
+        late = sum(observation.outcome == "timeout" for observation in observations)
         if late:
-            self._tell(f"{late} calls took longer than tools.timeout_s={self._timeout_s:g}")
-        return found
+            self._log_failure(f"{late} calls took longer than tools.timeout_s={self._timeout_s:g}")
+        return observations
 
-    def _start(self, i: int, text: str, answers: queue.SimpleQueue[Any]) -> None:
-        name = f"own_tool_{self._name}"
+    def _start(self, i: int, text: str, answers: Answers) -> None:
+        name = f"user_tool_{self._name}"
         thread = threading.Thread(target=self._run, args=(i, text, answers), name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # the machine has no more
+        except RuntimeError as error:  # the machine has no more threads
             self._slots.release()
             answers.put((i, self._failed(error)))
 
-    def _run(self, i: int, text: str, answers: queue.SimpleQueue[Any]) -> None:
+    def _run(self, i: int, text: str, answers: Answers) -> None:
         try:
             observation = self._observation(self._function(text))
         except BaseException as error:  # SystemExit too: a tool never raises, see Tool
@@ -139,29 +138,15 @@ class UserTool:
 
     def _failed(self, error: BaseException) -> Observation:
         text = _short(error)
-        self._tell(text, error)
+        self._log_failure(text, error)
         return Observation(f"error: {text}", "error")
-
-    def _tell(self, text: str, error: BaseException | None = None) -> None:
-        """Logs the first failure and then ever fewer: a training run makes thousands of calls."""
-        with self._lock:
-            self._failures += 1
-            count = self._failures
-        if str(count).strip("0") == "1":
-            _log.warning(
-                "tools.user_tools.%s failed (number %d): %s",
-                self._name,
-                count,
-                text,
-                exc_info=error,
-            )
 
 
 def _short(error: BaseException) -> str:
     """An error for the model: one short line, without the folders of this machine."""
     try:
         text = f"{type(error).__name__}: {error}".rstrip(": ")
-    except Exception:  # of its own __str__
+    except Exception:  # its __str__ may raise
         text = type(error).__name__
     text = " ".join(text[: 4 * MAX_ERROR_CHARS].split())
     text = _BARE_PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", text))

@@ -23,8 +23,9 @@ from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
 from rapo_jax.tasks.user import Score
 from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
-from rapo_jax.tools import UserTool, close_tools, load_user_tools, make_tools
+from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
+from rapo_jax.tools.user import UserTool, load_user_tools
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import device_encoder
 from rapo_jax.train.metrics import Metrics, NoMetrics
@@ -210,7 +211,7 @@ def _task_parameters(settings: Settings) -> dict[str, Any]:
 def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
     """prompt.system, or the task's own, which cannot know own tools: they are told after it."""
     user_tools = {name: tools[name] for name in user_tool_names(tools)}
-    told = {name: tool.about for name, tool in user_tools.items() if isinstance(tool, UserTool)}
+    told = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}
     return settings.prompt.system or with_tools(task.system_prompt, told)
 
 

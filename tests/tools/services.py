@@ -1,14 +1,14 @@
-"""Search services as a test's loopback server plays them, and the tool that asks them."""
+"""Search services that a test's loopback server imitates, and the tool that calls them."""
 
 from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
 from rapo_jax.config import SearchSettings
-from rapo_jax.tools import HttpSearch
+from rapo_jax.tools.search_client import HttpSearch
 
 NO_KEY = "HOME"
-"""A variable that is always set stands for one that holds a key."""
+"""A variable that is always set, used as one that holds a key."""
 
 
 def search(kind, url, *, passages=2, fits=lambda text: True, **changes):
@@ -26,7 +26,7 @@ def search(kind, url, *, passages=2, fits=lambda text: True, **changes):
 
 
 def retrieval(handler, body):
-    """A retrieval server that finds each query's own words."""
+    """A retrieval server whose hits repeat the query."""
     hits = [
         [
             {"document": {"id": str(i), "contents": f'"{q}"\ntext {i}'}, "score": 1 - i}
@@ -38,7 +38,7 @@ def retrieval(handler, body):
 
 
 def query_of(handler, body):
-    """The query of a web search, wherever its service wants it."""
+    """The query of a web search, from the body or the address."""
     return body["q"] if body else parse_qs(urlsplit(handler.path).query)["q"][0]
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.tools import Observation, local_search
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.search import local_search
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DOCUMENTS = ["apple pie", "banana split", "cherry cake", "banana split", "zzz"]
@@ -28,7 +29,7 @@ def test_the_nearest_passages_come_first_and_ties_in_document_order():
     assert search(["a pie"])[0].text == " ; ".join(DOCUMENTS[i] for i in best)
 
 
-def test_documents_that_all_tie_come_in_their_order():
+def test_documents_that_all_tie_keep_their_order():
     numbered = [f"{i} a" for i in range(50)]
     search = local_search(numbered, encode_letters, passages=3)
     assert search(["a"])[0].text == "0 a ; 1 a ; 2 a"
@@ -44,7 +45,7 @@ def test_an_empty_query_is_an_error_observation():
     assert search(["", " \n", "apple"])[:2] == [Observation("error: empty query", "empty")] * 2
 
 
-def test_a_known_query_is_not_encoded_again_and_one_batch_encodes_each_query_once():
+def test_a_repeated_query_is_not_encoded_again_in_its_batch_or_later():
     seen: list[str] = []
 
     def encode(texts):
@@ -73,7 +74,7 @@ def test_an_encoder_that_fails_is_an_observation():
 
 
 @given(st.lists(st.text(max_size=8), max_size=5))
-def test_any_queries_are_answered_in_order_whatever_batch_they_stand_in(queries):
+def test_any_queries_are_answered_in_order_whatever_their_batch(queries):
     together = local_search(DOCUMENTS, encode_letters, passages=2)(queries)
     alone = local_search(DOCUMENTS, encode_letters, passages=2)
     assert together == [alone([query])[0] for query in queries]

@@ -1,4 +1,4 @@
-"""The shape of each search service: what it is asked, and whatever it may answer."""
+"""Requests to each search service, and responses of any shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rapo_jax.tools import Observation
+from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search_apis import APIS
 from tests.tools.services import NO_KEY, SHAPES, retrieval, search, web
 
@@ -30,7 +30,7 @@ def test_a_retrieval_server_is_asked_in_search_r1s_format_once_for_all_queries(s
     assert search("retrieval", f"{url}/retrieve")(["c"]) == [found[1]]
 
 
-def test_documents_without_scores_or_with_fields_of_their_own_are_understood(serve):
+def test_documents_without_scores_or_with_separate_fields_are_read(serve):
     hits = [{"id": "1", "contents": "plain"}, {"document": {"title": "T", "text": "fields"}}]
     url = serve(lambda handler, body: (200, {"result": [hits]}))
     assert search("retrieval", url)(["q"])[0].text == "[1] plain\n[2] T: fields"
@@ -49,7 +49,7 @@ def test_a_web_search_gives_its_first_results(serve, kind):
     ("kind", "header"),
     [("bing", "Ocp-Apim-Subscription-Key"), ("serper", "X-API-KEY"), ("searxng", "Authorization")],
 )
-def test_the_key_goes_where_the_service_wants_it(serve, kind, header):
+def test_the_key_is_sent_in_the_header_of_the_service(serve, kind, header):
     seen = []
 
     def answer(handler, body):
@@ -82,7 +82,7 @@ def test_an_answer_of_another_shape_is_an_error_observation(serve, kind, answer)
 
 
 @pytest.mark.parametrize("kind", APIS)
-def test_items_of_another_type_are_passed_over(serve, kind):
+def test_items_of_another_type_are_skipped(serve, kind):
     junk = [None, 3, "x", [], {}, {"document": 3}, {"contents": 3, "snippet": 3, "content": []}]
     good = [{"contents": "good", "snippet": "good", "content": "good", "title": 3, "name": []}]
     items = junk + good
@@ -92,7 +92,7 @@ def test_items_of_another_type_are_passed_over(serve, kind):
 
 
 @pytest.mark.parametrize("kind", APIS)
-def test_nothing_found_is_said(serve, kind):
+def test_no_hits_are_an_empty_observation(serve, kind):
     value = {"result": [[]], "organic": [], "results": []}
     assert search(kind, serve(lambda handler, body: (200, value)))(["q"]) == [EMPTY]
 

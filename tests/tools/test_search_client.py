@@ -9,12 +9,13 @@ import time
 import pytest
 
 from rapo_jax.config import SearchSettings
-from rapo_jax.tools import Observation, make_tools
+from rapo_jax.tools import make_tools
+from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search_client import RateLimit
 from tests.tools.services import NO_KEY, SHAPES, query_of, retrieval, search, web
 
 
-def test_a_slow_service_is_a_time_out_and_spoils_no_other_query(serve):
+def test_a_slow_service_is_a_time_out_for_its_query_alone(serve):
     def answer(handler, body):
         if query_of(handler, body) == "slow":
             time.sleep(2)
@@ -34,7 +35,7 @@ def test_a_busy_service_is_asked_again(serve):
     assert search("bing", serve(answer))(["q"])[0].outcome == "ok"
 
 
-def test_what_was_found_is_kept_on_disk_and_failures_are_not(serve, tmp_path):
+def test_hits_are_cached_on_disk_and_failures_are_not(serve, tmp_path):
     asked = []
 
     def answer(handler, body):
@@ -90,7 +91,7 @@ def test_after_closing_a_search_is_an_error_observation(serve):
     assert tool(["q"]) == [Observation("error: search failed", "error")]
 
 
-def test_the_log_tells_the_failure_without_the_key_and_ever_more_rarely(serve, caplog):
+def test_failures_are_logged_without_the_key_and_ever_more_rarely(serve, caplog):
     key = os.environ[NO_KEY]
     tool = search("serper", serve(lambda handler, body: (401, f"bad key {key}")))
     for i in range(12):
@@ -117,7 +118,7 @@ def test_a_service_that_is_set_up_wrongly_is_refused(kind, changes, message):
         search(kind, **({"url": "http://127.0.0.1:9"} | changes))
 
 
-def test_a_missing_retrieval_server_is_told_before_training(serve):
+def test_a_missing_retrieval_server_is_refused_before_training(serve):
     def tools(url):
         settings = SearchSettings("retrieval", url, "", "", "", 5.0, 0.0, 1)
         return make_tools(

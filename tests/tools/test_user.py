@@ -1,4 +1,4 @@
-"""Own tools: text in, text out; whatever the function does, there is an observation."""
+"""User tools: text in, text out; whatever the function does, there is an observation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from rapo_jax.tools import UserTool, load_user_tools, make_tools
-from rapo_jax.tools.user import MAX_ERROR_CHARS, MAX_THREADS
+from rapo_jax.tools import make_tools
+from rapo_jax.tools.user import MAX_ERROR_CHARS, MAX_THREADS, UserTool, load_user_tools
 from tests import user_code
 
 
@@ -44,7 +44,7 @@ def test_an_exception_is_an_error_of_one_short_line_without_folders_of_the_machi
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit("x")])
-def test_what_would_end_a_process_is_an_error_too(error):
+def test_an_exception_that_would_end_a_process_is_an_error_too(error):
     def fail(text):
         raise error
 
@@ -52,7 +52,7 @@ def test_what_would_end_a_process_is_an_error_too(error):
     assert found.outcome == "error" and found.text.startswith(f"error: {type(error).__name__}")
 
 
-def test_an_error_that_cannot_even_say_what_it_is_is_told_by_its_type():
+def test_an_error_whose_text_cannot_be_made_is_named_by_its_type():
     class Shy(Exception):
         def __str__(self):
             raise RuntimeError
@@ -72,10 +72,10 @@ def test_a_long_error_is_cut():
 
 
 @pytest.mark.parametrize("given", [None, 3, b"bytes", ["a"]])
-def test_a_function_that_gives_back_no_text_is_an_error_that_says_so(given):
+def test_a_function_that_returns_no_text_is_an_error_that_names_the_type(given):
     (found,) = tool(lambda text: given)(["x"])
-    told = f"error: TypeError: mine gave back no text but {type(given).__name__}"
-    assert found == (told, "error")
+    message = f"error: TypeError: mine gave back no text but {type(given).__name__}"
+    assert found == (message, "error")
 
 
 def test_long_output_is_cut_and_half_characters_are_replaced():
@@ -83,7 +83,7 @@ def test_long_output_is_cut_and_half_characters_are_replaced():
     assert tool(lambda text: "a\ud800b")(["x"]) == [("a?b", "ok")]
 
 
-def test_a_call_that_hangs_is_a_timeout_and_holds_up_no_other():
+def test_a_call_that_hangs_is_a_timeout_and_delays_no_other():
     free = threading.Event()
 
     def hang(text):
@@ -116,9 +116,9 @@ def test_where_all_threads_hang_calls_time_out_until_they_end():
     assert any(mine(["a"]) == [("a", "ok")] for _ in range(600))  # slots are free a moment later
 
 
-def test_what_an_agent_is_told_is_the_first_line_of_the_docstring():
-    assert tool(user_code.shout).about == "Says it louder."
-    assert tool(user_code.broken).about == ""
+def test_the_purpose_of_a_tool_is_the_first_line_of_its_docstring():
+    assert tool(user_code.shout).purpose == "Says it louder."
+    assert tool(user_code.broken).purpose == ""
 
 
 def make(*named):
@@ -168,17 +168,17 @@ def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
         ),
     ],
 )
-def test_a_pair_that_cannot_work_is_refused(pair, message):
+def test_a_bad_pair_of_name_and_path_is_refused(pair, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(("shout", "tests.user_code:shout"), pair)
 
 
 def test_two_tools_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="there are two tools 'loud'; give each its own name"):
+    with pytest.raises(ValueError, match="there are two tools 'loud'; rename one"):
         make(("loud", "tests.user_code:shout"), ("loud", "tests.user_code:broken"))
 
 
-def test_an_own_search_and_python_take_the_place_of_the_built_in_ones_which_are_not_made():
+def test_user_tools_named_search_and_python_replace_the_built_in_ones():
     user_tools = make(*((name, "tests.user_code:shout") for name in ("python", "loud", "search")))
     tools = make_tools(
         documents=[],  # a local search would refuse them

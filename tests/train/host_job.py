@@ -15,7 +15,7 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.stages.job import open_workdir
 from rapo_jax.stages.table import RUNNERS, open_stages
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.tools import Observation
+from rapo_jax.tools.observation import Observation
 from rapo_jax.train import distributed
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.tapes import segments

@@ -15,7 +15,7 @@ from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_result
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.tools import load_user_tools
+from rapo_jax.tools.user import load_user_tools
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import RlStage

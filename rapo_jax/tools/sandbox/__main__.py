@@ -1,10 +1,10 @@
-"""Runs a program of standard input as an agent's Python tool would, and prints the observation.
+"""Runs a program from standard input in the agent's Python tool, and prints the observation.
 
     echo 'print(37 * 2)' | python -m rapo_jax.tools.sandbox
 
-The flags are the keys config.tools.*, with their defaults. Whatever the
-program does, the exit status is 0; it is 2 where the tool itself cannot start. What the tool has
-to say beside the observation, such as a layer of confinement missing here, goes to standard error.
+The flags are the keys config.tools.*, with their defaults. The exit status is 0 whatever the program
+does, and 2 if the tool cannot start. The outcome and the missing layers of confinement are printed
+to standard error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name in ("timeout_s", "memory_mb", "output_chars"):
         key = KEYS[f"tools.{name}"]
-        about = f"{key.meaning}, in {key.unit}; default {key.value}"
-        parser.add_argument(f"--{name}", type=type(key.value), default=key.value, help=about)
+        text = f"{key.meaning}, in {key.unit}; default {key.value}"
+        parser.add_argument(f"--{name}", type=type(key.value), default=key.value, help=text)
     require = KEYS["tools.python.require"]
     parser.add_argument(
         "--require",

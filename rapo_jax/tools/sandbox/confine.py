@@ -1,7 +1,7 @@
-"""What the kernel grants to confine a program: namespaces, a file system, and the rest.
+"""Confines a program: namespaces, a root file system of its own, limits, Landlock and seccomp.
 
-Only the standard library: `worker.py` runs it in a bare interpreter. A layer that this
-machine refuses is named in `missing`; the names are those of `rapo_jax.config.SANDBOX_LAYERS`.
+Only the standard library: `worker.py` runs it in a bare interpreter. A layer that this machine
+refuses is named in `missing`; the names are those of `rapo_jax.config.SANDBOX_LAYERS`.
 """
 
 import contextlib
@@ -29,31 +29,31 @@ NEW_USER = 0x10000000
 BIND, PRIVATE, REC, NO_SUID_DEV_EXEC, DETACH = 0x1000, 0x40000, 0x4000, 2 | 4 | 8, 2
 SCRATCH = "size=16m,nr_inodes=1k,mode=777"
 PACKAGES = "/packages"
-"""Where a program finds numpy and its kind, whatever place they have on the machine."""
+"""The folder of numpy and other packages inside the sandbox."""
 LIMITS = {"FSIZE": 1 << 20, "CORE": 0, "NOFILE": 32, "NPROC": 1}
 """A file of 1 MiB, and one process of one thread."""
 EMPTYING_S = 0.5
 ABANDONED = 3
-"""How a worker ends whose pool went without a word: killed, it removes no folder itself."""
+"""Exit status of a worker whose pool was killed: its folder must be removed for the pool."""
 MOUNT_SETATTR, SET_DUMPABLE, SET_DEATH_SIGNAL = 442, 4, 1
 
 
 def libraries() -> list[str]:
     """Folders that the interpreter needs: its library, and shared objects of the system."""
     standard = sysconfig.get_path("stdlib")
-    own, name = os.path.dirname(standard), sysconfig.get_config_var("MULTIARCH") or ""
+    prefix, name = os.path.dirname(standard), sysconfig.get_config_var("MULTIARCH") or ""
     system = ["/lib64", "/usr/lib64"]
     for path in ("/lib", "/usr/lib"):
-        narrow = os.path.join(path, name)  # Debian's; elsewhere they lie in the folder itself
+        narrow = os.path.join(path, name)  # Debian's; elsewhere they are in the folder itself
         system.append(narrow if name and os.path.isdir(narrow) else path)
-    # An environment such as conda's brings its shared objects along, beside the library.
-    own_prefix = not own.startswith(("/usr/", "/lib"))
-    folders = [*map(os.path.realpath, system), own if own_prefix else standard]
+    # An environment such as conda's has its shared objects beside the library.
+    in_system = prefix.startswith(("/usr/", "/lib"))
+    folders = [*map(os.path.realpath, system), standard if in_system else prefix]
     return [path for path in dict.fromkeys(folders) if os.path.isdir(path)]
 
 
 def free_user_id() -> int | None:
-    """A user id for this worker alone; None where there is none to take, as in some containers."""
+    """A user id for this worker alone; None if there is none, as in some containers."""
     try:
         with open("/proc/self/uid_map") as file:
             ranges = [tuple(map(int, line.split())) for line in file]
@@ -66,7 +66,7 @@ def free_user_id() -> int | None:
 
 
 class Confinement:
-    """Namespaces of a worker for its whole life, and what each of its children gives up."""
+    """Namespaces of a worker for its whole life, and the confinement of each of its children."""
 
     def __init__(self, folder: str, cpu_s: float, filter_code: bytes, packages: list[str]):
         self.folder, self.cpu_s, self.filter_code = folder, cpu_s, filter_code
@@ -76,7 +76,7 @@ class Confinement:
         self.unshared: set[str] = set()
         self.scratch_state: tuple = ()
         self.rules = -1
-        # As root each worker takes a user id of its own, so that process limits are its own too.
+        # As root each worker takes a separate user id, so that process limits are separate too.
         self.uid = free_user_id() if os.geteuid() == 0 else None
         self.enter_namespaces()
         self.size_file = self.open_size_file()
@@ -84,7 +84,7 @@ class Confinement:
             self.missing.append("filesystem")
         else:
             self.attempt("filesystem", lambda: self.change_root(packages))
-        self.own_scratch()
+        self.give_scratch_to_user()
         # A child must not read or trace this process.
         self.attempt("dumpable", lambda: self.kernel.prctl(SET_DUMPABLE, 0, 0, 0, 0))
 
@@ -100,13 +100,13 @@ class Confinement:
         try:
             self.kernel.unshare(NEW_NS["mount"])
         except (OSError, AttributeError):
-            self.enter_user_namespace()  # not privileged: only inside one of its own
+            self.enter_user_namespace()  # without privileges only inside a user namespace
         for name, flag in NEW_NS.items():
             if self.attempt(name, lambda flag=flag: self.kernel.unshare(flag)):
                 self.unshared.add(name)
         if "pid" in self.unshared and (first := os.fork()):
             os.close(0)
-            _, status = os.waitpid(first, 0)  # the socket now belongs to that process
+            _, status = os.waitpid(first, 0)  # that process uses the socket now
             if os.waitstatus_to_exitcode(status) == ABANDONED:
                 self.remove_folder()
             os._exit(0)
@@ -141,8 +141,8 @@ class Confinement:
         except OSError:
             return None
 
-    def own_size(self) -> int:
-        """Bytes of address space of this process; 0 if the kernel does not say."""
+    def process_size(self) -> int:
+        """Bytes of address space of this process; 0 if they are unknown."""
         if self.size_file is None:
             return 0
         return int(os.pread(self.size_file, 64, 0).split()[0]) * resource.getpagesize()
@@ -157,7 +157,7 @@ class Confinement:
         places = [(path, self.folder + path) for path in libraries()]
         beside = f"{self.folder}{PACKAGES}/"
         for path, place in places + [(path, beside + os.path.basename(path)) for path in packages]:
-            if not os.path.isdir(place):  # else it is there already, in another one
+            if not os.path.isdir(place):  # else it is inside another one
                 os.makedirs(place)
                 mount(path, place, None, BIND, None)
         others = os.path.join(sysconfig.get_path("stdlib"), "site-packages")
@@ -168,7 +168,7 @@ class Confinement:
         os.chdir("/")
         self.folder = "/tmp"
         flags = (ctypes.c_uint64 * 4)(1 | 2 | 4, 0, 0, 0)  # read-only, no setuid, no devices
-        everywhere = (MOUNT_SETATTR, -100, "/", 0x8000, flags, 32)  # "/" and all that is below it
+        everywhere = (MOUNT_SETATTR, -100, "/", 0x8000, flags, 32)  # "/" and all below it
         self.attempt("read_only", lambda: self.kernel.syscall(*everywhere))
         self.mount_scratch()
 
@@ -177,11 +177,11 @@ class Confinement:
         self.scratch_state = self.state_of_scratch()
 
     def state_of_scratch(self):
-        seen = os.stat("/tmp")
-        return seen.st_ctime_ns, seen.st_size, seen.st_nlink, seen.st_mode
+        stat = os.stat("/tmp")
+        return stat.st_ctime_ns, stat.st_size, stat.st_nlink, stat.st_mode
 
     def empty_scratch(self):
-        """A new scratch folder, unless nothing touched it; its names are never looked at."""
+        """Replaces the scratch folder if it was changed; its names are never read."""
         if self.folder == "/tmp":
             if self.state_of_scratch() != self.scratch_state:
                 self.kernel.umount2("/tmp", DETACH)
@@ -195,12 +195,12 @@ class Confinement:
                 (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
                 if time.monotonic() > deadline:
                     raise OSError("too many to remove now")
-        except OSError:  # the pool removes what stays when it is closed
+        except OSError:  # the pool removes the rest when it is closed
             self.folder = tempfile.mkdtemp(dir=os.path.dirname(self.folder))
-            self.own_scratch()
+            self.give_scratch_to_user()
             self.forget_rules()
 
-    def own_scratch(self):
+    def give_scratch_to_user(self):
         if self.folder != "/tmp" and self.uid is not None:
             os.chown(self.folder, self.uid, self.uid)
 
@@ -214,18 +214,18 @@ class Confinement:
             self.rules = -1
 
     def prepare(self):
-        """Landlock's rules, which name the present scratch folder; once, not for each child."""
+        """Makes Landlock's rules for the present scratch folder; once, not for each child."""
         if self.rules < 0 and "landlock" not in self.missing:
             self.attempt("landlock", self.write_rules)
 
     def confine(self):
-        """Gives up in the child what it could harm with; missing layers are appended."""
+        """Confines the child that calls it; layers that fail are appended to `missing`."""
         limits = LIMITS | {"CPU": math.ceil(self.cpu_s) + 1, "AS": self.memory_bytes}
         for name, value in limits.items():
             kind = getattr(resource, f"RLIMIT_{name}")
             self.attempt(name, lambda k=kind, v=value: limit(k, v))
         if not self.filter_code and "ipc" in self.unshared:
-            # Without a filter that forbids shared memory, what a child left there must be gone.
+            # Without a filter that forbids shared memory, a child's must end with it.
             self.attempt("ipc", lambda: self.kernel.unshare(NEW_NS["ipc"]))
         if self.uid is not None:
             self.attempt("user", self.become_nobody)

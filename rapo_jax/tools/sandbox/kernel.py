@@ -1,7 +1,7 @@
 """System calls that confine a process for good: limits, capabilities, Landlock, seccomp.
 
-Only the standard library: `worker.py` runs it in a bare interpreter. A refusal of the
-kernel is an OSError.
+Only the standard library: `worker.py` runs it in a bare interpreter. Where the kernel refuses, a
+call raises OSError.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ CAPABILITIES, NONE_OF_THEM = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uin
 
 
 class Kernel:
-    """System calls that Python 3.11 lacks; a refusal raises OSError."""
+    """System calls that Python 3.11 lacks, as methods."""
 
     def __init__(self):
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ class FilterProgram(ctypes.Structure):
 
 
 def limit(kind: int, value: int) -> None:
-    """Sets a limit of this process, or keeps a stricter one."""
+    """Sets a limit of this process, unless a stricter one is set."""
     ceiling = resource.getrlimit(kind)[1]
     if ceiling != resource.RLIM_INFINITY:
         value = min(value, ceiling)
@@ -56,10 +56,10 @@ def forbid_new_privileges(kernel: Kernel) -> None:
 
 
 def landlock_rules(kernel: Kernel, readable: list[str], writable: str) -> int:
-    """Rules, as a descriptor: reads and writes below these folders only, no TCP, no signals.
+    """A descriptor of rules: reads and writes below these folders only, no TCP, no signals.
 
-    What an older kernel cannot forbid is left out; file rules need Linux 5.13, TCP 6.7, signals
-    to others 6.12.
+    Rules that an older kernel lacks are left out; those for files need Linux 5.13, for TCP 6.7, for
+    signals to other processes 6.12.
     """
     if sys.platform != "linux":
         raise OSError("these numbers are Linux's")
@@ -81,7 +81,7 @@ def enter_landlock(kernel: Kernel, rules: int) -> None:
 
 
 def enter_filter(kernel: Kernel, code: bytes) -> None:
-    """Only the system calls that a filter of `python_filter.py` lets through. b'' is refused."""
+    """Allows only the system calls of a filter of `syscall_filter.py`. b'' is a ValueError."""
     if not code:
         raise ValueError("no filter was made")
     program = FilterProgram(len(code) // 8, code)

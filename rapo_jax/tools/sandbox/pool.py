@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rapo_jax.config import SANDBOX_LAYERS
 from rapo_jax.tools.observation import Observation
@@ -26,14 +26,14 @@ from rapo_jax.tools.sandbox.syscall_filter import filter_code
 
 WORKER = Path(__file__).with_name("worker.py")
 GRACE_S = 10.0
-"""A worker that has not answered this long is taken for dead."""
+"""A worker that does not answer for this long is treated as dead."""
 PACKAGES = ("numpy", "sympy", "mpmath")
-"""What a program may import beside the standard library, where it is installed."""
+"""Packages that a program may import, if they are installed, beside the standard library."""
 ENDS = ("ok", "error", "timeout", "crashed")
-"""What a worker says of its child, by the first letter."""
+"""How a worker's child ended; the worker sends the first letter."""
 GOODBYE = b"bye"
-"""What `worker.py` hears when its pool lets it go; without it the pool was killed."""
-CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux has it
+"""Sent to `worker.py` when the pool closes; without it the pool was killed."""
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # on Linux only
 WANTS_PACKAGES = re.compile(r"\b(?:numpy|sympy|mpmath)\b")
 
 
@@ -47,9 +47,9 @@ def python_tool(
 ) -> PythonTool:
     """A tool that runs programs: at most `timeout_s` seconds, `memory_mb` MiB, `output_chars`.
 
-    A program's observation is what it printed and the value of its last expression; an exception
-    adds a short traceback, and the outcome says how the program ended. Raises ValueError if this
-    machine lacks a layer of confinement named in `require`, see `SANDBOX_LAYERS`.
+    A program's observation is its output and the value of its last expression; an exception adds a
+    short traceback, and the outcome is how the program ended. Raises ValueError if this machine
+    lacks a layer of confinement in `require`, see `SANDBOX_LAYERS`.
     """
     for key, value in (
         ("workers", workers),
@@ -61,8 +61,8 @@ def python_tool(
             raise ValueError(f"tools.{key}={value}: it must be above 0")
     tool = PythonTool(workers, timeout_s=timeout_s, memory_mb=memory_mb, output_chars=output_chars)
     wanted = SANDBOX_LAYERS if "all" in require else require
-    there = set(SANDBOX_LAYERS) - set(tool.missing_layers)
-    lacking = [layer for layer in wanted if layer not in there]
+    present = set(SANDBOX_LAYERS) - set(tool.missing_layers)
+    lacking = [layer for layer in wanted if layer not in present]
     if lacking:
         tool.close()
         raise ValueError(
@@ -73,7 +73,7 @@ def python_tool(
 
 
 def remedy(layers: Sequence[str]) -> str:
-    """What may help where layers are missing."""
+    """Advice for a machine on which layers are missing."""
     if set(layers) == {"seccomp"}:
         return "install the package pyseccomp and the system's libseccomp"
     if set(layers) == {"landlock"}:
@@ -81,10 +81,24 @@ def remedy(layers: Sequence[str]) -> str:
     return "run as root with CAP_SYS_ADMIN, or allow unprivileged user namespaces"
 
 
-class PythonTool:
-    """A Tool; `missing_layers` names the parts of the confinement that this machine refused.
+class _WorkerSettings(NamedTuple):
+    """The settings of `worker.py`, which gets them as JSON with the name of its folder."""
 
-    Programs that name numpy or its kind go to workers of their own that have imported it; those
+    timeout_s: float
+    memory_mb: int
+    output_chars: int
+    filter: str
+    """The seccomp filter in hexadecimal digits."""
+    packages: list[str]
+    """Folders of the packages that a program may import."""
+    warm: list[str]
+    """Packages that are imported before any program runs."""
+
+
+class PythonTool:
+    """A Tool; `missing_layers` names the parts of the confinement that this machine lacks.
+
+    Programs that name a package of PACKAGES run in separate workers that have imported them; those
     start with the first such program.
     """
 
@@ -93,21 +107,17 @@ class PythonTool:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="python_tool_")
         os.chmod(self._folder.name, 0o711)  # a child with another user id passes, but cannot list
-        settings = {
-            "timeout_s": timeout_s,
-            "memory_mb": memory_mb,
-            "output_chars": output_chars,
-            "filter": filter_code().hex(),
-            "packages": package_folders(),
-        }
+        settings = _WorkerSettings(
+            timeout_s, memory_mb, output_chars, filter_code().hex(), package_folders(), warm=[]
+        )
+        with_packages = settings._replace(warm=list(PACKAGES))
         self._free: dict[bool, queue.Queue[_Worker]] = {False: queue.Queue(), True: queue.Queue()}
         self._workers: list[_Worker] = []
-        for rich in (False, True):
-            warm = [name for name in PACKAGES if rich]
+        for has_packages, each in ((False, settings), (True, with_packages)):
             for _ in range(workers):
-                worker = _Worker(self._folder.name, settings | {"warm": warm})
+                worker = _Worker(self._folder.name, each)
                 self._workers.append(worker)
-                self._free[rich].put(worker)
+                self._free[has_packages].put(worker)
         plain = self._workers[:workers]
         for worker in plain:
             worker.start()
@@ -123,16 +133,16 @@ class PythonTool:
         return list(self._threads.map(self._run, calls))
 
     def process_ids(self) -> list[int]:
-        """The living workers' processes: what to look at when one hangs."""
+        """The process ids of the living workers."""
         return [worker.process.pid for worker in self._workers if worker.process is not None]
 
     def close(self) -> None:
-        """Ends every process; a later call finds the tool crashed."""
+        """Ends every process; later calls are crashes."""
         self._closed = True
         self._threads.shutdown()
         for worker in self._workers:
             worker.stop()
-        with contextlib.suppress(OSError, RecursionError):  # whatever a program left there
+        with contextlib.suppress(OSError, RecursionError):  # programs may have left anything there
             self._folder.cleanup()
 
     def _run(self, code: str) -> Observation:
@@ -147,23 +157,22 @@ class PythonTool:
 
 
 class _Worker:
-    """One process of `worker.py`, started again whenever it is found dead."""
+    """One process of `worker.py`, started again after its death."""
 
-    def __init__(self, parent: str, settings: dict[str, Any]) -> None:
+    def __init__(self, parent: str, settings: _WorkerSettings) -> None:
         self._parent = parent
         self._settings = settings
-        self._timeout_s: float = settings["timeout_s"]
-        self._output_chars: int = settings["output_chars"]
+        self._timeout_s, self._output_chars = settings.timeout_s, settings.output_chars
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         folder = tempfile.mkdtemp(dir=self._parent)
         self._socket, theirs = socket.socketpair()
-        # -S -s -P and this environment: nothing of the user's, and sets print in one order.
+        # -S -s and this environment: nothing of the user's, and sets print in one order.
         keep = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
-        settings = json.dumps(self._settings | {"folder": folder})
+        settings = json.dumps(self._settings._asdict() | {"folder": folder})
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-P", str(WORKER), settings],
+            [sys.executable, "-S", "-s", str(WORKER), settings],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"} | keep,
@@ -173,11 +182,11 @@ class _Worker:
         self._socket.settimeout(GRACE_S + self._timeout_s)
 
     def greet(self) -> list[str]:
-        """The worker's first message: the layers it misses. Raises OSError if none comes."""
+        """The worker's first message, its missing layers. Raises OSError if there is none."""
         message = b""
         while not message.endswith(b"\n"):
-            if not (part := self._socket.recv(1)):  # what follows carries descriptors
-                raise OSError("the python tool's worker did not start; what it says stands above")
+            if not (part := self._socket.recv(1)):  # the next message carries descriptors
+                raise OSError("the python tool's worker did not start; its error is above")
             message += part
         return json.loads(message)
 
@@ -187,12 +196,12 @@ class _Worker:
                 self.start()
                 self.greet()
             return self._converse(code.encode("utf-8", "replace"))
-        except (OSError, ValueError):  # dead or mute, a timeout included
+        except (OSError, ValueError):  # dead, or no answer in time
             self.stop()
             return Observation("error: the interpreter died", "crashed")
 
     def _converse(self, program: bytes) -> Observation:
-        """Gives the waiting child its program, reads what it prints, and has it ended."""
+        """Sends the waiting child its program, reads its output, and has the worker end it."""
         _, ends, _, _ = socket.recv_fds(self._socket, 1, 2, CLOSE_ON_EXEC)
         if len(ends) != 2:
             raise ValueError("the worker ended")
@@ -222,7 +231,7 @@ class _Worker:
                 return Observation(text, outcome)
 
     def _read(self, pipe: int, deadline: float) -> tuple[bytearray, str]:
-        """What the program printed until it closed its output, talked too much or ran too long."""
+        """The output until the program closes it, prints too much or runs too long."""
         output = bytearray()
         ready = select.poll()
         ready.register(pipe, select.POLLIN)
@@ -241,7 +250,7 @@ class _Worker:
         with contextlib.suppress(OSError), self._socket:
             self._socket.send(GOODBYE)
         try:
-            self.process.wait(timeout=1)  # the word ends it, and the end of its input
+            self.process.wait(timeout=1)  # GOODBYE ends it, and so does the end of its input
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -250,10 +259,7 @@ class _Worker:
 
 def package_folders() -> list[str]:
     """The folders of PACKAGES here, with the shared objects that wheels put beside them."""
-    found = []
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            beside = f"{folder}.libs"
-            found += [folder] + [beside] * os.path.isdir(beside)
-    return found
+    specs = filter(None, map(importlib.util.find_spec, PACKAGES))
+    folders = [folder for spec in specs for folder in spec.submodule_search_locations or ()]
+    both = [path for folder in folders for path in (folder, f"{folder}.libs")]
+    return list(filter(os.path.isdir, both))

@@ -1,6 +1,6 @@
 """Runs one program as a notebook cell, in the confined child of `worker.py`.
 
-Only the standard library, see there.
+Only the standard library, as in `worker.py`.
 """
 
 import ast
@@ -19,7 +19,7 @@ ANYTHING, EVALUATE, SHOW = BaseException, eval, repr  # a program may change the
 
 
 def run(code: str) -> int:
-    """Runs a program as a notebook cell: prints, then the value of a last expression."""
+    """Runs a program and prints the value of a last expression; returns the exit status."""
     sys.stdin = open(0, closefd=False)
     out = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.stdout = sys.stderr = out
@@ -46,38 +46,38 @@ def run(code: str) -> int:
 
 
 def rehearse() -> None:
-    """What any program needs, done once before it comes: the pages of memory are then there."""
-    random.seed(0)  # the same program says the same each time; a fork seeds it anew
+    """Runs a small program before the real one, so that the pages of memory are there."""
+    random.seed(0)  # the same program prints the same each time; a fork seeds it anew
     names: dict = {}
     exec(compile(ast.Module(ast.parse("x = 1 + 1", NAME).body, []), NAME, "exec"), names)
     eval(compile(ast.parse("repr(x)", NAME, "eval"), NAME, "eval"), names)
 
 
 def explain(error: BaseException, code: str) -> str:
-    """A short traceback: the program's own lines, innermost last, and what went wrong."""
+    """A short traceback: the lines of the program, innermost last, and the error."""
     try:
         summary = traceback.format_exception_only(error)[-1].strip()
         summary = summary.replace(LIBRARY, "<library>")
         lines = code.splitlines()
-        if len(code.strip().splitlines()) == 1:  # nothing to tell
+        if len(code.strip().splitlines()) == 1:
             return summary
-        seen = places(error, lines)
-        seen = [line for line, before in zip(seen, ["", *seen], strict=False) if line != before]
-        return "\n".join([*seen[-FRAMES:], summary])
+        frames = places(error, lines)
+        frames = [line for line, last in zip(frames, ["", *frames], strict=False) if line != last]
+        return "\n".join([*frames[-FRAMES:], summary])
     except Exception:
         return type(error).__name__
 
 
 def places(error: BaseException, lines: list[str]) -> list[str]:
-    seen = [
+    frames = [
         (frame.f_code.co_name, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_filename == NAME
     ]
     if isinstance(error, SyntaxError) and error.filename == NAME and error.lineno:
-        seen.append(("<module>", error.lineno))
+        frames.append(("<module>", error.lineno))
     return [
         f"line {number}{'' if name == '<module>' else f', in {name}'}: "
         + (lines[number - 1].strip()[:LINE_CHARS] if number <= len(lines) else "")
-        for name, number in seen
+        for name, number in frames
     ]

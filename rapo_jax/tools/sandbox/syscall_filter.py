@@ -1,4 +1,4 @@
-"""Which system calls a program may make: a seccomp filter, made by libseccomp."""
+"""The system calls that a program may make, as a seccomp filter made by libseccomp."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import tempfile
 
 ALLOWED = (
-    # files, by what they are opened for; which ones is the file system's and Landlock's matter
+    # files; the file system and Landlock decide which ones
     "open openat creat close close_range read write readv writev pread64 pwrite64 lseek _llseek "
     "stat stat64 fstat fstat64 lstat lstat64 newfstatat fstatat64 statx statfs statfs64 fstatfs "
     "fstatfs64 access faccessat faccessat2 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat "
@@ -18,14 +18,14 @@ ALLOWED = (
     # waiting
     "poll ppoll select _newselect pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait "
     "epoll_pwait epoll_pwait2 eventfd2 nanosleep clock_nanosleep pause sched_yield "
-    # its own pair of sockets, as asyncio makes one
+    # a pair of sockets inside the process, as asyncio makes one
     "recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername "
     # memory
     "brk mmap mmap2 munmap mprotect mremap madvise msync mincore membarrier "
-    # signals, of itself: others are out of reach by namespace, user id and Landlock
+    # signals to itself: namespace, user id and Landlock exclude other processes
     "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend "
     "sigaltstack sigreturn kill tkill tgkill alarm setitimer getitimer restart_syscall "
-    # time, and who it is
+    # time, and ids of itself
     "clock_gettime clock_gettime64 clock_getres gettimeofday time times getrusage getpid gettid "
     "getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid "
     "uname sysinfo getcpu sched_getaffinity sched_getparam sched_getscheduler getpriority "
@@ -40,10 +40,10 @@ TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 @functools.cache
 def filter_code() -> bytes:
-    """The filter as the kernel's own instructions; b'' where no libseccomp is found.
+    """The filter in the kernel's instructions; b'' without libseccomp.
 
-    What is not listed fails with 'Operation not permitted', another process or thread with
-    'Resource temporarily unavailable', as where the limit of processes is reached.
+    Calls that are not listed fail with 'Operation not permitted', a new process or thread with
+    'Resource temporarily unavailable', as beyond a limit of processes.
     """
     try:
         import pyseccomp as seccomp
@@ -54,7 +54,7 @@ def filter_code() -> bytes:
     def add(action: int, call: str, *arguments) -> None:
         try:
             rules.add_rule(action, call, *arguments)
-        except (OSError, ValueError):  # a name of another architecture, or a newer kernel's
+        except (OSError, ValueError):  # a name of another architecture or of a newer kernel
             return
 
     for name in ALLOWED:

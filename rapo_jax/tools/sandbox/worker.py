@@ -1,13 +1,13 @@
-"""The process behind one slot of the Python tool: stays warm, forks a confined child per call.
+"""The worker process of the Python tool: it stays warm and forks a confined child for each call.
 
-Started by `pool.py` as a script, with a socket as standard input and nothing of this
-package on its path but the two files beside it. It first says which layers of the confinement
-this machine did not grant. Then, for each call, it forks a child ahead of time, hands the ends of
-its standard input and output to the pool, ends it when told so, and says how it ended. So this
-process never holds a program nor what one printed, and nothing of them can reach the next one.
+`pool.py` starts it as a script, with a socket as standard input; it can import the standard library
+and the files in this folder. It first sends the layers of confinement that this machine lacks. Then
+it forks a child ahead of each call, sends the ends of its standard input and output to the pool,
+ends it when the pool asks, and sends how it ended. So this process never holds a program or its
+output, and nothing of them can reach the next program.
 
-What a child runs is hostile: it owns nothing, reaches no network, sees only the standard library
-and the packages named, and every process of it is killed when its call ends.
+A child's program is hostile: it can write to a scratch folder only, has no network, reads only the
+standard library and the given packages, and all its processes are killed when its call ends.
 """
 
 import contextlib
@@ -19,11 +19,10 @@ import socket
 import sys
 import time
 
-sys.path.append(os.path.dirname(__file__))
-from confine import ABANDONED, PACKAGES, Confinement  # noqa: E402
-from program import ERROR_EXIT, rehearse, run  # noqa: E402
+from confine import ABANDONED, PACKAGES, Confinement
+from program import ERROR_EXIT, rehearse, run
 
-sys.path.pop()
+del sys.path[0]  # this folder, which Python adds for a script; programs must not import from it
 
 WARM = "cmath collections datetime decimal fractions functools heapq itertools re statistics"
 GOODBYE = b"bye"
@@ -41,12 +40,13 @@ class Zygote:
             settings["packages"],
         )
         self.warm([*WARM.split(), *settings["warm"]])
-        # A child shares this process's address space at first: a program's memory comes on top.
-        self.confinement.memory_bytes = (settings["memory_mb"] << 20) + self.confinement.own_size()
+        # A child begins with this process's address space; a program's memory is added to it.
+        size = self.confinement.process_size()
+        self.confinement.memory_bytes = (settings["memory_mb"] << 20) + size
         self.connection = socket.socket(fileno=0)
 
     def warm(self, names):
-        """Imports what programs want: an import costs more than the fork."""
+        """Imports what programs often need: an import takes longer than the fork."""
         if self.confinement.folder == "/tmp" and os.path.isdir(PACKAGES):
             sys.path.append(PACKAGES)
         os.environ.clear()
@@ -55,13 +55,13 @@ class Zygote:
             with contextlib.suppress(ImportError):
                 __import__(name)
         if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(0)  # the same program says the same each time
+            sys.modules["numpy"].random.seed(0)  # the same program prints the same each time
         os.environ.clear()
         gc.collect()
         gc.freeze()
 
     def probe(self) -> list[str]:
-        """The layers that a child misses, found by confining one."""
+        """Confines a child; returns the layers that it lacks."""
         read_end, write_end = os.pipe()
         self.confinement.prepare()
         if (pid := os.fork()) == 0:
@@ -75,21 +75,21 @@ class Zygote:
         return json.loads(text or '["all"]')
 
     def serve(self) -> bool:
-        """One child after the other, until whoever asks has gone; whether it said so."""
+        """Serves one child after the other until the pool has gone; whether it sent GOODBYE."""
         self.connection.send(json.dumps(self.probe()).encode() + b"\n")
         while True:
             self.confinement.empty_scratch()
             self.confinement.prepare()
             pid = self.offer_child()
-            said = self.connection.recv(64)
-            gone = not said or said.endswith(GOODBYE)
-            verdict = self.end(pid, 0.0 if gone else float(said))
+            message = self.connection.recv(64)
+            gone = not message or message.endswith(GOODBYE)
+            verdict = self.end(pid, 0.0 if gone else float(message))
             if gone:
-                return bool(said)
+                return bool(message)
             self.connection.send(verdict[:1].encode())
 
     def offer_child(self) -> int:
-        """Forks a child that waits for its program, and hands out the ends of its pipes."""
+        """Forks a child that waits for its program, and sends the ends of its pipes."""
         code, code_end = os.pipe()
         output_end, output = os.pipe()
         if (pid := os.fork()) == 0:
@@ -102,7 +102,7 @@ class Zygote:
         return pid
 
     def end(self, pid: int, seconds: float) -> str:
-        """How the child ended; it is killed after so many seconds, and all that it left behind."""
+        """How the child ended; after so many seconds it is killed with all its processes."""
         deadline, nap, verdict = time.monotonic() + seconds, 1e-4, "timeout"
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -114,7 +114,7 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
-            # As the first process of a namespace this reaches all others in it, and no one else.
+            # The first process of a namespace reaches all others in it with -1, and only those.
             os.kill(-1 if "pid" in self.confinement.unshared else pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -140,10 +140,10 @@ class Zygote:
 def main(settings: str) -> None:
     zygote = Zygote(json.loads(settings))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a child may share this process's user id
-    told = False
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has gone
-        told = zygote.serve()
-    sys.exit(0 if told else ABANDONED)
+    closed = False
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the pool has gone
+        closed = zygote.serve()
+    sys.exit(0 if closed else ABANDONED)
 
 
 if __name__ == "__main__":

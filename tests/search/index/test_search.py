@@ -12,7 +12,8 @@ from rapo_jax.search.index.build import SHARES, measure
 from rapo_jax.search.index.minilm import MiniLm
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.server import SearchServer, main
-from rapo_jax.tools import Observation, close_tools, make_tools
+from rapo_jax.tools import close_tools, make_tools
+from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search import index_search
 from tests.model.test_encoder import TEXTS, numpy_key, random_tensors, write_encoder
 from tests.search.index.corpora import build, passages, write_corpus

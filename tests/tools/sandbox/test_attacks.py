@@ -1,7 +1,7 @@
 """Hostile programs against the Python tool: each ends as an observation and leaves nothing behind.
 
-The table says what each attack comes to where every layer of the sandbox is there. Where one is
-missing on a machine, the attacks that only it stops are in NEEDS and expect no more than an end.
+The table has the outcome of each attack with every layer of the sandbox. NEEDS lists the attacks
+that only one layer stops; on a machine without it these must end, with any outcome.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rapo_jax.tools import Observation, PythonTool, python_tool
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.sandbox.pool import PythonTool, python_tool
 
 LIMIT_S = 1.0
 SLACK_S = 1.0
@@ -24,7 +25,7 @@ REFUSED = ("error", "Operation not permitted")
 MEMORY = ("error", "MemoryError")
 
 ATTACKS = {
-    # without end, and without mercy
+    # without end
     "an infinite loop": ("while True: pass", TIMEOUT),
     "a sleep": ("import time\ntime.sleep(1000)", TIMEOUT),
     "catching every exception": (
@@ -71,7 +72,7 @@ ATTACKS = {
         "import os\nwhile True: os.fork()",
         ("error", "Resource temporarily unavailable"),
     ),
-    "a fork bomb that gives not up": (
+    "a fork bomb that does not give up": (
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
         TIMEOUT,
     ),
@@ -92,7 +93,7 @@ ATTACKS = {
         "import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass",
         ("error", "Resource temporarily unavailable"),
     ),
-    # its end, and that of others
+    # ends and kills
     "os._exit": ("import os\nprint('unseen')\nos._exit(0)", ("ok", "")),
     "os._exit with a strange status": ("import os\nos._exit(77)", KILLED),
     "a segmentation fault": ("import ctypes\nctypes.string_at(0)", KILLED),
@@ -148,11 +149,11 @@ ATTACKS = {
         "import os, itertools\nfor i in itertools.count(): os.mkdir(str(i))",
         ("error", "No space left on device"),
     ),
-    "a device of its own": (
+    "making a device": (
         "import os\nos.mknod('sda', 0o60666, os.makedev(8, 0))",
         REFUSED,
     ),
-    "a program of its own": (
+    "making a program": (
         "import os\nopen('x', 'w').write('#!/bin/sh')\nos.chmod('x', 0o777)\nos.execv('x', ['x'])",
         ("error", "PermissionError"),
     ),
@@ -180,7 +181,7 @@ ATTACKS = {
         "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (100, 100))",
         ("error", "not allowed to raise maximum limit"),
     ),
-    # its own interpreter
+    # the interpreter
     "deleting every module": (
         "import sys\nsys.modules.clear()\n1 / 0",
         ("error", "ZeroDivisionError"),
@@ -189,7 +190,7 @@ ATTACKS = {
         "import builtins\nvars(builtins).update(dict.fromkeys(vars(builtins)))\n1 / 0",
         ("error", "ZeroDivisionError"),
     ),
-    "an exception that lies about itself": (
+    "an exception whose text cannot be made": (
         "class E(BaseException):\n    def __str__(self): raise self\n"
         "    __repr__ = __str__\nraise E",
         ("error", "E"),
@@ -213,7 +214,7 @@ NEEDS = {
         "opening a socket",
         "listening on a socket",
         "a user namespace",
-        "a device of its own",
+        "making a device",
         "opening a file by handle",
     ),
     "filesystem": (
@@ -239,7 +240,7 @@ def run(tool: PythonTool, code: str) -> Observation:
 
 
 def processes_of(tool: PythonTool) -> int:
-    """Living processes below the tool's own."""
+    """The number of the tool's living workers and their descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -248,14 +249,14 @@ def processes_of(tool: PythonTool) -> int:
             continue
         if fields[0] != "Z":
             parents[int(path.parent.name)] = int(fields[1])
-    own = set(tool.process_ids())
-    while more := {pid for pid, parent in parents.items() if parent in own} - own:
-        own |= more
-    return len(own)
+    family = set(tool.process_ids())
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return len(family)
 
 
 def settled_processes_of(tool: PythonTool, expected: int) -> int:
-    """The same once the worker has its next child waiting, which it forks after it answers."""
+    """The same once the next child waits, which the worker forks after its answer."""
     for _ in range(200):
         if (count := processes_of(tool)) == expected:
             break
@@ -272,16 +273,16 @@ def idle_processes(tool) -> int:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_ends_as_an_observation_and_harms_nothing(tool, idle_processes, tmp_path, attack):
-    code, (outcomes, said) = ATTACKS[attack]
+    code, (outcomes, expected) = ATTACKS[attack]
     checkpoint = tmp_path / "checkpoint"
     checkpoint.write_text("weights")
     workers = tool.process_ids()
     start = time.monotonic()
-    seen = run(tool, code.replace("{checkpoint!r}", repr(str(checkpoint))))
+    observed = run(tool, code.replace("{checkpoint!r}", repr(str(checkpoint))))
     assert time.monotonic() - start < LIMIT_S + SLACK_S
     if not any(layer in tool.missing_layers and attack in NEEDS[layer] for layer in NEEDS):
-        assert seen.outcome in outcomes.split()
-        assert any(words in seen.text for words in said.split("|")), seen.text
+        assert observed.outcome in outcomes.split()
+        assert any(words in observed.text for words in expected.split("|")), observed.text
     assert run(tool, "print(1+1)") == Observation("2", "ok")
     assert run(tool, "import os\nos.listdir('.')") == Observation("[]", "ok")
     assert tool.process_ids() == workers

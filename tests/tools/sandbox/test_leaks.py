@@ -1,4 +1,4 @@
-"""No state passes from one call of the Python tool to the next, whatever a program tries."""
+"""No state passes from one call of the Python tool to the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from rapo_jax.tools import Observation, python_tool
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.sandbox.pool import python_tool
 
 
 @pytest.fixture(scope="module")

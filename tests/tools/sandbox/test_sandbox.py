@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import SANDBOX_LAYERS
-from rapo_jax.tools import Observation, close_tools, make_tools, python_tool
-from rapo_jax.tools.sandbox.pool import remedy
+from rapo_jax.tools import close_tools, make_tools
+from rapo_jax.tools.observation import Observation
+from rapo_jax.tools.sandbox.pool import python_tool, remedy
 
 OUTPUT_CHARS = 200
 
@@ -39,7 +40,7 @@ def run(tool, code: str) -> Observation:
     return observation
 
 
-def test_a_program_prints_and_its_last_expression_shows_as_in_a_notebook(tool):
+def test_a_program_prints_and_its_last_expression_is_shown_as_in_a_notebook(tool):
     assert run(tool, "print(1 + 1)") == Observation("2", "ok")
     assert run(tool, "x = 3\nprint('a')\nx * 2") == Observation("a\n6", "ok")
     assert run(tool, "x = 3") == Observation("", "ok")
@@ -89,12 +90,12 @@ def test_an_exception_is_an_error_with_a_short_traceback(tool, code, text):
 
 
 def test_a_text_that_is_no_program_is_an_error(tool):
-    assert [seen.outcome for seen in tool(["\x00", "\ud800", "(" * 5000])] == ["error"] * 3
+    assert [observed.outcome for observed in tool(["\x00", "\ud800", "(" * 5000])] == ["error"] * 3
 
 
 def test_too_much_output_is_cut_and_marked(tool):
-    seen = run(tool, "print('é' * 100_000)")
-    assert seen == Observation("é" * OUTPUT_CHARS + " ...", "flooded")
+    observed = run(tool, "print('é' * 100_000)")
+    assert observed == Observation("é" * OUTPUT_CHARS + " ...", "flooded")
     assert run(tool, "while True: print('x')").outcome == "flooded"
     assert run(tool, f"print('é' * {OUTPUT_CHARS})") == Observation("é" * OUTPUT_CHARS, "ok")
 
@@ -108,11 +109,11 @@ def test_a_program_without_end_times_out_even_with_its_output_closed(hasty):
 
 
 def test_a_program_killed_by_a_signal_is_a_crash(tool):
-    seen = run(tool, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
-    assert seen == Observation("error: the program was killed", "crashed")
+    observed = run(tool, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    assert observed == Observation("error: the program was killed", "crashed")
 
 
-def test_no_program_sees_what_another_one_did(tool):
+def test_no_program_sees_files_modules_or_names_of_another_one(tool):
     for _ in range(3):
         assert run(tool, "import os\nos.listdir('.')") == Observation("[]", "ok")
         assert run(tool, "open('a', 'w').write('b')") == Observation("1", "ok")
@@ -120,7 +121,7 @@ def test_no_program_sees_what_another_one_did(tool):
         assert run(tool, "import math\nprint(math.pi > 3)\nleak").text.endswith("not defined")
 
 
-def test_the_same_program_says_the_same_each_time(tool):
+def test_the_same_program_prints_the_same_each_time(tool):
     code = "import random\nprint(random.random(), {'a', 'b', 'c', 'd'})"
     assert len(set(tool([code] * 6))) == 1
 
@@ -165,9 +166,9 @@ def test_an_installed_numpy_can_be_imported_and_nothing_else_that_is_installed(t
 
 
 def test_no_observation_names_a_folder_of_the_machine(tool):
-    seen = run(tool, "from math import nothing")
-    assert seen.outcome == "error" and os.path.dirname(os.__file__) not in seen.text
-    assert seen.text.startswith("ImportError: cannot import name 'nothing' from 'math'")
+    observed = run(tool, "from math import nothing")
+    assert observed.outcome == "error" and os.path.dirname(os.__file__) not in observed.text
+    assert observed.text.startswith("ImportError: cannot import name 'nothing' from 'math'")
 
 
 def test_a_layer_that_is_required_and_missing_is_fatal():
@@ -175,8 +176,8 @@ def test_a_layer_that_is_required_and_missing_is_fatal():
     tool = python_tool(**limits)
     missing = tool.missing_layers
     tool.close()
-    there = [layer for layer in SANDBOX_LAYERS if layer not in missing]
-    python_tool(**limits, require=there).close()
+    present = [layer for layer in SANDBOX_LAYERS if layer not in missing]
+    python_tool(**limits, require=present).close()
     for layer in missing:
         with pytest.raises(ValueError, match=rf"tools\.python\.require.*lacks {layer}"):
             python_tool(**limits, require=(layer,))
@@ -184,13 +185,13 @@ def test_a_layer_that_is_required_and_missing_is_fatal():
         python_tool(**limits, require=("moat",))
 
 
-def test_a_missing_layer_is_named_and_what_helps_is_said():
+def test_a_missing_layer_has_advice():
     assert "pyseccomp" in remedy(["seccomp"])
     assert "kernel" in remedy(["landlock"])
     assert "namespaces" in remedy(["pid", "seccomp"])
 
 
-def test_a_dead_worker_is_a_crash_and_the_next_call_finds_a_new_one():
+def test_a_dead_worker_is_a_crash_and_the_next_call_starts_a_new_one():
     tool = python_tool(workers=1, timeout_s=10.0, memory_mb=256, output_chars=OUTPUT_CHARS)
     (process_id,) = tool.process_ids()
     os.kill(process_id, signal.SIGKILL)
@@ -203,7 +204,7 @@ def test_a_dead_worker_is_a_crash_and_the_next_call_finds_a_new_one():
 
 def test_a_killed_pool_leaves_no_process_and_no_folder(tmp_path):
     program = (
-        "from rapo_jax.tools import python_tool\n"
+        "from rapo_jax.tools.sandbox.pool import python_tool\n"
         "tool = python_tool(workers=2, timeout_s=60.0, memory_mb=256, output_chars=100)\n"
         "print(tool.process_ids(), '|', ' '.join(tool.missing_layers), flush=True)\n"
         "tool(['while True: pass'] * 2)"
