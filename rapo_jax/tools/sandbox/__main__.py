@@ -2,9 +2,9 @@
 
     echo 'print(37 * 2)' | python -m rapo_jax.tools.sandbox
 
-The flags are the keys config.tools.*, with their defaults. The exit status is 0 whatever the program
-does, and 2 if the tool cannot start. The outcome and the missing layers of confinement are printed
-to standard error.
+The flags are the keys config.tools.*, with their defaults. Whatever the program does, the exit
+status is 0; it is 2 if the tool cannot start. The outcome and the missing layers of confinement are
+printed to standard error.
 """
 
 from __future__ import annotations
