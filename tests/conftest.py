@@ -86,6 +86,21 @@ def small_settings(small_config) -> Callable[..., Settings]:
     return lambda changes=None: read_settings(small_config(changes))
 
 
+SLOW = (
+    "benchmarks", "launch", "model", "plan", "stages", "train", "rollout/test_bridge.py",
+    "rollout/test_loop.py", "test_system.py", "test_system_suites.py", "test_user_examples.py",
+    "tools/sandbox/test_attacks.py",
+)  # fmt: skip
+"""Folders and files of tests that compile models or start jobs: launch/test.sh fast skips them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = tuple(str(HERE / name) for name in SLOW)
+    for item in items:
+        if str(item.path).startswith(slow):
+            item.add_marker(pytest.mark.slow)
+
+
 class House(NamedTuple):
     """What a rollout needs, short of a sampler."""
 
