@@ -1,4 +1,4 @@
-"""The examples of docs/user_code.md: short, and each of them runs as it is printed."""
+"""The examples of docs/user_code.md: each is short and runs as printed."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ SMALL = """
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every file of the page, in a folder that imports look into."""
-    folder = tmp_path_factory.mktemp("own")
+    """Every file of the page, in a folder on sys.path."""
+    folder = tmp_path_factory.mktemp("user")
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
     sys.path.append(str(folder))
@@ -78,10 +78,10 @@ def test_the_tool_is_called_in_a_rollout(folder):
     row = run_agent(agent, question, tools, max_calls=2, rng=np.random.default_rng(0))
     assert [segment.text for segment in row][1] == "<result> 27</result>"
     assert outcome_reward(response_text(row), ["27"], user_tools=("calculator",)) == 1.0
-    said = tools["calculator"](["7 / 2", "1 / 0", "__import__('os')", "2 +"])
-    assert said[0] == ("3.5", "ok")
-    assert [outcome for _, outcome in said] == ["ok", "error", "error", "error"]
-    assert said[2].text == "error: ValueError: only numbers and + - * / are known"
+    results = tools["calculator"](["7 / 2", "1 / 0", "__import__('os')", "2 +"])
+    assert results[0] == ("3.5", "ok")
+    assert [outcome for _, outcome in results] == ["ok", "error", "error", "error"]
+    assert results[2].text == "error: ValueError: only numbers and + - * / are known"
 
 
 def test_the_reward_costs_calls(folder):
@@ -103,7 +103,7 @@ def test_all_of_them_together_run_from_the_command_line(folder, tmp_path):
             *(sys.executable, "-m", "rapo_jax.main", f"--config={folder / 'my_config.py'}"),
             *(f"--workdir={tmp_path / 'run'}", *small, *flags),
         ],
-        cwd=ROOT,  # the own code lies beside the config file
+        cwd=ROOT,  # the user's code is beside the config file
         env=os.environ | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,

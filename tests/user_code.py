@@ -1,4 +1,4 @@
-"""A user's own code, as tests name it by config path."""
+"""Code of a user, which tests name by config path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NOT_CALLABLE = 3
 def shout(text):
     """Says it louder.
 
-    Not told to the agent.
+    This is not shown to the agent.
     """
     return text.upper() + "!"
 

@@ -60,7 +60,7 @@ def run_agents(
     """Samples `samples` trajectories a question: result[question][sample] is a list of segments.
 
     All trajectories advance in lock-step, so that each tool is called once a step with a batch.
-    Each has its own random numbers from (`rng_seed`, question id, sample): a trajectory does not
+    Each has separate random numbers from (`rng_seed`, question id, sample): a trajectory does not
     depend on what else is in the batch. A policy step and the observation it caused are one step;
     a trace from `inject` is a separate step, possible at every boundary but the first, and never
     twice in a row (Algorithm 1).

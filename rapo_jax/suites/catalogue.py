@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rapo_jax.io.jsonl import LineReport
-from rapo_jax.tasks.dataset_files import as_question, read_own
-from rapo_jax.tasks.published import SETS, read_rows
+from rapo_jax.tasks.dataset_files import as_question, read_user_file
+from rapo_jax.tasks.published import SETS, read_split
 from rapo_jax.tasks.published.published import where_to_get
 from rapo_jax.tasks.schema import Question
 
@@ -117,10 +117,10 @@ def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite
         suite = _published(f"{own}-{split}", own, split, manual_dir, malformed)
     elif Path(name).is_file():
         report = LineReport(name)
-        asked = tuple(read_own(name, malformed=malformed, report=report))
-        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name.partition(".")[0]) or "own"
+        asked = tuple(read_user_file(name, malformed=malformed, report=report))
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name.partition(".")[0]) or "user"
         if stem in SUITES:
-            stem = f"own-{stem}"
+            stem = f"user-{stem}"
         suite = Suite(stem, name, asked, (metric,) * len(asked), (report.summary(),))
     else:
         raise ValueError(_unknown(wanted, name))
@@ -142,16 +142,12 @@ def _published(name: str, own: str, split: str, manual_dir: str, malformed: str)
             f"{KEY}={name!r}: set evaluate.manual_dir=MANUAL_DIR, the folder of published sets; "
             f"{told}"
         )
-    reports: list[LineReport] = []
-    rows = list(
-        read_rows(own, published, split, manual_dir, key=KEY, malformed=malformed, reports=reports)
+    rows, reports, note = read_split(
+        own, published, split, manual_dir, key=KEY, malformed=malformed
     )
-    if not rows:
-        raise ValueError(f"{KEY}={name!r}: its files hold no question of {own}:{split}")
     notes = [report.summary() for report in reports]
-    expected = published.rows.get(split, len(rows))
-    if expected != len(rows):
-        notes.append(f"{own}:{split}: {len(rows)} questions; its publisher's has {expected}")
+    if note:
+        notes.append(f"{own}:{split}: {len(rows)} questions; {note}")
     return Suite(
         name,
         f"{own}:{split}",

@@ -1,9 +1,8 @@
-"""Questions, answers and outcome rewards; one file for each task family, one row each in TASKS."""
+"""Questions, answers and outcome rewards; the table TASKS has one row for each task family."""
 
 from __future__ import annotations
 
 from rapo_jax.io.user_code import load
-from rapo_jax.scoring.answers import token_f1
 from rapo_jax.tasks import chains, chains_agents, chains_text, dataset
 from rapo_jax.tasks.reward import (
     METRICS,
@@ -13,14 +12,13 @@ from rapo_jax.tasks.reward import (
     is_correct,
     outcome_reward,
 )
-from rapo_jax.tasks.schema import SPLITS, Agent, Question, Task
+from rapo_jax.tasks.schema import SPLITS, Question, Task
 from rapo_jax.tasks.user import find_reward, question_task
 
 __all__ = [
     "METRICS",
     "SPLITS",
     "TASKS",
-    "Agent",
     "Question",
     "Task",
     "boxed_answer",
@@ -31,7 +29,6 @@ __all__ = [
     "is_correct",
     "outcome_reward",
     "question_task",
-    "token_f1",
 ]
 
 TASKS: dict[str, Task] = {
@@ -49,14 +46,17 @@ TASKS: dict[str, Task] = {
         can_follow=chains_agents.can_follow,
         system_prompt=chains.SYSTEM_PROMPT,
         kinds=chains.KINDS,
-        sources=lambda world: [],
     ),
     "dataset": dataset.unscripted_task(dataset.make_world),
 }
 
 
 def find_task(name: str) -> Task:
-    """A task of the table, or an own one by config path, 'my_task:TASK'; ValueError if none is."""
+    """A task of TASKS, or a user's by config path, such as 'my_task:TASK'.
+
+    Raises:
+        ValueError: the path cannot be imported, or is no Task.
+    """
     if ":" not in name:
         return TASKS[name]
     task = load(name, key="task.name")

@@ -1,6 +1,6 @@
 """Questions of any task as a tensorflow-datasets builder: array_record files, no TensorFlow.
 
-Importing this module imports tensorflow_datasets; `tasks/stream.py` does so where it is needed.
+Importing this module imports tensorflow_datasets; `tasks/stream.py` does so inside a function.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from rapo_jax.tasks import SPLITS, Question, find_task
+from rapo_jax.tasks.schema import TaskWorld
+
+Examples = Iterator[tuple[int, dict[str, object]]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,14 +24,14 @@ class QuestionsConfig(tfds.core.BuilderConfig):
     """One data set: a task and its world."""
 
     task: str
-    world: Any = dataclasses.field(repr=False, compare=False)
+    world: TaskWorld = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, task: str, parameters: Mapping[str, Any], world: Any) -> QuestionsConfig:
-        """The config whose name says its content, so that two worlds never share a folder.
+    def of(cls, task: str, parameters: Mapping[str, object], world: TaskWorld) -> QuestionsConfig:
+        """A config with a name of its contents, so that two worlds never share a folder.
 
-        Content is the hyper-parameters of the world, its seed included, and what was read from
-        files: counts, malformed lines and a hash.
+        Contents are the hyper-parameters of the world, its seed included, and the reports of files:
+        counts, malformed lines and a hash.
         """
         sources = find_task(task).sources(world)
         content = json.dumps([task, dict(parameters), *sources], sort_keys=True)
@@ -41,35 +43,30 @@ class QuestionsConfig(tfds.core.BuilderConfig):
 class TaskQuestions(tfds.core.GeneratorBasedBuilder):
     """Splits train, eval and expert with rows id, question, answers, kind and source.
 
-    Of splits that are one list, the first alone is kept.
+    Where the task gives one list for two splits, only the first is written.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: QuestionsConfig
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text
+        text = tfds.features.Text()
+        names = [field.name for field in dataclasses.fields(Question)]
         return tfds.core.DatasetInfo(
             builder=self,
             description="Questions of a task family of rapo_jax, generated from its parameters.",
             features=tfds.features.FeaturesDict(
-                {
-                    "id": text(),
-                    "question": text(),
-                    "answers": tfds.features.Sequence(text()),
-                    "kind": text(),
-                    "source": text(),
-                }
+                {**dict.fromkeys(names, text), "answers": tfds.features.Sequence(text)}
             ),
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Examples]:
         wanted = self.generate()
         return {split: _rows(wanted[split]) for split in self.stored().values()}
 
     def _generate_examples(self) -> None:
-        """Not used: the splits' generators already are in `_split_generators`."""
+        """Not used: `_split_generators` already returns the generators."""
 
     def generate(self) -> dict[str, list[Question]]:
         """The questions of every split straight from the task, which the files must match."""
@@ -83,17 +80,17 @@ class TaskQuestions(tfds.core.GeneratorBasedBuilder):
         return {split: firsts.setdefault(id(wanted[split]), split) for split in SPLITS}
 
 
-def _rows(questions: list[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(questions: list[Question]) -> Examples:
     for index, question in enumerate(questions):
         yield index, {**dataclasses.asdict(question), "answers": list(question.answers)}
 
 
 def prepared_builder(
-    task: str, parameters: Mapping[str, Any], world: Any, *, data_dir: str
+    task: str, parameters: Mapping[str, object], world: TaskWorld, *, data_dir: str
 ) -> TaskQuestions:
-    """A builder whose files lie below `data_dir`, generated now if they are not there yet.
+    """A builder whose files are below `data_dir`, generated now if they are missing.
 
-    `data.prepare_questions` calls this and checks that no row was lost.
+    `stream.prepare_questions` calls this and checks that no row was lost.
     """
     tfds.disable_progress_bar()
     config = QuestionsConfig.of(task, parameters, world)

@@ -1,11 +1,11 @@
-"""The tiny task: chains of invented facts. The world, its questions, and documents.
+"""The tiny task: chains of invented facts. Its world, questions and documents.
 
 A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word stands
 for a *chain* of decisions: relations to look up one after the other with the search tool, and for
-number words at last the attribute `age` and an arithmetic operation for the python tool. Entities,
+number words finally the attribute `age` and an arithmetic operation for the python tool. Entities,
 facts and words are invented from a seed. Start entities of the splits are disjoint, so a trace of
-another split holds no fact of the present question: only its decision transfers. The chains
-themselves are not held out.
+another split holds no fact for the present question: only its decision transfers. The chains are
+not held out.
 """
 
 from __future__ import annotations
@@ -26,18 +26,7 @@ KINDS = ("one_hop", "two_hop", "number", "hidden", "hidden_number")
 HIDDEN_KINDS = ("hidden", "hidden_number")
 LONGEST_CHAIN = 4
 SYSTEM_PROMPT = "use tools ; retrieve may help"
-SENTENCE_WORDS = (
-    "who",
-    "what",
-    "is",
-    "the",
-    "of",
-    "print",
-    "boxed",
-    "search",
-    "python",
-    "answer",
-)
+SENTENCE_WORDS = tuple("who what is the of print boxed search python answer".split())
 
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
@@ -47,25 +36,25 @@ Chain = tuple[str, ...]
 
 @dataclass(frozen=True)
 class World:
-    """Everything that is true. Only the tools and the checker may look at `facts` and `ages`."""
+    """All facts, words and questions. Only tools and answers may use `facts` and `ages`."""
 
     seed: int
     starts: dict[str, tuple[str, ...]]
-    """Split -> the entities its questions start from; disjoint."""
+    """Split -> the entities that its questions start from; disjoint."""
     facts: dict[tuple[str, str], str]
     ages: dict[str, int]
     chains: dict[str, Chain]
     kinds: dict[str, str]
     """Word -> its group, one of KINDS."""
     habits: dict[str, Chain]
-    """Hidden word -> for each place of a chain a decision that is wrong there: a misconception."""
+    """Hidden word -> a wrong decision for each place of its chain: a misconception."""
 
     @property
     def entities(self) -> tuple[str, ...]:
         return tuple(self.ages)
 
     def answer(self, word: str, start: str) -> str:
-        """What the chain of `word` leads to from `start`."""
+        """The entity or number that the chain of `word` leads to from `start`."""
         value: str | int = start
         for decision in self.chains[word]:
             if decision == ATTRIBUTE:
@@ -88,10 +77,10 @@ def make_world(
     hidden: int,
     hidden_number: int,
 ) -> World:
-    """Invents a world; the same values always give the same one.
+    """Invents a world; the same arguments always give the same one.
 
-    Of `n_entities`, `n_train` start training questions, `n_eval` held-out ones, the rest those of
-    the off-policy agent. The last four are the numbers of words of each group.
+    Of `n_entities`, `n_train` start training questions, `n_eval` held-out ones, and the rest those
+    of the off-policy agent. The last four arguments are the numbers of words of each group.
     """
     n_expert = n_entities - n_train - n_eval
     if min(n_train, n_eval, n_expert) < 1 or n_entities < len(RELATIONS) + 1:
@@ -132,7 +121,7 @@ def make_world(
 def _choose_habits(chain: Chain, turn: int) -> Chain:
     """For each place up to LONGEST_CHAIN a decision that the chain does not take there.
 
-    The wrong ones take turns from word to word: no decision is the habit of most.
+    The wrong decisions take turns from word to word: none is the habit of most words.
     """
     padded = chain + (DONE,) * (LONGEST_CHAIN - len(chain))
     groups = [tuple(OPERATIONS) if right in OPERATIONS else RELATIONS for right in padded]
@@ -150,8 +139,8 @@ def _choose_chains(
 ) -> dict[str, list[Chain]]:
     """Distinct chains for the words of each group; operations and lengths take turns.
 
-    Beginnings of hidden chains, their first two relations, take turns too: none occurs a second
-    time before each occurred once. What most hidden words do after a relation is then no answer.
+    The first two relations of hidden chains take turns too: no pair occurs a second time before
+    each occurred once. Then the most frequent decision after a relation is not the answer.
     """
 
     def hops(length: int) -> list[Chain]:
@@ -200,14 +189,7 @@ def _choose_chains(
 
 def _invent(rng: np.random.Generator, count: int) -> list[str]:
     """Distinct lower-case words of 4 to 6 letters, none the beginning of another."""
-    taken = {
-        *RELATIONS,
-        ATTRIBUTE,
-        *OPERATIONS,
-        DONE,
-        *SENTENCE_WORDS,
-        *SYSTEM_PROMPT.split(),
-    }
+    taken = {*RELATIONS, ATTRIBUTE, *OPERATIONS, DONE, *SENTENCE_WORDS, *SYSTEM_PROMPT.split()}
     prefixes = {word[:end] for word in taken for end in range(1, len(word) + 1)}
     words: list[str] = []
     while len(words) < count:
@@ -224,14 +206,12 @@ def _invent(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def apply_operation(operation: str, number: int) -> int:
-    """The value of an operation's expression, computed here and not by the python tool."""
+    """The value of an operation's expression in OPERATIONS, without the python tool."""
     if operation == "double":
         return number * 2
     if operation == "older":
         return number + 7
-    if operation == "younger":
-        return number - 9
-    return number // 2
+    return number - 9 if operation == "younger" else number // 2
 
 
 def questions(world: World, split: str) -> list[Question]:
@@ -258,6 +238,6 @@ def question_text(world: World, word: str, start: str) -> str:
 
 
 def documents(world: World) -> list[str]:
-    """The search corpus: one fact a document; other facts of the same entity are distractors."""
+    """The search corpus, one fact a document; other facts of the same entity are distractors."""
     lines = [f"{entity} {relation} {other}" for (entity, relation), other in world.facts.items()]
     return lines + [f"{entity} {ATTRIBUTE} {age}" for entity, age in world.ages.items()]

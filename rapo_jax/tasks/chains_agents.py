@@ -1,12 +1,13 @@
-"""Scripted agents of the chains task: they read text only, plus the table of what words mean.
+"""Scripted agents of the chains task: they read text, and the chain that each word stands for.
 
-An agent's step is one decision: look a relation or the age up, compute, or answer ('done'). It is
-written as short as the protocol allows, and its present value (an entity or a number) is read out
-of the last `<result>` that is not part of a retrieved trace.
+An agent's step is one decision: look up a relation or the age, compute, or answer ('done'). It is
+as short as the protocol allows. The present value (an entity or a number) is read from the last
+`<result>` that is not part of a retrieved trace.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from rapo_jax.tasks.chains import (
 from rapo_jax.tasks.schema import Agent
 
 WEAK_AGE = 0.2
-"""How likely the weak demonstrator looks the age up, from the third step on, in a number word."""
+"""Probability that the weak demonstrator looks up the age of a number word, from step 3 on."""
 
 _RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>", re.DOTALL)
 _LAST_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>\s*\Z", re.DOTALL)
@@ -37,7 +38,7 @@ _QUESTION = re.compile(r"is the (\w+) of (\w+)")
 
 
 class Situation(NamedTuple):
-    """What an agent knows from the text alone."""
+    """What an agent reads from the text."""
 
     word: str
     value: str
@@ -45,13 +46,13 @@ class Situation(NamedTuple):
     steps: int
     """Calls made so far."""
     lost: bool
-    """The last result could not be read: answer with what there is."""
+    """The last result could not be read: answer with the present value."""
     computed: bool
     """The last result is a bare number, as the python tool prints it."""
 
 
 def step_text(decision: str, value: str) -> str:
-    """A step in the real protocol: the decision as the thought, then its call or the answer."""
+    """A step in the protocol: the decision as the thought, then its call or the answer."""
     if decision == DONE:
         return f"<think> {DONE}</think><answer>\\boxed{{ {value}}}</answer>"
     if decision in OPERATIONS:
@@ -62,27 +63,27 @@ def step_text(decision: str, value: str) -> str:
 
 def decision(text: str) -> str | None:
     """The decision of a step text: the word in its first thought, None if there is none."""
-    found = _THINK.search(text)
-    return found[1].strip() if found else None
+    thought = _THINK.search(text)
+    return thought[1].strip() if thought else None
 
 
 def retrieved_decision(history: str) -> str | None:
     """The decision of the retrieved trace that ends a history, None if no trace ends it."""
-    found = _LAST_RETRIEVED.search(history)
-    return decision(found[1]) if found else None
+    trace = _LAST_RETRIEVED.search(history)
+    return decision(trace[1]) if trace else None
 
 
 def read_situation(question: str, history: str) -> Situation:
-    """Reads word, present value and number of steps out of the text; retrieved traces are cut."""
+    """Reads word, present value and number of steps from the text without retrieved traces."""
     asked = _QUESTION.search(question)
     word, value = (asked[1], asked[2]) if asked else ("", "")
     lost, computed = not asked, False
     results = _RESULT.findall(_RETRIEVED.sub("", history))
     for result in results:
         passage, number = _PASSAGE.match(result), _NUMBER.match(result)
-        found = passage or number
-        lost, computed = found is None, number is not None
-        value = found[1] if found else value
+        match = passage or number
+        lost, computed = match is None, number is not None
+        value = match[1] if match else value
     return Situation(word, value, len(results), lost, computed)
 
 
@@ -94,7 +95,8 @@ def is_number(value: str) -> bool:
 def applicable(choice: str, now: Situation) -> bool:
     """Whether a decision can be taken now: a look-up needs an entity, an operation an age.
 
-    An operation on a computed number cannot: no chain has two, and results would leave 1 to 98.
+    An operation on a computed number is not allowed: no chain has two, and results would leave the
+    range 1 to 98.
     """
     if choice == DONE:
         return True
@@ -104,7 +106,7 @@ def applicable(choice: str, now: Situation) -> bool:
 
 
 def can_follow(choice: str, history: str) -> bool:
-    """Whether a decision can be taken at the end of a history, retrieved traces left aside."""
+    """Whether a decision can be taken at the end of a history, retrieved traces left out."""
     now = read_situation("", history)
     return not now.lost and now.steps < LONGEST_CHAIN and applicable(choice, now)
 
@@ -115,7 +117,7 @@ def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def _planned(world: World, now: Situation) -> str:
-    """The right decision at this place of the word's chain; 'done' behind its end."""
+    """The right decision at this place of the word's chain; 'done' after its end."""
     chain = world.chains.get(now.word, ())
     choice = chain[now.steps] if now.steps < len(chain) else DONE
     return choice if applicable(choice, now) else DONE
@@ -133,7 +135,7 @@ def expert(world: World, *, error: float) -> Agent:
     """The off-policy agent: the right chain, with noise.
 
     Each relation and operation is replaced by a random other one with probability `error`; with
-    probability `error / 2` it answers one step early.
+    probability `error / 2` the agent answers one step early.
     """
 
     def act(question: str, history: str, rng: np.random.Generator) -> str:
@@ -151,24 +153,22 @@ def expert(world: World, *, error: float) -> Agent:
 
 
 def demonstrator(
-    world: World,
-    *,
-    follow: float,
-    weak_first: float,
-    weak_habit: float,
-    weak_stop: float,
+    world: World, *, follow: float, weak_first: float, weak_habit: float, weak_stop: float
 ) -> Agent:
     """The agent of the cold start: right on demonstrated words, weak on hidden ones.
 
-    After a retrieved trace it takes the trace's decision with probability `follow`, applied to its
-    own present value, if it can be applied: this teaches a small model to follow retrieved steps.
-    Of a hidden word the first relation is right with probability `weak_first`; a later decision
-    is that word's wrong habit with probability `weak_habit` and else random, and after two steps
-    it stops with probability `weak_stop` at each. It never calls more often than the longest
-    chain needs. Habits teach a small model that later decisions depend on the word, not which are
-    right: without them nothing before RL tells hidden words apart, and what is right for the
-    first words it learns becomes the decision of all.
+    After a retrieved trace it applies the trace's decision to its present value with probability
+    `follow`, where that is possible: this teaches a small model to follow retrieved steps. For a
+    hidden word the first relation is right with probability `weak_first`; a later decision is the
+    word's wrong habit with probability `weak_habit` and else random, and after two steps each step
+    stops with probability `weak_stop`. There are never more calls than the longest chain needs.
+    Habits teach a small model that later decisions depend on the word, but not which are right:
+    without them hidden words are all alike before RL, and the decision that is right for the first
+    words it learns becomes the decision for all.
     """
+    weak = functools.partial(
+        _weak, world, weak_first=weak_first, weak_habit=weak_habit, weak_stop=weak_stop
+    )
 
     def act(question: str, history: str, rng: np.random.Generator) -> str:
         now = read_situation(question, history)
@@ -179,14 +179,7 @@ def demonstrator(
         elif hint is not None and follows and applicable(hint, now):
             choice = hint
         elif world.kinds.get(now.word) in HIDDEN_KINDS:
-            choice = _weak(
-                world,
-                now,
-                rng,
-                weak_first=weak_first,
-                weak_habit=weak_habit,
-                weak_stop=weak_stop,
-            )
+            choice = weak(now, rng)
         else:
             choice = _planned(world, now)
         return step_text(choice, now.value)
@@ -203,7 +196,7 @@ def _weak(
     weak_habit: float,
     weak_stop: float,
 ) -> str:
-    """A decision of someone who does not know the word."""
+    """A decision of the demonstrator for a hidden word."""
     chain = world.chains[now.word]
     right, stop, age, habitual = rng.random(4)
     relation, operation = pick(rng, RELATIONS), pick(rng, tuple(OPERATIONS))

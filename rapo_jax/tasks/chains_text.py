@@ -27,7 +27,7 @@ from rapo_jax.tasks.schema import SPLITS
 def corpus(world: World) -> list[str]:
     """Lines to build a tokenizer on: questions, steps, results and the system prompt.
 
-    In all of them a name or a word follows a space, so that each has one form and one token.
+    A name or a word always follows a space, so that each has one form and one token.
     """
     plain = [*world.entities, *world.chains, *RELATIONS, ATTRIBUTE, *OPERATIONS, DONE]
     plain += [str(number) for number in range(100)]
@@ -45,10 +45,10 @@ def corpus(world: World) -> list[str]:
 
 
 def random_retrieved_step(world: World, rng: np.random.Generator, *, number: bool) -> str:
-    """A step trace that says nothing about the present question: a random decision, applied to a
-    random start entity of the expert's split (or, with `number`, to a random number).
+    """A step trace without information about the present question: a random decision for a random
+    start entity of the expert's split (or, with `number`, for a random number).
 
-    The observation is that of a search for one passage, the fact asked for.
+    The observation is that of a search that returns one passage, the right fact.
     """
     start = pick(rng, world.starts["expert"])
     if number:
@@ -61,8 +61,8 @@ def random_retrieved_step(world: World, rng: np.random.Generator, *, number: boo
     decision = pick(rng, [*RELATIONS, ATTRIBUTE, DONE])
     if decision == DONE:
         return step_text(DONE, start)
-    found = world.ages[start] if decision == ATTRIBUTE else world.facts[start, decision]
-    return f"{step_text(decision, start)}<result> {start} {decision} {found}</result>"
+    fact = world.ages[start] if decision == ATTRIBUTE else world.facts[start, decision]
+    return f"{step_text(decision, start)}<result> {start} {decision} {fact}</result>"
 
 
 def _random_age(rng: np.random.Generator) -> int:
@@ -75,8 +75,8 @@ def injector(
     """The `inject` of `run_agents`: at a boundary, with `probability`, a random retrieved step that
     fits the present value (an operation for an age, a look-up for an entity, or an answer).
 
-    Nothing is retrieved once as many calls are made as the longest chain needs: a demonstrator
-    could not follow it within the limit.
+    Nothing is retrieved after as many calls as the longest chain needs: a demonstrator could not
+    follow it within the limit.
     """
 
     def inject(history: str, rng: np.random.Generator) -> str | None:

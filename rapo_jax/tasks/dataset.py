@@ -1,6 +1,6 @@
-"""The task over data sets: questions from your own files, or from sets that others publish.
+"""The task over data sets: questions from a user's files, or from published sets.
 
-A world is what was read, with a report of every file. There is nothing to script: no demonstrator
+A world is what was read, with a report of every file. There are no scripted agents: no demonstrator
 for a cold start, no expert for the buffer, no gates.
 """
 
@@ -10,25 +10,23 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.search.corpus import read_corpus
-from rapo_jax.tasks.dataset_files import SetRead, about, read_set
-from rapo_jax.tasks.schema import SPLITS, Question, Task, unscripted
+from rapo_jax.tasks.dataset_files import SetRead, file_info, read_set
+from rapo_jax.tasks.schema import SPLITS, Question, Task
 from rapo_jax.text.protocol import SYSTEM_PROMPT
 
-KINDS: tuple[str, ...] = ()
 MAX_CORPUS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class World:
-    """Questions by split, the passages to search, and what came of each file that was read."""
+    """Questions by split, the passages to search, and a report of each file that was read."""
 
     train: list[Question]
     eval: list[Question]
     passages: list[str]
-    files: list[Mapping[str, Any]]
+    files: list[Mapping[str, object]]
 
 
 def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malformed: str) -> World:
@@ -38,10 +36,14 @@ def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malfor
         ValueError: a file is missing, damaged or without any usable record; or one record is
             malformed and `malformed` is 'fail'.
     """
+    # both are blank where only suites are evaluated
     how = {"manual_dir": manual_dir, "malformed": malformed}
     learned, held_out = (
         read_set(wanted, key=f"task.dataset.{name}", **how) if wanted else SetRead([], [])
-        for name, wanted in (("train", train), ("eval", eval))  # none where suites are all
+        for name, wanted in (
+            ("train", train),
+            ("eval", eval),
+        )  # both are empty where only suites are evaluated
     )
     passages, files = _read_documents(documents, malformed)
     files = [*learned.files, *held_out.files, *files]
@@ -51,16 +53,15 @@ def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malfor
 
 def shared_questions(
     train: Sequence[Question], held_out: Sequence[Question]
-) -> list[Mapping[str, Any]]:
-    """A warning, as one of a world's `files`, if what is to be learned is asked again."""
+) -> list[Mapping[str, object]]:
+    """A warning, as one of a world's `files`, if training questions are held out too."""
     shared = {q.question for q in train} & {q.question for q in held_out}
     if not shared:
         return []
-    told = f"warning: {len(shared)} of the held-out questions are questions to learn from too"
-    return [{"summary": told}]
+    return [{"summary": f"warning: {len(shared)} of the held-out questions are training questions"}]
 
 
-def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[str, Any]]]:
+def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[str, object]]]:
     if not path:
         return [], []
     if Path(path).is_file() and Path(path).stat().st_size > MAX_CORPUS_BYTES:
@@ -68,13 +69,13 @@ def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[
             f"task.dataset.documents={path!r}: larger than {MAX_CORPUS_BYTES >> 30} GiB, too much "
             "for the search inside a run; serve it and set tools.search.kind='retrieval'"
         )
-    found, report = read_corpus(path, malformed="skip")
+    passages, report = read_corpus(path, malformed="skip")
     if report.malformed and malformed == "fail":
         raise ValueError(
             f"task.dataset.documents={path!r}: {report.summary()}; mend the lines, or set "
             "task.dataset.malformed='skip'"
         )
-    return [document.contents for document in found], [about(report)]
+    return [passage.contents for passage in passages], [file_info(report)]
 
 
 def questions(world: World, split: str) -> list[Question]:
@@ -90,37 +91,25 @@ def documents(world: World) -> list[str]:
 
 
 def corpus(world: World) -> list[str]:
-    """What a tokenizer of its own is trained on; a run on real data has that of its model."""
+    """What a new tokenizer is trained on; a run on real data has its model's tokenizer."""
     return [SYSTEM_PROMPT, *(q.question for q in world.train), *world.passages]
 
 
-def sources(world: World) -> list[Mapping[str, Any]]:
-    """What came of each file, and a hash of what was taken from them all: the manifest."""
-    return [*world.files, {"sha256": _digest((*world.train, *world.eval))}]
-
-
-def _digest(taken: Sequence[Question]) -> str:
+def sources(world: World) -> list[Mapping[str, object]]:
+    """The report of each file, and a hash of all questions."""
     digest = hashlib.sha256()
-    for question in taken:
+    for question in (*world.train, *world.eval):
         digest.update(repr(question).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    return [*world.files, {"sha256": digest.hexdigest()}]
 
 
 def unscripted_task(make_world: Callable[..., World]) -> Task:
-    """A task of nothing but questions and passages, whose worlds `make_world` makes."""
+    """A task of questions and passages only."""
     return Task(
         make_world=make_world,
         questions=questions,
         documents=documents,
         corpus=corpus,
-        expert=unscripted,
-        demonstrator=unscripted,
-        random_retrieved_step=unscripted,
-        injector=unscripted,
-        retrieved_decision=unscripted,
-        decision=unscripted,
-        can_follow=unscripted,
         system_prompt=SYSTEM_PROMPT,
-        kinds=KINDS,
         sources=sources,
     )

@@ -1,8 +1,8 @@
 """Questions from files: JSON lines or Parquet with `question` and `answer` or `answers`.
 
 A record may also hold `id` (unique in its set), `source` (else the file's name) and `kind`, by
-which accuracy is told (else the source). Without `id` a question is named by its text, as in the
-Step-Trace Buffer; a text that comes again gets a number.
+which accuracy is reported (else the source). Without `id` a question is named by its text, as in
+the Step-Trace Buffer; a repeated text gets a number.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rapo_jax.io.jsonl import LineReport, text_of
 from rapo_jax.io.tables import read_table
-from rapo_jax.tasks.published import SETS, Row, read_rows
+from rapo_jax.tasks.published import SETS, Row, read_split
 from rapo_jax.tasks.schema import Question
 
 _FIRST = re.compile(r"^(.*)\[:(\d+)\]$")
@@ -26,14 +26,14 @@ _PUBLISHED = re.compile(r"^(\w+):(\w+)$")
 
 
 class SetRead(NamedTuple):
-    """Questions, and what came of each file: counts, malformed lines, a summary for people."""
+    """Questions, and a report of each file: counts, malformed lines, a summary for people."""
 
     questions: list[Question]
-    files: list[Mapping[str, Any]]
+    files: list[Mapping[str, object]]
 
 
-def about(report: LineReport, *, note: str = "") -> Mapping[str, Any]:
-    """What a manifest says of a file."""
+def file_info(report: LineReport, *, note: str = "") -> Mapping[str, object]:
+    """A file's report, as the manifest has it."""
     return {
         "path": report.path,
         "lines": report.lines,
@@ -51,8 +51,8 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
     'gsm8k:train,mine.jsonl[:200]'; [:200] takes the first 200 of one.
 
     Raises:
-        ValueError: something is not there, damaged, or without a usable record; an id comes
-            twice; a record is malformed and `malformed` is 'fail'.
+        ValueError: something is missing, damaged, or without a usable record; an id occurs twice;
+            a record is malformed and `malformed` is 'fail'.
     """
     parts = [part.strip() for part in wanted.split(",") if part.strip()]
     if not parts:
@@ -83,33 +83,22 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
 def _read_part(name: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
     if Path(name).is_file():
         report = LineReport(name)
-        questions = list(read_own(name, malformed=malformed, report=report))
-        return SetRead(questions, [about(report)])
+        questions = list(read_user_file(name, malformed=malformed, report=report))
+        return SetRead(questions, [file_info(report)])
     published = _PUBLISHED.match(name)
     if published and published[1] in SETS:
-        return _read_published(
-            published[1], published[2], key=key, manual_dir=manual_dir, malformed=malformed
+        name, split = published[1], published[2]
+        rows, reports, note = read_split(
+            name, SETS[name], split, manual_dir, key=key, malformed=malformed
         )
+        files = [file_info(report, note=f"; {note}" if note else "") for report in reports]
+        return SetRead([as_question(row) for row in rows], files)
     near = difflib.get_close_matches(name.partition(":")[0], SETS, n=1)
     hint = f"did you mean {near[0]!r}? " if near and ":" in name else ""
     raise ValueError(
         f"{key}={name!r}: there is no such file, and no such published set; {hint}the sets are "
         f"{', '.join(SETS)}, each with its split, as in 'gsm8k:train'"
     )
-
-
-def _read_published(name: str, split: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
-    """A published set; accuracy is told by set and difficulty."""
-    reports: list[LineReport] = []
-    rows = read_rows(
-        name, SETS[name], split, manual_dir, key=key, malformed=malformed, reports=reports
-    )
-    questions = [as_question(row) for row in rows]
-    if not questions:
-        raise ValueError(f"{key}='{name}:{split}': its files hold no question of this split")
-    wanted = SETS[name].rows.get(split, len(questions))
-    note = f"; its publisher's has {wanted}" if wanted != len(questions) else ""
-    return SetRead(questions, [about(report, note=note) for report in reports])
 
 
 def as_question(row: Row) -> Question:
@@ -123,23 +112,21 @@ def as_question(row: Row) -> Question:
     )
 
 
-def read_own(path: str | Path, *, malformed: str, report: LineReport) -> Iterator[Question]:
-    """The questions of one file of your own. Raises ValueError, see `read_table`."""
+def read_user_file(path: str | Path, *, malformed: str, report: LineReport) -> Iterator[Question]:
+    """The questions of one file of a user. Raises ValueError, see `read_table`."""
     parse = _Parser(Path(path).name)
-    yield from read_table(
-        path, parse, malformed=malformed, key="task.dataset.malformed", report=report
-    )
+    return read_table(path, parse, malformed=malformed, key="task.dataset.malformed", report=report)
 
 
 class _Parser:
-    """One file's records to questions; remembers its names to tell duplicates."""
+    """Parses the records of one file; refuses a repeated id."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._ids: set[str] = set()
         self._texts: Counter[str] = Counter()
 
-    def __call__(self, record: Mapping[str, Any]) -> Question:
+    def __call__(self, record: Mapping[str, object]) -> Question:
         question = text_of(record, "question")
         answers = answers_of(record)
         name = self._name(record, question)
@@ -148,7 +135,7 @@ class _Parser:
         self._ids.add(name)
         return Question(id=name, question=question, answers=answers, kind=kind, source=source)
 
-    def _name(self, record: Mapping[str, Any], question: str) -> str:
+    def _name(self, record: Mapping[str, object], question: str) -> str:
         if record.get("id") is None:
             digest = hashlib.sha256(question.strip().encode()).hexdigest()[:16]
             self._texts[digest] += 1
@@ -162,7 +149,7 @@ class _Parser:
         return str(name)
 
 
-def answers_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+def answers_of(record: Mapping[str, object]) -> tuple[str, ...]:
     """The gold answers of a record: a text, a number or a list of them, each once, in order.
 
     Raises:
@@ -170,8 +157,8 @@ def answers_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """
     names = [name for name in ("answers", "answer") if record.get(name) is not None]
     if len(names) != 1:
-        told = "both answer and answers are there" if names else "no answer and no answers"
-        raise ValueError(f"{told} (there are {', '.join(sorted(record)) or 'no keys'})")
+        problem = "both answer and answers are there" if names else "no answer and no answers"
+        raise ValueError(f"{problem} (there are {', '.join(sorted(record)) or 'no keys'})")
     value = record[names[0]]
     values = value if isinstance(value, list) else [value]
     if not values:
@@ -179,7 +166,7 @@ def answers_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_answer(item, names[0]) for item in values))
 
 
-def _answer(value: Any, name: str) -> str:
+def _answer(value: object, name: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     return text_of({name: value}, name)

@@ -1,8 +1,8 @@
 """The outcome reward of a whole response text (paper, section 5.1; method.md 2).
 
-Total on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
-before anything is judged, so that only what the policy itself did counts. `own` are the tags of own
-tools: their calls must be well formed too, and earn no bonus.
+Works on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
+first, so that only the policy's steps count. Calls of `user_tools` must be well formed too, and
+earn no bonus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rapo_jax.text.protocol import CALLS, STEP_KINDS, without_retrieved
 
 BAD_FORMAT = -1.0
 BONUS = 0.1
-"""For a right answer whose policy used both search and python."""
+"""For a right answer of a response that calls both search and python."""
 
 _OBSERVED_MARK = "<result></result>"
 
@@ -30,7 +30,7 @@ def _observed(user_tools: tuple[str, ...]) -> re.Pattern[str]:
 
 
 @functools.cache
-def _tag(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+def _tags(user_tools: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"</?(?:{'|'.join(('think', *STEP_KINDS, *user_tools))})>")
 
 
@@ -40,39 +40,39 @@ def outcome_reward(
     """Outcome reward R of a response: -1 for a bad format, else the answer's score (+ 0.1).
 
     The score is that of `METRICS[metric]`, in [0, 1], for the best of `gold_answers`. The bonus
-    needs a score > 0 and at least one non-empty search call and one non-empty python call of the
-    policy itself.
+    needs a score > 0, and at least one non-empty search call and one non-empty python call of the
+    policy.
     """
-    judged = _text_without_retrieved(text, user_tools)
-    if _format_failure(judged, user_tools):
+    response = _text_without_retrieved(text, user_tools)
+    if _format_failure(response, user_tools):
         return BAD_FORMAT
-    score = METRICS[metric](last_boxed(_answer(judged)) or "", gold_answers)
-    both = all(re.search(rf"<{tool}>(?!\s*</{tool}>)", judged) for tool in CALLS)
+    score = METRICS[metric](last_boxed(_answer(response)) or "", gold_answers)
+    both = all(re.search(rf"<{tool}>(?!\s*</{tool}>)", response) for tool in CALLS)
     return score + BONUS if score > 0 and both else score
 
 
 def is_correct(
     text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
 ) -> bool:
-    """Whether a response is well formed and its answer's score is 1: what accuracy counts."""
+    """Whether a response is well formed and its answer's score is 1; accuracy is its mean."""
     answer = boxed_answer(text, user_tools)
     return answer is not None and METRICS[metric](answer, gold_answers) == 1.0
 
 
 def boxed_answer(text: str, user_tools: tuple[str, ...] = ()) -> str | None:
     """The boxed answer of a response, None if its format is bad."""
-    judged = _text_without_retrieved(text, user_tools)
-    return None if _format_failure(judged, user_tools) else last_boxed(_answer(judged))
+    response = _text_without_retrieved(text, user_tools)
+    return None if _format_failure(response, user_tools) else last_boxed(_answer(response))
 
 
 def check_metric(metric: str) -> None:
-    """Raises ValueError if what a metric needs is not installed; to be called before a long job."""
+    """Raises ValueError if a package of the metric is missing; to be called before a long job."""
     if metric == "math":
         check_math_verify()
 
 
 def failure_kind(text: str, user_tools: tuple[str, ...] = ()) -> str:
-    """Why the format of a response is bad, in a few words; '' if it is fine."""
+    """Why the format of a response is bad, in a few words; '' if it is good."""
     return _format_failure(_text_without_retrieved(text, user_tools), user_tools)
 
 
@@ -93,21 +93,21 @@ def _text_without_retrieved(text: str, user_tools: tuple[str, ...]) -> str:
     return _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", without_retrieved(text))
 
 
-def _format_failure(judged: str, user_tools: tuple[str, ...]) -> str:
+def _format_failure(response: str, user_tools: tuple[str, ...]) -> str:
     opened: dict[str, int] = {}
     pairs: Counter[str] = Counter()
-    for found in _tag(user_tools).finditer(judged):
-        name = found[0].strip("</>")
-        if not found[0].startswith("</"):
+    for tag in _tags(user_tools).finditer(response):
+        name = tag[0].strip("</>")
+        if not tag[0].startswith("</"):
             if name in opened:
                 return f"unbalanced {name} tags"
-            opened[name] = found.end()
+            opened[name] = tag.end()
             continue
         if opened.pop(name, None) is None:
             return f"unbalanced {name} tags"
         pairs[name] += 1
         called = name in CALLS or name in user_tools
-        if called and not judged.startswith(_OBSERVED_MARK, found.end()):
+        if called and not response.startswith(_OBSERVED_MARK, tag.end()):
             return f"{name} call without its result"
     if opened:
         return f"unbalanced {min(opened)} tags"
@@ -115,8 +115,8 @@ def _format_failure(judged: str, user_tools: tuple[str, ...]) -> str:
         return "no think tags"
     if pairs["answer"] != 1:
         return "more than one answer" if pairs["answer"] else "no answer"
-    return "" if last_boxed(_answer(judged)) is not None else "no boxed answer"
+    return "" if last_boxed(_answer(response)) is not None else "no boxed answer"
 
 
-def _answer(judged: str) -> str:
-    return judged.partition("<answer>")[2].partition("</answer>")[0]
+def _answer(response: str) -> str:
+    return response.partition("<answer>")[2].partition("</answer>")[0]

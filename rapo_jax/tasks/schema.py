@@ -1,12 +1,15 @@
-"""What every task is made of: a question, and the functions a task offers."""
+"""The types of a task: its questions, and the functions that make and play it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
+
+TaskWorld: TypeAlias = Any
+"""What a task's `make_world` returns; only the functions of that task read it."""
 
 Agent = Callable[[str, str, np.random.Generator], str]
 """An off-policy agent: question text, history text, random numbers -> text of the next step."""
@@ -27,8 +30,8 @@ class Question:
     source: str
 
 
-def unscripted(*_: Any, **__: Any) -> NoReturn:
-    """Stands where a made task has a scripted agent. Settings that need one are refused before."""
+def unscripted(*_: object, **__: object) -> NoReturn:
+    """Used where a task has no scripted agent; settings that need one are refused before."""
     raise ValueError(
         "task.name: this task has no scripted agent, so there is no cold start from "
         "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "
@@ -37,34 +40,34 @@ def unscripted(*_: Any, **__: Any) -> NoReturn:
 
 
 class Task(NamedTuple):
-    """A task family as functions. A world is whatever `make_world` returns; only they read it."""
+    """A task family as functions."""
 
-    make_world: Callable[..., Any]
+    make_world: Callable[..., TaskWorld]
     """Keyword-only hyper-parameters -> world; the same values give the same world."""
-    questions: Callable[[Any, str], list[Question]]
+    questions: Callable[[TaskWorld, str], list[Question]]
     """(world, split) -> all questions of 'train', 'eval' or 'expert', in a fixed order."""
-    documents: Callable[[Any], list[str]]
-    """The corpus of the search tool, one passage an item."""
-    corpus: Callable[[Any], list[str]]
+    documents: Callable[[TaskWorld], list[str]]
+    """The passages that the search tool searches."""
+    corpus: Callable[[TaskWorld], list[str]]
     """Lines of text to train a tokenizer on."""
-    expert: Callable[..., Agent]
-    """(world, *, error) -> the noisy off-policy agent that fills the Step-Trace Buffer."""
-    demonstrator: Callable[..., Agent]
-    """(world, *, follow, weak_first, weak_habit, weak_stop) -> the agent of the cold start."""
-    random_retrieved_step: Callable[..., str]
-    """(world, rng, *, number) -> an uninformative step trace for the cold start."""
-    injector: Callable[..., Callable[[str, np.random.Generator], str | None]]
-    """(world, *, probability) -> the `inject` argument of `run_agents` for the cold start."""
-    retrieved_decision: Callable[[str], str | None]
-    """Decision of the step trace that ends a history, None if no trace does (follow rate)."""
-    decision: Callable[[str], str | None]
-    """Decision that a step text takes (follow rate)."""
-    can_follow: Callable[[str, str], bool]
-    """(decision, history) -> whether it can be taken there (follow rate)."""
     system_prompt: str
-    kinds: tuple[str, ...]
-    sources: Callable[[Any], list[Mapping[str, Any]]]
-    """What was read from files, a 'summary' for people included; nothing for a made world."""
+    sources: Callable[[TaskWorld], list[Mapping[str, object]]] = lambda world: []
+    """Reports of the files that were read, each with a 'summary' for people."""
+    kinds: tuple[str, ...] = ()
+    expert: Callable[..., Agent] = unscripted
+    """(world, *, error) -> the noisy off-policy agent that fills the Step-Trace Buffer."""
+    demonstrator: Callable[..., Agent] = unscripted
+    """(world, *, follow, weak_first, weak_habit, weak_stop) -> the agent of the cold start."""
+    random_retrieved_step: Callable[..., str] = unscripted
+    """(world, rng, *, number) -> an uninformative step trace for the cold start."""
+    injector: Callable[..., Callable[[str, np.random.Generator], str | None]] = unscripted
+    """(world, *, probability) -> the `inject` argument of `run_agents` for the cold start."""
+    retrieved_decision: Callable[[str], str | None] = unscripted
+    """Decision of the step trace that ends a history, None if no trace does (follow rate)."""
+    decision: Callable[[str], str | None] = unscripted
+    """Decision that a step text takes (follow rate)."""
+    can_follow: Callable[[str, str], bool] = unscripted
+    """(decision, history) -> whether it can be taken there (follow rate)."""
 
     @property
     def scripted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Questions from disk: a resumable, host-sharded stream for training, a plain list for evaluation.
+"""Questions on disk: a resumable, host-sharded stream for training, a list for evaluation.
 
 Any random-access sequence of `Question` is a source; `prepare_questions` makes those of a task.
 """
@@ -10,11 +10,10 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
-from rapo_jax.tasks.schema import SPLITS, Question
+from rapo_jax.tasks.schema import SPLITS, Question, TaskWorld
 
 ENOUGH_ROWS = 2**60
-"""Where an endless stream is cut: grain overflows when it batches sys.maxsize rows one by one."""
-
+"""Rows of an "endless" stream: grain overflows when it batches sys.maxsize rows one by one."""
 
 ROWS_AT_A_TIME = 1024
 
@@ -29,11 +28,28 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Question]: ...
 
 
-class QuestionFiles:
-    """The questions of one split in array_record files, read by index when asked for."""
+class _Row(TypedDict):
+    id: bytes
+    question: bytes
+    answers: Sequence[bytes]
+    kind: bytes
+    source: bytes
 
-    def __init__(self, rows: Any) -> None:
-        """`rows` is a data source of tensorflow_datasets."""
+
+class _Rows(Protocol):
+    """A data source of tensorflow_datasets."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> _Row: ...
+
+    def __getitems__(self, indices: Sequence[int], /) -> Sequence[_Row]: ...
+
+
+class QuestionFiles:
+    """The questions of one split in array_record files, read by index."""
+
+    def __init__(self, rows: _Rows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
@@ -49,7 +65,7 @@ class QuestionFiles:
             yield from map(_question, self._rows.__getitems__(indices))
 
 
-def _question(row: Mapping[str, Any]) -> Question:
+def _question(row: _Row) -> Question:
     return Question(
         id=row["id"].decode(),
         question=row["question"].decode(),
@@ -60,7 +76,7 @@ def _question(row: Mapping[str, Any]) -> Question:
 
 
 class StreamState(TypedDict):
-    """Where a stream stands: whole global batches taken, and which stream it was."""
+    """The position of a stream: global batches taken so far, and which stream it is."""
 
     next_index: int
     seed: int
@@ -82,7 +98,7 @@ class QuestionStream:
         return next(self._batches)
 
     def get_state(self) -> StreamState:
-        """The position behind the last batch taken; the same on every process, and JSON-able."""
+        """The position after the last batch; JSON, and the same on every process."""
         return StreamState(
             next_index=int(self._batches.get_state()["next_index"]),
             seed=self._seed,
@@ -91,14 +107,14 @@ class QuestionStream:
         )
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on where `get_state` was called; ValueError for the position of another stream."""
-        own = self.get_state()
-        if set(state) != set(own) or not isinstance(state["next_index"], int):
-            raise ValueError(f"data position {dict(state)!r}: must have the keys {sorted(own)}")
+        """Continues at a saved position; ValueError for the position of another stream."""
+        present = self.get_state()
+        if set(state) != set(present) or not isinstance(state["next_index"], int):
+            raise ValueError(f"data position {dict(state)!r}: must have the keys {sorted(present)}")
         for key in ("seed", "batch", "rows"):
-            if state[key] != own[key]:
+            if state[key] != present[key]:
                 raise ValueError(
-                    f"data position with {key}={state[key]}: this stream has {key}={own[key]}; "
+                    f"data position with {key}={state[key]}: this stream has {key}={present[key]}; "
                     "resume with the config and data set that the checkpoint was made with"
                 )
         if state["next_index"] < 0:
@@ -111,13 +127,12 @@ def question_stream(
 ) -> QuestionStream:
     """Endless shuffled batches of a source, this process's `batch / process_count` rows of each.
 
-    Each epoch is a fresh permutation of all rows, epochs follow each other without a gap: every
-    question comes exactly once in an epoch, none is dropped. Where the number of rows is no
-    multiple of `batch`, one batch holds the last rows of an epoch and the first of the next, so
-    such a batch (and only such a one) may hold a question twice. Each process takes one block of a
-    batch's rows, in the order of processes, and reads no other questions: the global batch does
-    not depend on `process_count`, and a position saved with one number of processes may be resumed
-    with another.
+    Each epoch is a new permutation of all rows, and epochs follow each other without a gap: every
+    question occurs exactly once in an epoch. If the number of rows is no multiple of `batch`, the
+    batch with the last rows of an epoch and the first of the next may hold a question twice. Each
+    process takes one block of a batch's rows, in the order of processes, and reads no others: the
+    global batch does not depend on `process_count`, and a position saved with one number of
+    processes may be resumed with another.
     """
     import grain.python as grain
 
@@ -132,11 +147,11 @@ def question_stream(
         raise ValueError(f"process_index={process_index}: must be 0 to {process_count - 1}")
     indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     each = batch // process_count
-    own = slice(process_index * each, (process_index + 1) * each)
+    local = slice(process_index * each, (process_index + 1) * each)
     batches = (
         indices[:ENOUGH_ROWS]
         .batch(batch, batch_fn=list)
-        .map(lambda batch_indices: [source[int(i)] for i in batch_indices[own]])
+        .map(lambda batch_indices: [source[int(i)] for i in batch_indices[local]])
     )
     no_prefetch = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     iterator = iter(batches.to_iter_dataset(no_prefetch))
@@ -149,14 +164,15 @@ def load_questions(source: Source) -> list[Question]:
 
 
 def prepare_questions(
-    task: str, parameters: Mapping[str, Any], world: Any, *, data_dir: str
+    task: str, parameters: Mapping[str, object], world: TaskWorld, *, data_dir: str
 ) -> dict[str, QuestionFiles]:
     """The splits of a task as array_record files below `data_dir`, generated if they are missing.
 
     `world` is what the task made of `parameters`.
 
-    Raises ValueError for an empty split, and RuntimeError if the files do not hold exactly what
-    the task generates.
+    Raises:
+        ValueError: a split is empty.
+        RuntimeError: the files do not hold exactly what the task generates.
     """
     with _quiet():
         from rapo_jax.tasks.builder import prepared_builder

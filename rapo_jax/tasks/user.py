@@ -1,4 +1,4 @@
-"""A user's own task and own reward, by config path (task.name, task.reward)."""
+"""A task and a reward that a user wrote, by config path (task.name, task.reward)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rapo_jax.io.user_code import load_function
 from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
@@ -17,46 +16,52 @@ from rapo_jax.tasks.schema import Question, Score, Task
 _LISTS = ("train", "eval", "documents")
 
 
-def question_task(make: Callable[..., Mapping[str, Sequence[Any]]]) -> Task:
+def question_task(make: Callable[..., Mapping[str, Sequence[object]]]) -> Task:
     """A task of questions that a function makes, for task.name='module:NAME'.
 
-    `make` is called with the keys of task.user_arguments. It returns {'train': [...], 'eval':
-    [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and if the agent
-    is to search in passages of the task, 'documents': [text, ...]. Equal keys must give equal
-    questions in the same order. There is nothing to script: see `unscripted`.
+    `make` is called with task.user_arguments as keyword arguments. It returns {'train': [...],
+    'eval': [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and
+    perhaps 'documents': [text, ...], the passages to search. Equal arguments must give equal
+    questions in the same order. The task has no scripted agents: see `unscripted`.
     """
 
-    def make_world(**keys: Any) -> World:
-        told = f"task.user_arguments={keys!r}"
+    def make_world(**arguments: object) -> World:
+        signature = inspect.signature(make)
         try:
-            inspect.signature(make).bind(**keys)
+            signature.bind(**arguments)
         except TypeError as error:
-            raise ValueError(f"{told}: {make.__name__}{inspect.signature(make)}: {error}") from None
-        made = make(**keys)
+            raise ValueError(
+                f"task.user_arguments={arguments!r}: {make.__name__}{signature}: {error}"
+            ) from None
+        made = make(**arguments)
         if not isinstance(made, Mapping) or not {"train", "eval"} <= set(made) <= set(_LISTS):
-            found = sorted(made) if isinstance(made, Mapping) else type(made).__name__
+            returned = sorted(made) if isinstance(made, Mapping) else type(made).__name__
             raise ValueError(
                 f"task.name: {make.__name__} must return {{'train': [...], 'eval': [...]}}, and "
-                f"perhaps 'documents', not {found}"
+                f"perhaps 'documents', not {returned}"
             )
-        documents = list(made.get("documents", ()))
-        for number, document in enumerate(documents):
-            if not isinstance(document, str) or not document.strip():
-                raise ValueError(
-                    f"task.name: {make.__name__}: document {number} is no text but {document!r}"
-                )
+        documents = [
+            _document(make.__name__, n, x) for n, x in enumerate(made.get("documents", ()))
+        ]
         train, held_out = (
             [_question(make.__name__, split, n, x) for n, x in enumerate(made[split])]
             for split in ("train", "eval")
         )
-        told = f"{make.__name__}: {len(train)} questions, {len(held_out)} held out"
-        files: list[Mapping[str, Any]] = [{"summary": told}, *shared_questions(train, held_out)]
-        return World(train, held_out, documents, files)
+        summary = f"{make.__name__}: {len(train)} questions, {len(held_out)} held out"
+        return World(
+            train, held_out, documents, [{"summary": summary}, *shared_questions(train, held_out)]
+        )
 
     return unscripted_task(make_world)
 
 
-def _question(maker: str, split: str, number: int, given: Any) -> Question:
+def _document(maker: str, number: int, given: object) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"task.name: {maker}: document {number} is no text but {given!r}")
+    return given
+
+
+def _question(maker: str, split: str, number: int, given: object) -> Question:
     if isinstance(given, Question):
         return given
     wrong = ValueError(
@@ -71,14 +76,14 @@ def _question(maker: str, split: str, number: int, given: Any) -> Question:
     answers = (answers,) if isinstance(answers, str) else tuple(answers)
     if not all(isinstance(x, str) and x.strip() for x in (text, *answers)):
         raise wrong
-    return Question(f"{split}-{number}", text, answers, kind="own", source=maker)
+    return Question(f"{split}-{number}", text, answers, kind="user", source=maker)
 
 
 def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score:
     """The outcome reward of task.reward: '' is the paper's, else 'module:function'.
 
-    An own reward is called with the response's text, without retrieved traces, and all answers that
-    count as right. `own` are the tags of own tools, which the paper's reward has to know.
+    A user's reward is called with the response's text, without retrieved traces, and all answers
+    that count as right. The paper's reward needs the tags of `user_tools`.
 
     Raises:
         ValueError: the function cannot be loaded.
@@ -86,17 +91,20 @@ def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score
     """
     if not path:
         return functools.partial(outcome_reward, metric=metric, user_tools=user_tools)
-    told = f"task.reward={path!r}"
     function = load_function(path, key="task.reward", takes=("text", "gold_answers"))
 
     def reward(text: str, gold_answers: Sequence[str]) -> float:
         try:
             value = function(text, gold_answers)
         except Exception as error:
-            # no ValueError: the readers of files would count it as a malformed line of theirs
-            raise RuntimeError(f"{told}: it raised {type(error).__name__} for {text!r}") from error
+            # no ValueError: readers of files would count it as a malformed line
+            raise RuntimeError(
+                f"task.reward={path!r}: it raised {type(error).__name__} for {text!r}"
+            ) from error
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RuntimeError(f"{told}: it gave {value!r} and no finite number for {text!r}")
+            raise RuntimeError(
+                f"task.reward={path!r}: it gave {value!r} and no finite number for {text!r}"
+            )
         return float(value)
 
     return reward

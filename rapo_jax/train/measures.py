@@ -11,7 +11,7 @@ import numpy as np
 
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.tasks import Question, failure_kind, is_correct
-from rapo_jax.tasks.user import Score
+from rapo_jax.tasks.schema import Score
 from rapo_jax.text.protocol import CALLS
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import allgather_json

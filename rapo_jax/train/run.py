@@ -19,8 +19,8 @@ from rapo_jax.model.sharding import make_mesh, row_shards
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward, find_task
 from rapo_jax.tasks.chains import LONGEST_CHAIN
+from rapo_jax.tasks.schema import Score
 from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
-from rapo_jax.tasks.user import Score
 from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools

@@ -1,3 +1,5 @@
+"""Trajectories of scripted agents through tools: steps, limits, batches and seeds."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -63,23 +65,23 @@ def test_a_retrieved_trace_is_a_step_of_its_own_and_never_the_first():
     assert segments[2].text == "<retrieve>trace</retrieve>"
 
 
-def test_the_agent_and_the_injector_see_the_whole_history():
-    seen = []
+def test_the_agent_and_the_injector_read_the_whole_history():
+    histories = []
 
     def agent(question, history, rng):
-        seen.append(history)
+        histories.append(history)
         return looks_twice(question, history, rng)
 
     def inject(history, rng):
-        seen.append(history)
+        histories.append(history)
         return "trace"
 
     segments = run_one(agent, inject=inject)
     texts = [segment.text for segment in segments]
-    assert seen == ["".join(texts[:end]) for end in (0, 2, 3, 5, 6)]
+    assert histories == ["".join(texts[:end]) for end in (0, 2, 3, 5, 6)]
 
 
-def test_a_call_beyond_the_limit_ends_the_trajectory_as_it_stands():
+def test_a_call_beyond_the_limit_ends_the_trajectory():
     calls = []
 
     def counting(batch):
@@ -152,7 +154,7 @@ def test_no_question_gives_no_trajectory():
     assert run_agents(gambler, [], TOOLS, max_calls=4, samples=4, rng_seed=0) == []
 
 
-def test_an_agent_calls_an_own_tool_by_its_tag_and_reads_a_neutral_result():
+def test_an_agent_calls_a_users_tool_by_its_tag_and_reads_a_neutral_result():
     def agent(question, history, rng):
         return "<loud>a</loud>" if not history else "<answer>done</answer>"
 

@@ -82,10 +82,10 @@ def test_a_step_ends_with_its_first_closing_tag(text, ended, step):
 
 
 def test_a_trajectory_is_a_conversation_through_the_real_tools(serve, tmp_path):
-    seen = []
+    requests = []
 
     def answer(handler, body):
-        seen.append((handler.path, body))
+        requests.append((handler.path, body))
         return searches_once(handler, body)
 
     endpoint, budget = make(serve(answer) + "/v1/", tmp_path)
@@ -97,7 +97,7 @@ def test_a_trajectory_is_a_conversation_through_the_real_tools(serve, tmp_path):
     ]
     assert (outcome.finished, outcome.failed, outcome.spent) == (1, 0, "")
     assert (budget.calls, budget.tokens) == (2, 20)
-    path, body = seen[1]
+    path, body = requests[1]
     assert path == "/v1/chat/completions"
     assert body["messages"] == [
         {"role": "system", "content": "be good"},
@@ -151,20 +151,20 @@ def test_a_slow_server_costs_a_trajectory_and_not_the_others(serve, tmp_path):
 
 def test_a_refused_key_ends_all_and_is_never_told(serve, tmp_path, capfd):
     key = "HOME"  # a variable that is always set
-    seen = []
+    requests = []
 
     def answer(handler, body):
-        seen.append(handler.headers["Authorization"])
-        return 401, f"bad key {seen[0]}"
+        requests.append(handler.headers["Authorization"])
+        return 401, f"bad key {requests[0]}"
 
     endpoint, _ = make(serve(answer), tmp_path, key_variable=key)
     with pytest.raises(
         ValueError, match="buffer.endpoint.model='teacher': .*status 401"
     ) as refused:
         sample(endpoint, ["a", "b"])
-    secret = seen[0].removeprefix("Bearer ")
+    secret = requests[0].removeprefix("Bearer ")
     assert secret and secret not in str(refused.value).replace(str(tmp_path), "")
-    assert len(seen) == 1 and capfd.readouterr() == ("", "")
+    assert len(requests) == 1 and capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="NO_SUCH_KEY.*empty or not set"):
         make("http://localhost", tmp_path, key_variable="NO_SUCH_KEY")
 

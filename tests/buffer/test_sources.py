@@ -55,10 +55,10 @@ def read(*files, malformed="fail", mask="", max_chars=1000) -> Imported:
     ids=["response", "with end tokens", "steps"],
 )
 def test_a_trajectory_is_read_step_by_step_with_the_reward_of_its_answers(tmp_path, record):
-    (trajectory,) = read(write(tmp_path / "own.jsonl", record | {"answers": ["2"]})).trajectories
+    (trajectory,) = read(write(tmp_path / "mine.jsonl", record | {"answers": ["2"]})).trajectories
     assert trajectory.steps == STEPS and trajectory.question == "what is asked?"
     assert trajectory.reward == outcome_reward(RESPONSE, ["2"]) == pytest.approx(1.1)
-    assert trajectory.origin == "file:own.jsonl"
+    assert trajectory.origin == "file:mine.jsonl"
 
 
 def test_a_chat_is_read_as_a_trajectory(tmp_path):
@@ -97,9 +97,9 @@ def test_the_same_question_has_one_id_in_every_file_and_others_have_others(tmp_p
         return {"response": RESPONSE, "reward": 1} | more
 
     first = write(tmp_path / "a", record(question="q"), record(question="r"))
-    second = write(tmp_path / "b", record(question="q "), record(question="q", question_id="own"))
+    second = write(tmp_path / "b", record(question="q "), record(question="q", question_id="mine"))
     ids = [trajectory.question_id for trajectory in read(first, second).trajectories]
-    assert ids[0] == ids[2] and len(set(ids)) == 3 and ids[3] == "own"
+    assert ids[0] == ids[2] and len(set(ids)) == 3 and ids[3] == "mine"
 
 
 def test_each_record_keeps_its_origin(tmp_path):

@@ -1,4 +1,4 @@
-"""Suites by name: the paper's fourteen, published sets with a split, own files."""
+"""Suites by name: the paper's fourteen, published sets with a split, files of a user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fixture_of(name):
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_each_of_the_fourteen_suites_reads_its_publishers_files_with_its_own_metric(tmp_path, name):
+def test_each_of_the_fourteen_suites_reads_its_publishers_files_with_its_metric(tmp_path, name):
     fixture = fixture_of(name)
     fixture.write(tmp_path / fixture.set / fixture.file, fixture.records)
     (suite,) = read(name, manual_dir=tmp_path)
@@ -42,7 +42,7 @@ def test_there_are_fourteen_suites_ten_of_which_the_paper_averages_over():
         assert listed.split in SETS[listed.set].files
 
 
-def test_a_split_and_a_first_part_make_a_suite_of_their_own(tmp_path):
+def test_a_split_and_a_first_part_make_another_suite(tmp_path):
     lines(tmp_path / "gsm8k" / "train.jsonl", [gsm(n) for n in range(5)])
     (suite,) = read("gsm8k:train[:2]", manual_dir=tmp_path)
     assert suite.name == "gsm8k-train-first2" and len(suite.questions) == 2
@@ -61,7 +61,7 @@ def test_a_file_is_a_suite_with_the_metric_of_the_task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "message"),
     [
         ("hotpot", "no such suite and no such file; did you mean 'hotpotqa'?"),
         ("GSM8K", "did you mean 'gsm8k'?"),
@@ -71,21 +71,22 @@ def test_a_file_is_a_suite_with_the_metric_of_the_task(tmp_path):
         ("asearcher", "there is no such suite"),
     ],
 )
-def test_an_unknown_suite_is_refused_with_the_nearest_known_one(tmp_path, wanted, told):
+def test_an_unknown_suite_is_refused_with_the_nearest_known_one(tmp_path, wanted, message):
     with pytest.raises(ValueError, match="evaluate.suites=") as caught:
         read(wanted, manual_dir=tmp_path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_missing_files_are_told_with_where_to_get_them_and_what_to_put_where(tmp_path, name):
-    own = SETS[SUITES[name].set]
+def test_missing_files_are_named_with_where_to_get_them_and_where_to_put_them(tmp_path, name):
+    published = SETS[SUITES[name].set]
     for manual_dir in (str(tmp_path), ""):
         with pytest.raises(ValueError, match="evaluate.suites=") as caught:
             read(name, manual_dir=manual_dir)
-        told = str(caught.value)
-        assert own.offered in told and own.files[SUITES[name].split][0][0] in told
-        assert (manual_dir or "evaluate.manual_dir=MANUAL_DIR") in told
+        message = str(caught.value)
+        first_pattern = published.files[SUITES[name].split][0][0]
+        assert published.offered in message and first_pattern in message
+        assert (manual_dir or "evaluate.manual_dir=MANUAL_DIR") in message
 
 
 def test_two_suites_of_one_name_are_refused(tmp_path):
@@ -94,7 +95,7 @@ def test_two_suites_of_one_name_are_refused(tmp_path):
         read("gsm8k", "gsm8k", manual_dir=tmp_path)
 
 
-def test_a_digest_tells_suites_apart_by_what_they_ask_and_how_they_score(tmp_path):
+def test_suites_with_other_questions_or_metrics_have_other_digests(tmp_path):
     lines(tmp_path / "gsm8k" / "test.jsonl", [gsm(1), gsm(2)])
     (suite,) = read("gsm8k", manual_dir=tmp_path)
     (again,) = read("gsm8k", manual_dir=tmp_path)

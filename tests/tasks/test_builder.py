@@ -1,3 +1,5 @@
+"""Questions of a task as array_record files."""
+
 from __future__ import annotations
 
 import sys

@@ -1,3 +1,5 @@
+"""The made world: words, chains, facts and questions."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -1,3 +1,5 @@
+"""The scripted agents of the chains task."""
+
 from __future__ import annotations
 
 import re
@@ -121,10 +123,10 @@ def test_a_demonstrator_that_follows_takes_every_retrieved_decision(world, tools
     pairs = rollouts(world, tools, demonstrator(world), "train", inject=inject)
     followed = 0
     for _, segments in pairs:
-        for retrieved, own in zip(segments, segments[1:], strict=False):
+        for retrieved, step in zip(segments, segments[1:], strict=False):
             if retrieved.source == Source.RETRIEVED:
                 decision = TASK.retrieved_decision(retrieved.text)
-                assert decision == TASK.decision(own.text)
+                assert decision == TASK.decision(step.text)
                 followed += 1
     assert followed > len(pairs) / 2
     assert all(failure_kind(response_text(segments)) == "" for _, segments in pairs)
@@ -168,7 +170,7 @@ def test_only_a_decision_that_fits_the_present_value_is_followed(world, shown, h
         ("error: no such thing", set()),
     ],
 )
-def test_what_can_be_followed_is_what_fits_the_present_value(world, shown, possible):
+def test_a_decision_can_be_followed_where_it_fits_the_present_value(world, shown, possible):
     every = {*chains.RELATIONS, "age", *chains.OPERATIONS, "done"}
     history = render_result(shown)
     assert {choice for choice in every if TASK.can_follow(choice, history)} == possible
@@ -181,18 +183,18 @@ def test_what_can_be_followed_is_what_fits_the_present_value(world, shown, possi
 
 
 def test_a_retrieved_result_does_not_change_what_can_be_followed():
-    seen = render_result("Dorim age 37")
+    result = render_result("Dorim age 37")
     trace = render_retrieved("<think> rival</think>" + render_result("Zumo rival Lapi"))
-    for history in (seen, seen + trace, trace + seen, seen + trace * chains.LONGEST_CHAIN):
+    for history in (result, result + trace, trace + result, result + trace * chains.LONGEST_CHAIN):
         assert TASK.can_follow("double", history)
         assert not TASK.can_follow("heir", history)
 
 
-def test_nothing_can_be_followed_before_a_result_or_behind_the_longest_chain():
-    seen = render_result("Dorim rival Kavel")
-    assert TASK.can_follow("heir", seen * (chains.LONGEST_CHAIN - 1))
-    assert not TASK.can_follow("heir", seen * chains.LONGEST_CHAIN)
-    assert not TASK.can_follow("done", seen * chains.LONGEST_CHAIN)
+def test_nothing_can_be_followed_before_a_result_or_after_the_longest_chain():
+    result = render_result("Dorim rival Kavel")
+    assert TASK.can_follow("heir", result * (chains.LONGEST_CHAIN - 1))
+    assert not TASK.can_follow("heir", result * chains.LONGEST_CHAIN)
+    assert not TASK.can_follow("done", result * chains.LONGEST_CHAIN)
     assert not TASK.can_follow("heir", "<think> rival</think>")
 
 

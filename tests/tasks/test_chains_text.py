@@ -1,3 +1,5 @@
+"""Texts of the chains task: the tokenizer corpus and uninformative step traces."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -82,8 +84,8 @@ def test_a_random_retrieved_step_is_about_the_experts_entities_and_true(world, n
         decisions.add(decision)
         shown = "Dorim age 37" if number else "Dorim heir Kavel"
         assert applicable(decision, read_situation("", render_result(shown)))
-        own, _, observed = trace.partition("<result> ")
-        step = parse_step(own)
+        written, _, observed = trace.partition("<result> ")
+        step = parse_step(written)
         if step.kind == "search":
             entity, relation = step.content.split()
             assert entity in world.starts["expert"]

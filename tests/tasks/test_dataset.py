@@ -1,4 +1,4 @@
-"""The task over data sets: your own questions from files, through the door of every task."""
+"""The task over data sets: questions from files, with the functions of every task."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_world(folder, **changes):
     return parameters, TASK.make_world(**parameters)
 
 
-def test_a_record_becomes_a_question_and_what_it_does_not_say_is_filled_in(tmp_path):
+def test_a_record_becomes_a_question_and_missing_fields_are_filled_in(tmp_path):
     path = write(tmp_path / "qa.jsonl", RECORDS)
     anna, two, five, oslo = read(path).questions
     assert anna == Question("a", "Who?", ("Anna",), "easy", "quiz")
@@ -65,20 +65,13 @@ def test_several_files_may_be_named_and_of_each_the_first_questions(tmp_path):
     one = write(tmp_path / "1.jsonl", [{"question": f"a{n}?", "answer": "x"} for n in range(5)])
     two = write(tmp_path / "2.jsonl", [{"question": f"b{n}?", "answer": "x"} for n in range(5)])
     found = read(f"{one}[:2], {two}")
-    assert [q.question for q in found.questions] == [
-        "a0?",
-        "a1?",
-        "b0?",
-        "b1?",
-        "b2?",
-        "b3?",
-        "b4?",
-    ]
+    asked = " ".join(q.question for q in found.questions)
+    assert asked == "a0? a1? b0? b1? b2? b3? b4?"
     assert [file["records"] for file in found.files] == [5, 5]
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "reason"),
     [
         ({"question": "Who?"}, "no answer and no answers"),
         ({"question": "Who?", "answer": "x", "answers": ["x"]}, "both answer and answers"),
@@ -93,32 +86,32 @@ def test_several_files_may_be_named_and_of_each_the_first_questions(tmp_path):
         ("{", "not JSON"),
     ],
 )
-def test_a_record_that_is_none_is_counted_with_its_line_or_ends_the_reading(tmp_path, record, told):
+def test_a_malformed_record_is_counted_with_its_line_or_ends_the_reading(tmp_path, record, reason):
     path = write(tmp_path / "qa.jsonl", [RECORDS[0], record, RECORDS[1]])
     found = read(path)
     assert [q.id for q in found.questions] == ["a", "2"]
     assert (found.files[0]["lines"], found.files[0]["malformed"]) == (3, 1)
     number, problem = found.files[0]["malformed_lines"][0]
-    assert number == 2 and told in problem
+    assert number == 2 and reason in problem
     assert "1 malformed (line 2: " in found.files[0]["summary"]
     with pytest.raises(ValueError, match="line 2: .*task.dataset.malformed='skip'"):
         read(path, malformed="fail")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "message"),
     [
         ("", "task.dataset.train='': name a file of questions"),
         ("qa.json", "task.dataset.train='qa.json': there is no such file, and no such published"),
         ("gsm9k:train", "did you mean 'gsm8k'"),
         ("gsm8k:dev", "task.dataset.train='gsm8k:dev': gsm8k has the splits train, test"),
-        ("gsm8k:train", "its files are not there; get it from github.com/openai/grade-school-math"),
+        ("gsm8k:train", "its files are missing; get it from github.com/openai/grade-school-math"),
     ],
 )
-def test_a_name_that_is_not_there_is_refused_with_what_would_be(tmp_path, wanted, told):
+def test_an_unknown_file_or_set_is_refused_with_the_known_ones(tmp_path, wanted, message):
     with pytest.raises(ValueError) as caught:
         read(wanted, manual_dir=str(tmp_path))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_more_questions_than_a_file_has_and_an_id_that_two_files_share_are_refused(tmp_path):
@@ -157,13 +150,13 @@ def test_a_changed_file_is_another_data_set_and_the_manifest_keeps_the_counts(tm
     manifests = [path.read_text() for path in (tmp_path / "data").rglob("dataset_info.json")]
     assert len(manifests) == 2
     for manifest in manifests:
-        told = json.loads(json.loads(manifest)["configDescription"])[2]
-        assert (told["records"], told["malformed"], told["malformed_lines"][0][0]) == (1, 1, 2)
+        info = json.loads(json.loads(manifest)["configDescription"])[2]
+        assert (info["records"], info["malformed"], info["malformed_lines"][0][0]) == (1, 1, 2)
 
 
-def test_held_out_questions_that_are_learned_from_are_told(tmp_path):
-    told = [source.get("summary", "") for source in TASK.sources(make_world(tmp_path)[1])]
-    assert "warning: 2 of the held-out questions are questions to learn from too" in told
+def test_held_out_questions_that_are_trained_on_give_a_warning(tmp_path):
+    summaries = [source.get("summary", "") for source in TASK.sources(make_world(tmp_path)[1])]
+    assert "warning: 2 of the held-out questions are training questions" in summaries
     _, apart = make_world(tmp_path, eval=write(tmp_path / "b.jsonl", [RECORDS[2]]), train=write(
         tmp_path / "a.jsonl", RECORDS[:2]))  # fmt: skip
     assert not any("warning" in source.get("summary", "") for source in TASK.sources(apart))
@@ -176,8 +169,8 @@ def test_documents_are_a_corpus_to_search(tmp_path):
     )
     _, world = make_world(tmp_path, documents=corpus)
     assert TASK.documents(world) == ["A is b.", '"C"\nc.']
-    told = {source.get("path"): source.get("malformed") for source in TASK.sources(world)}
-    assert told[corpus] == 1
+    malformed = {source.get("path"): source.get("malformed") for source in TASK.sources(world)}
+    assert malformed[corpus] == 1
     with pytest.raises(ValueError, match="task.dataset.documents=.*task.dataset.malformed='skip'"):
         make_world(tmp_path, documents=corpus, malformed="fail")
     assert TASK.documents(make_world(tmp_path)[1]) == []
@@ -187,7 +180,7 @@ def test_documents_are_a_corpus_to_search(tmp_path):
         make_world(tmp_path, documents=str(tmp_path / "wiki.jsonl"))
 
 
-def test_what_needs_a_scripted_agent_is_refused_with_the_remedy():
+def test_a_scripted_agent_of_this_task_is_refused_with_the_remedy():
     for asked in (TASK.expert, TASK.demonstrator, TASK.injector, TASK.decision):
         with pytest.raises(
             ValueError, match="model.folder.*buffer.files.*buffer.agent='checkpoint"

@@ -1,10 +1,13 @@
+"""The outcome reward: formats, bonus, retrieved spans, and the token F1 of answers."""
+
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.tasks import failure_kind, is_correct, outcome_reward, token_f1
+from rapo_jax.scoring.answers import token_f1
+from rapo_jax.tasks import failure_kind, is_correct, outcome_reward
 
 THINK = "<think>t</think>"
 SEARCH = "<search>Dorim mentor</search><result>Dorim mentor Kavel</result>"
@@ -74,7 +77,7 @@ def test_an_empty_python_call_does_not_earn_the_bonus():
     assert outcome_reward(THINK + SEARCH + empty + ANSWER, ["Kavel"]) == 1.0
 
 
-def test_a_retrieved_call_without_its_result_is_not_held_against_the_policy():
+def test_a_retrieved_call_without_its_result_does_not_make_the_format_bad():
     retrieved = "<retrieve><think>x<search>y</search></retrieve>"
     assert outcome_reward(THINK + retrieved + ANSWER, ["Kavel"]) == 1.0
 
@@ -174,7 +177,7 @@ def test_without_gold_answers_nothing_is_right():
     assert outcome_reward(boxed("\\boxed{Kavel}"), []) == 0.0
 
 
-def test_very_long_malformed_text_is_judged_too():
+def test_very_long_malformed_text_is_scored_too():
     for tag in ("<retrieve>", "</search><result>", "\\boxed{", "<think>"):
         text = THINK + tag * 20_000 + ANSWER
         assert -1.0 <= outcome_reward(text, ["Kavel"]) <= 1.1
@@ -184,11 +187,11 @@ LOUD = "<think>a</think><loud>hey</loud><result> HEY</result>"
 BOB = "<think>b</think><answer>\\boxed{Bob}</answer>"
 
 
-def test_a_call_of_an_own_tool_must_have_its_result_and_earns_no_bonus():
+def test_a_call_of_a_users_tool_must_have_its_result_and_earns_no_bonus():
     assert outcome_reward(LOUD + BOB, ["Bob"], user_tools=("loud",)) == 1.0
     python = "<think>a</think><python>1</python><result> 1</result>"
     assert outcome_reward(python + LOUD + BOB, ["Bob"], user_tools=("loud",)) == 1.0
     assert failure_kind("<loud>hey</loud>" + BOB, ("loud",)) == "loud call without its result"
     assert failure_kind(LOUD + "<loud>" + BOB, ("loud",)) == "unbalanced loud tags"
     assert not is_correct("<loud>hey</loud>" + BOB, ["Bob"], user_tools=("loud",))
-    assert failure_kind("<loud>hey</loud>" + BOB) == ""  # known to nobody, it is text
+    assert failure_kind("<loud>hey</loud>" + BOB) == ""  # of no tool: it is text

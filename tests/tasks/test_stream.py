@@ -1,3 +1,5 @@
+"""The stream of training questions: epochs, processes, and saved positions."""
+
 from __future__ import annotations
 
 import json
@@ -57,7 +59,7 @@ def test_each_process_takes_its_block_of_every_global_batch():
             assert names == [name for part in parts for name in part[step]]
 
 
-def test_a_process_reads_its_own_questions_alone():
+def test_a_process_reads_only_its_questions():
     class Noting(list):
         read: list[int] = []
 
@@ -78,7 +80,7 @@ def test_the_order_of_questions_is_that_of_shuffled_rows():
     assert flat == [rows[i].id for i in range(36)]
 
 
-def test_a_stream_goes_on_exactly_where_its_saved_position_was():
+def test_a_stream_continues_exactly_at_its_saved_position():
     straight = stream(made_up(10))
     expected = taken(straight, 9)
     before = stream(made_up(10))

@@ -1,4 +1,4 @@
-"""A user's own task and reward."""
+"""A task and a reward that a user wrote."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import re
 
 import pytest
 
-from rapo_jax.tasks import (
-    SPLITS,
-    Question,
-    find_reward,
-    find_task,
-    outcome_reward,
-    question_task,
-)
+from rapo_jax.tasks import SPLITS, Question, find_reward, find_task, outcome_reward, question_task
 from rapo_jax.tasks.stream import load_questions, prepare_questions
 
 TASK = find_task("tests.user_code:NEIGHBOURS")
@@ -25,7 +18,7 @@ def test_questions_of_a_function_become_those_of_a_task():
     assert [q.question for q in train] == [
         f"Who is next to {word}?" for word in ("Bob", "Carla", "Dora", "Emil", "Fred")
     ]
-    assert train[0] == Question("train-0", "Who is next to Bob?", ("Bob",), "own", "neighbours")
+    assert train[0] == Question("train-0", "Who is next to Bob?", ("Bob",), "user", "neighbours")
     assert [q.id for q in held_out] == ["eval-0", "q"]
     assert held_out[1].answers == ("Bob", "nobody")
     assert expert == train
@@ -56,10 +49,7 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (
-            [],
-            "task.name: make must return {'train': [...], 'eval': [...]}, and perhaps 'doc",
-        ),
+        ([], "task.name: make must return {'train': [...], 'eval': [...]}, and perhaps 'doc"),
         ({"train": []}, "not ['train']"),
         ({"train": [], "eval": [], "docs": []}, "not ['docs', 'eval', 'train']"),
         ({"train": ["a"], "eval": []}, "question 0 of 'train' is no (text, answer) or (text, [ans"),
@@ -71,7 +61,7 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
         ({"train": [], "eval": [], "documents": ["", "a"]}, "make: document 0 is no text but ''"),
     ],
 )
-def test_what_is_no_list_of_questions_is_refused_with_its_place(made, message):
+def test_a_malformed_question_is_refused_with_its_place(made, message):
     def make():
         return made
 
@@ -79,16 +69,18 @@ def test_what_is_no_list_of_questions_is_refused_with_its_place(made, message):
         question_task(make).make_world()
 
 
-def test_a_key_of_task_own_that_the_function_does_not_take_is_refused():
-    told = "task.user_arguments={'held': 1}: neighbours(*, held_out=2): got an unexpected keyword"
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_an_argument_that_the_function_does_not_take_is_refused():
+    message = (
+        "task.user_arguments={'held': 1}: neighbours(*, held_out=2): got an unexpected keyword"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
         TASK.make_world(held=1)
 
 
-def test_questions_that_are_learned_and_asked_again_are_told():
+def test_training_questions_that_are_held_out_too_give_a_warning():
     task = question_task(lambda: {"train": [("a", "b"), ("c", "d")], "eval": [("a", "b")]})
-    told = [source.get("summary", "") for source in task.sources(task.make_world())]
-    assert any(line.startswith("warning: 1 of the held-out questions are") for line in told)
+    summaries = [source.get("summary", "") for source in task.sources(task.make_world())]
+    assert any(line.startswith("warning: 1 of the held-out questions are") for line in summaries)
 
 
 def test_a_path_to_something_else_than_a_task_is_refused():
@@ -104,10 +96,9 @@ def test_without_a_path_the_reward_is_the_papers():
     assert reward(GOOD, ("Bob",)) == outcome_reward(GOOD, ("Bob",)) == 1.0
 
 
-def test_an_own_reward_takes_its_place():
-    assert (
-        find_reward("tests.user_code:quarter", metric="f1", user_tools=())(GOOD, ("Bob",)) == 0.25
-    )
+def test_a_users_reward_replaces_it():
+    reward = find_reward("tests.user_code:quarter", metric="f1", user_tools=())
+    assert reward(GOOD, ("Bob",)) == 0.25
 
 
 @pytest.mark.parametrize(

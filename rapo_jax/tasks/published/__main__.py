@@ -18,10 +18,10 @@ BUILDER = Path(__file__).with_name("builder.py")
 
 
 def main(argv: list[str]) -> None:
-    """Builds, or ends with the one line that says what is missing."""
-    own = [str(BUILDER), "--file_format=array_record"]
+    """Builds a set; where a file is missing, one line reports which, and the exit status is 2."""
+    fixed = [str(BUILDER), "--file_format=array_record"]
     try:
-        simple_parsing.parse(build.Args, args=[*own, *argv]).execute()
+        simple_parsing.parse(build.Args, args=[*fixed, *argv]).execute()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -4,7 +4,7 @@
         --file_format=array_record
 
 FOLDER/gsm8k holds the publisher's files. The `tfds` command imports tensorflow, apache-beam and
-mlcroissant; without them say `python -m rapo_jax.tasks.published` with the same flags. Importing
+mlcroissant; without them use `python -m rapo_jax.tasks.published` with the same flags. Importing
 this module imports tensorflow_datasets.
 """
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from rapo_jax.io.jsonl import LineReport
-from rapo_jax.tasks.published import SETS, read_rows
+from rapo_jax.tasks.published import SETS, Row, read_rows
 from rapo_jax.tasks.published.published import where_to_get
+
+Examples = Iterator[tuple[int, dict[str, object]]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,7 +29,7 @@ class PublishedConfig(tfds.core.BuilderConfig):
 
 
 class PublishedQuestions(tfds.core.GeneratorBasedBuilder):
-    """Rows id, question, answers, metric, difficulty and source, of every split that is there."""
+    """Rows id, question, answers, metric, difficulty and source, of every split with files."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -40,25 +42,18 @@ class PublishedQuestions(tfds.core.GeneratorBasedBuilder):
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text
+        text = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
             description="Questions of published sets in one schema.",
             features=tfds.features.FeaturesDict(
-                {
-                    "id": text(),
-                    "question": text(),
-                    "answers": tfds.features.Sequence(text()),
-                    "metric": text(),
-                    "difficulty": text(),
-                    "source": text(),
-                }
+                {**dict.fromkeys(Row._fields, text), "answers": tfds.features.Sequence(text)}
             ),
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        """Splits whose files are there. Raises ValueError, with what to get, if there are none."""
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
+        """Splits with files. Raises ValueError, which names what to get, if there are none."""
         name = self.builder_config.name
         folder = dl_manager.manual_dir / name
         there = [
@@ -71,9 +66,9 @@ class PublishedQuestions(tfds.core.GeneratorBasedBuilder):
         return {split: self._rows(split, dl_manager.manual_dir) for split in there}
 
     def _generate_examples(self) -> None:
-        """Not used: the splits' generators already are in `_split_generators`."""
+        """Not used: `_split_generators` already returns the generators."""
 
-    def _rows(self, split: str, manual_dir: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self, split: str, manual_dir: Path) -> Examples:
         name, reports = self.builder_config.name, list[LineReport]()
         rows = read_rows(
             name, SETS[name], split, manual_dir, key="set", malformed="skip", reports=reports

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rapo_jax.io.jsonl import text_of, texts_of
-from rapo_jax.tasks.published.published import Published, Taken
+from rapo_jax.tasks.published.published import Published, Record, Taken, fields
 
 
-def _hotpotqa(record: Mapping[str, Any]) -> Taken:
+def _hotpotqa(record: Record) -> Taken:
     """`level` is easy, medium or hard. The test split has no answers."""
-    name = "_id" if "_id" in record else "id"
-    level = str(record.get("level") or "")
-    return Taken(
-        text_of(record, "question"), [text_of(record, "answer")], level, text_of(record, name)
-    )
+    return fields(difficulty="level", name="_id" if "_id" in record else "id")(record)
 
 
-def _twowiki(record: Mapping[str, Any]) -> Taken:
-    """There is no level; the type stands for it, such as comparison or compositional."""
-    kind = str(record.get("type") or "")
-    return Taken(
-        text_of(record, "question"), [text_of(record, "answer")], kind, text_of(record, "_id")
-    )
-
-
-def _musique(record: Mapping[str, Any]) -> Taken:
+def _musique(record: Record) -> Taken:
     """An id begins with the number of hops, as in 2hop__…; other names of the answer count too."""
     if record.get("answerable") is False:
         raise ValueError("is not answerable; use the files named musique_ans")
@@ -34,10 +19,6 @@ def _musique(record: Mapping[str, Any]) -> Taken:
     aliases = texts_of(record, "answer_aliases") if record.get("answer_aliases") else []
     answers = [text_of(record, "answer"), *aliases]
     return Taken(text_of(record, "question"), answers, name.partition("hop")[0] + "hop", name)
-
-
-def _bamboogle(record: Mapping[str, Any]) -> Taken:
-    return Taken(text_of(record, "Question"), [text_of(record, "Answer")])
 
 
 SETS = {
@@ -59,7 +40,7 @@ SETS = {
         metric="f1",
         offered="github.com/Alab-NII/2wikimultihop (the data archive, unpacked)",
         files={"train": [("train.json",)], "dev": [("dev.json",)]},
-        take=_twowiki,
+        take=fields(difficulty="type", name="_id"),
         rows={"train": 167454, "dev": 12576},
     ),
     "musique": Published(
@@ -77,12 +58,9 @@ SETS = {
         offered="github.com/ofirpress/self-ask (its sheet, saved as CSV) or "
         "huggingface.co/datasets/chiayewken/bamboogle",
         files={
-            "test": [
-                ("Bamboogle Prerelease - Sheet1.csv",),
-                ("data/test-*.parquet",),
-            ]
+            "test": [("Bamboogle Prerelease - Sheet1.csv",), ("data/test-*.parquet",)],
         },
-        take=_bamboogle,
+        take=fields("Question", "Answer"),
         rows={"test": 125},
     ),
 }

@@ -3,25 +3,23 @@ r"""Maths question sets: GSM8K, MATH, MATH500, AIME 2024 and 2025; answers are e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from rapo_jax.io.jsonl import text_of
 from rapo_jax.scoring.answers import last_boxed
-from rapo_jax.tasks.published.published import Published, Taken
+from rapo_jax.tasks.published.published import Published, Record, Taken
 
 _UNBRACED = re.compile(r"\\boxed\s+([^\s$]+)")
 
 
-def _gsm8k(record: Mapping[str, Any]) -> Taken:
+def _gsm8k(record: Record) -> Taken:
     """The solution ends in a line '#### 1,234'."""
     _, marked, answer = text_of(record, "answer").rpartition("####")
     if not marked or not answer.strip():
-        raise ValueError("answer holds no '####' with a number behind it")
+        raise ValueError("answer holds no '####' followed by a number")
     return Taken(text_of(record, "question"), [answer.strip().replace(",", "")])
 
 
-def _math(record: Mapping[str, Any]) -> Taken:
+def _math(record: Record) -> Taken:
     r"""The answer is what the solution boxes last, with \boxed or \fbox."""
     solution = text_of(record, "solution").replace("\\fbox{", "\\boxed{")
     answer = last_boxed(solution)
@@ -34,14 +32,14 @@ def _math(record: Mapping[str, Any]) -> Taken:
     return Taken(text_of(record, "problem"), [answer.strip()], level)
 
 
-def _math500(record: Mapping[str, Any]) -> Taken:
+def _math500(record: Record) -> Taken:
     name = str(record.get("unique_id") or "")
     level = str(record.get("level") or "")
     return Taken(text_of(record, "problem"), [text_of(record, "answer")], level, name)
 
 
-def _aime(record: Mapping[str, Any]) -> Taken:
-    """Publishers differ in what they call the problem, and write 33 as 33, '33' or '033'."""
+def _aime(record: Record) -> Taken:
+    """Publishers name the problem differently, and write 33 as 33, '33' or '033'."""
     lower = {name.lower(): value for name, value in record.items()}
     problem = text_of(lower, "problem" if "problem" in lower else "question")
     answer = lower.get("answer")

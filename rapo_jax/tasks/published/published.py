@@ -1,62 +1,80 @@
-"""What a published question set is, and its rows from the publisher's own files."""
+"""The description of a published question set, and a reader of its publisher's files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rapo_jax.io.jsonl import LineReport
+from rapo_jax.io.jsonl import LineReport, text_of
 from rapo_jax.io.tables import read_table
 
 
 class Row(NamedTuple):
-    """The one schema of all sets. `difficulty` is the publisher's level or type, '' without one."""
+    """A question, in one schema for all sets. `difficulty` is the publisher's level or type."""
 
     id: str
     question: str
     answers: tuple[str, ...]
     metric: str
-    """Of the paper for this set: 'f1' or 'math', as task.metric."""
+    """The paper's metric for this set: 'f1' or 'math', as task.metric."""
     difficulty: str
     source: str
 
 
 class Taken(NamedTuple):
-    """What a publisher's record says."""
+    """The fields taken from a publisher's record; '' for what it does not have."""
 
     question: str
     answers: Sequence[str]
     difficulty: str = ""
     id: str = ""
     metric: str = ""
-    """Where a set mixes metrics."""
+    """Only for a set that mixes metrics."""
 
+
+Record = Mapping[str, object]
 
 Layout = tuple[str, ...]
-"""Patterns of files below MANUAL_DIR/NAME that make a split together."""
+"""Patterns of files below MANUAL_DIR/NAME that together are a split."""
+
+
+def fields(
+    question: str = "question", answer: str = "answer", *, difficulty: str = "", name: str = ""
+) -> Callable[[Record], Taken]:
+    """A `take` of records with a question, one answer, and perhaps a difficulty and an id."""
+
+    def take(record: Record) -> Taken:
+        return Taken(
+            text_of(record, question),
+            [text_of(record, answer)],
+            str(record.get(difficulty) or ""),
+            text_of(record, name) if name else "",
+        )
+
+    return take
 
 
 @dataclass(frozen=True)
 class Published:
-    """A question set as its publisher offers it."""
+    """A question set, as its publisher distributes it."""
 
     metric: str
     offered: str
     """Where to get it."""
     files: Mapping[str, Sequence[Layout]]
-    """Split -> layouts; the first that is there counts."""
-    take: Callable[[Mapping[str, Any]], Taken]
-    """A publisher's record -> what it says; ValueError for one that cannot be used."""
+    """Split -> layouts; the first one that exists is used."""
+    take: Callable[[Record], Taken]
+    """Takes the fields of a publisher's record; ValueError for one that cannot be used."""
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Split -> rows that the publisher has, where known."""
-    keep: Mapping[str, Callable[[Mapping[str, Any]], bool]] = field(default_factory=dict)
-    """Split -> which of its files' records belong to it; all of them if it is not here."""
+    """Split -> the publisher's number of rows, where known."""
+    keep: Mapping[str, Callable[[Record], bool]] = field(default_factory=dict)
+    """Split -> whether a record of its files belongs to it; every record for other splits."""
 
 
 def where_to_get(published: Published, splits: Iterable[str], folder: str | Path) -> str:
-    """What to put where, for splits whose files are missing."""
+    """Where to get the files of splits, and where to put them."""
     wanted = dict.fromkeys(
         " or ".join(" and ".join(layout) for layout in published.files[split]) for split in splits
     )
@@ -66,7 +84,7 @@ def where_to_get(published: Published, splits: Iterable[str], folder: str | Path
 def find_files(
     name: str, published: Published, split: str, manual_dir: str | Path, *, key: str
 ) -> list[tuple[str, list[Path]]]:
-    """(pattern, files) of a split. Raises ValueError that says where to get what is missing."""
+    """(pattern, files) of a split. Raises ValueError, which names where to get missing files."""
     if split not in published.files:
         raise ValueError(
             f"{key}='{name}:{split}': {name} has the splits {', '.join(published.files)}"
@@ -77,7 +95,7 @@ def find_files(
         if all(paths for _, paths in found):
             return found
     raise ValueError(
-        f"{key}='{name}:{split}': its files are not there; "
+        f"{key}='{name}:{split}': its files are missing; "
         f"{where_to_get(published, [split], folder)} (task.dataset.manual_dir)"
     )
 
@@ -114,8 +132,27 @@ def read_rows(
             raise ValueError(f"{key}='{name}:{split}': no usable record ({report.summary()})")
 
 
+def read_split(
+    name: str, published: Published, split: str, manual_dir: str | Path, *, key: str, malformed: str
+) -> tuple[list[Row], list[LineReport], str]:
+    """All rows of a split, a report for each pattern, and a note if rows are missing.
+
+    Raises:
+        ValueError: see `read_rows`; or there is no row.
+    """
+    reports: list[LineReport] = []
+    rows = list(
+        read_rows(name, published, split, manual_dir, key=key, malformed=malformed, reports=reports)
+    )
+    if not rows:
+        raise ValueError(f"{key}='{name}:{split}': its files hold no question of this split")
+    expected = published.rows.get(split, len(rows))
+    note = "" if expected == len(rows) else f"the publisher's set has {expected}"
+    return rows, reports, note
+
+
 class _Parser:
-    """A publisher's records to rows; None for one that is of another split of the same file."""
+    """Makes rows of a publisher's records; None for a record of another split."""
 
     def __init__(self, name: str, published: Published, split: str) -> None:
         self._name, self._published, self._split = name, published, split
@@ -124,23 +161,22 @@ class _Parser:
         self._ids: set[str] = set()
         self.place = ""
 
-    def __call__(self, record: Mapping[str, Any]) -> Row | None:
+    def __call__(self, record: Record) -> Row | None:
         self._number += 1
         try:
             if self._keep is not None and not self._keep(record):
                 return None
-            taken = self._published.take(record)
-            return self._row(taken)
+            return self._row(self._published.take(record))
         except ValueError as error:
             raise ValueError(f"{self.place}{error}") from None
 
     def _row(self, taken: Taken) -> Row:
-        own = f"{self._name}:{taken.id or f'{self._split}-{self._number}'}"
-        if own in self._ids:
-            raise ValueError(f"duplicate id {own!r}")
-        self._ids.add(own)
+        row_id = f"{self._name}:{taken.id or f'{self._split}-{self._number}'}"
+        if row_id in self._ids:
+            raise ValueError(f"duplicate id {row_id!r}")
+        self._ids.add(row_id)
         return Row(
-            id=own,
+            id=row_id,
             question=taken.question,
             answers=tuple(dict.fromkeys(taken.answers)),
             metric=taken.metric or self._published.metric,

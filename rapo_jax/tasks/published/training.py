@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rapo_jax.io.jsonl import text_of, texts_of
-from rapo_jax.tasks.published.published import Published, Taken
+from rapo_jax.tasks.published.published import Published, Record, Taken, fields
 
 ANSWER_SPLIT = "<|answer_split|>"
 """Between the gold answers of a question, in the files of ARPO."""
 _ESCAPES = str.maketrans({"\a": "\\a", "\b": "\\b", "\v": "\\v", "\f": "\\f"})
 
 
-def mended(text: str) -> str:
+def repaired(text: str) -> str:
     r"""A text whose LaTeX went through an unescaped string: a backspace was the `\b` of `\boxed`.
 
-    So were the other control characters that no question holds on purpose: `\f` of `\frac`. Tabs
-    and line ends may be meant and are left alone.
+    The same is done for other control characters that no question holds on purpose, such as `\f` of
+    `\frac`. Tabs and line ends may be intended and are kept.
     """
     return text.translate(_ESCAPES)
 
 
-def _toolstar(record: Mapping[str, Any]) -> Taken:
+def _toolstar(record: Record) -> Taken:
     """A row in the trainer's layout: chat messages, gold answers, and `ability` maths or QA."""
-    question = _asked(record)
+    question = _question(record)
     model = record.get("reward_model")
     if not isinstance(model, Mapping):
         raise ValueError("reward_model is missing or no struct")
     gold = texts_of(model, "ground_truth")
-    answers = [mended(a).strip() for text in gold for a in text.split(ANSWER_SPLIT) if a.strip()]
+    answers = [repaired(a).strip() for text in gold for a in text.split(ANSWER_SPLIT) if a.strip()]
     if not answers:
         raise ValueError("ground_truth is blank")
     ability = text_of(record, "ability")
     metric = "math" if ability.startswith("math") else "f1"
-    return Taken(mended(question), answers, ability, metric=metric)
+    return Taken(repaired(question), answers, ability, metric=metric)
 
 
-def _asked(record: Mapping[str, Any]) -> str:
+def _question(record: Record) -> str:
     """The question alone: the system prompt of the file belongs to another trainer."""
-    about = record.get("extra_info")
-    if isinstance(about, Mapping) and about.get("question"):
-        return text_of(about, "question")
+    extra = record.get("extra_info")
+    if isinstance(extra, Mapping) and extra.get("question"):
+        return text_of(extra, "question")
     prompt = record.get("prompt")
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
         for message in reversed(prompt):
@@ -50,17 +49,13 @@ def _asked(record: Mapping[str, Any]) -> str:
     raise ValueError("neither extra_info.question nor a user's message in prompt")
 
 
-def _asearcher(record: Mapping[str, Any]) -> Taken:
+def _asearcher(record: Record) -> Taken:
     """`aug_answer` holds other names of the answer; `source` says how a question was made."""
     answers = texts_of(record, "answer")
     if record.get("aug_answer"):
         answers += texts_of(record, "aug_answer")
     source = str(record.get("source") or "")
     return Taken(text_of(record, "question"), [answer.strip() for answer in answers], source)
-
-
-def _webdancer(record: Mapping[str, Any]) -> Taken:
-    return Taken(text_of(record, "question"), [text_of(record, "answer")])
 
 
 SETS = {
@@ -81,7 +76,7 @@ SETS = {
         metric="f1",
         offered="github.com/Alibaba-NLP/WebAgent (folder WebDancer/datasets)",
         files={"train": [("sample_qa.jsonl",)]},
-        take=_webdancer,
+        take=fields(),
         rows={"train": 200},
     ),
 }

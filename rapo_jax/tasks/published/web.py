@@ -7,32 +7,27 @@ import binascii
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from rapo_jax.io.jsonl import text_of
-from rapo_jax.tasks.published.published import Published, Taken
+from rapo_jax.tasks.published.published import Published, Record, Taken, fields
 
 
-def _webwalker(record: Mapping[str, Any]) -> Taken:
+def _webwalker(record: Record) -> Taken:
     return Taken(text_of(record, "question"), [text_of(record, "answer")], _difficulty(record))
 
 
-def _difficulty(record: Mapping[str, Any]) -> str:
+def _difficulty(record: Record) -> str:
     info = record.get("info")
     if not isinstance(info, Mapping):
         raise ValueError("info is missing or no object")
     return text_of(info, "difficulty_level").lower()
 
 
-def _of_difficulty(wanted: str) -> Callable[[Mapping[str, Any]], bool]:
+def _of_difficulty(wanted: str) -> Callable[[Record], bool]:
     return lambda record: _difficulty(record) == wanted
 
 
-def _simpleqa(record: Mapping[str, Any]) -> Taken:
-    return Taken(text_of(record, "problem"), [text_of(record, "answer")])
-
-
-def _gaia(record: Mapping[str, Any]) -> Taken:
+def _gaia(record: Record) -> Taken:
     """The test split has '?' for every answer: it is scored by its publisher alone."""
     answer = text_of(record, "Final answer")
     if answer.strip() == "?":
@@ -42,15 +37,15 @@ def _gaia(record: Mapping[str, Any]) -> Taken:
     )
 
 
-def _without_file(record: Mapping[str, Any]) -> bool:
+def _without_file(record: Record) -> bool:
     return not str(record.get("file_name") or "").strip()
 
 
-def _of_level(wanted: int) -> Callable[[Mapping[str, Any]], bool]:
+def _of_level(wanted: int) -> Callable[[Record], bool]:
     return lambda record: _without_file(record) and str(record.get("Level")) == str(wanted)
 
 
-def _browsecomp(record: Mapping[str, Any]) -> Taken:
+def _browsecomp(record: Record) -> Taken:
     canary = text_of(record, "canary")
     question, answer = (decrypted(text_of(record, name), canary) for name in ("problem", "answer"))
     if not question.strip() or not answer.strip():
@@ -95,7 +90,7 @@ SETS = {
         offered="openaipublic.blob.core.windows.net/simple-evals/simple_qa_test_set.csv (see "
         "github.com/openai/simple-evals)",
         files={"test": [("simple_qa_test_set.csv",)]},
-        take=_simpleqa,
+        take=fields("problem"),
         rows={"test": 4326},
     ),
     "gaia": Published(

@@ -40,7 +40,7 @@ def sheet(path: Path, records: Sequence[Mapping[str, str]]) -> None:
 
 
 def each(pattern: str) -> Callable[[Path, Sequence[Any]], None]:
-    """Writes every record to a file of its own."""
+    """Writes each record to a separate file."""
 
     def write(path: Path, records: Sequence[Any]) -> None:
         for number, record in enumerate(records):

@@ -24,7 +24,7 @@ def prepared(name, folder):
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_a_builder_keeps_every_row_of_every_split_that_is_there(tmp_path, name):
+def test_a_builder_keeps_every_row_of_every_split_with_files(tmp_path, name):
     fixture = ONE_EACH[name]
     fixture.write(tmp_path / "manual" / name / fixture.file, fixture.records)
     builder = prepared(name, tmp_path)
@@ -51,7 +51,7 @@ def test_without_any_file_the_builder_says_where_to_get_them(tmp_path):
         assert published.offered in PublishedQuestions.MANUAL_DOWNLOAD_INSTRUCTIONS
 
 
-def test_the_build_command_needs_no_tensorflow_and_tells_what_is_missing(tmp_path, capsys):
+def test_the_build_command_needs_no_tensorflow_and_names_the_missing_files(tmp_path, capsys):
     fixture = ONE_EACH["gsm8k"]
     fixture.write(tmp_path / "manual" / "gsm8k" / fixture.file, fixture.records)
     where = [f"--manual_dir={tmp_path}/manual", f"--data_dir={tmp_path}/data"]

@@ -10,7 +10,7 @@ from rapo_jax.scoring.maths import math_equal
 from rapo_jax.tasks import METRICS
 from rapo_jax.tasks.dataset_files import read_set
 from rapo_jax.tasks.published import SETS, read_rows
-from rapo_jax.tasks.published.training import mended
+from rapo_jax.tasks.published.training import repaired
 from rapo_jax.tasks.published.web import decrypted
 from tests.tasks.published.fixtures import CANARY, FIXTURES, GAIA, WALK, encrypted, gsm, lines, task
 
@@ -48,14 +48,14 @@ def test_every_set_has_a_fixture_and_says_where_it_is_offered():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_missing_files_are_told_with_where_to_get_them_and_what_to_put_where(tmp_path, name):
+def test_missing_files_are_named_with_where_to_get_them_and_where_to_put_them(tmp_path, name):
     for split in SETS[name].files:
         with pytest.raises(ValueError) as caught:
             read(name, split, tmp_path)
-        told = str(caught.value)
-        assert told.startswith(f"task.x='{name}:{split}': its files are not there; get it from ")
-        assert SETS[name].offered in told and str(tmp_path / name) in told
-        assert SETS[name].files[split][0][0] in told
+        message = str(caught.value)
+        assert message.startswith(f"task.x='{name}:{split}': its files are missing; get it from ")
+        assert SETS[name].offered in message and str(tmp_path / name) in message
+        assert SETS[name].files[split][0][0] in message
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path):
@@ -75,7 +75,7 @@ def test_both_halves_of_aime_2025_are_one_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "file", "record", "told"),
+    ("name", "split", "file", "record", "reason"),
     [
         ("gsm8k", "test", "test.jsonl", gsm(1) | {"answer": "42"}, "no '####'"),
         ("gsm8k", "test", "test.jsonl", {"question": "Q?"}, "answer is missing"),
@@ -85,14 +85,14 @@ def test_both_halves_of_aime_2025_are_one_split(tmp_path):
     ],
 )
 def test_a_record_that_cannot_be_used_is_counted_with_its_number(
-    tmp_path, name, split, file, record, told
+    tmp_path, name, split, file, record, reason
 ):
     good = next(f for f in FIXTURES if f.set == name and f.write is lines).records
     lines(tmp_path / name / file, [*good, record])
     rows, (report,) = read(name, split, tmp_path)
     assert rows
     assert [bad.number for bad in report.malformed_lines] == [len(good) + 1]
-    assert told in report.malformed_lines[0].problem
+    assert reason in report.malformed_lines[0].problem
     with pytest.raises(ValueError, match="mend the line, or set task.dataset.malformed='skip'"):
         read(name, split, tmp_path, malformed="fail")
 
@@ -125,9 +125,9 @@ def test_browsecomp_needs_its_own_canary():
             decrypted(hidden, "another canary")
 
 
-def test_control_characters_that_were_latex_are_mended_and_line_ends_stay():
-    assert mended("\boxed{\frac{1}{2}}\n\tx") == "\\boxed{\\frac{1}{2}}\n\tx"
-    assert math_equal("0.5", mended("\frac{1}{2}"))
+def test_control_characters_that_were_latex_are_repaired_and_line_ends_stay():
+    assert repaired("\boxed{\frac{1}{2}}\n\tx") == "\\boxed{\\frac{1}{2}}\n\tx"
+    assert math_equal("0.5", repaired("\frac{1}{2}"))
 
 
 def test_a_run_names_a_set_and_its_split_and_tells_a_count_that_is_not_the_publishers(tmp_path):
@@ -140,7 +140,7 @@ def test_a_run_names_a_set_and_its_split_and_tells_a_count_that_is_not_the_publi
         ("gsm8k:train-1", ("1100",), "gsm8k"),
         ("gsm8k:train-2", ("1200",), "gsm8k"),
     ]
-    assert file["summary"].endswith("2 records of 2 lines; its publisher's has 7473")
+    assert file["summary"].endswith("2 records of 2 lines; the publisher's set has 7473")
     questions, files = read_set("gsm8k:test[:1],webwalkerqa:easy", **how)
     assert [q.kind for q in questions] == ["gsm8k", "webwalkerqa/easy", "webwalkerqa/easy"]
     assert len(files) == 2
