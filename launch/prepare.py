@@ -95,7 +95,7 @@ def _questions(s: Settings) -> Iterator[Need]:
 
 
 def _suites(s: Settings) -> Iterator[Need]:
-    from rapo_jax.suites import SUITES
+    from rapo_jax.suites.catalogue import SUITES
 
     e = s.evaluate
     for name in map(_whole, e.suites):

@@ -15,21 +15,12 @@ import jax
 
 from rapo_jax.config import Settings
 from rapo_jax.scoring.maths import check_math_verify
-from rapo_jax.suites import (
-    Predictions,
-    Sampled,
-    Suite,
-    headline,
-    join_parts,
-    open_judge,
-    prediction,
-    read_suites,
-    score_all,
-    summarise,
-    table,
-)
+from rapo_jax.suites.catalogue import Suite, read_suites
 from rapo_jax.suites.paper import backbone
-from rapo_jax.suites.predictions import TOO_LONG
+from rapo_jax.suites.predictions import TOO_LONG, Predictions, Sampled, join_parts, prediction
+from rapo_jax.suites.scores import open_judge, score_all
+from rapo_jax.suites.summary import headline, summarise
+from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import (

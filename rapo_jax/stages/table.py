@@ -17,7 +17,7 @@ from rapo_jax.stages.gates import check_cold_start
 from rapo_jax.stages.score import score_file
 from rapo_jax.stages.search_index import index_corpus
 from rapo_jax.stages.suites import evaluate_suites, open_suites
-from rapo_jax.suites import Suite
+from rapo_jax.suites.catalogue import Suite
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread

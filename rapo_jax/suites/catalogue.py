@@ -1,4 +1,4 @@
-"""The fourteen suites of the paper by name, each with its split, and their questions."""
+"""The fourteen suites of the paper by name, each with its split, and how they are read."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ SUITES = {
     "webwalkerqa_web": Listed("webwalkerqa", "main", "web"),
     "browsecomp": Listed("browsecomp", "test", "web"),
 }
-"""WebWalkerQA serves twice: over Wikipedia, and over the web, where the paper tells it by
-difficulty. Both ask the same questions; what differs is the search that the run is given."""
+"""WebWalkerQA occurs twice: over Wikipedia, and over the web, where the paper reports it by
+difficulty. Both have the same questions and differ in the search tool of the run."""
 
 _PARTS = re.compile(r"(?P<name>.+?)(?:\[:(?P<first>\d+)\])?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Questions, each with the metric of its set; `name` is that of its files and table row."""
+    """Questions, each with the metric of its set; `name` names its files and its table row."""
 
     name: str
     asked: str
@@ -59,14 +59,14 @@ class Suite:
     questions: tuple[Question, ...]
     metrics: tuple[str, ...]
     notes: tuple[str, ...]
-    """What came of each file, for people."""
+    """A summary of each file, for people."""
 
     @property
     def metric(self) -> str:
         return " and ".join(sorted(set(self.metrics)))
 
     def only(self, indices: Sequence[int]) -> Suite:
-        """The questions at these places."""
+        """The suite with the questions at these places only."""
         return dataclasses.replace(
             self,
             questions=tuple(self.questions[i] for i in indices),
@@ -74,7 +74,7 @@ class Suite:
         )
 
     def digest(self) -> str:
-        """Of everything that is asked and how it is scored."""
+        """A digest of all questions and metrics."""
         digest = hashlib.sha256()
         for each in zip(self.questions, self.metrics, strict=True):
             digest.update(repr(each).encode("utf-8", "surrogatepass"))
@@ -84,25 +84,25 @@ class Suite:
 def read_suites(
     wanted: Sequence[str], *, manual_dir: str, malformed: str, metric: str
 ) -> list[Suite]:
-    """The suites that evaluate.suites names, in that order; `metric` is for own files.
+    """The suites that evaluate.suites names, in that order; `metric` is for a user's files.
 
     A name is one of `SUITES`, a published set with its split ('gaia:level1') or a file of questions
-    (JSON lines, Parquet, CSV), each perhaps with '[:N]' for its first N.
+    (JSON lines, Parquet, CSV), each perhaps with '[:N]' for its first N questions.
 
     Raises:
         ValueError: a suite is not known or named twice; or its files are missing, damaged or
             without a usable record; or a record is malformed and `malformed` is 'fail'.
     """
-    found: dict[str, Suite] = {}
+    suites: dict[str, Suite] = {}
     for each in wanted:
         suite = _read(each.strip(), manual_dir=manual_dir, malformed=malformed, metric=metric)
-        if suite.name in found:
+        if suite.name in suites:
             raise ValueError(
                 f"{KEY}={each!r}: another suite has the name {suite.name!r} too; leave one out, or "
                 "rename its file"
             )
-        found[suite.name] = suite
-    return list(found.values())
+        suites[suite.name] = suite
+    return list(suites.values())
 
 
 def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite:
@@ -113,8 +113,8 @@ def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite
         listed = SUITES[name]
         suite = _published(name, listed.set, listed.split, manual_dir, malformed)
     elif name.partition(":")[0] in SETS and ":" in name:
-        own, _, split = name.partition(":")
-        suite = _published(f"{own}-{split}", own, split, manual_dir, malformed)
+        set_name, _, split = name.partition(":")
+        suite = _published(f"{set_name}-{split}", set_name, split, manual_dir, malformed)
     elif Path(name).is_file():
         report = LineReport(name)
         asked = tuple(read_user_file(name, malformed=malformed, report=report))
@@ -134,23 +134,23 @@ def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite
     return dataclasses.replace(suite.only(range(count)), name=f"{suite.name}-first{count}")
 
 
-def _published(name: str, own: str, split: str, manual_dir: str, malformed: str) -> Suite:
-    published = SETS[own]
+def _published(name: str, set_name: str, split: str, manual_dir: str, malformed: str) -> Suite:
+    published = SETS[set_name]
     if not manual_dir and split in published.files:
-        told = where_to_get(published, [split], f"MANUAL_DIR/{own}")
+        where = where_to_get(published, [split], f"MANUAL_DIR/{set_name}")
         raise ValueError(
             f"{KEY}={name!r}: set evaluate.manual_dir=MANUAL_DIR, the folder of published sets; "
-            f"{told}"
+            f"{where}"
         )
     rows, reports, note = read_split(
-        own, published, split, manual_dir, key=KEY, malformed=malformed
+        set_name, published, split, manual_dir, key=KEY, malformed=malformed
     )
     notes = [report.summary() for report in reports]
     if note:
-        notes.append(f"{own}:{split}: {len(rows)} questions; {note}")
+        notes.append(f"{set_name}:{split}: {len(rows)} questions; {note}")
     return Suite(
         name,
-        f"{own}:{split}",
+        f"{set_name}:{split}",
         tuple(map(as_question, rows)),
         tuple(row.metric for row in rows),
         tuple(notes),

@@ -1,7 +1,7 @@
-"""The paper's numbers for its backbones (arXiv 2603.03078, table 1), to stand beside one's own.
+"""The paper's numbers for its backbones (arXiv 2603.03078, table 1).
 
-Only figures that are certain are here: the averages over the ten maths and knowledge suites. A
-suite without a figure is a dash in the table.
+Only certain figures are listed: the averages over the ten maths and knowledge suites. A suite
+without a figure is a dash in the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AVERAGED = (
 
 
 class Reported(NamedTuple):
-    """Percent."""
+    """Scores in percent."""
 
     grpo: float
     rapo: float

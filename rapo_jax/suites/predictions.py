@@ -1,8 +1,8 @@
-"""The files of a suite's predictions: written as they are sampled, scored when all are there.
+"""The files of a suite's predictions: written batch by batch, scored when all are sampled.
 
-NAME.json        what is predicted, by which weights: another call must agree with it
-NAME.part.jsonl  samples so far, in the order of questions; a killed run goes on behind them
-NAME.jsonl       all of them, scored
+NAME.json        the questions, the weights and the sampling: a later call must agree with it
+NAME.part.jsonl  samples so far, in the order of questions; a killed run continues after them
+NAME.jsonl       all samples, scored
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from rapo_jax.io.files import write_or_check, write_text
 from rapo_jax.tasks.schema import Question
 
 
 class Sampled(NamedTuple):
-    """What came of one row: `text` is the response, `calls` are (tool, outcome), as JSON has it."""
+    """A sampled response: its text, the name of its Status, and (tool, outcome) of its calls."""
 
     text: str
     ending: str
@@ -27,11 +27,26 @@ class Sampled(NamedTuple):
 
 
 TOO_LONG = Sampled("", "PROMPT_TOO_LONG", 0, ())
-"""Stands for a question that does not fit into rollout.prompt_tokens."""
+"""For a question that does not fit into rollout.prompt_tokens."""
 
 
-def prediction(question: Question, metric: str, sampled: Sampled, *, sample: int) -> dict[str, Any]:
-    """One line of a suite's file, short of its scores."""
+class Prediction(TypedDict):
+    """One line of a suite's file, without its scores; `calls` are counts by tool."""
+
+    id: str
+    sample: int
+    question: str
+    gold: list[str]
+    group: str
+    metric: str
+    ending: str
+    calls: dict[str, int]
+    failed_calls: dict[str, int]
+    tokens: int
+    text: str
+
+
+def prediction(question: Question, metric: str, sampled: Sampled, *, sample: int) -> Prediction:
     calls = Counter(tool for tool, _ in sampled.calls)
     failed = Counter(tool for tool, outcome in sampled.calls if outcome != "ok")
     return {
@@ -50,19 +65,19 @@ def prediction(question: Question, metric: str, sampled: Sampled, *, sample: int
 
 
 def join_parts(
-    parts: Iterable[Sequence[Mapping[str, Any]]], wanted: Sequence[tuple[str, int]]
-) -> list[Mapping[str, Any]]:
-    """What the processes predicted, each for its own rows in their order, as one list.
+    parts: Iterable[Sequence[Prediction]], wanted: Sequence[tuple[str, int]]
+) -> list[Prediction]:
+    """The predictions of all processes, each for its part of the rows, as one list.
 
     Raises:
-        RuntimeError: it is not exactly what was `wanted`: (id, sample) of every row.
+        RuntimeError: they are not exactly the `wanted` ones: (id, sample) of every row.
     """
     rows = [row for part in parts for row in part]
-    found = [(row["id"], row["sample"]) for row in rows]
-    if found != list(wanted):
-        lost = set(wanted) - set(found)
+    predicted = [(row["id"], row["sample"]) for row in rows]
+    if predicted != list(wanted):
+        lost = set(wanted) - set(predicted)
         raise RuntimeError(
-            f"evaluate.suites: {len(wanted)} rows were to be predicted, {len(found)} came back "
+            f"evaluate.suites: {len(wanted)} rows were to be predicted, {len(predicted)} came back "
             f"({len(lost)} lost, the first {min(lost, default=None)})"
         )
     return rows
@@ -73,18 +88,18 @@ class Predictions:
 
     def __init__(self, folder: Path, name: str, wanted: Sequence[tuple[str, int]]) -> None:
         self.name, self._wanted = name, list(wanted)
-        self._about = folder / f"{name}.json"
+        self._info = folder / f"{name}.json"
         self._part = folder / f"{name}.part.jsonl"
         self.path = folder / f"{name}.jsonl"
 
-    def begin(self, about: Mapping[str, Any], *, batch: int) -> int:
-        """Rows that are there already, whole batches of them, or all.
+    def begin(self, info: Mapping[str, object], *, batch: int) -> int:
+        """The number of rows sampled earlier, in whole batches, or all.
 
         Raises:
-            ValueError: the files are of something else than `about`, or are damaged.
+            ValueError: they were sampled with another `info`, or a file is damaged.
         """
-        what = f"evaluate.suites={self.name!r}: {self._about.parent} holds its predictions"
-        write_or_check(self._about, about, what=what, remedy=self._remedy())
+        what = f"evaluate.suites={self.name!r}: {self._info.parent} holds its predictions"
+        write_or_check(self._info, info, what=what, remedy=self._remedy())
         if self.path.is_file():
             return len(self._wanted)
         lines = self._part.read_bytes().split(b"\n")[:-1] if self._part.is_file() else []
@@ -95,15 +110,15 @@ class Predictions:
         self._part.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
         return keep
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def append(self, rows: Sequence[Prediction]) -> None:
         with open(self._part, "ab") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def sampled(self) -> list[dict[str, Any]]:
-        """The rows of all samples, scored before or not, those of `wanted` alone.
+    def sampled(self) -> list[Prediction]:
+        """The rows of all `wanted` samples, scored before or not.
 
         Raises:
-            ValueError: not all are there.
+            ValueError: some are missing.
         """
         whole = self.path if self.path.is_file() else self._part
         lines = whole.read_bytes().split(b"\n")[:-1] if whole.is_file() else []
@@ -111,12 +126,12 @@ class Predictions:
         self._check_rows(rows, self._wanted)
         return rows
 
-    def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, rows: Sequence[Prediction]) -> None:
         """Writes the scored rows; the samples are in them."""
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._part.unlink(missing_ok=True)
 
-    def _rows(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    def _rows(self, lines: Sequence[bytes]) -> list[Prediction]:
         try:
             rows = [json.loads(line) for line in lines]
         except ValueError:
@@ -125,12 +140,10 @@ class Predictions:
             return rows
         raise ValueError(f"{self.path.parent}: {self.name}.* are damaged; {self._remedy()}")
 
-    def _check_rows(
-        self, rows: Sequence[Mapping[str, Any]], wanted: Sequence[tuple[str, int]]
-    ) -> None:
+    def _check_rows(self, rows: Sequence[Prediction], wanted: Sequence[tuple[str, int]]) -> None:
         if [(row.get("id"), row.get("sample")) for row in rows] != list(wanted):
             raise ValueError(
-                f"evaluate.suites={self.name!r}: {self._about.parent} does not hold the "
+                f"evaluate.suites={self.name!r}: {self._info.parent} does not hold the "
                 f"{len(wanted)} predictions that it should; {self._remedy()}"
             )
 

@@ -1,34 +1,28 @@
-"""Scores of predictions under one of the two rules, and why one that is not right is not.
+"""Scores of predictions under one of two rules, and the kind of failure of each wrong one.
 
 `strict` reads an answer as the outcome reward does: a response of bad format has none. `official`
-takes what the papers' evaluation script takes: the last box, wherever it stands.
+takes the last box of the response, as the papers' evaluation script does.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.config import JudgeSettings
 from rapo_jax.scoring.answers import last_boxed, official_answer, score_answer
 from rapo_jax.scoring.judge import Answered, ChatJudge, Judgement
 from rapo_jax.scoring.maths import math_counts, math_equal
 from rapo_jax.scoring.maths_official import official_math_equal
+from rapo_jax.suites.predictions import Prediction
 from rapo_jax.tasks.reward import boxed_answer, failure_kind
 
 RIGHT = "right"
 FAILURES = (
-    "partly right",
-    "wrong",
-    "tool errors",
-    "bad format",
-    "no answer",
-    "out of tokens",
-    "out of calls",
-    "prompt too long",
-)
+    "partly right", "wrong", "tool errors", "bad format",
+    "no answer", "out of tokens", "out of calls", "prompt too long",
+)  # fmt: skip
 """Every prediction is RIGHT (a score of 1) or of one of these kinds. 'tool errors' are wrong
 answers after a call that failed; 'no answer' boxes nothing anywhere."""
 ENDINGS = {
@@ -42,8 +36,23 @@ JUDGE_CACHE = "judge.sqlite"
 Judge = Callable[[Sequence[Answered]], list[Judgement]]
 
 
+class ScoredPrediction(Prediction):
+    """A prediction with the scores of its answer."""
+
+    prediction: str
+    boxed: str | None
+    format: str
+    """The reason for a bad format, '' for a good one."""
+    scores: dict[str, float | None]
+    """By metric; None without a verdict of the judge."""
+    score: float
+    """By the metric of the question's set."""
+    kind: str
+    """RIGHT or one of FAILURES."""
+
+
 def open_judge(judge: JudgeSettings, *, rule: str, folder: Path) -> ChatJudge:
-    """The judge of evaluate.judge; without a cache of its own it keeps replies in `folder`."""
+    """The judge of evaluate.judge; without a configured cache it keeps replies in `folder`."""
     return ChatJudge(
         judge.url,
         model=judge.model,
@@ -56,52 +65,49 @@ def open_judge(judge: JudgeSettings, *, rule: str, folder: Path) -> ChatJudge:
 
 
 def score_all(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Prediction],
     *,
     rule: str,
     user_tools: tuple[str, ...],
     judge: JudgeSettings,
     folder: Path,
-) -> list[dict[str, Any]]:
-    """`score_predictions`, with the judge if there is one; says what was left without a verdict."""
+) -> list[ScoredPrediction]:
+    """`score_predictions`, with the judge if there is one; prints how many have no verdict."""
     before = math_counts()
     opened = open_judge(judge, rule=rule, folder=folder) if judge.url else None
     try:
-        found = score_predictions(rows, rule=rule, user_tools=user_tools, judge=opened)
+        scored = score_predictions(rows, rule=rule, user_tools=user_tools, judge=opened)
     finally:
         if opened is not None:
             opened.close()
     unfinished = {name: math_counts()[name] - before[name] for name in ("timeout", "crashed")}
     if any(unfinished.values()):
-        told = ", ".join(f"{n} {name}" for name, n in unfinished.items() if n)
-        print(f"[suites] maths comparisons without a verdict count as wrong: {told}", flush=True)
+        counts = ", ".join(f"{n} {name}" for name, n in unfinished.items() if n)
+        print(f"[suites] maths comparisons without a verdict count as wrong: {counts}", flush=True)
     if opened is not None:
-        told = ", ".join(f"{n} {verdict}" for verdict, n in opened.counts.items() if n)
-        print(f"[suites] judge {judge.model}: {told}; {opened.calls} calls", flush=True)
-    return found
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in opened.counts.items() if n)
+        print(f"[suites] judge {judge.model}: {counts}; {opened.calls} calls", flush=True)
+    return scored
 
 
 def score_predictions(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Prediction],
     *,
     rule: str,
     user_tools: tuple[str, ...],
     judge: Judge | None,
-) -> list[dict[str, Any]]:
-    """The rows with `prediction`, `scores` by metric, `score` (of the row's own metric) and `kind`.
-
-    `own` are the tags of own tools. A judge that gave no verdict is a score of None.
-    """
-    found = [_scored(row, rule=rule, user_tools=user_tools) for row in rows]
+) -> list[ScoredPrediction]:
+    """The rows with their scores; rows that were scored before are scored again."""
+    scored = [_scored(row, rule=rule, user_tools=user_tools) for row in rows]
     if judge is not None:
-        asked = [Answered(row["question"], row["gold"], row["prediction"]) for row in found]
-        for row, judgement in zip(found, judge(asked), strict=True):
+        asked = [Answered(row["question"], row["gold"], row["prediction"]) for row in scored]
+        for row, judgement in zip(scored, judge(asked), strict=True):
             verdicts = {"correct": 1.0, "incorrect": 0.0}
             row["scores"]["judge"] = verdicts.get(judgement.verdict)
-    return found
+    return scored
 
 
-def _scored(row: Mapping[str, Any], *, rule: str, user_tools: tuple[str, ...]) -> dict[str, Any]:
+def _scored(row: Prediction, *, rule: str, user_tools: tuple[str, ...]) -> ScoredPrediction:
     text, gold, metric = row["text"], row["gold"], row["metric"]
     bad_format = failure_kind(text, user_tools)
     if rule == "official":
@@ -113,9 +119,17 @@ def _scored(row: Mapping[str, Any], *, rule: str, user_tools: tuple[str, ...]) -
         scores["math"] = _math(answer, tuple(gold), rule)
     score = scores[metric]
     assert score is not None
-    facts = {key: x for key, x in row.items() if key not in ("prediction", "scores", "score")}
     return {
-        **{key: x for key, x in facts.items() if key not in ("boxed", "format", "kind", "text")},
+        "id": row["id"],
+        "sample": row["sample"],
+        "question": row["question"],
+        "gold": gold,
+        "group": row["group"],
+        "metric": metric,
+        "ending": row["ending"],
+        "calls": row["calls"],
+        "failed_calls": row["failed_calls"],
+        "tokens": row["tokens"],
         "prediction": answer,
         "boxed": last_boxed(text),
         "format": bad_format,
@@ -140,7 +154,7 @@ def _math(answer: str, gold: tuple[str, ...], rule: str) -> float:
 
 
 def kind_of(score: float, *, ending: str, boxes: bool, bad_format: bool, failed_calls: int) -> str:
-    """RIGHT or the one of FAILURES that says most about why it is not."""
+    """RIGHT or one of FAILURES, the most specific that applies."""
     if score >= 1:
         return RIGHT
     if score > 0:

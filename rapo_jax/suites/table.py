@@ -1,16 +1,16 @@
-"""The table of all suites beside the paper's numbers, in Markdown."""
+"""The table of all suites with the paper's numbers, in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rapo_jax.suites.paper import AVERAGE, AVERAGED, reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
+from rapo_jax.suites.summary import Summary
 
 DASH = "–"
 OTHERS = ("exact", "f1", "contains", "math", "judge")
-"""Metrics told beside a suite's own."""
+"""Metrics that are shown in addition to a suite's metric."""
 RULES = {
     "official": "as the papers' evaluation scores: the last box of a response, of several gold "
     "answers the last, maths by the string rules of MATH",
@@ -19,23 +19,23 @@ RULES = {
 }
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(suites: Mapping[str, Summary]) -> str:
     """Suites by name, as in result.json, as a page of Markdown: scores, failures, groups."""
-    pages = [_about(found), _scores(found), "Failures by kind, of all samples:", _kinds(found)]
-    if grouped := _groups(found):
+    pages = [_header(suites), _scores(suites), "Failures by kind, of all samples:", _kinds(suites)]
+    if grouped := _groups(suites):
         pages += ["Scores by difficulty or type:", grouped]
     return "\n\n".join(pages) + "\n"
 
 
-def average(found: Mapping[str, Mapping[str, Any]]) -> float | None:
+def average(suites: Mapping[str, Summary]) -> float | None:
     """Mean score over the paper's ten suites, None unless all of them are there."""
-    if not set(AVERAGED) <= set(found):
+    if not set(AVERAGED) <= set(suites):
         return None
-    return sum(found[name]["score"] for name in AVERAGED) / len(AVERAGED)
+    return sum(suites[name]["score"] for name in AVERAGED) / len(AVERAGED)
 
 
-def _about(found: Mapping[str, Mapping[str, Any]]) -> str:
-    each = list(found.values())
+def _header(suites: Mapping[str, Summary]) -> str:
+    each = list(suites.values())
     rules = "; ".join(
         f"{rule}: {RULES[rule]}" for rule in dict.fromkeys(x["scoring"] for x in each)
     )
@@ -49,18 +49,18 @@ def _about(found: Mapping[str, Mapping[str, Any]]) -> str:
             "questions (Wilson for pass@1 and maths, bootstrap for the rest); calls and tokens are "
             "means of a sample.",
             f"Scoring: {rules}.",
-            f"Paper: {backbones or 'none of its backbones has this shape'}; a dash is a figure "
-            "that is not at hand.",
+            f"Paper: {backbones or 'none of its backbones has this shape'}; a dash is an "
+            "unknown figure.",
         ]
     )
 
 
-def _scores(found: Mapping[str, Mapping[str, Any]]) -> str:
-    several = any(x["samples"] > 1 for x in found.values())
-    others = [name for name in OTHERS if any(name in x["scores"] for x in found.values())]
+def _scores(suites: Mapping[str, Summary]) -> str:
+    several = any(x["samples"] > 1 for x in suites.values())
+    others = [name for name in OTHERS if any(name in x["scores"] for x in suites.values())]
     head = ["suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several)]
     rows = []
-    for name, x in found.items():
+    for name, x in suites.items():
         paper = reported(x["backbone"], name)
         rows.append(
             [
@@ -71,8 +71,8 @@ def _scores(found: Mapping[str, Mapping[str, Any]]) -> str:
                 *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH]),
             ]
         )  # fmt: skip
-    if (mean := average(found)) is not None:
-        paper = reported(found[AVERAGED[0]]["backbone"], AVERAGE)
+    if (mean := average(suites)) is not None:
+        paper = reported(suites[AVERAGED[0]]["backbone"], AVERAGE)
         blanks = [""] * (len(head) - 4 + len(others) + 2)
         rows.append(
             [f"average of the {len(AVERAGED)} of the paper", "", "", percent(mean), *blanks,
@@ -81,22 +81,22 @@ def _scores(found: Mapping[str, Mapping[str, Any]]) -> str:
     return _markdown([*head, *others, "calls", "tokens", "paper GRPO", "paper RAPO"], rows)
 
 
-def _kinds(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _kinds(suites: Mapping[str, Summary]) -> str:
     kinds = (RIGHT, *FAILURES)
-    rows = [[name, *(str(x["kinds"][kind]) for kind in kinds)] for name, x in found.items()]
+    rows = [[name, *(str(x["kinds"][kind]) for kind in kinds)] for name, x in suites.items()]
     return _markdown(["suite", *kinds], rows)
 
 
-def _groups(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _groups(suites: Mapping[str, Summary]) -> str:
     rows = [
         [name, group, str(of["questions"]), percent(of["score"])]
-        for name, x in found.items()
+        for name, x in suites.items()
         for group, of in x["groups"].items()
     ]
     return _markdown(["suite", "group", "questions", "score"], rows) if rows else ""
 
 
-def _rates(x: Mapping[str, Any]) -> str:
+def _rates(x: Summary) -> str:
     k = x["samples"]
     return DASH if k == 1 else f"{percent(x[f'avg@{k}'])}, {percent(x[f'pass@{k}'])} (k={k})"
 

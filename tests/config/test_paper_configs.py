@@ -14,7 +14,7 @@ import pytest
 
 from configs import default
 from rapo_jax.config.read import read_settings
-from rapo_jax.suites import SUITES
+from rapo_jax.suites.catalogue import SUITES
 from rapo_jax.suites.paper import AVERAGED
 from rapo_jax.tasks.published import SETS
 

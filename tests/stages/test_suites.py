@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rapo_jax.stages.suites import evaluate_suite, evaluate_suites, newest_folder, open_suites
-from rapo_jax.suites import SUITES, Sampled, read_suites
+from rapo_jax.suites.catalogue import SUITES, read_suites
+from rapo_jax.suites.predictions import Sampled
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rapo_jax.suites import SUITES, read_suites
+from rapo_jax.suites.catalogue import SUITES, read_suites
 from rapo_jax.suites.paper import AVERAGED
 from rapo_jax.tasks.published import SETS
 from tests.tasks.published.fixtures import FIXTURES, gsm, lines

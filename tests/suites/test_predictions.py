@@ -1,4 +1,4 @@
-"""The files of predictions: whole batches survive a kill, and nothing is lost or mixed up."""
+"""The files of predictions: whole batches survive a kill, and no row is lost or misplaced."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from rapo_jax.suites import Predictions, Sampled, join_parts, prediction
+from rapo_jax.suites.predictions import Predictions, Sampled, join_parts, prediction
 from rapo_jax.tasks import Question
 
 WANTED = [(f"q{n}", k) for n in range(3) for k in range(2)]
-ABOUT = {"questions": "abc", "weights": "checkpoint of step 2"}
+INFO = {"questions": "abc", "weights": "checkpoint of step 2"}
 
 
 def row(name, k, text="t"):
@@ -38,32 +38,32 @@ def test_calls_are_counted_by_tool_and_failed_ones_apart():
 
 
 @pytest.mark.parametrize(("whole", "kept"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (6, 6)])
-def test_a_killed_suite_goes_on_behind_the_last_whole_batch(tmp_path, whole, kept):
+def test_a_killed_suite_continues_after_the_last_whole_batch(tmp_path, whole, kept):
     files = Predictions(tmp_path, "made", WANTED)
-    assert files.begin(ABOUT, batch=2) == 0
+    assert files.begin(INFO, batch=2) == 0
     files.append(ROWS[:whole])
     half = json.dumps(ROWS[whole])[:20] if whole < len(ROWS) else ""
     with open(tmp_path / "made.part.jsonl", "a") as file:
         file.write(half)
     again = Predictions(tmp_path, "made", WANTED)
-    assert again.begin(ABOUT, batch=2) == kept
+    assert again.begin(INFO, batch=2) == kept
     again.append(ROWS[kept:])
     assert again.sampled() == ROWS
     again.finish(ROWS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.json", "made.jsonl"]
-    assert Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=2) == len(WANTED)
+    assert Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2) == len(WANTED)
 
 
 def test_a_last_batch_that_is_not_full_is_kept(tmp_path):
     files = Predictions(tmp_path, "made", WANTED)
-    files.begin(ABOUT, batch=4)
+    files.begin(INFO, batch=4)
     files.append(ROWS)
-    assert Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=4) == 6
+    assert Predictions(tmp_path, "made", WANTED).begin(INFO, batch=4) == 6
 
 
 def test_predictions_of_other_weights_or_questions_are_refused_with_a_remedy(tmp_path):
-    Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=2)
-    other = ABOUT | {"weights": "checkpoint of step 4"}
+    Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
+    other = INFO | {"weights": "checkpoint of step 4"}
     with pytest.raises(ValueError, match=r"another weights \('checkpoint of step 2', now .*step 4"):
         Predictions(tmp_path, "made", WANTED).begin(other, batch=2)
     with pytest.raises(ValueError, match=r"move made\.\* away from there to predict anew"):
@@ -72,22 +72,22 @@ def test_predictions_of_other_weights_or_questions_are_refused_with_a_remedy(tmp
 
 def test_damaged_files_are_refused(tmp_path):
     files = Predictions(tmp_path, "made", WANTED)
-    files.begin(ABOUT, batch=2)
+    files.begin(INFO, batch=2)
     files.append([ROWS[1], ROWS[0]])
     with pytest.raises(ValueError, match="does not hold the 2 predictions that it should"):
-        Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=2)
+        Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
     for junk in ("{]\n{]\n", "3\n4\n"):
         (tmp_path / "made.part.jsonl").write_text(junk)
         with pytest.raises(ValueError, match=r"made\.\* are damaged; move"):
-            Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=2)
+            Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
     (tmp_path / "made.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON; move"):
-        Predictions(tmp_path, "made", WANTED).begin(ABOUT, batch=2)
+        Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
 
 
 def test_scoring_needs_all_samples(tmp_path):
     files = Predictions(tmp_path, "made", WANTED)
-    files.begin(ABOUT, batch=2)
+    files.begin(INFO, batch=2)
     files.append(ROWS[:4])
     with pytest.raises(ValueError, match="does not hold the 6 predictions"):
         files.sampled()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rapo_jax.scoring.judge import Judgement
-from rapo_jax.suites import FAILURES, RIGHT, Sampled, prediction, score_predictions
-from rapo_jax.suites.predictions import TOO_LONG
+from rapo_jax.suites.predictions import TOO_LONG, Sampled, prediction
+from rapo_jax.suites.scores import FAILURES, RIGHT, score_predictions
 from rapo_jax.tasks import Question
 
 THINK = "<think>so</think>"
@@ -41,7 +41,7 @@ REACHED = {
 
 
 @pytest.mark.parametrize("kind", [RIGHT, *FAILURES])
-def test_every_kind_of_failure_is_reached_by_a_trajectory(kind):
+def test_every_kind_of_failure_occurs(kind):
     assert scored(REACHED[kind])["kind"] == kind
     assert set(REACHED) == {RIGHT, *FAILURES}
 
@@ -71,7 +71,7 @@ def test_official_and_strict_scores_differ_where_their_rules_do(given, strict, o
     assert scored(given, rule="official")["score"] == pytest.approx(official)
 
 
-def test_a_row_keeps_what_was_sampled_and_is_scored_again_under_another_rule():
+def test_a_row_keeps_its_sample_and_can_be_scored_again_under_another_rule():
     given = row(r"no tags: \boxed{red fox}", ending="STOPPED")
     once = scored(given)
     assert (once["prediction"], once["boxed"], once["format"]) == ("", "red fox", "no think tags")
@@ -87,7 +87,7 @@ def test_a_maths_row_is_scored_by_maths_beside_the_text_metrics():
     assert found["score"] == 1.0
 
 
-def test_a_judge_is_asked_for_every_row_and_its_failures_are_no_verdicts():
+def test_a_judge_scores_every_row_and_its_failures_are_no_verdicts():
     verdicts = iter(["correct", "incorrect", "failed", "unclear"])
     asked = []
 

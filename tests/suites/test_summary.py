@@ -1,4 +1,4 @@
-"""A suite's numbers and the table beside the paper's."""
+"""A suite's numbers, and the table with the paper's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from rapo_jax.scoring.intervals import wilson
-from rapo_jax.suites import FAILURES, RIGHT, headline, summarise, table
 from rapo_jax.suites.paper import AVERAGED, backbone
+from rapo_jax.suites.scores import FAILURES, RIGHT
+from rapo_jax.suites.summary import headline, summarise
+from rapo_jax.suites.table import table
 
 ABOUT = {"suite": "made", "weights": "checkpoint of step 3", "scoring": "strict", "temperature": 0}
 SHAPES = {
@@ -76,7 +78,7 @@ def test_several_samples_give_avg_and_pass_at_k_over_questions():
         summary([1.0, 0.0, 0.0], samples=2)
 
 
-def test_levels_of_a_suite_are_told_apart():
+def test_the_levels_of_a_suite_are_separate_groups():
     found = summary([1.0, 0.0, 1.0, 1.0], groups=("gaia/1", "gaia/2"))
     assert found["groups"] == {
         "gaia/1": {"questions": 2, "score": 1.0}, "gaia/2": {"questions": 2, "score": 0.5}
@@ -85,7 +87,7 @@ def test_levels_of_a_suite_are_told_apart():
     assert "| gaia | gaia/2 | 2 | 50.0 |" in table({"gaia": found})
 
 
-def test_the_table_stands_beside_the_papers_average_and_dashes_what_it_does_not_know():
+def test_the_table_has_the_papers_average_and_a_dash_for_unknown_figures():
     found = {name: summary([1.0, 0.0], base="Qwen2.5-7B-Instruct") for name in AVERAGED}
     lines = table(found).splitlines()
     (gsm,) = [line for line in lines if line.startswith("| gsm8k | 2 | math | 50.0 [9.5, 90.5]")]
@@ -106,10 +108,10 @@ def test_the_table_names_weights_scoring_and_every_kind_of_failure():
     assert "| 50.0, 100.0 (k=2) |" in several and "avg@k, pass@k" in several
 
 
-def test_a_headline_says_score_interval_and_failures():
-    told = headline("made", summary([1.0] * 8 + [0.0] * 2))
-    assert told.startswith("made: math 80.0 [49.0, 94.3], 10 questions, ")
-    assert told.endswith("right 8, wrong 2")
+def test_a_headline_holds_score_interval_and_failures():
+    line = headline("made", summary([1.0] * 8 + [0.0] * 2))
+    assert line.startswith("made: math 80.0 [49.0, 94.3], 10 questions, ")
+    assert line.endswith("right 8, wrong 2")
 
 
 @pytest.mark.parametrize("name", SHAPES)
