@@ -1,7 +1,7 @@
-"""Charts as inline SVG text. Colours are CSS variables, so charts follow the page's light or dark.
+"""Charts as inline SVG text. Colours are CSS variables, so that charts follow the page's theme.
 
-Matplotlib only knows colours, so each variable is drawn as a stand-in colour that nothing else uses
-and replaced in the finished SVG.
+Matplotlib needs colours, so each variable is drawn as a stand-in colour that nothing else uses, and
+replaced in the finished SVG.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
+
 NUM_COLOURS = 8
 SMALL, WIDE = (4.3, 2.5), (6.4, 3.2)
-"""Sizes in inches of charts three and two in a line: text comes out alike on the page."""
+"""Inches of charts in lines of three and of two: their text has the same size on the page."""
 STYLES = ("-", "--", ":")
 """A variant beyond the eight colours gets the same colour with another dash."""
 INK, GRID = "#010203", "#010204"
 STAND_INS = {INK: "var(--muted)", GRID: "var(--grid)"} | {
     f"#0a0b{index:02x}": f"var(--c{index})" for index in range(NUM_COLOURS)
 }
-SETTINGS: Any = {
+SETTINGS: dict[RcKeyType, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rapo_jax",
     "text.parse_math": False,
@@ -45,7 +49,7 @@ SETTINGS: Any = {
 
 
 class Line(NamedTuple):
-    """A curve with its band (`low` = `high` = `y` for none); `points` marks single measurements."""
+    """A curve with its band (`low` = `high` = `y` for none); `points` marks each measurement."""
 
     x: np.ndarray
     y: np.ndarray
@@ -75,7 +79,7 @@ def line_chart(
 ) -> str:
     """Curves over one axis, each with its band."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for line in lines:
             colour = colour_of(line.colour)
             style = STYLES[line.colour // NUM_COLOURS % len(STYLES)]
@@ -92,8 +96,8 @@ def line_chart(
     return _svg(draw, size=size)
 
 
-def _whole_ticks(axes: Any, places: Sequence[np.ndarray]) -> None:
-    """No half steps under curves of whole steps."""
+def _whole_ticks(axes: Axes, places: Sequence[np.ndarray]) -> None:
+    """Only whole ticks, if every curve has whole steps."""
     from matplotlib.ticker import MaxNLocator
 
     if all(np.all(x == np.round(x)) for x in places):
@@ -101,9 +105,9 @@ def _whole_ticks(axes: Any, places: Sequence[np.ndarray]) -> None:
 
 
 def area_chart(x: np.ndarray, parts: np.ndarray, *, xlabel: str, ylabel: str) -> str:
-    """Parts stacked on one another."""
+    """A stack of parts [n, len(x)] over x."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         colours = [colour_of(index) for index in range(len(parts))]
         axes.stackplot(x, *parts, colors=colours, alpha=0.75, lw=0)
         axes.set_xlabel(xlabel)
@@ -117,7 +121,7 @@ def area_chart(x: np.ndarray, parts: np.ndarray, *, xlabel: str, ylabel: str) ->
 def bar_chart(labels: Sequence[str], parts: Sequence[Sequence[float]], *, xlabel: str) -> str:
     """One horizontal bar for each label, made of parts: `parts[i][j]` of part i and label j."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         place = np.arange(len(labels))
         left = np.zeros(len(labels))
         for index, part in enumerate(parts):
@@ -132,9 +136,9 @@ def bar_chart(labels: Sequence[str], parts: Sequence[Sequence[float]], *, xlabel
 
 
 def interval_chart(rows: Sequence[Interval], *, xlabel: str) -> str:
-    """Means with their intervals, one row each, single values as small dots, around zero."""
+    """Means with their intervals, one row each, and single values as small dots."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         axes.axvline(0, color=INK, lw=0.8)
         for place, row in enumerate(rows):
             colour = colour_of(row.colour)
@@ -150,7 +154,7 @@ def interval_chart(rows: Sequence[Interval], *, xlabel: str) -> str:
     return _svg(draw, size=(7.2, 0.7 + 0.36 * len(rows)))
 
 
-def _svg(draw: Callable[[Any], None], *, size: tuple[float, float]) -> str:
+def _svg(draw: Callable[[Axes], None], *, size: tuple[float, float]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -162,8 +166,8 @@ def _svg(draw: Callable[[Any], None], *, size: tuple[float, float]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=none)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # Group names such as axes_1 recur in every chart; nothing refers to them.
+    # Group names such as axes_1 repeat in every chart; nothing refers to them.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return re.sub("|".join(STAND_INS), lambda found: STAND_INS[found.group()], text)
+    for size_name in ("width", "height"):
+        text = re.sub(rf'(<svg[^>]*?) {size_name}="[^"]*"', r"\1", text, count=1)
+    return re.sub("|".join(STAND_INS), lambda stand_in: STAND_INS[stand_in.group()], text)

@@ -1,7 +1,7 @@
 """Runs grouped by variant and compared seed by seed.
 
-A *variant* is everything in the configuration that can change a result, the seed apart. The report
-and the sweep's summary both take their numbers from here.
+A *variant* is everything in the configuration that can change a result, except the seed. The report
+and the sweep's summary take their numbers from here.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rapo_jax.config import SUITE_KEYS
-from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, load_run, series
-
-__all__ = ["Summary", "group_runs", "load_run", "paired_difference", "summarise"]
+from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, series
 
 BASELINE = "grpo"
-"""The variant that the others are compared with, where nobody names another."""
+"""The default variant to compare with."""
 
 IGNORED_KEYS = (
     "seed", "stages", "commit", "task.data_dir", "sft.folder", "buffer.folder",
     *(f"evaluate.{key}" for key in SUITE_KEYS),
 )  # fmt: skip
 IGNORED_GROUPS = ("log", "checkpoint")
-"""What says where, when and how often a run writes never makes two runs differ."""
+"""Settings of where, when and how often a run writes do not make a variant."""
+
+
+Interval = tuple[float, float, float]
+"""Mean, lower and upper bound."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One variant over its seeds. Accuracies are shares in [0, 1]; None where nothing is known."""
+    """One variant over its seeds. Accuracies are in [0, 1]; None where unknown."""
 
     label: str
     seeds: tuple[int, ...]
@@ -42,9 +43,9 @@ class Summary:
     accuracy_std: float | None
     hidden: float | None
     hidden_std: float | None
-    difference: tuple[float, float, float] | None
+    difference: Interval | None
     """Accuracy minus the baseline's, paired by seed: mean and 90 % interval (NaN for one pair)."""
-    hidden_difference: tuple[float, float, float] | None
+    hidden_difference: Interval | None
     pairs: int
     equal_cpu: float | None
     """Held-out accuracy once every run of the comparison has used the same CPU time."""
@@ -55,7 +56,7 @@ def settings_of(run: Run) -> dict[str, str]:
     """The settings that can change a result, flat: dotted key -> value as text."""
     flat: dict[str, str] = {}
 
-    def walk(prefix: str, value: Any) -> None:
+    def walk(prefix: str, value: object) -> None:
         if prefix in IGNORED_KEYS:
             return
         if isinstance(value, Mapping):
@@ -70,11 +71,10 @@ def settings_of(run: Run) -> dict[str, str]:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by variant, in the order given; the label is the method and what sets a variant apart.
+    """Runs by variant, in the order given; a label is the method and the unusual settings.
 
-    A setting is named in the label where it departs from what is usual among the runs of the same
-    method: the value that most of its variants have, or of two values the one seen first. Runs
-    that left nothing in their workdir belong to no variant.
+    A setting is in the label if its value is not the usual one among runs of the same method: that
+    of most variants, or the first of two values. Runs with an empty workdir belong to no variant.
     """
     variants: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in filter(Run.holds_anything, runs):
@@ -94,7 +94,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _usual_values(settings: Sequence[Mapping[str, str]]) -> dict[str, str | None]:
-    """Key -> usual value, for keys that differ; a value no setting has where none is usual."""
+    """Key -> usual value, for keys that differ; where none is usual, a value that no run has."""
     keys = sorted({key for each in settings for key in each})
     usual: dict[str, str | None] = {}
     for key in keys:
@@ -108,7 +108,7 @@ def _usual_values(settings: Sequence[Mapping[str, str]]) -> dict[str, str | None
 
 def paired_difference(
     values_a: Sequence[float], values_b: Sequence[float], confidence: float = 0.9
-) -> tuple[float, float, float]:
+) -> Interval:
     """Mean of a - b over pairs, with its two-sided Student t interval.
 
     Returns (mean, low, high); the bounds are NaN for a single pair, all three without any.
@@ -128,7 +128,7 @@ def paired_difference(
 
 
 def summarise(groups: Mapping[str, Sequence[Run]], baseline: str = BASELINE) -> list[Summary]:
-    """One line for each variant, in their order. Only runs with a final evaluation count."""
+    """A summary of each variant, in their order. Only runs with a final evaluation count."""
     budgets = [cpu for runs in groups.values() for run in runs if (cpu := _curve_cpu(run))]
     budget = min(budgets, default=None)
     return [_summary(label, runs, groups.get(baseline, ()), budget, label == baseline)
@@ -160,33 +160,31 @@ def _summary(
 
 
 def by_seed(runs: Sequence[Run], value: Callable[[Run], float | None]) -> dict[int, float]:
-    """Seed -> value(run), for the runs that know both."""
+    """Seed -> value(run), for runs that have both."""
     return {run.seed: x for run in runs if run.seed is not None and (x := value(run)) is not None}
 
 
-def _difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float]
-) -> tuple[float, float, float] | None:
+def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
     return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return float(np.mean(values)) if values else None
 
 
-def _std(values: Any) -> float | None:
+def _std(values: Iterable[float]) -> float | None:
     values = list(values)
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def cpu_curve(run: Run, key: str = "heldout/accuracy") -> tuple[np.ndarray, np.ndarray]:
-    """CPU-seconds of the RL steps before each measurement of `key`, and what it found.
+    """CPU-seconds of the RL steps before each measurement of `key`, and the measured values.
 
-    A step measures the policy it begins with, so the CPU time of that step itself comes after.
+    A step measures the policy that it starts with, so its CPU time is not included.
     """
     step, value = series(run, key)
     cpu_step, cpu = series(run, "cpu/total")

@@ -1,7 +1,8 @@
-"""Which curves the report shows, and how runs of one variant become one curve."""
+"""The curves of the report: which metrics, and the mean over the runs of a variant."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ CURVES: dict[str, dict[str, str]] = {
         "loss/grad_norm": "Gradient norm",
         "loss/learning_rate": "Learning rate",
         "update/padding": "Padding in an update",
+        "update/zero_advantage_rows": "Rows whose advantage is 0",
         "floor/std_active": "Groups at the floor of the std",
         "floor/entropy_active": "Policy steps at the floor of H",
     },
@@ -76,17 +78,14 @@ PHASES = ("Rollout on the device", "Host: tools and rewards", "Update", "Rest")
 
 
 def curve_charts(groups: Groups) -> dict[str, list[Chart]]:
-    """Section -> charts of the RL stage; a metric without a section comes last, none is lost."""
+    """Section -> charts of the RL stage; metrics without a section are in the last one."""
     known = {key for section in CURVES.values() for key in section}
     rows = [row for runs in groups.values() for run in runs for row in run.metrics.get("rl", [])]
     keys = sorted({key for row in rows for key in row if "/" in key} - known)
     others = {key: key for key in keys if not key.startswith(SHOWN_ELSEWHERE)}
     sections = CURVES | {"Other metrics": others}
-    return {
-        name: found
-        for name, section in sections.items()
-        if (found := _charts_of(groups, section, stage="rl"))
-    }
+    drawn = {name: _charts_of(groups, keys, stage="rl") for name, keys in sections.items()}
+    return {name: section for name, section in drawn.items() if section}
 
 
 def cold_start_charts(groups: Groups) -> list[Chart]:
@@ -95,29 +94,32 @@ def cold_start_charts(groups: Groups) -> list[Chart]:
 
 
 def _charts_of(groups: Groups, section: Mapping[str, str], *, stage: str) -> list[Chart]:
-    found = []
+    drawn = []
     for key, title in section.items():
-        lines = mean_lines(groups, lambda run, key=key: smooth(*series(run, key, stage)))  # type: ignore[misc]
+        lines = mean_lines(groups, functools.partial(_smooth_series, key=key, stage=stage))
         if lines:
             svg = charts.line_chart(lines, xlabel="step", percent=key in PERCENT)
-            found.append(Chart(title, svg))
-    return found
+            drawn.append(Chart(title, svg))
+    return drawn
+
+
+def _smooth_series(run: Run, key: str, stage: str) -> Points:
+    return smooth(*series(run, key, stage))
 
 
 def heldout_charts(groups: Groups) -> list[Chart]:
     """Held-out accuracy, all and hidden questions, against step and against CPU time."""
-    found = []
+    drawn = []
     for key, name in (("heldout/accuracy", "All questions"), ("heldout/hidden", "Hidden words")):
-        by_step = mean_lines(groups, lambda run, key=key: series(run, key), points=True)  # type: ignore[misc]
-        by_cpu = mean_lines(groups, lambda run, key=key: cpu_curve(run, key), points=True)  # type: ignore[misc]
-        for lines, against, title in (
-            (by_step, "step", "step"),
-            (by_cpu, "CPU-seconds", "CPU time"),
+        for curve, xlabel, title in (
+            (series, "step", "step"),
+            (cpu_curve, "CPU-seconds", "CPU time"),
         ):
+            lines = mean_lines(groups, functools.partial(curve, key=key), points=True)
             if lines:
-                svg = charts.line_chart(lines, xlabel=against, percent=True, size=charts.WIDE)
-                found.append(Chart(f"{name}, against {title}", svg))
-    return found
+                svg = charts.line_chart(lines, xlabel=xlabel, percent=True, size=charts.WIDE)
+                drawn.append(Chart(f"{name}, against {title}", svg))
+    return drawn
 
 
 def mean_lines(
@@ -135,7 +137,7 @@ def mean_lines(
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:
-    """All curves on one axis: places [n], values [curves, n], where every curve is known."""
+    """All curves on one axis: x [n] and y [curves, n], in the range that all curves cover."""
     if not curves:
         return np.empty(0), np.empty((0, 0))
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
@@ -157,31 +159,31 @@ def smooth(x: np.ndarray, y: np.ndarray) -> Points:
 def time_charts(groups: Groups) -> list[Chart]:
     """Seconds of a step by phase: a bar for each variant, and over the steps of a single one."""
     by_variant = {label: _phases(runs) for label, runs in groups.items()}
-    known = {label: found for label, found in by_variant.items() if found is not None}
+    known = {label: times for label, times in by_variant.items() if times is not None}
     if not known:
         return []
     parts = [[float(parts[i].mean()) for _, parts in known.values()] for i in range(len(PHASES))]
     bars = charts.bar_chart(list(known), parts, xlabel="seconds per step, mean")
-    found = [Chart("Mean time of a step", bars)]
+    drawn = [Chart("Mean time of a step", bars)]
     if len(known) == 1:
         step, phases = next(iter(known.values()))
         area = charts.area_chart(step, phases, xlabel="step", ylabel="seconds")
-        found.append(Chart("Time of each step", area))
-    return found
+        drawn.append(Chart("Time of each step", area))
+    return drawn
 
 
 def _phases(runs: Sequence[Run]) -> Points | None:
     """Steps [n] and seconds [phases, n], mean over runs."""
-    found = []
+    times = []
     for run in runs:
         step, whole = series(run, "time/step")
         if step.size:
             parts = [_time(run, name, step) for name in ("rollout", "host", "update")]
             rest = np.maximum(whole - sum(parts), 0)
-            found.append((step, np.stack([*parts, rest])))
-    if not found:
+            times.append((step, np.stack([*parts, rest])))
+    if not times:
         return None
-    means = [mean_curve([(step, parts[i]) for step, parts in found]) for i in range(len(PHASES))]
+    means = [mean_curve([(step, parts[i]) for step, parts in times]) for i in range(len(PHASES))]
     return means[0][0], np.stack([y.mean(0) for _, y in means])
 
 

@@ -1,10 +1,10 @@
-"""Held-out accuracy against CPU time as a picture that stands alone, for a README or a paper."""
+"""Held-out accuracy against CPU time as a separate picture, for a README or a paper."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.report.compare import cpu_curve, group_runs
 from rapo_jax.report.curves import mean_lines
@@ -14,22 +14,25 @@ PANELS = {"heldout/accuracy": "all questions", "heldout/hidden": "hidden words"}
 
 
 def write_figure(workdirs: Sequence[Path], output: Path) -> bool:
-    """Draws means over seeds with a band of one standard deviation; false if there is no curve."""
+    """Draws means over seeds with a band of one standard deviation; False if there is no curve."""
     import matplotlib
     from matplotlib.figure import Figure
 
     groups = group_runs([load_run(workdir) for workdir in workdirs])
     labels = list(groups)
-    found = {
-        name: mean_lines(groups, lambda run, key=key: cpu_curve(run, key), points=True)  # type: ignore[misc]
+    panels = {
+        name: mean_lines(groups, functools.partial(cpu_curve, key=key), points=True)
         for key, name in PANELS.items()
     }
-    if not any(found.values()):
+    if not any(panels.values()):
         return False
-    plain: Any = {"svg.fonttype": "none", "svg.hashsalt": "rapo_jax", "text.parse_math": False}
-    with matplotlib.rc_context(plain):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "rapo_jax", "text.parse_math": False}
+    ):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
-        for axes, (name, lines) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        for axes, (name, lines) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
             for line in lines:
                 colour, label = f"C{line.colour}", labels[line.colour]
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, lw=0)

@@ -1,7 +1,8 @@
-"""Which agent or file the retrieved step traces came from: `buffer/origin/NAME` of each step."""
+"""The agents and files that retrieved step traces came from (metrics `buffer/origin/NAME`)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ PREFIX = "buffer/origin/"
 
 
 class OriginRow(NamedTuple):
-    """A variant: all its hits, and the share of each origin, None where it had no hit."""
+    """A variant: all its hits, and the share of each origin, None for a variant without hits."""
 
     label: str
     hits: int
@@ -27,27 +28,25 @@ class OriginTable(NamedTuple):
 
 
 def origin_table(groups: Mapping[str, Sequence[Run]]) -> OriginTable | None:
-    """Hits by variant and origin, summed over steps and runs; None where no run tells of any."""
-    found = {label: _hits(runs) for label, runs in groups.items()}
-    found = {label: hits for label, hits in found.items() if hits}
-    names = sorted({name for hits in found.values() for name in hits})
+    """Hits by variant and origin, summed over steps and runs; None without a buffer."""
+    by_variant = {label: hits for label, runs in groups.items() if (hits := _hits(runs))}
+    names = sorted({name for hits in by_variant.values() for name in hits})
     if not names:
         return None
     rows = []
-    for label, hits in found.items():
+    for label, hits in by_variant.items():
         total = sum(hits.values())
-        shares = [hits.get(name, 0.0) / total if total else None for name in names]
-        rows.append(OriginRow(label, round(total), shares))
+        shares = [hits[name] / total if total else None for name in names]
+        rows.append(OriginRow(label, total, shares))
     parts = [[row.shares[i] or 0.0 for row in rows] for i in range(len(names))]
-    bars = charts.bar_chart(list(found), parts, xlabel="share of hits")
+    bars = charts.bar_chart(list(by_variant), parts, xlabel="share of hits")
     return OriginTable(names, rows, Chart("Hits by origin", bars))
 
 
-def _hits(runs: Sequence[Run]) -> dict[str, float]:
-    hits: dict[str, float] = {}
+def _hits(runs: Sequence[Run]) -> Counter[str]:
+    hits: Counter[str] = Counter()
     for run in runs:
         keys = {key for row in run.metrics.get("rl", []) for key in row if key.startswith(PREFIX)}
         for key in keys:
-            name = key.removeprefix(PREFIX)
-            hits[name] = hits.get(name, 0.0) + float(series(run, key)[1].sum())
+            hits[key.removeprefix(PREFIX)] += round(series(run, key)[1].sum())
     return hits

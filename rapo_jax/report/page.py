@@ -1,8 +1,8 @@
-"""report.html: headline, comparison, curves and trajectories on one page without outside resources.
+"""Writes report.html: headline, comparison, curves and trajectories on one self-contained page.
 
-Text written by a model is hostile. The template escapes every value, trajectories travel as JSON
-that cannot close its element and are shown through `textContent`, and the page's own content
-security policy lets only the viewer's script run (by its hash) and nothing load.
+Text written by a model is hostile. The template escapes every value, trajectories are embedded as
+JSON that cannot close its element and are shown through `textContent`, and the content security
+policy of the page lets only the viewer's script run (by its hash) and loads nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,32 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
-from rapo_jax.report.compare import BASELINE, Summary, by_seed, group_runs, settings_of, summarise
+from rapo_jax.report.compare import (
+    BASELINE,
+    Interval,
+    Summary,
+    by_seed,
+    group_runs,
+    settings_of,
+    summarise,
+)
+from rapo_jax.report.curves import Groups
 from rapo_jax.report.origins import origin_table
 from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
 from rapo_jax.report.suites import KINDS, suite_rows
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
+
+
+class VariantTrajectories(TypedDict):
+    """The trajectories of one variant that the viewer shows."""
+
+    label: str
+    trajectories: list[JsonObject]
+
 
 MAX_TRAJECTORIES = 60
 HERE = Path(__file__).parent
@@ -29,8 +47,8 @@ HERE = Path(__file__).parent
 def write_report(workdirs: Sequence[Path], output: Path, *, baseline: str = BASELINE) -> Path:
     """Writes one self-contained HTML page about the runs in `workdirs`; returns its path.
 
-    Runs are grouped by variant (`compare.group_runs`). Whatever a workdir lacks is named on the
-    page. Raises OSError if `output` cannot be written.
+    Runs are grouped by variant (`compare.group_runs`). The page names whatever a workdir lacks.
+    Raises OSError if `output` cannot be written.
     """
     folders = dict.fromkeys(Path(workdir).resolve() for workdir in workdirs)
     runs = [load_run(folder) for folder in folders]
@@ -98,7 +116,7 @@ def points(value: float | None) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def interval(value: tuple[float, float, float] | None) -> str:
+def interval(value: Interval | None) -> str:
     """Mean and interval in percentage points; the mean alone where one pair has no interval."""
     if value is None:
         return "–"
@@ -112,16 +130,16 @@ def seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value < 120 else f"{int(value) // 60} min {int(value) % 60:02d} s"
 
 
-def embed(value: Any) -> str:
-    """JSON that stands inside a script element: no character in it can end the element."""
+def embed(value: object) -> str:
+    """JSON for the inside of a script element: no character in it can end the element."""
     text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _finite(value: Any) -> Any:
-    """The same value with null for what JSON cannot say (NaN, infinity)."""
+def _finite(value: object) -> object:
+    """The same value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -131,10 +149,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _trajectories(groups: Mapping[str, Sequence[Run]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Trajectories of each variant, from its first run that wrote some; retrieving ones first."""
+def _trajectories(groups: Groups) -> tuple[list[VariantTrajectories], list[str]]:
+    """Trajectories of each variant, from its first run that wrote some; and notes for people.
+
+    Variants that retrieved come first.
+    """
     share = max(1, MAX_TRAJECTORIES // max(1, len(groups)))
-    found, notes = [], []
+    variants: list[VariantTrajectories] = []
+    notes = []
     for label, runs in groups.items():
         paths = [
             (run, path) for run in runs if (path := run.workdir / "trajectories.jsonl").exists()
@@ -147,15 +169,15 @@ def _trajectories(groups: Mapping[str, Sequence[Run]]) -> tuple[list[dict[str, A
         name = label if run.seed is None else f"{label}, seed {run.seed}"
         notes.append(f"{name}: {len(chosen)} of {total} trajectories")
         if chosen:
-            found.append({"label": name, "trajectories": chosen})
-    return sorted(found, key=lambda each: not any(map(_retrieves, each["trajectories"]))), notes
+            variants.append({"label": name, "trajectories": chosen})
+    return sorted(variants, key=lambda each: not any(map(_retrieves, each["trajectories"]))), notes
 
 
-def _retrieves(trajectory: dict[str, Any]) -> bool:
+def _retrieves(trajectory: JsonObject) -> bool:
     return any(each.get("source") == "RETRIEVED" for each in segments_of(trajectory))
 
 
-def _kinds(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+def _kinds(groups: Groups) -> list[dict[str, object]]:
     """A row for each question type: accuracy before RL (all runs), then after it by variant."""
     everyone = [run for runs in groups.values() for run in runs]
     kinds = sorted(
@@ -173,7 +195,7 @@ def _mean_kind(runs: Sequence[Run], kind: str, when: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _differing_settings(groups: Mapping[str, Sequence[Run]]) -> dict[str, list[str]]:
+def _differing_settings(groups: Groups) -> dict[str, list[str]]:
     """Setting -> its value in each variant, for the settings in which variants differ."""
     settings = [settings_of(runs[0]) for runs in groups.values()]
     keys = sorted({key for each in settings for key in each})
@@ -182,10 +204,10 @@ def _differing_settings(groups: Mapping[str, Sequence[Run]]) -> dict[str, list[s
 
 
 def _difference_charts(
-    groups: Mapping[str, Sequence[Run]], summaries: Sequence[Summary], baseline: str
+    groups: Groups, summaries: Sequence[Summary], baseline: str
 ) -> list[curves.Chart]:
-    """Paired differences to the baseline as dots and intervals, all questions and hidden ones."""
-    found = []
+    """Paired differences to the baseline, for all questions and for hidden ones."""
+    drawn = []
     for title, measure in (("All questions", accuracy), ("Hidden words", hidden_accuracy)):
         base = by_seed(groups.get(baseline, ()), measure)
         rows = []
@@ -199,5 +221,5 @@ def _difference_charts(
             rows.append(charts.Interval(each.label, mean, low, high, dots, colour))
         if rows:
             svg = charts.interval_chart(rows, xlabel=f"percentage points above {baseline}")
-            found.append(curves.Chart(title, svg))
-    return found
+            drawn.append(curves.Chart(title, svg))
+    return drawn

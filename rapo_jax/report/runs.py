@@ -1,4 +1,4 @@
-"""What a run left in its workdir, read back: settings, metrics, final accuracies."""
+"""Reads the workdir of a run: settings, metrics, final accuracies."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from rapo_jax.io.jsonl import JsonObject
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir says about its run; whatever is missing stands in `notes`."""
+    """The contents of a run's workdir; `notes` name whatever is missing."""
 
     workdir: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
+    metrics: Mapping[str, list[JsonObject]] = field(default_factory=dict)
     """Rows of metrics.jsonl by stage, in the order of their steps."""
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: JsonObject = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def holds_anything(self) -> bool:
@@ -38,8 +39,8 @@ class Run:
 def load_run(workdir: Path) -> Run:
     """Reads config.json, metrics.jsonl and result.json of a workdir; never fails on their content.
 
-    The last row of a step wins (a resumed run writes some steps again), and a last line cut short
-    by a killed run is left out.
+    The last row of a step counts (a resumed run writes some steps again), and a last line that a
+    kill cut short is left out.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
@@ -47,12 +48,12 @@ def load_run(workdir: Path) -> Run:
     notes: list[str] = []
     config = _read_object(workdir / "config.json", notes, "its settings are unknown")
     result = _read_object(workdir / "result.json", notes, "the run has no final evaluation yet")
-    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    rows: dict[tuple[str, float], JsonObject] = {}
     for row in read_lines(workdir / "metrics.jsonl", notes):
         step = as_number(row.get("step"))
         if step is not None:
             rows[str(row.get("stage", "rl")), step] = row
-    metrics: dict[str, list[dict[str, Any]]] = {}
+    metrics: dict[str, list[JsonObject]] = {}
     for stage, step in sorted(rows):
         metrics.setdefault(stage, []).append(rows[stage, step])
     if not metrics:
@@ -60,7 +61,7 @@ def load_run(workdir: Path) -> Run:
     return Run(workdir, config, metrics, result, tuple(f"{workdir.name}: {x}" for x in notes))
 
 
-def _read_object(path: Path, notes: list[str], consequence: str) -> dict[str, Any]:
+def _read_object(path: Path, notes: list[str], consequence: str) -> JsonObject:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -75,8 +76,8 @@ def _read_object(path: Path, notes: list[str], consequence: str) -> dict[str, An
     return value
 
 
-def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """All readable objects of a JSON-lines file; says in `notes` what was left out."""
+def read_lines(path: Path, notes: list[str]) -> list[JsonObject]:
+    """All readable objects of a JSON-lines file; `notes` gets what was left out."""
     if not path.is_file():
         notes.append(f"{path.name} is missing")
         return []
@@ -94,7 +95,7 @@ def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def parse_line(line: str | bytes) -> dict[str, Any] | None:
+def parse_line(line: str | bytes) -> JsonObject | None:
     """The object on a line of JSON, or None for anything else."""
     try:
         row = json.loads(line)
@@ -103,8 +104,8 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def as_number(value: Any) -> float | None:
-    """A finite number, or None for whatever else stands in a file."""
+def as_number(value: object) -> float | None:
+    """A finite number, or None for anything else in a file."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -123,21 +124,21 @@ def accuracy_by_kind(run: Run, when: str = "after") -> dict[str, float]:
 
 
 def hidden_accuracy(run: Run, when: str = "after") -> float | None:
-    """Held-out accuracy on hidden words; without the run's own figure, the mean of their types."""
-    if (own := as_number(run.result.get(f"hidden_{when}"))) is not None:
-        return own
+    """Held-out accuracy on hidden words; where the run has none, the mean of their types."""
+    if (accuracy := as_number(run.result.get(f"hidden_{when}"))) is not None:
+        return accuracy
     values = [value for kind, value in accuracy_by_kind(run, when).items() if "hidden" in kind]
     return float(np.mean(values)) if values else None
 
 
 def cpu_seconds(run: Run) -> float | None:
-    """CPU-seconds of all RL steps, held-out evaluations apart."""
+    """CPU-seconds of all RL steps, without held-out evaluations."""
     _, total = series(run, "cpu/total")
     return float(total[-1]) if total.size else None
 
 
 def series(run: Run, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, where it was written and is finite."""
+    """Steps and values of a metric, where it is finite."""
     rows = run.metrics.get(stage, [])
     points = [(row["step"], y) for row in rows if (y := as_number(row.get(key))) is not None]
     step, value = np.asarray(points, float).reshape(-1, 2).T

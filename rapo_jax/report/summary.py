@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.report.compare import Summary, group_runs, summarise
 from rapo_jax.report.page import interval, percent
@@ -61,8 +60,8 @@ def _spread(mean: float | None, std: float | None) -> str:
     return percent(mean) + ("" if std is None else f" ± {100 * std:.1f}")
 
 
-def _plain(each: Summary) -> dict[str, Any]:
-    """The fields of a summary; an interval that one pair cannot give is null."""
+def _plain(each: Summary) -> dict[str, object]:
+    """The fields of a summary as JSON; the interval of a single pair is null."""
     fields = dataclasses.asdict(each)
     for name in ("difference", "hidden_difference"):
         if fields[name] is not None:

@@ -1,12 +1,13 @@
-"""Which trajectories of a run the viewer shows: a few of many, spread over the steps."""
+"""Chooses the trajectories of a run that the viewer shows, spread over the steps."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
+from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report.runs import as_number, parse_line
 
 ROWS = 4
@@ -14,7 +15,7 @@ ROWS = 4
 
 
 class Entry(NamedTuple):
-    """Where a trajectory stands in the file, and what the choice looks at."""
+    """The position of a trajectory in its file, and what the choice depends on."""
 
     offset: int
     stage: str
@@ -25,12 +26,12 @@ class Entry(NamedTuple):
     reward: float
 
 
-def choose_trajectories(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """At most `limit` trajectories of the file, and how many it holds.
+def choose_trajectories(path: Path, limit: int) -> tuple[list[JsonObject], int]:
+    """At most `limit` trajectories of the file, and the number that it holds.
 
     Steps are spread evenly, first and last included. At each step the questions with most
-    retrievals are shown, then those with the most different rewards. Of a question's rows, those
-    with a retrieval come first, but one on-policy row is kept beside them where there is one.
+    retrievals are chosen, then those with the most different rewards. Of a question's rows, those
+    with a retrieval come first, but one on-policy row is kept if there is one.
     """
     entries = _scan(path)
     steps: dict[tuple[str, float], list[Entry]] = {}
@@ -42,8 +43,8 @@ def choose_trajectories(path: Path, limit: int) -> tuple[list[dict[str, Any]], i
     keys = sorted(steps, key=lambda key: (key[0] != "rl", key))
     chosen = [entry for place in places for entry in _of_step(steps[keys[place]], share)]
     with path.open("rb") as file:
-        found = [_load(file, entry) for entry in chosen]
-    return [each for each in found if each is not None], len(entries)
+        loaded = [_load(file, entry) for entry in chosen]
+    return [each for each in loaded if each is not None], len(entries)
 
 
 def _scan(path: Path) -> list[Entry]:
@@ -52,26 +53,26 @@ def _scan(path: Path) -> list[Entry]:
     with path.open("rb") as file:
         offset = 0
         for line in file:
-            if (found := parse_line(line)) is not None:
-                entry = _entry(offset, found)
+            if (trajectory := parse_line(line)) is not None:
+                entry = _entry(offset, trajectory)
                 entries[entry.stage, entry.step, entry.question, entry.row] = entry
             offset += len(line)
     return list(entries.values())
 
 
-def _entry(offset: int, found: dict[str, Any]) -> Entry:
+def _entry(offset: int, trajectory: JsonObject) -> Entry:
     return Entry(
         offset=offset,
-        stage=str(found.get("stage", "rl")),
-        step=as_number(found.get("step")) or 0.0,
-        question=str(found.get("question_id", "")),
-        row=int(as_number(found.get("row")) or 0),
-        retrievals=sum(each.get("source") == "RETRIEVED" for each in segments_of(found)),
-        reward=as_number(found.get("reward")) or 0.0,
+        stage=str(trajectory.get("stage", "rl")),
+        step=as_number(trajectory.get("step")) or 0.0,
+        question=str(trajectory.get("question_id", "")),
+        row=int(as_number(trajectory.get("row")) or 0),
+        retrievals=sum(each.get("source") == "RETRIEVED" for each in segments_of(trajectory)),
+        reward=as_number(trajectory.get("reward")) or 0.0,
     )
 
 
-def segments_of(trajectory: dict[str, Any]) -> list[dict[str, Any]]:
+def segments_of(trajectory: JsonObject) -> list[JsonObject]:
     """The well-formed segments of a trajectory."""
     segments = trajectory.get("segments")
     segments = segments if isinstance(segments, list) else []
@@ -83,11 +84,11 @@ def _of_step(entries: list[Entry], count: int) -> list[Entry]:
     for entry in entries:
         questions.setdefault(entry.question, []).append(entry)
 
-    def telling(rows: list[Entry]) -> tuple[int, float]:
+    def rank(rows: list[Entry]) -> tuple[int, float]:
         rewards = [row.reward for row in rows]
         return sum(row.retrievals > 0 for row in rows), max(rewards) - min(rewards)
 
-    ranked = sorted(questions.values(), key=telling, reverse=True)
+    ranked = sorted(questions.values(), key=rank, reverse=True)
     return [row for rows in ranked for row in _of_question(rows)][:count]
 
 
@@ -99,6 +100,6 @@ def _of_question(rows: list[Entry]) -> list[Entry]:
     return kept
 
 
-def _load(file: Any, entry: Entry) -> dict[str, Any] | None:
+def _load(file: IO[bytes], entry: Entry) -> JsonObject | None:
     file.seek(entry.offset)
     return parse_line(file.readline())

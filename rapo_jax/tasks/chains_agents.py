@@ -24,11 +24,11 @@ from rapo_jax.tasks.chains import (
     World,
 )
 from rapo_jax.tasks.schema import Agent
+from rapo_jax.text.protocol import without_retrieved
 
 WEAK_AGE = 0.2
 """Probability that the weak demonstrator looks up the age of a number word, from step 3 on."""
 
-_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>", re.DOTALL)
 _LAST_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>\s*\Z", re.DOTALL)
 _RESULT = re.compile(r"<result>((?:(?!<result>).)*?)</result>", re.DOTALL)
 _THINK = re.compile(r"<think>\s*(\w+)\s*</think>")
@@ -78,7 +78,7 @@ def read_situation(question: str, history: str) -> Situation:
     asked = _QUESTION.search(question)
     word, value = (asked[1], asked[2]) if asked else ("", "")
     lost, computed = not asked, False
-    results = _RESULT.findall(_RETRIEVED.sub("", history))
+    results = _RESULT.findall(without_retrieved(history))
     for result in results:
         passage, number = _PASSAGE.match(result), _NUMBER.match(result)
         match = passage or number

@@ -60,7 +60,7 @@ def write_run() -> Callable[..., Path]:
         (workdir / "config.json").write_text(json.dumps(config))
         metrics = [{"step": 0, "stage": "sft", "loss/sft": 2.0, "time/step": 0.1}]
         metrics += [
-            {"step": t, "stage": "rl", "reward/mean": float(t), "own/metric": 1.0,
+            {"step": t, "stage": "rl", "reward/mean": float(t), "other/metric": 1.0,
              "heldout/accuracy": 0.5 + 0.01 * t, "heldout/hidden": 0.3, "cpu/total": cpu * t,
              "time/rollout": 0.5, "time/host": 0.2, "time/update": 0.2, "time/step": 1.0}
             for t in range(1, steps + 1)
@@ -82,5 +82,5 @@ def write_run() -> Callable[..., Path]:
 
 @pytest.fixture
 def make_run(write_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """The same, by its name in the test's own folder."""
+    """The same, by its name in the folder of the test."""
     return lambda name, **settings: write_run(tmp_path / name, **settings)

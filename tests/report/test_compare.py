@@ -1,3 +1,5 @@
+"""Variants, paired differences and summaries."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +20,7 @@ def test_runs_that_differ_in_seed_paths_and_logging_alone_are_one_variant(make_r
     assert [(label, len(runs)) for label, runs in groups.items()] == [("rapo", 2)]
 
 
-def test_a_label_names_the_method_and_what_departs_from_the_usual(make_run):
+def test_a_label_names_the_method_and_its_unusual_settings(make_run):
     groups = groups_of(
         make_run("a", method="grpo", rl={"m": 0.0}),
         make_run("b"),
@@ -85,7 +87,7 @@ def test_a_summary_pairs_by_seed_and_leaves_unpaired_seeds_out_of_the_difference
     assert rapo.accuracy_std == pytest.approx(np.std([0.75, 0.65, 0.1], ddof=1))
 
 
-def test_equal_cpu_reads_every_run_where_the_cheapest_one_ended(make_run):
+def test_equal_cpu_compares_all_runs_at_the_cpu_time_of_the_cheapest(make_run):
     groups = groups_of(
         make_run("g", method="grpo", steps=4, cpu=1.0), make_run("r", steps=4, cpu=2.0)
     )

@@ -1,3 +1,5 @@
+"""Curves of the report: means, bands, smoothing and times."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +9,7 @@ from rapo_jax.report.compare import group_runs
 from rapo_jax.report.runs import load_run
 
 
-def test_a_mean_curve_covers_what_all_curves_know_and_interpolates_between():
+def test_a_mean_curve_covers_the_range_of_all_curves_and_interpolates_in_it():
     a = np.array([0.0, 2.0, 4.0]), np.array([0.0, 2.0, 4.0])
     b = np.array([1.0, 3.0]), np.array([10.0, 30.0])
     x, y = curves.mean_curve([a, b])
@@ -37,9 +39,9 @@ def test_a_band_is_one_sample_std_around_the_mean_over_seeds(make_run):
     np.testing.assert_allclose(line.high - line.y, np.std([1.0, 3.0], ddof=1))
 
 
-def test_every_metric_is_shown_also_one_that_no_section_knows(make_run):
+def test_every_metric_is_shown_also_one_without_a_section(make_run):
     charts = curves.curve_charts(group_runs([load_run(make_run("a"))]))
-    assert [chart.title for chart in charts["Other metrics"]] == ["own/metric"]
+    assert [chart.title for chart in charts["Other metrics"]] == ["other/metric"]
     assert list(charts) == ["Reward and accuracy", "Other metrics"]
 
 

@@ -1,3 +1,5 @@
+"""The picture of held-out accuracy against CPU time."""
+
 from __future__ import annotations
 
 import xml.etree.ElementTree as tree

@@ -1,4 +1,4 @@
-"""Where retrieved traces came from, by variant."""
+"""The origins of retrieved traces, by variant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_of(*steps):
     return Run(Path("run"), metrics={"rl": rows})
 
 
-def test_hits_are_summed_over_steps_and_seeds_and_told_as_shares():
+def test_hits_are_summed_over_steps_and_seeds_and_shown_as_shares():
     groups = {
         "rapo": [
             run_of({"scripted": 3, "endpoint:m": 1}, {"scripted": 2}),

@@ -1,4 +1,4 @@
-"""The suites of runs in the report: one table, whatever stands in result.json."""
+"""The suites of runs in the report: one table, for any content of result.json."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_run_without_suites_has_no_such_section(make_run, tmp_path):
     [3, [], {"x": None}, {"x": {}}, {"x": {"score": "high", "interval": [1], "kinds": 3}},
      {HOSTILE: {"metric": HOSTILE, "score": float("nan"), "scores": [], "interval": [None, 1]}}],
 )  # fmt: skip
-def test_whatever_stands_in_the_file_becomes_dashes(with_suites, suites):
+def test_unusable_values_of_the_file_become_dashes(with_suites, suites):
     for row in suite_rows([load_run(with_suites("a", suites))]):
         assert row.score == "–" and set(row.kinds) == {"–"}
 
