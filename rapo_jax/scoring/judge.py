@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from rapo_jax.config import JudgeSettings
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
@@ -39,6 +40,7 @@ units or notation do not matter; a different, contradicting, hedging or missing 
 Reply with one word: Correct or Incorrect."""
 
 VERDICTS = ("correct", "incorrect", "unclear", "failed")
+ATTEMPTS = 4
 MAX_PREDICTION_CHARS = 2000
 MAX_REPLY_TOKENS = 16
 MAX_REPLY_BYTES = 1 << 20
@@ -64,42 +66,33 @@ class Judgement(NamedTuple):
 class ChatJudge:
     """Grades batches of answers; `counts` by verdict, and `calls` sent to the endpoint.
 
-    `url` is the endpoint's base, such as http://localhost:8000/v1. The key is read from the
-    environment variable `key_variable` ('' sends none). `rule` is how a reply is read: 'strict'
-    accepts the words Correct and Incorrect alone, 'official' searches for 'correct' without
-    'incorrect', 'wrong' or 'not correct' anywhere, as the evaluation of Tool-Star and ARPO does;
-    answers that are equal as strings are right without a call there too.
+    Replies are kept in the file `cache`. `rule` is how a reply is read: 'strict' accepts the words
+    Correct and Incorrect alone, 'official' searches for 'correct' without 'incorrect', 'wrong' or
+    'not correct' anywhere, as the evaluation of Tool-Star and ARPO does; answers that are equal as
+    strings are right without a call there too.
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        model: str,
-        key_variable: str,
-        cache: str | Path,
-        rule: str,
-        deadline_s: float,
-        concurrency: int,
-        attempts: int = 4,
-        backoff_s: float = 1.0,
+        self, settings: JudgeSettings, *, cache: str | Path, rule: str, backoff_s: float = 1.0
     ) -> None:
+        url, name = settings.url, settings.key_variable
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"judge url={url!r}: expected http://… or https://…")
-        key = os.environ.get(key_variable, "") if key_variable else ""
-        if key_variable and not key:
-            raise ValueError(f"judge: the environment variable {key_variable} is empty or not set")
+            raise ValueError(f"evaluate.judge.url={url!r}: expected http://… or https://…")
+        key = os.environ.get(name, "") if name else ""
+        if name and not key:
+            raise ValueError(
+                f"evaluate.judge.key_variable={name!r}: this environment variable is empty or not "
+                "set; put the endpoint's key into it"
+            )
         self._url = f"{url.rstrip('/')}/chat/completions"
-        self._model = model
-        self._rule = rule
-        self._concurrency = concurrency
+        self._model, self._rule, self._concurrency = settings.model, rule, settings.concurrency
         self._client = JsonClient(
-            Limits(deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
+            Limits(settings.deadline_s, ATTEMPTS, backoff_s, MAX_REPLY_BYTES),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             secrets=[key],
-            connections=concurrency,
+            connections=settings.concurrency,
         )
         self._cache = DiskCache(cache)
         self._lock = threading.Lock()
@@ -135,7 +128,7 @@ class ChatJudge:
                 text = self._ask(body)
             except HttpFailure as failure:
                 if failure.status in HOPELESS:
-                    raise ValueError(f"judge model={self._model!r}: {failure}") from None
+                    raise ValueError(f"evaluate.judge.model={self._model!r}: {failure}") from None
                 return Judgement("failed", str(failure))
             self._cache.put(key, text)
         return Judgement(read_verdict(text, rule=self._rule), text)

@@ -9,17 +9,26 @@ import numpy as np
 TIE_DECIMALS = 5
 """Similarities that agree to this many decimals are ties: float32 sums differ by less than that."""
 
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""n texts -> unit rows, float32 [n, E]."""
+
 
 class ExactIndex:
-    """Nearest documents by exact inner product; `encode` maps n texts to float32 `[n, E]`."""
+    """Nearest documents by exact inner product.
 
-    def __init__(
-        self, documents: Sequence[str], encode: Callable[[Sequence[str]], np.ndarray]
-    ) -> None:
+    A query is compared alone, so its hits do not depend on the other queries.
+    """
+
+    def __init__(self, documents: Sequence[str], encode: Encode) -> None:
+        self._encode = encode
         self._document_ME = np.ascontiguousarray(encode(list(documents)), dtype=np.float32)
 
-    def nearest(self, query_E: np.ndarray, k: int) -> list[tuple[int, float]]:
-        """(document number, similarity) of the k nearest, best first, ties in document order."""
+    def search(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+        """(document number, similarity) of each query's k nearest, ties in document order."""
+        query_BE = np.asarray(self._encode(queries), dtype=np.float32)
+        return [self._nearest(query_E, k) for query_E in query_BE]
+
+    def _nearest(self, query_E: np.ndarray, k: int) -> list[tuple[int, float]]:
         similarity_M = np.round(self._document_ME @ query_E, TIE_DECIMALS)
         k = min(k, len(similarity_M))
         floor = -np.partition(-similarity_M, k - 1)[k - 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +88,6 @@ def make_index(key_ME: np.ndarray, *, kind: str, folder: str | Path | None = Non
     if chosen != "exact" and not scann_available():
         chosen = "exact"
     return Index(key_ME, kind=chosen, folder=None if folder is None else Path(folder))
-
-
-def recall_at_1(index: Index, key_ME: np.ndarray, query_BE: np.ndarray) -> float:
-    """Share of queries whose hit in `index` is as near as the nearest key (ties count)."""
-    _, similarity_B = index.search(query_BE)
-    _, best_B = make_index(key_ME, kind="exact").search(query_BE)
-    return float(np.mean(similarity_B >= best_B - 1e-6)) if len(query_BE) else math.nan
 
 
 def _first_of_equal_rows(key_ME: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

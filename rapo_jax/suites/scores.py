@@ -53,15 +53,7 @@ class ScoredPrediction(Prediction):
 
 def open_judge(judge: JudgeSettings, *, rule: str, folder: Path) -> ChatJudge:
     """The judge of evaluate.judge; without a configured cache it keeps replies in `folder`."""
-    return ChatJudge(
-        judge.url,
-        model=judge.model,
-        key_variable=judge.key_variable,
-        cache=judge.cache or folder / JUDGE_CACHE,
-        rule=rule,
-        deadline_s=judge.deadline_s,
-        concurrency=judge.concurrency,
-    )
+    return ChatJudge(judge, cache=judge.cache or folder / JUDGE_CACHE, rule=rule)
 
 
 def score_all(

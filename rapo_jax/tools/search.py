@@ -6,27 +6,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from rapo_jax.search.batches import Search
-from rapo_jax.search.exact import ExactIndex
+from rapo_jax.search.exact import Encode, ExactIndex
 from rapo_jax.search.passages import Fits, passage_of, render_passages
 from rapo_jax.tools.observation import Observation, Tool
 
 CACHED_QUERIES = 65_536
 
 
-def local_search(
-    documents: Sequence[str],
-    encode: Callable[[Sequence[str]], np.ndarray],
-    *,
-    passages: int,
-) -> Tool:
-    """A tool that answers each query with its nearest `passages` documents, joined by ' ; '.
-
-    `encode` maps n texts to unit rows, float32 [n, E]. Ties are broken by document order. A query
-    is scored alone, so its hits do not depend on its batch.
-    """
+def local_search(documents: Sequence[str], encode: Encode, *, passages: int) -> Tool:
+    """A tool that answers each query with its nearest `passages` documents, joined by ' ; '."""
     if passages < 1:
         raise ValueError(f"tools.search.passages={passages}: a search returns at least 1 passage")
     if not documents:
@@ -34,9 +23,8 @@ def local_search(
     index = ExactIndex(documents, encode)
 
     def find(queries: list[str]) -> list[str]:
-        query_BE = np.asarray(encode(queries), dtype=np.float32)
-        hits = (index.nearest(query_E, passages) for query_E in query_BE)
-        return [" ; ".join(documents[i] for i, _ in each) for each in hits]
+        results = index.search(queries, passages)
+        return [" ; ".join(documents[i] for i, _ in hits) for hits in results]
 
     return _cached(find)
 

@@ -13,8 +13,10 @@ from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient
 from rapo_jax.search.passages import Passage, passage_of
 
-Ask = Callable[[JsonClient, str, Sequence[str], int], list[list[Passage]]]
-"""(client, address, queries, passages of each) -> passages of each query, the best first."""
+Results = list[list[Passage]]
+"""The passages of each query, the best first."""
+Ask = Callable[[JsonClient, str, Sequence[str], int], Results]
+"""(client, address, queries, passages of each) -> results."""
 
 
 class Api(NamedTuple):
@@ -29,9 +31,7 @@ class Api(NamedTuple):
     """Queries in one request."""
 
 
-def _retrieval(
-    client: JsonClient, url: str, queries: Sequence[str], passages: int
-) -> list[list[Passage]]:
+def _retrieval(client: JsonClient, url: str, queries: Sequence[str], passages: int) -> Results:
     """A retrieval server with Search-R1's wire format.
 
     Scores are always requested: without them the published server fails on its own result.
@@ -58,9 +58,7 @@ def _documents(hits: Json) -> Iterator[Passage]:
             yield Passage(title if isinstance(title, str) else "", text)
 
 
-def _bing(
-    client: JsonClient, url: str, queries: Sequence[str], passages: int
-) -> list[list[Passage]]:
+def _bing(client: JsonClient, url: str, queries: Sequence[str], passages: int) -> Results:
     """Bing's Web Search API v7, which other services still offer."""
     answer = client.get(url, {"q": queries[0], "count": passages})
     pages = answer.get("webPages") if isinstance(answer, Mapping) else None
@@ -69,16 +67,12 @@ def _bing(
     return [_pages(_list(pages, "value"), "name", "snippet")[:passages]]
 
 
-def _serper(
-    client: JsonClient, url: str, queries: Sequence[str], passages: int
-) -> list[list[Passage]]:
+def _serper(client: JsonClient, url: str, queries: Sequence[str], passages: int) -> Results:
     answer = client.post(url, {"q": queries[0], "num": passages})
     return [_pages(_list(answer, "organic"), "title", "snippet")[:passages]]
 
 
-def _searxng(
-    client: JsonClient, url: str, queries: Sequence[str], passages: int
-) -> list[list[Passage]]:
+def _searxng(client: JsonClient, url: str, queries: Sequence[str], passages: int) -> Results:
     """A SearXNG instance; it answers with status 403 unless its settings allow the json format."""
     address = url if url.endswith("/search") else f"{url}/search"
     answer = client.get(address, {"q": queries[0], "format": "json"})

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from rapo_jax.config import JudgeSettings
 from rapo_jax.scoring.judge import (
     JUDGE_PROMPT,
     Answered,
@@ -22,16 +23,8 @@ def chat(text):
 
 
 def judge(url, folder, *, model="judge-1", rule="strict", key_variable="", deadline_s=10.0):
-    return ChatJudge(
-        url,
-        model=model,
-        key_variable=key_variable,
-        cache=folder / "judge.sqlite",
-        rule=rule,
-        deadline_s=deadline_s,
-        concurrency=3,
-        backoff_s=0.01,
-    )
+    settings = JudgeSettings(url, model, key_variable, deadline_s=deadline_s, concurrency=3)
+    return ChatJudge(settings, cache=folder / "judge.sqlite", rule=rule, backoff_s=0.01)
 
 
 def test_the_judge_gets_question_references_and_answer_and_its_word_is_the_verdict(serve, tmp_path):
@@ -101,12 +94,14 @@ def test_a_failure_is_no_verdict_and_is_not_kept(serve, tmp_path, reply):
 @pytest.mark.parametrize("status", [401, 404])
 def test_an_endpoint_that_refuses_everything_is_an_error(serve, tmp_path, status):
     asking = judge(serve(lambda handler, body: (status, "no")), tmp_path)
-    with pytest.raises(ValueError, match=f"judge model='judge-1': POST .*status {status}"):
+    with pytest.raises(ValueError, match=f"judge.model='judge-1': POST .*status {status}"):
         asking([CURIE] * 50)
 
 
 def test_the_key_comes_from_the_environment_and_a_missing_one_is_an_error(serve, tmp_path):
-    with pytest.raises(ValueError, match="variable RAPO_NO_SUCH_KEY is empty or not set"):
+    with pytest.raises(
+        ValueError, match="key_variable='RAPO_NO_SUCH_KEY': this .* is empty or not set"
+    ):
         judge("http://127.0.0.1:9", tmp_path, key_variable="RAPO_NO_SUCH_KEY")
     url = serve(lambda handler, body: chat(f"Correct {handler.headers['Authorization']}"))
     (found,) = judge(url, tmp_path, key_variable="HOME")([CURIE])
@@ -114,7 +109,7 @@ def test_the_key_comes_from_the_environment_and_a_missing_one_is_an_error(serve,
 
 
 def test_an_address_without_a_scheme_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="judge url='localhost:8000'"):
+    with pytest.raises(ValueError, match="judge.url='localhost:8000'"):
         judge("localhost:8000", tmp_path)
     with pytest.raises(ValueError, match="rule='kind'"):
         judge("http://localhost:8000", tmp_path, rule="kind")

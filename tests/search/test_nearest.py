@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapo_jax.search.backends import KINDS, TREE_FROM
-from rapo_jax.search.nearest import make_index, recall_at_1
+from rapo_jax.search.nearest import make_index
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -35,8 +35,8 @@ def test_every_kind_finds_the_greatest_inner_product(kind):
     index_B, similarity_B = INDEXES[kind].search(QUERIES)
     assert index_B.dtype == np.int32 and similarity_B.dtype == np.float32
     best_B = np.argmax(score, axis=1)
-    if kind == "tree":  # approximate: nearly always, and recall_at_1 says how often
-        assert recall_at_1(INDEXES[kind], KEYS, QUERIES) == np.mean(index_B == best_B) >= 0.9
+    if kind == "tree":  # approximate
+        assert np.mean(index_B == best_B) >= 0.9
     else:
         np.testing.assert_array_equal(index_B, best_B)
     np.testing.assert_allclose(similarity_B, score[np.arange(40), index_B], atol=1e-6)
@@ -164,13 +164,4 @@ def test_a_kept_tree_is_loaded_even_after_its_folder_moved(tmp_path):
 def test_a_kept_tree_of_other_keys_is_built_anew(tmp_path):
     make_index(KEYS[:200], kind="tree", folder=tmp_path / "tree")
     index = make_index(KEYS, kind="tree", folder=tmp_path / "tree")
-    assert recall_at_1(index, KEYS, KEYS[200:]) >= 0.9
-
-
-def test_recall_counts_an_equally_near_key_as_a_hit():
-    assert recall_at_1(INDEXES["brute"], KEYS, QUERIES) == 1.0
-    doubled = make_index(np.concatenate([KEYS, KEYS]), kind="exact")
-    assert recall_at_1(doubled, KEYS, QUERIES) == 1.0
-    half = make_index(KEYS[:150], kind="exact")
-    in_half_B = np.argmax(QUERIES @ KEYS.T, axis=1) < 150
-    assert recall_at_1(half, KEYS, QUERIES) == np.mean(in_half_B)
+    assert np.mean(index.search(KEYS[200:])[0] == np.arange(200, 300)) >= 0.9

@@ -12,6 +12,7 @@ from typing import overload
 import numpy as np
 
 from rapo_jax.io.files import LOCK, Json, write_json, write_or_check
+from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.files import (
     BUILD,
     ENCODER,
@@ -19,7 +20,7 @@ from rapo_jax.search.index.files import (
     read_json,
     shard_folder,
 )
-from rapo_jax.search.index.keys import CorpusEncoder, Encode, make_keys
+from rapo_jax.search.index.keys import CorpusEncoder, make_keys
 from rapo_jax.search.index.search import SearchIndex
 from rapo_jax.search.index.texts import Texts, read_texts
 
@@ -55,7 +56,7 @@ def build_index(
     Args:
         rows: passages of a shard.
         malformed: 'skip' or 'fail' at a malformed line of the corpus.
-        kind: one of `keys.KINDS`.
+        kind: auto, exact or tree, see `keys.gets_tree`.
         recall: the recall@3 to reach by searching more leaves of the trees.
         say: gets lines of progress.
 

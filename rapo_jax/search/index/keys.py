@@ -18,16 +18,13 @@ from rapo_jax.search.backends import (
     tree_builder,
     tree_leaves,
 )
+from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.files import KEYS, KEYS_DONE, TREE, read_json
 from rapo_jax.search.index.texts import Texts
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""n texts -> unit rows [n, E] float32."""
 
 CHUNK = 4096
 """Passages embedded at a time: enough to sort by length, few enough to hold in memory."""
 TRAINED_ON = 100_000
-KINDS = ("auto", "exact", "tree")
 
 
 class FittedEncoder(NamedTuple):
@@ -49,7 +46,7 @@ class CorpusEncoder(NamedTuple):
 
 
 def gets_tree(kind: str, rows: int) -> bool:
-    """Whether a shard of so many passages gets a tree; `kind` is one of KINDS."""
+    """Whether a shard of so many passages gets a tree; `kind` is auto, exact or tree."""
     wanted = kind == "tree" or (kind == "auto" and rows >= TREE_FROM)
     return wanted and rows >= TREE_MIN and scann_available()
 

@@ -10,6 +10,7 @@ import numpy as np
 from rapo_jax.io.files import Json
 from rapo_jax.search.backends import scann_available
 from rapo_jax.search.batches import Hits
+from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.files import (
     ENCODER,
     KEYS_DONE,
@@ -19,7 +20,7 @@ from rapo_jax.search.index.files import (
     read_json,
     shard_folder,
 )
-from rapo_jax.search.index.keys import Encode, load_keys
+from rapo_jax.search.index.keys import load_keys
 from rapo_jax.search.index.minilm import MiniLm
 from rapo_jax.search.index.texts import Texts
 from rapo_jax.search.ngram import NgramEncoder

@@ -13,44 +13,13 @@ from typing import overload
 import numpy as np
 
 from rapo_jax.io.files import Json, write_json
-from rapo_jax.io.jsonl import JsonObject, LineReport, read_jsonl
+from rapo_jax.io.jsonl import LineReport
 from rapo_jax.search.batches import Document
-from rapo_jax.search.corpus import document_of
+from rapo_jax.search.corpus import IdSet, read_documents
 from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
 
 SHOWN = 20
 """Malformed lines of which the manifest keeps number and problem; all are counted."""
-
-
-class IdSet:
-    """A set of ids by 64 bits of their hash: 12 to 24 bytes each, 36 while the set grows.
-
-    The chance that any two of 21 million ids have the same hash is 1 in 80,000.
-    """
-
-    def __init__(self) -> None:
-        self._slots, self._used = array("Q", bytes(8 << 10)), 0
-
-    def add(self, name: str) -> bool:
-        """Adds an id; returns whether it is new."""
-        digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
-        value = int.from_bytes(digest, "little") or 1  # 0 marks a free slot
-        new = _insert(self._slots, value)
-        self._used += new
-        if 3 * self._used > 2 * len(self._slots):
-            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
-            for each in filter(None, old):
-                _insert(self._slots, each)
-        return new
-
-
-def _insert(slots: array[int], value: int) -> bool:
-    mask = len(slots) - 1
-    place = value & mask
-    while (held := slots[place]) and held != value:
-        place = (place + 1) & mask
-    slots[place] = value
-    return not held
 
 
 class Texts(Sequence[str]):
@@ -123,16 +92,9 @@ def read_texts(
     done = folder / TEXTS_DONE
     if done.is_file():
         return read_json(done)
-    report, known, digest = LineReport(corpus), IdSet(), hashlib.sha256()
-
-    def parse(record: JsonObject) -> Document:
-        document = document_of(record)
-        if not known.add(document.id):
-            raise ValueError(f"duplicate id {document.id[:100]!r}")
-        return document
-
-    lines = read_jsonl(
-        corpus, parse, malformed=malformed, key="search_index.malformed", report=report
+    report, digest = LineReport(corpus), hashlib.sha256()
+    lines = read_documents(
+        corpus, IdSet().add, malformed=malformed, key="search_index.malformed", report=report
     )
     number, size = 0, rows
     while size == rows:

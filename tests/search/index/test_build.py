@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rapo_jax.io.jsonl import MAX_LINE_BYTES
+from rapo_jax.search.corpus import IdSet
 from rapo_jax.search.index.build import shard_rows
 from rapo_jax.search.index.search import open_index
-from rapo_jax.search.index.texts import IdSet, Texts
+from rapo_jax.search.index.texts import Texts
 from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
 
 
