@@ -11,7 +11,7 @@ def key_text(question: str, history: str, *, mask: str, max_chars: int) -> str:
     `mask` is a regular expression whose matches become '#', so that names and numbers of one
     question do not outweigh the way of solving; '' masks nothing. Masking comes before the cut, so
     a name cut in two is still masked. A longer text keeps the whole question and the end of the
-    history ("the question and the most recent part"); a longer question keeps its beginning.
+    history (docs/method.md, Decisions); a longer question keeps its beginning.
     """
     if mask:
         question, history = re.sub(mask, "#", question), re.sub(mask, "#", history)

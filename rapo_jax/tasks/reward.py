@@ -1,4 +1,4 @@
-"""The outcome reward of a whole response text (paper, section 5.1; method.md 2).
+"""The outcome reward of a whole response text (paper, section 5.1; docs/method.md).
 
 Works on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
 first, so that only the policy's steps count. Calls of `user_tools` must be well formed too, and
