@@ -1,13 +1,14 @@
-"""Attention: plain in XLA, and by the platform's kernel where whole rows are read from their start.
+"""Causal grouped-query attention: in plain XLA, or by a fused kernel of the platform.
 
-`attend` is the plain one and takes any mask: decoding uses nothing else. Scoring, training and
-prefill see whole rows, where each token sees itself and those before it; there `model.attention`
-may name a kernel that never writes the scores to memory.
+`attend` is plain XLA and takes any mask; decoding always uses it. Scoring, training and prefill
+read whole rows from their start; there `model.attention` may name a fused kernel, which never
+writes the attention scores to memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,58 +18,49 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.sharding import ambient_mesh, spec_of
 
 LANES = 128
-"""Slots that splash attention takes at a time, at least: rows are padded to multiples of it."""
+"""Smallest block of splash attention: rows are padded to a multiple of it."""
 LARGEST_BLOCK = 512
 
 
 def attend(
-    query_BXNH: jax.Array, key_BKHT: jax.Array, value_BKTH: jax.Array, seen_BXT: jax.Array
+    query_BXNH: jax.Array, key_BKHT: jax.Array, value_BKTH: jax.Array, visible_BXT: jax.Array
 ) -> jax.Array:
-    """Grouped-query attention; scores and softmax in float32; `seen_BXT` says what is visible.
+    """Grouped-query attention of X queries over the T tokens that are True in `visible_BXT`.
 
-    Keys come with their positions innermost: on CPU that is several times faster than the layout
-    of the projections, and it is how the cache stores them.
+    Scores and softmax are float32. Keys come with their positions innermost: on CPU that is several
+    times faster than the layout of the projections, and it is how the cache stores them.
     """
     B, X, N, H = query_BXNH.shape
     K, T = key_BKHT.shape[1], key_BKHT.shape[3]
-    # Z = X * N/K: the queries of one kv head as one axis, so that both products are plain matmuls.
-    query_BKZH = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
-    score = jnp.einsum(
-        "BKZH,BKHT->BKZT", query_BKZH, key_BKHT, preferred_element_type=jnp.float32
-    ).reshape(B, K, X, N // K, T)
-    score = jnp.where(seen_BXT[:, None, :, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
-    share = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype).reshape(B, K, -1, T)
-    mixed_BKZH = jnp.einsum("BKZT,BKTH->BKZH", share, value_BKTH)
-    return mixed_BKZH.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)
+    # The X * N/K queries of one kv head as one axis, so that both products are plain matmuls.
+    query = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
+    score = jnp.matmul(query, key_BKHT, preferred_element_type=jnp.float32)
+    score = score.reshape(B, K, X, N // K, T)
+    score = jnp.where(visible_BXT[:, None, :, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
+    weight = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype)
+    mixed = jnp.matmul(weight.reshape(B, K, -1, T), value_BKTH)
+    return mixed.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)
 
 
 def plain(query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> jax.Array:
-    """`attend` on whole rows."""
-    T = query_BTNH.shape[1]
-    seen_1TT = jnp.tril(jnp.ones((T, T), bool))[None]
-    return attend(
-        query_BTNH, key_BTKH.transpose(0, 2, 3, 1), value_BTKH.transpose(0, 2, 1, 3), seen_1TT
-    )
+    """Causal `attend` on whole rows."""
+    key_BKHT, value_BKTH = key_BTKH.transpose(0, 2, 3, 1), value_BTKH.transpose(0, 2, 1, 3)
+    return attend(query_BTNH, key_BKHT, value_BKTH, causal_mask(query_BTNH.shape[1]))
 
 
-def cudnn(query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> jax.Array:
-    """cuDNN's fused attention."""
-    return jax.nn.dot_product_attention(
-        query_BTNH, key_BTKH, value_BTKH, is_causal=True, implementation="cudnn"
-    )
+def causal_mask(T: int) -> jax.Array:
+    """visible_1TT of whole rows: each token sees itself and those before it."""
+    return jnp.tril(jnp.ones((T, T), bool))[None]
 
 
 def splash(
     query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """Splash attention of Pallas; `interpret` runs it where there is no TPU, slowly.
+    """Pallas' splash attention for TPUs; `interpret` emulates it on other devices, slowly.
 
-    Rows are padded at their end, which no token before it sees.
+    Rows are padded at their end, which the causal mask hides from every token.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernels,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
     _, T, N, H = query_BTNH.shape
     padding = -T % LANES
@@ -79,9 +71,9 @@ def splash(
         jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
         for x in (scaled_BTNH, key_BTKH, value_BTKH)
     )
-    kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((slots, slots))] * N),
-        block_sizes=kernels.BlockSizes(
+    kernel = pallas.make_splash_mha(
+        pallas.MultiHeadMask([pallas.CausalMask((slots, slots))] * N),
+        block_sizes=pallas.BlockSizes(
             block_q=block,
             block_kv=block,
             block_q_dkv=block,
@@ -97,7 +89,7 @@ def splash(
     return mixed_BNTH[:, :, :T].swapaxes(1, 2).astype(query_BTNH.dtype)
 
 
-def _cudnn_lacks(settings: ModelSettings) -> str:
+def _cudnn_refuses(settings: ModelSettings) -> str:
     if settings.dtype != "bfloat16":
         return f"it needs model.dtype='bfloat16', not {settings.dtype!r}"
     if settings.head_width % 8 or settings.head_width > 128:
@@ -105,32 +97,37 @@ def _cudnn_lacks(settings: ModelSettings) -> str:
     return ""
 
 
-def _splash_lacks(settings: ModelSettings) -> str:
+def _splash_refuses(settings: ModelSettings) -> str:
     if settings.head_width % 64:
         return f"model.head_width={settings.head_width}: it needs a multiple of 64"
     return ""
 
 
 class Kernel(NamedTuple):
+    """A fused causal attention of one platform, for rows of any length."""
+
     attend: Callable[..., jax.Array]
-    """(query_BTNH, key_BTKH, value_BTKH) -> mixed_BTNH, each token seeing up to itself."""
+    """(query_BTNH, key_BTKH, value_BTKH) -> mixed_BTNH."""
     platforms: tuple[str, ...]
-    lacks: Callable[[ModelSettings], str]
-    """Why a model cannot have it, '' if it can. The width of rows does not matter to any."""
+    refuses: Callable[[ModelSettings], str]
+    """Why the kernel cannot compute this model's attention; '' if it can."""
 
 
+_cudnn = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
 KERNELS: Mapping[str, Kernel] = {
-    "cudnn": Kernel(cudnn, ("gpu", "cuda"), _cudnn_lacks),
-    "splash": Kernel(splash, ("tpu",), _splash_lacks),
+    "cudnn": Kernel(_cudnn, ("gpu", "cuda"), _cudnn_refuses),
+    "splash": Kernel(splash, ("tpu",), _splash_refuses),
 }
 ATTENTIONS = ("auto", "plain", *KERNELS)
 
 
 class Choice(NamedTuple):
+    """The attention of whole rows that a run uses."""
+
     name: str
     """'plain', or a key of KERNELS."""
     note: str
-    """For the start-up log, where the platform has a kernel that the model cannot have; or ''."""
+    """For the start-up log: why the platform's kernel is not used; '' if it is, or has none."""
 
 
 def choose(settings: ModelSettings, *, platform: str) -> Choice:
@@ -142,11 +139,11 @@ def choose(settings: ModelSettings, *, platform: str) -> Choice:
     wanted = settings.attention
     if wanted == "auto":
         name = next((name for name, k in KERNELS.items() if platform in k.platforms), "plain")
-        lack = KERNELS[name].lacks(settings) if name != "plain" else ""
-        if not lack:
+        reason = KERNELS[name].refuses(settings) if name != "plain" else ""
+        if not reason:
             return Choice(name, "")
         note = f"model.attention='auto': plain attention, because {name} cannot serve this model: "
-        return Choice("plain", note + lack)
+        return Choice("plain", note + reason)
     if wanted != "plain":
         kernel = KERNELS[wanted]
         if platform not in kernel.platforms:
@@ -154,15 +151,15 @@ def choose(settings: ModelSettings, *, platform: str) -> Choice:
                 f"model.attention={wanted!r}: it runs on {kernel.platforms[0]}, and the devices "
                 f"are {platform}; set it to 'auto'"
             )
-        if lack := kernel.lacks(settings):
-            raise ValueError(f"model.attention={wanted!r}: {lack}; or set it to 'auto'")
+        if reason := kernel.refuses(settings):
+            raise ValueError(f"model.attention={wanted!r}: {reason}; or set it to 'auto'")
     return Choice(wanted, "")
 
 
 def kernel_of(settings: ModelSettings) -> Kernel | None:
-    """The kernel of whole rows, None for plain attention.
+    """The fused kernel for whole rows; None for plain attention.
 
-    'auto' is that of jax's default platform; who compiles for another one names it.
+    'auto' means jax's default platform; to compile for another platform, name the kernel.
     """
     name = settings.attention
     if name == "auto":
@@ -176,10 +173,10 @@ def on_shards(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
 ) -> jax.Array:
-    """`kernel` on every device's own rows and heads: the compiler cannot cut a kernel itself.
+    """Runs `kernel` on each device's rows and heads: the compiler cannot partition a kernel.
 
-    Kv heads that the tensor axis does not divide are repeated for each query head, so that a
-    device's query heads find theirs.
+    Kv heads that the tensor axis does not divide are repeated for each query head, so that each
+    device has the kv heads of its query heads.
     """
     mesh = ambient_mesh()
     if mesh is None:

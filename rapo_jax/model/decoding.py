@@ -1,13 +1,13 @@
-"""The decoder with a cache: what a rollout reads and writes token by token.
+"""The decoder with a KV cache: what a rollout reads and writes token by token.
 
 Layers are unrolled, with one cache per layer, because a scan that carries a stacked cache copies it
-at every token, and with one tree of weights per layer, because a program that cuts them out of
+at every token; and with one tree of weights per layer, because a program that slices them out of
 their stacks holds them twice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,17 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.lora import ADAPTERS
 from rapo_jax.model.sharding import compute_copy
-from rapo_jax.model.transformer import Block, LayerCache, angles, embed, final_norm, stacks
+from rapo_jax.model.transformer import (
+    LayerCache,
+    angles,
+    apply_block,
+    embed,
+    final_norm,
+    stacked_blocks,
+)
 from rapo_jax.types import Params
 
-Cache = tuple[LayerCache, ...]
+Cache: TypeAlias = tuple[LayerCache, ...]
 
 
 def empty_cache(settings: ModelSettings, *, rows: int, slots: int) -> Cache:
@@ -41,7 +48,7 @@ def sampling_copy(settings: ModelSettings, params: Params) -> Params:
     """
     copy, stacked = compute_copy(settings, params), ("blocks", ADAPTERS)
     layers = tuple(
-        jax.tree.map(lambda p, layer=layer: p[layer], stacks(copy))
+        jax.tree.map(lambda p, layer=layer: p[layer], stacked_blocks(copy))
         for layer in range(settings.layers)
     )
     return {name: x for name, x in copy.items() if name not in stacked} | {"layers": layers}
@@ -50,17 +57,14 @@ def sampling_copy(settings: ModelSettings, params: Params) -> Params:
 def extend(
     settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array, start_B: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Reads X more tokens of each row from position `start_B` on; returns hidden_BXD and the cache.
+    """Reads X more tokens of each row from position `start_B`; returns hidden_BXD and the cache.
 
     `params` are a `sampling_copy`.
 
     Slots beyond a row's valid tokens hold garbage that the causal mask hides until it is
     overwritten, so rows of different lengths need no padding logic.
     """
-    X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
-    position_BX = start_B[:, None] + jnp.arange(X)
-    seen_BXT = jnp.arange(T) <= position_BX[:, :, None]
-    return _read(settings, params, cache, token_BX, start_B, position_BX, seen_BXT)
+    return _read(settings, params, cache, token_BX, start_B, masked=True)
 
 
 def prefill(
@@ -68,10 +72,8 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """`extend` from the start of every row, by the platform's kernel if there is one."""
     start_B = jnp.zeros(token_BX.shape[:1], jnp.int32)
-    if kernel_of(settings) is None:
-        return extend(settings, params, cache, token_BX, start_B)
-    position_BX = start_B[:, None] + jnp.arange(token_BX.shape[1])
-    return _read(settings, params, cache, token_BX, start_B, position_BX, None)
+    masked = kernel_of(settings) is None
+    return _read(settings, params, cache, token_BX, start_B, masked=masked)
 
 
 def _read(
@@ -80,15 +82,17 @@ def _read(
     cache: Cache,
     token_BX: jax.Array,
     start_B: jax.Array,
-    position_BX: jax.Array,
-    seen_BXT: jax.Array | None,
+    *,
+    masked: bool,
 ) -> tuple[jax.Array, Cache]:
-    x_BXD = embed(settings, params, token_BX)
-    at = angles(settings, position_BX)
-    block = Block(settings)
+    X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
+    position_BX = start_B[:, None] + jnp.arange(X)
+    visible_BXT = jnp.arange(T) <= position_BX[:, :, None] if masked else None
+    x_BXD, at = embed(settings, params, token_BX), angles(settings, position_BX)
     layers: list[LayerCache] = []
     for weights, layer_cache in zip(params["layers"], cache, strict=True):
-        found: Any = block.apply(weights, x_BXD, at, seen_BXT, layer_cache, start_B)
-        x_BXD = found[0]
-        layers.append(found[1])
+        x_BXD, layer_cache = apply_block(
+            settings, weights, x_BXD, at, visible_BXT, layer_cache, start_B
+        )
+        layers.append(layer_cache)
     return final_norm(settings, params, x_BXD), tuple(layers)

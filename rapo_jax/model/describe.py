@@ -1,4 +1,4 @@
-"""What the start-up log says of a model: where its parameters lie, and what does not fit."""
+"""Lines of the start-up log about a model: sizes and layouts of its parameters, and notes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rapo_jax.types import Params
 
 
 def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str], list[str]]:
-    """For the start-up log: a table of all parameters (shape, layouts, bytes a device), and notes.
+    """(table, notes): a line for each parameter (shape, layouts, bytes a device), and remarks.
 
-    Bytes are those of the weights that are trained from, float32 or a frozen base's dtype, and of
-    the copy to sample with.
+    Bytes are those of the training weights (float32, or a frozen base's dtype) plus those of the
+    copy to sample with.
 
     Raises:
         ValueError: `model.attention` names a kernel that these devices or this model cannot have.

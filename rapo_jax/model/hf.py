@@ -1,8 +1,8 @@
-"""Weights of a Hugging Face folder as parameters, and parameters as such a folder.
+"""Reads the weights of a Hugging Face folder as parameters, and writes parameters as such a folder.
 
-Every tensor's name and shape is checked before any is read. Then a folder is read shard by shard:
-what a device is to hold is read from the files, put there and forgotten, so that the host never
-holds the model.
+Every tensor's name and shape is checked before any value is read. Then each device's shard of a
+parameter is read from the files, put onto the device and freed, so that the host never holds the
+whole model.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
+from jax.tree_util import KeyPath
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.hf_files import FLOATS, Index, Tensors, write_tensors
@@ -40,22 +41,22 @@ BLOCK_TENSORS = {
 BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Tensors that old versions of transformers wrote and that follow from config.json."""
 ORDER = {EMBEDDING: 0, FINAL_NORM: 2, HEAD: 3}
-"""Of tensors in files; blocks come second."""
+"""Order of tensors in the files; those of blocks have 1."""
 
 COMPARED_ROWS = 4096
-"""Of two embeddings, at a time."""
-TURNED_ROWS = 64
-"""Of a matrix that is transposed, at a time: few enough to stay in the processor's cache."""
+"""Rows of two embeddings that are compared at a time."""
+TRANSPOSED_ROWS = 64
+"""Rows of a matrix that are transposed at a time: few enough for the processor's cache."""
 
 
 class Place(NamedTuple):
-    """Where a parameter lies in a folder: in one tensor, or in one for each layer of a stack."""
+    """Where a parameter is stored in a folder: in one tensor, or in one for each layer."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
     stacked: bool
     transposed: bool
-    """PyTorch keeps a linear map as [out, in], Flax as [in, out]."""
+    """PyTorch stores a linear map as [out, in], Flax as [in, out]."""
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
@@ -63,14 +64,14 @@ class Place(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
-def is_place(x: Any) -> bool:
+def is_place(x: object) -> bool:
     return isinstance(x, Place)
 
 
-def places(settings: ModelSettings) -> Any:
-    """A `Place` for every parameter, in the tree of the parameters."""
+def places(settings: ModelSettings) -> Params:
+    """A `Place` for every parameter, as a pytree like the parameters."""
 
-    def place(path: tuple[Any, ...], leaf: Any) -> Place:
+    def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> Place:
         top, *rest = (entry.key for entry in path)
         if top != "blocks":
             name = {"embed_VD": EMBEDDING, "norm": FINAL_NORM, "head_DV": HEAD}[top]
@@ -84,10 +85,10 @@ def places(settings: ModelSettings) -> Any:
 
 
 def check_tensors(tensors: Tensors, settings: ModelSettings) -> list[str]:
-    """Refuses tensors that are missing, left over or mis-shaped; returns what it leaves out.
+    """Checks the tensors of a folder; returns a line for each one that loading leaves out.
 
     Raises:
-        ValueError: names the first such tensor.
+        ValueError: a tensor is missing, left over, quantised or mis-shaped; names it.
     """
     where = tensors.folder
     wanted = {
@@ -122,7 +123,7 @@ def check_tensors(tensors: Tensors, settings: ModelSettings) -> list[str]:
 
 
 def _refuse_other_head(tensors: Tensors) -> None:
-    """A tied model's own head must be its embedding: transformers would not tie another one."""
+    """If a tied model's folder has a head, it must equal the embedding."""
     shape = tensors.shape(EMBEDDING)
     same = tensors.shape(HEAD) == shape
     for start in range(0, shape[0] if same else 0, COMPARED_ROWS):
@@ -136,11 +137,11 @@ def _refuse_other_head(tensors: Tensors) -> None:
 
 
 def load_params(
-    tensors: Tensors, settings: ModelSettings, *, shardings: Any, dtype: jax.typing.DTypeLike
+    tensors: Tensors, settings: ModelSettings, *, shardings: Params, dtype: jax.typing.DTypeLike
 ) -> Params:
-    """Parameters of a checked folder, each placed as its entry of the tree `shardings` says.
+    """Parameters of a checked folder, sharded as the pytree `shardings` says.
 
-    Linear maps and embeddings come in `dtype`, norms and biases in float32. The host holds one
+    Linear maps and embeddings are read in `dtype`, norms and biases in float32. The host holds one
     shard of one parameter at a time.
 
     Raises:
@@ -159,25 +160,24 @@ def load_params(
 def place_shards(
     shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]
 ) -> jax.Array:
-    """A global array of which `read` is asked for this host's shards alone, once for each.
+    """A global array; `read(index)` is called once for each distinct shard of this host.
 
     `jax.make_array_from_callback` does the same, but keeps all the shards of a host until the last
     has been read.
     """
-    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         at = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
-        holders.setdefault(at, []).append(device)
+        devices_of.setdefault(at, []).append(device)
     arrays: list[jax.Array] = []
-    for at, devices in holders.items():
+    for at, devices in devices_of.items():
         shard = read(tuple(slice(start, stop) for start, stop in at))
-        copies = [jax.device_put(shard, device) for device in devices]
-        arrays += jax.block_until_ready(copies)
-        del shard  # or it would be there while the next is read
+        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
+        del shard  # freed before the next one is read
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _read_shard(tensors: Tensors, place: Place, index: Index, dtype: Any) -> np.ndarray:
+def _read_shard(tensors: Tensors, place: Place, index: Index, dtype: np.dtype) -> np.ndarray:
     shard = np.empty([part.stop - part.start for part in index], dtype)
     if not place.stacked:
         _read_into(shard, tensors, place, place.names[0], index)
@@ -192,8 +192,8 @@ def _read_into(out: np.ndarray, tensors: Tensors, place: Place, name: str, index
         out[...] = tensors.read(name, index)
         return
     tensor = tensors.read(name, index[::-1])
-    for start in range(0, len(tensor), TURNED_ROWS):
-        rows = slice(start, start + TURNED_ROWS)
+    for start in range(0, len(tensor), TRANSPOSED_ROWS):
+        rows = slice(start, start + TRANSPOSED_ROWS)
         out[:, rows] = tensor[rows].astype(out.dtype).T
 
 
@@ -210,10 +210,10 @@ def save_weights(
     Raises:
         ValueError: a parameter is NaN or infinite in `dtype`; names its tensor.
     """
-    where = jax.tree.leaves(places(settings), is_leaf=is_place)
+    leaves = jax.tree.leaves(places(settings), is_leaf=is_place)
     entries = [
         (name, layer if place.stacked else None, place, leaf)
-        for place, leaf in zip(where, jax.tree.leaves(params), strict=True)
+        for place, leaf in zip(leaves, jax.tree.leaves(params), strict=True)
         for layer, name in enumerate(place.names)
     ]
     entries.sort(key=lambda entry: (ORDER.get(entry[0], 1), entry[1] or 0))
@@ -231,7 +231,7 @@ def save_weights(
     write_tensors(folder, values(), sizes=sizes, limit=limit)
 
 
-def _layer(leaf: Any, layer: int) -> Any:
+def _layer(leaf: np.ndarray | jax.Array, layer: int) -> np.ndarray | jax.Array:
     """One layer of a stack; on devices by a traced index, so that one program serves all layers."""
     if isinstance(leaf, np.ndarray):
         return leaf[layer]

@@ -1,29 +1,33 @@
-"""A Hugging Face config.json as model settings and back: Qwen2/2.5, Qwen3 (dense), Llama 3.
+"""Reads a Hugging Face config.json as model settings, and writes one: Qwen2/2.5, Qwen3, Llama 3.
 
-Where a key is left out, `transformers`' own default counts. What the decoder cannot compute exactly
-as `transformers` does is refused by its key.
+A missing key has the default of `transformers`. Anything that the decoder cannot compute exactly as
+`transformers` does is refused, naming the key.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rapo_jax.config import ModelSettings
 
+Config: TypeAlias = dict[str, Any]
+"""The keys of a config.json."""
+
 
 class Family(NamedTuple):
-    """What a `model_type` says without saying it."""
+    """Properties of a `model_type` that its config.json need not name."""
 
     architecture: str
     qkv_bias: bool
     qk_norm: bool
     head_dim: int | None
-    """Where config.json has none; None is hidden_size / num_attention_heads."""
+    """Default of head_dim; None is hidden_size / num_attention_heads."""
     max_positions: int
+    """Default of max_position_embeddings."""
 
 
 FAMILIES = {
@@ -50,13 +54,12 @@ KEYS = {
     "qk_norm": "model_type",
     "tied": "tie_word_embeddings",
 }
-"""Settings that a folder decides, and the key of config.json that does so."""
-FRACTIONS = ("rms_norm_eps", "rope_theta", "factor", "low_freq_factor", "high_freq_factor")
+"""Model setting -> the key of config.json that decides it."""
 STORED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class HfConfig:
-    """A folder's config.json, whose keys are read with a check."""
+    """A folder's config.json; its keys are checked when they are read."""
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "config.json"
@@ -66,29 +69,35 @@ class HfConfig:
                 "a Hugging Face model"
             )
         try:
-            self.values: dict[str, Any] = json.loads(self.path.read_bytes())
+            self.values: Config = json.loads(self.path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{self.path}: not JSON ({error})") from None
         if not isinstance(self.values, dict):
             raise ValueError(f"{self.path}: expected an object of keys")
 
-    def refuse(self, key: str, value: Any, remedy: str) -> ValueError:
+    def refuse(self, key: str, value: object, remedy: str) -> ValueError:
         return ValueError(f"{self.path}: {key}={value!r}: {remedy}")
 
     def number(
-        self, key: str, default: Any = None, *, group: Mapping[str, Any] | None = None
-    ) -> Any:
-        """A number above 0; whole where Hugging Face's key counts something."""
-        values = self.values if group is None else group
-        value = values.get(key)
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        group: Config | None = None,
+        whole: bool = False,
+    ) -> float:
+        """A number above 0, of the config or of a group of its keys."""
+        value = (self.values if group is None else group).get(key)
         value = default if value is None else value
         if value is None:
             raise ValueError(f"{self.path}: key {key} is missing")
-        whole = key not in FRACTIONS
         kinds = int if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
             raise self.refuse(key, value, f"expected a {'whole ' * whole}number above 0")
         return value if whole else float(value)
+
+    def count(self, key: str, default: int | None = None, *, group: Config | None = None) -> int:
+        return int(self.number(key, default, group=group, whole=True))
 
     def flag(self, key: str) -> bool:
         value = self.values.get(key)
@@ -111,7 +120,7 @@ class HfConfig:
 
     @property
     def stored_dtype(self) -> str | None:
-        """The dtype of the folder's tensors, if it names one."""
+        """The dtype of the folder's tensors; None if config.json does not name it."""
         value = self.values.get("dtype") or self.values.get("torch_dtype")
         name = str(value).removeprefix("torch.")
         if value is not None and name not in STORED_DTYPES:
@@ -120,12 +129,12 @@ class HfConfig:
 
 
 def model_settings(base: ModelSettings) -> ModelSettings:
-    """The settings of a run's model: shaped as its folder says, if it has one."""
+    """The settings of a run's model: `settings_from_hf` if it has a folder, else `base`."""
     return settings_from_hf(base.folder, base=base) if base.folder else base
 
 
 def settings_from_hf(folder: str | Path, *, base: ModelSettings) -> ModelSettings:
-    """Model settings of a folder's config.json; `base` gives those that a folder does not decide.
+    """Model settings of a folder's config.json; the rest (see KEYS) is taken from `base`.
 
     Raises:
         ValueError: names the key of config.json that is missing or not supported.
@@ -133,22 +142,22 @@ def settings_from_hf(folder: str | Path, *, base: ModelSettings) -> ModelSetting
     config = HfConfig(folder)
     family = config.family
     _refuse_unsupported(config, family)
-    width, heads = config.number("hidden_size"), config.number("num_attention_heads")
-    kv_heads = config.number("num_key_value_heads", heads)
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    kv_heads = config.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise config.refuse("num_key_value_heads", kv_heads, f"must divide {heads} heads")
     if family.head_dim is None and config.values.get("head_dim") is None and width % heads:
         raise config.refuse("num_attention_heads", heads, f"must divide hidden_size={width}")
-    head_width = config.number("head_dim", family.head_dim or width // heads)
+    head_width = config.count("head_dim", family.head_dim or width // heads)
     if head_width % 2:
         raise config.refuse("head_dim", head_width, "must be even")
     return dataclasses.replace(
-        base,
+        _with_rope(base, config, family),
         folder=str(folder),
-        vocab=config.number("vocab_size"),
+        vocab=config.count("vocab_size"),
         width=width,
-        ffn=config.number("intermediate_size"),
-        layers=config.number("num_hidden_layers"),
+        ffn=config.count("intermediate_size"),
+        layers=config.count("num_hidden_layers"),
         heads=heads,
         kv_heads=kv_heads,
         head_width=head_width,
@@ -156,7 +165,6 @@ def settings_from_hf(folder: str | Path, *, base: ModelSettings) -> ModelSetting
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         tied=config.flag("tie_word_embeddings"),
-        **_rope(config, family),
     )
 
 
@@ -170,22 +178,22 @@ def _refuse_unsupported(config: HfConfig, family: Family) -> None:
         )
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise config.refuse("hidden_act", values["hidden_act"], "only silu is supported")
-    # Qwen2 has biases whatever this key says; elsewhere it would put one on the output too.
+    # Qwen2 ignores this key; in the other families it would add a bias to the output too.
     if config.flag("attention_bias") and not family.qkv_bias:
         raise config.refuse("attention_bias", True, "only models without it are supported")
     if config.flag("mlp_bias"):
         raise config.refuse("mlp_bias", True, "only models without it are supported")
     if family.architecture != "LlamaForCausalLM":
         _refuse_windows(config, family)
-    _ = config.stored_dtype
+    _ = config.stored_dtype  # raises if it is not supported
 
 
 def _refuse_windows(config: HfConfig, family: Family) -> None:
-    """Engines disagree on which layers slide, so a window that could hide a token is refused."""
-    positions = config.number("max_position_embeddings", family.max_positions)
+    """Refuses a window that could hide a token: engines disagree on which layers have it."""
+    positions = config.count("max_position_embeddings", family.max_positions)
     harmless = ["full_attention"]
     if config.values.get("sliding_window", 4096) is not None:
-        window = config.number("sliding_window", 4096)
+        window = config.count("sliding_window", 4096)
         if window >= positions:
             harmless.append("sliding_attention")
         elif config.flag("use_sliding_window"):
@@ -200,8 +208,8 @@ def _refuse_windows(config: HfConfig, family: Family) -> None:
             raise config.refuse("layer_types", kind, f"only {harmless[0]} is supported")
 
 
-def _rope(config: HfConfig, family: Family) -> dict[str, Any]:
-    """Rotary settings from `rope_parameters`, or from the hub's `rope_theta` and `rope_scaling`."""
+def _with_rope(base: ModelSettings, config: HfConfig, family: Family) -> ModelSettings:
+    """Sets RoPE by `rope_parameters` (new files) or `rope_theta` and `rope_scaling` (the hub's)."""
     key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
     rope = config.values.get(key) or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
@@ -214,40 +222,38 @@ def _rope(config: HfConfig, family: Family) -> dict[str, Any]:
                 "partial_rotary_factor", group["partial_rotary_factor"], "only 1.0 is supported"
             )
     if kind == "default":
-        return {"rope_type": kind, "rope_theta": theta}
+        return dataclasses.replace(base, rope_type=kind, rope_theta=theta)
     if kind != "llama3":
         raise config.refuse(f"{key}.rope_type", kind, "only default and llama3 are supported")
     original = "original_max_position_embeddings"  # outside the group it has priority
-    positions = config.number("max_position_embeddings", family.max_positions)
-    positions = config.number(original, config.number(original, positions, group=rope))
-    found = {
-        "rope_type": kind,
-        "rope_theta": theta,
-        "rope_factor": config.number("factor", group=rope),
-        "rope_low_freq": config.number("low_freq_factor", group=rope),
-        "rope_high_freq": config.number("high_freq_factor", group=rope),
-        "rope_positions": positions,
-    }
-    if found["rope_high_freq"] <= found["rope_low_freq"]:
-        raise config.refuse(
-            "high_freq_factor",
-            found["rope_high_freq"],
-            f"must be more than low_freq_factor={found['rope_low_freq']}",
-        )
-    return found
+    positions = config.count("max_position_embeddings", family.max_positions)
+    positions = config.count(original, config.count(original, positions, group=rope))
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    factor, low, high = (config.number(name, group=rope) for name in names)
+    if high <= low:
+        raise config.refuse("high_freq_factor", high, f"must be more than low_freq_factor={low}")
+    return dataclasses.replace(
+        base,
+        rope_type=kind,
+        rope_theta=theta,
+        rope_factor=factor,
+        rope_low_freq=low,
+        rope_high_freq=high,
+        rope_positions=positions,
+    )
 
 
 def refuse_contradictions(base: ModelSettings, given: Collection[str]) -> None:
-    """Refuses values of config.model that the folder denies, among the dotted keys `given`.
+    """Refuses values of config.model that differ from the folder's, among the dotted keys `given`.
 
-    Values of a config file are no such claim: there the shape of some smaller model may stand.
+    `given` are the keys of the command line: a config file may have the shape of a smaller model.
 
     Raises:
-        ValueError: names the key, its value and what the folder's config.json says.
+        ValueError: names the key, its value and that of the folder's config.json.
     """
-    found = model_settings(base)
+    folder_settings = model_settings(base)
     for name, hf_key in KEYS.items():
-        value, wanted = getattr(base, name), getattr(found, name)
+        value, wanted = getattr(base, name), getattr(folder_settings, name)
         if f"model.{name}" in given and value != wanted and (name, value) != ("vocab", 0):
             raise ValueError(
                 f"model.{name}={value!r}: model.folder={base.folder!r} has {wanted!r} ({hf_key} "
@@ -255,8 +261,12 @@ def refuse_contradictions(base: ModelSettings, given: Collection[str]) -> None:
             )
 
 
-def config_of(settings: ModelSettings, *, max_positions: int) -> dict[str, Any]:
-    """A config.json for weights that came from no folder, in the keys that every version reads."""
+def config_of(settings: ModelSettings, *, max_positions: int) -> Config:
+    """A config.json for weights without a folder, with keys that every transformers version reads.
+
+    Raises:
+        ValueError: no architecture of Hugging Face has these settings.
+    """
     s = settings
     if s.qkv_bias and s.qk_norm:
         raise ValueError(

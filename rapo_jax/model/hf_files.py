@@ -1,13 +1,16 @@
-"""The safetensors files of a Hugging Face folder: headers at once, values on demand."""
+"""Reads and writes the safetensors files of a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 Index = tuple[slice, ...]
 
@@ -17,7 +20,7 @@ FLOATS = ("F32", "BF16", "F16")
 
 
 class Tensors:
-    """The tensors of a folder by name. Nothing is read but headers until `read` asks for it.
+    """The tensors of a folder by name: headers are read at once, values by `read`.
 
     Raises:
         ValueError: a file is missing or broken, or two files hold one tensor.
@@ -30,7 +33,7 @@ class Tensors:
         self._dtype: dict[str, str] = {}
         for path in _files(self.folder):
             with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
+                for name in file.keys():
                     if name in self._file_of:
                         raise ValueError(f"{path}: tensor {name} is in {self._file_of[name]} too")
                     tensor = file.get_slice(name)
@@ -48,16 +51,16 @@ class Tensors:
         return self._shape[name]
 
     def dtype(self, name: str) -> str:
-        """As safetensors calls it, such as BF16."""
+        """The dtype's name in safetensors, such as BF16."""
         return self._dtype[name]
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """Part of a tensor, as it is stored.
+        """Part of a tensor, in its stored dtype.
 
         Raises:
             ValueError: a value is NaN or infinite.
         """
-        # Opened for this one read: pages of an open file count as memory of this process.
+        # The file is opened for each read: pages of an open file count as memory of this process.
         with _open(self._file_of[name]) as file:
             part = file.get_slice(name)[index]
         if not np.isfinite(part).all():
@@ -84,7 +87,7 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> safe_open:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -96,10 +99,10 @@ def _open(path: Path) -> Any:
 def write_tensors(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, sizes: Mapping[str, int], limit: int
 ) -> None:
-    """Writes tensors, which come in the order of their `sizes` in bytes, into a folder.
+    """Writes tensors into one file, or into several of at most `limit` bytes with an index.
 
-    One file, or several of at most `limit` bytes (but at least one tensor each) with an index. The
-    host holds the tensors of one file at a time.
+    `tensors` come in the order of `sizes` (bytes). A file has at least one tensor, whatever its
+    size. The host holds the tensors of one file at a time.
     """
     from safetensors.numpy import save_file
 
@@ -112,12 +115,12 @@ def write_tensors(
         groups[-1].append(name)
         room -= size
     weight_map: dict[str, str] = {}
-    coming = iter(tensors)
+    remaining = iter(tensors)
     for number, group in enumerate(groups, 1):
         file = f"model-{number:05}-of-{len(groups):05}.safetensors"
         file = file if len(groups) > 1 else SINGLE_FILE
-        # `format` is what transformers looks for before it reads a file.
-        save_file(dict(next(coming) for _ in group), folder / file, metadata={"format": "pt"})
+        # transformers reads only files with this `format`.
+        save_file(dict(next(remaining) for _ in group), folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(group, file)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

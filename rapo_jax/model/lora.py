@@ -1,13 +1,11 @@
-"""Low-rank adapters (LoRA): trained factors beside weights that stay as they are.
+"""Low-rank adapters (LoRA): trained factors beside frozen weights.
 
-A kernel W of a block is used as W + (alpha / rank) A B. A is random and B is 0 at first, so that
-training starts from exactly the model it was given. Parameters with adapters are parameters with
-one entry more, `lora`: the base in the compute dtype, norm scales in float32, adapters in float32.
+A kernel W of a block acts as W + (alpha / rank) A B. A is random and B is 0 at first, so that
+training starts from exactly the given model. Parameters with adapters have one more entry, `lora`:
+the base is in the compute dtype, norm scales and adapters are in float32.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ from rapo_jax.model.sharding import compute_copy
 from rapo_jax.types import Params
 
 ADAPTERS = "lora"
-"""Entry of the parameters, and Flax's collection of a block's adapters."""
+"""Entry of the parameters, and the name of Flax's collection of a block's adapters."""
 
 TARGETS = {
     "q": "query",
@@ -32,20 +30,20 @@ TARGETS = {
 
 
 def trained(params: Params) -> Params:
-    """The part of the parameters that an optimizer sees: adapters where there are some, or all."""
+    """The parameters that the optimizer changes: the adapters if there are any, else all."""
     return {ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else params
 
 
 def with_trained(params: Params, part: Params) -> Params:
-    """`params` with another trained part."""
+    """`params` with `part` as their trained part."""
     return params | part if ADAPTERS in params else part
 
 
 def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
-    """Fresh adapters of every target: `a` [L, in, rank] uniform within in ** -0.5, `b` all 0.
+    """Fresh adapters of every target: `a` [L, in, I] uniform within in ** -0.5, `b` [L, I, out] 0.
 
     Raises:
-        ValueError: the rank is not less than a side of a kernel that is adapted.
+        ValueError: the rank is not less than both sides of an adapted kernel.
     """
     s, rank = settings, settings.lora.rank
     query, kv = s.heads * s.head_width, s.kv_heads * s.head_width
@@ -59,7 +57,7 @@ def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
         "down": (s.ffn, s.width),
     }
     adapters = {}
-    for number, target in enumerate(TARGETS):  # a target's numbers do not depend on the others
+    for number, target in enumerate(TARGETS):  # a target's draws do not depend on the others
         if target not in s.lora.targets:
             continue
         into, out = sides[target]
@@ -71,35 +69,33 @@ def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
         draw = jax.random.uniform(
             jax.random.fold_in(key, number), (s.layers, into, rank), jnp.float32, -1.0, 1.0
         )
-        adapters[TARGETS[target]] = {
-            "a": draw * into**-0.5,
-            "b": jnp.zeros((s.layers, rank, out), jnp.float32),
-        }
+        a = draw * into**-0.5
+        adapters[TARGETS[target]] = {"a": a, "b": jnp.zeros((s.layers, rank, out), jnp.float32)}
     return adapters
 
 
 def attach(settings: ModelSettings, params: Params, adapters: Params) -> Params:
-    """Parameters with adapters: the base frozen in the compute dtype."""
+    """Parameters with adapters on a base that is frozen in the compute dtype."""
     return compute_copy(settings, params) | {ADAPTERS: adapters}
 
 
 def detach(params: Params) -> Params:
-    """The base alone."""
+    """Parameters without their adapters."""
     return {name: leaf for name, leaf in params.items() if name != ADAPTERS}
 
 
 def adapted(
     settings: ModelSettings, output: jax.Array, x: jax.Array, adapter: dict[str, jax.Array]
 ) -> jax.Array:
-    """`output` of a kernel at `x`, with its adapter's share: products in the compute dtype."""
+    """`output` of a kernel at `x` plus its adapter's output; products in the compute dtype."""
     dtype = jnp.dtype(settings.dtype)
     low = jnp.matmul(x.astype(dtype), adapter["a"].astype(dtype))
-    share = jnp.matmul(low, adapter["b"].astype(dtype), preferred_element_type=jnp.float32)
-    return output + (_scale(settings) * share).astype(output.dtype)
+    delta = jnp.matmul(low, adapter["b"].astype(dtype), preferred_element_type=jnp.float32)
+    return output + (_scale(settings) * delta).astype(output.dtype)
 
 
 def merged(settings: ModelSettings, params: Params) -> Params:
-    """Parameters without adapters that compute the same: W + (alpha / rank) A B, float32."""
+    """Parameters with the adapters added into the kernels: W + (alpha / rank) A B, float32."""
     blocks = dict(params["blocks"])
     for name, adapter in params[ADAPTERS].items():
         delta = jnp.matmul(adapter["a"], adapter["b"], precision="highest")
@@ -113,24 +109,24 @@ def _scale(settings: ModelSettings) -> float:
 
 
 def identity(params: Params) -> jax.Array:
-    """One number for each parameter of the base, uint32: equal bits give equal numbers.
+    """A checksum for each parameter of the base, uint32: equal bits give equal numbers.
 
-    A sum over the bits of all values, each with a weight of its place; integers add up to the same
-    in every order, so it does not depend on how the base is spread over devices.
+    The sum of all values' bits, weighted by position. Integer sums do not depend on their order, so
+    the result is the same however the base is spread over devices.
     """
 
-    def number(x: jax.Array) -> jax.Array:
+    def checksum(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        place = jnp.zeros(x.shape, jnp.uint32)
+        position = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):
-            at = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            place = place * jnp.uint32(size) + at
-        weight = (place * jnp.uint32(2_654_435_761)) | jnp.uint32(1)
+            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            position = position * jnp.uint32(size) + index
+        weight = (position * jnp.uint32(2_654_435_761)) | jnp.uint32(1)
         return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)
 
-    return jnp.stack([number(x) for x in jax.tree.leaves(detach(params))])
+    return jnp.stack([checksum(x) for x in jax.tree.leaves(detach(params))])
 
 
-def rank_of(adapters: Any) -> int:
-    """Of saved adapters."""
+def rank_of(adapters: Params) -> int:
+    """The rank of saved adapters."""
     return next(iter(adapters.values()))["a"].shape[-1]

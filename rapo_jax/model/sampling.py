@@ -1,4 +1,4 @@
-"""Logits to token, log-probability and entropy."""
+"""Sampling a token from logits, with its log-probability and entropy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 
 class Sample(NamedTuple):
+    """One token of each row; log-probability and entropy in nats, float32."""
+
     token_B: jax.Array
     logp_B: jax.Array
     entropy_B: jax.Array
@@ -23,9 +25,9 @@ def log_softmax_entropy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 def sample(logits_BV: jax.Array, key_B: jax.Array, *, temperature: jax.Array | float) -> Sample:
     """Samples each row with its own key; temperature 0 is greedy.
 
-    Log-probability and entropy are those of the untempered softmax (method: which distribution
-    the entropy is of), so that the scorer reproduces them. A row's token depends on its logits and
-    its key alone: not on its neighbours, the batch size or the number of devices.
+    Log-probability and entropy are those of the untempered softmax, so that `score` reproduces
+    them. A row's token depends on its logits and its key alone: not on the other rows, the batch
+    size or the number of devices.
     """
     logp_BV, entropy_B = log_softmax_entropy(logits_BV)
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:], jnp.float32))(key_B)

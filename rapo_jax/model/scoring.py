@@ -1,4 +1,4 @@
-"""Teacher-forced log-probabilities and entropies of whole tapes."""
+"""Teacher-forced log-probabilities and entropies of whole rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rapo_jax.types import Params
 def score(
     settings: ModelSettings, params: Params, token_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each token given those before it, and the entropy it was drawn from.
+    """(logp_BT, entropy_BT): each token's log-probability, and the entropy it was drawn from.
 
-    Both `[B, T]`, float32, nats, aligned with the token they belong to; slot 0, which nothing
-    precedes, is 0. `vocab_chunk` slots are unembedded at a time, each recomputed in the backward
-    pass, so that no array of all slots times the vocabulary ever exists.
+    Both float32, in nats, given the tokens before it; 0 in slot 0. Chunks of `score_chunk` slots
+    are unembedded in turn and recomputed in the backward pass, so that no array of all slots times
+    the vocabulary ever exists.
     """
     hidden_BTD = forward(settings, params, token_BT)[:, :-1]
     target_BT = token_BT[:, 1:]
@@ -36,14 +36,12 @@ def score(
     if chunk == slots:  # all of it fits at once: nothing to recompute
         logp_BT, entropy_BT = score_chunk(hidden_BTD, target_BT)
     else:
-        pieces = (
+        chunks = (
             hidden_BTD.reshape(B, -1, chunk, D).swapaxes(0, 1),
             target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
         )
-        pair = jax.lax.map(lambda piece: jax.checkpoint(score_chunk)(*piece), pieces)
+        pair = jax.lax.map(lambda arrays: jax.checkpoint(score_chunk)(*arrays), chunks)
         logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :slots] for x in pair)
-    first = jnp.zeros((B, 1), jnp.float32)
-    return (
-        jnp.concatenate([first, logp_BT], axis=1),
-        jnp.concatenate([first, entropy_BT], axis=1),
-    )
+    first_B1 = jnp.zeros((B, 1), jnp.float32)
+    logp_BT, entropy_BT = (jnp.concatenate([first_B1, x], axis=1) for x in (logp_BT, entropy_BT))
+    return logp_BT, entropy_BT

@@ -1,9 +1,8 @@
-"""The mesh, and where rows and parameters live on it: one table from logical axes to mesh axes.
+"""The device mesh, and how rows and parameters are sharded over it.
 
-Rows are spread over data and fsdp. Parameters have two layouts: *training* spreads master weights,
-gradients and Adam moments over fsdp x tensor; *sampling* keeps a whole copy in the compute dtype on
-every device, cut over tensor alone, because decoding over a global mesh would gather the weights at
-every token.
+Rows are split over data and fsdp. Parameters have two layouts: *training* splits master weights,
+gradients and Adam moments over fsdp x tensor; *sampling* splits a copy in the compute dtype over
+tensor alone, because decoding over a global mesh would gather the weights at every token.
 """
 
 from __future__ import annotations
@@ -11,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.types import Params
+
+Tree = TypeVar("Tree")
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -38,7 +40,7 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "up/kernel": ("layer", "width", "ffn"),
     "down/kernel": ("layer", "ffn", "width"),
 }
-"""End of a parameter's path -> its axes. Norm scales are not here: they are whole everywhere."""
+"""End of a parameter's path -> its logical axes. Norm scales are not here: they are replicated."""
 
 _KERNELS = {
     path.removesuffix("/kernel"): axes
@@ -49,7 +51,7 @@ ADAPTER_AXES: Mapping[str, tuple[str, ...]] = {
     **{f"{name}/a": (layer, into, "rank") for name, (layer, into, _) in _KERNELS.items()},
     **{f"{name}/b": (layer, "rank", out) for name, (layer, _, out) in _KERNELS.items()},
 }
-"""The two factors of a kernel's adapter (lora.py) are cut as the kernel is."""
+"""The same for the factors of a kernel's adapter (lora.py): they are split as the kernel is."""
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "training": {
@@ -61,7 +63,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     },
     "sampling": {"heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"},
 }
-"""Logical axis -> mesh axis, for each layout; an axis that is not named stays whole."""
+"""Logical axis -> mesh axis, for each layout; other axes are not split."""
 
 ACTIVATIONS: Mapping[str, str | tuple[str, ...]] = {
     "rows": ("data", "fsdp"),
@@ -69,7 +71,7 @@ ACTIVATIONS: Mapping[str, str | tuple[str, ...]] = {
     "kv_heads": "tensor",
     "ffn": "tensor",
 }
-"""The same for what is computed from rows, in both layouts."""
+"""Logical axis of an activation -> mesh axes, in both layouts."""
 
 
 def make_mesh(
@@ -77,8 +79,8 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of `data` x `fsdp` x `tensor` devices; one of them may be -1 and takes what is left.
 
-    Axes are Auto: the compiler places what we do not. Devices of one process stand next to each
-    other, so that tensor parallelism stays inside a host and each process has one block of rows.
+    Axes are Auto: the compiler shards what we do not. Devices of one process are neighbours, so
+    that tensor parallelism stays inside a host and each process has one block of rows.
 
     Raises:
         ValueError: the numbers do not multiply to the number of devices, or mesh.tensor crosses
@@ -107,7 +109,7 @@ def make_mesh(
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """What is traced inside may `constrain` and `on_shards`; one device needs neither."""
+    """Code traced inside may use `constrain` and `on_shards`; one device needs neither."""
     if mesh is None or mesh.size == 1:
         yield
         return
@@ -116,20 +118,20 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def ambient_mesh() -> AbstractMesh | None:
-    """The mesh of `on_mesh`, if tracing is inside one."""
+    """The mesh of the enclosing `on_mesh`, or None."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
 
 def spec_of(*logical: str | None) -> PartitionSpec:
-    """Where an activation of these axes lives (ACTIVATIONS); None stays whole."""
+    """The partition of an activation with these logical axes (ACTIVATIONS); None is not split."""
     return PartitionSpec(*(None if axis is None else ACTIVATIONS[axis] for axis in logical))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Keeps an activation cut as ACTIVATIONS says, inside `on_mesh`; elsewhere it is `x` itself.
+    """`x`, split as ACTIVATIONS says inside `on_mesh`, unchanged outside.
 
-    An axis that its mesh axes do not divide stays whole.
+    An axis that its mesh axes do not divide is not split.
     """
     mesh = ambient_mesh()
     if mesh is None:
@@ -146,12 +148,12 @@ def _ways(mesh: AbstractMesh, parts: str | tuple[str, ...]) -> int:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Rows spread over the data and fsdp axes."""
+    """The sharding of arrays with rows first: split over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["rows"]))
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts rows are cut; batches of rows are multiples of it."""
+    """The number of parts that rows are split into; batches of rows are multiples of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -159,22 +161,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts every array of a pytree where `sharding` says."""
-    return jax.tree.map(lambda x: put(x, sharding), tree)
+def place(tree: Tree, shardings: object) -> Tree:
+    """Puts arrays onto devices as `shardings` says: one for all, or a pytree (or prefix) of them.
 
-
-def put(tree: Any, shardings: Any) -> Any:
-    """Puts each array where its entry of `shardings`, a tree or the top of one, says.
-
-    With several processes, an array that is not global yet is whole and the same on each of them,
-    and each puts down the shards of its own devices.
+    With several processes, an array that is not global yet is whole and equal on each of them, and
+    each process puts the shards of its own devices.
     """
-
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+    def one(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, sharding)
         is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -184,17 +180,17 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def place_local_rows(tree: Any, sharding: NamedSharding) -> Any:
-    """Global arrays of which each process has its own rows alone, in the order of processes."""
+def place_local_rows(tree: Tree, sharding: NamedSharding) -> Tree:
+    """Global arrays from the rows of each process, in the order of processes."""
     if jax.process_count() == 1:
         return place(tree, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
-def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Params:
+def layout(mesh: Mesh | AbstractMesh, model: ModelSettings, params: Params, *, name: str) -> Params:
     """The sharding of every parameter in layout `name` of LAYOUTS, as a pytree like `params`.
 
-    An axis that its mesh axis does not divide stays whole; kv heads are cut only between heads.
+    An axis that its mesh axis does not divide is not split; kv heads are split only between heads.
 
     Args:
         params: arrays or shapes (`jax.eval_shape` of `init_params`).
@@ -215,10 +211,10 @@ def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Pa
         units = model.kv_heads if logical == "kv_heads" else size
         return mesh_axis if mesh_axis and units % mesh.shape[mesh_axis] == 0 else None
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
+    def sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         end = "/".join(name_of(path).split("/")[-2:])
         logical = LOGICAL_AXES.get(end) or ADAPTER_AXES.get(end, ())
-        logical = logical[len(logical) - leaf.ndim :]  # layers that are apart have no axis of them
+        logical = logical[len(logical) - leaf.ndim :]  # unstacked layers have no layer axis
         spec = [axis(part, size) for part, size in zip(logical, leaf.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -227,8 +223,8 @@ def layout(mesh: Mesh, model: ModelSettings, params: Params, *, name: str) -> Pa
 
 def state_layout(
     mesh: Mesh, optimizer: optax.GradientTransformation, params: Params, params_layout: Params
-) -> Any:
-    """The sharding of the optimizer's state: moments like their parameters, counters everywhere."""
+) -> object:
+    """The sharding of the optimizer's state: moments as their parameters, counters replicated."""
     return optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -239,18 +235,18 @@ def state_layout(
 
 
 def compute_copy(model: ModelSettings, params: Params) -> Params:
-    """Parameters in the compute dtype, for sampling: exactly the values that scoring casts to.
+    """Parameters in the compute dtype, for sampling: exactly the values that scoring computes with.
 
-    Norm scales stay float32, because scoring reads them so.
+    Norm scales stay float32, as scoring uses them.
     """
     dtype = jnp.dtype(model.dtype)
 
-    def cast(path: Any, x: jax.Array) -> jax.Array:
+    def cast(path: KeyPath, x: jax.Array) -> jax.Array:
         return x if name_of(path).endswith("scale") else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def name_of(path: Any) -> str:
-    """`blocks/query/kernel` of a pytree path."""
+def name_of(path: KeyPath) -> str:
+    """A pytree path as text, such as `blocks/query/kernel`."""
     return "/".join(str(getattr(part, "key", part)) for part in path)

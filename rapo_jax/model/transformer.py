@@ -1,22 +1,21 @@
-"""One decoder for Qwen2/2.5, Qwen3 and Llama 3.
+"""The decoder of Qwen2/2.5, Qwen3 and Llama 3: grouped-query attention and RoPE.
 
-Grouped-query attention, RoPE; QKV bias, QK norm and tied embeddings where the family has them.
-
-The policy is a Flax Linen module used as pure `init`/`apply`. Block parameters are stacked over
-layers (`blocks/... [L, ...]`): training scans over layers. `model/decoding.py` reads with a cache.
+QKV bias, QK norm and tied embeddings where the family has them. Block parameters are stacked over
+layers (`blocks/... [L, ...]`), and `forward` scans over them. `model/decoding.py` reads with a
+cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.attention import attend, kernel_of, on_shards
+from rapo_jax.model.attention import attend, causal_mask, kernel_of, on_shards
 from rapo_jax.model.lora import ADAPTERS, adapted
 from rapo_jax.model.remat import remat
 from rapo_jax.model.sharding import constrain
@@ -24,53 +23,58 @@ from rapo_jax.types import Params
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, slot t holding position t of each row."""
+    """Keys and values of one layer; slot t holds position t of each row."""
 
     key_BKHT: jax.Array
     value_BKTH: jax.Array
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
+    """Root-mean-square norm in float32, scaled, in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype)
+
+
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, scaled; returns the dtype it was given."""
+    """`rms_norm` with its scale as a parameter."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * scale).astype(x.dtype)
+        return rms_norm(x, scale, eps=self.eps)
 
 
 class Angles(NamedTuple):
     """Cosine and sine of every rotary angle, computed once for all layers."""
 
-    cos_BX1H: jax.Array
-    sin_BX1H: jax.Array
+    cos_BX1R: jax.Array
+    sin_BX1R: jax.Array
 
 
 def angles(settings: ModelSettings, position_BX: jax.Array) -> Angles:
-    """Rotary angles of positions, float32, `head_width / 2` frequencies."""
-    half = settings.head_width // 2
-    frequency_H = settings.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    """Rotary angles of positions, float32, for the R = H / 2 frequencies."""
+    pairs = settings.head_width // 2
+    frequency_R = settings.rope_theta ** (-jnp.arange(pairs, dtype=jnp.float32) / pairs)
     if settings.rope_type == "llama3":
-        frequency_H = _llama3(settings, frequency_H)
-    angle_BX1H = position_BX[:, :, None, None].astype(jnp.float32) * frequency_H
-    return Angles(jnp.cos(angle_BX1H), jnp.sin(angle_BX1H))
+        frequency_R = _llama3(settings, frequency_R)
+    angle_BX1R = position_BX[:, :, None, None].astype(jnp.float32) * frequency_R
+    return Angles(jnp.cos(angle_BX1R), jnp.sin(angle_BX1R))
 
 
-def _llama3(settings: ModelSettings, frequency_H: jax.Array) -> jax.Array:
-    """Llama 3.1's longer context: frequencies that turn seldom in `rope_positions` are slowed down.
+def _llama3(settings: ModelSettings, frequency_R: jax.Array) -> jax.Array:
+    """Lower frequencies for the longer context of Llama 3.1.
 
-    With n turns in the original context: n < `rope_low_freq` divides by `rope_factor`,
-    n > `rope_high_freq` changes nothing, and between the two the change is blended in linearly.
+    A frequency makes n turns in the original context of `rope_positions`: it is divided by
+    `rope_factor` if n < `rope_low_freq`, kept if n > `rope_high_freq`, and in between blended.
     """
     s = settings
-    turns_H = s.rope_positions * frequency_H / (2 * jnp.pi)
-    kept_H = (turns_H - s.rope_low_freq) / (s.rope_high_freq - s.rope_low_freq)
-    kept_H = jnp.clip(kept_H, 0.0, 1.0)
-    return frequency_H * (kept_H + (1 - kept_H) / s.rope_factor)
+    turns_R = s.rope_positions * frequency_R / (2 * jnp.pi)
+    kept_R = (turns_R - s.rope_low_freq) / (s.rope_high_freq - s.rope_low_freq)
+    kept_R = jnp.clip(kept_R, 0.0, 1.0)
+    return frequency_R * (kept_R + (1 - kept_R) / s.rope_factor)
 
 
 def rotate(x_BXNH: jax.Array, at: Angles) -> jax.Array:
@@ -82,7 +86,7 @@ def rotate(x_BXNH: jax.Array, at: Angles) -> jax.Array:
 
 
 def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> LayerCache:
-    """Writes X new slots of every row from its `start_B`; the caller leaves slack at the end."""
+    """Writes X new slots of every row from its `start_B`; there must be room for all of them."""
 
     def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
         def row(old: jax.Array, fresh: jax.Array, start: jax.Array) -> jax.Array:
@@ -96,12 +100,13 @@ def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> Layer
 
 
 class Block(nn.Module):
-    """One pre-norm layer. With a cache it extends it from `start_B` and attends over it.
+    """One pre-norm layer; returns its output and the keys and values that it attends over.
 
-    Without `seen` the rows are whole ones, and the platform's kernel attends over them. Adapters
-    are a collection of their own beside the parameters (`lora.py`).
+    With a cache, X new tokens are written into it at `start_B` and attend over it. Without a mask
+    (`visible` None) rows are whole, and the platform's kernel computes causal attention. Adapters
+    are a Flax collection beside the parameters (`lora.py`).
 
-    Projections see the tokens of all rows as one axis: XLA's weight gradients are twice as fast on
+    Projections take the tokens of all rows as one axis: XLA's weight gradients are twice as fast on
     CPU than with rows and slots apart.
     """
 
@@ -112,10 +117,10 @@ class Block(nn.Module):
         self,
         x_BXD: jax.Array,
         at: Angles,
-        seen: jax.Array | None,
+        visible: jax.Array | None,
         cache: LayerCache | None,
         start_B: jax.Array | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, LayerCache]:
         s = self.settings
         B, X, D = x_BXD.shape
         init = normal(s.init_scale)
@@ -143,28 +148,44 @@ class Block(nn.Module):
         query = constrain(rotate(query, at), "rows", None, "heads")
         key = constrain(rotate(key, at), "rows", None, "kv_heads")
         value = constrain(value, "rows", None, "kv_heads")
-        readable = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
+        attended = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
         if cache is not None:
             assert start_B is not None
-            cache = readable = write_cache(cache, readable, start_B)
-        if seen is None:
+            attended = write_cache(cache, attended, start_B)
+        if visible is None:
             kernel = kernel_of(s)
             assert kernel is not None
             mixed = on_shards(kernel.attend, query, key, value)
         else:
-            mixed = attend(query, *readable, seen)
+            mixed = attend(query, *attended, visible)
         x_BXD = x_BXD + dense(mixed, D, "output").reshape(B, X, D)
         normed = RMSNorm(s.norm_eps, name="ffn_norm")(x_BXD)
         gated = nn.silu(dense(normed, s.ffn, "gate")) * dense(normed, s.ffn, "up")
         gated = constrain(gated, "rows", "ffn")
         x_BXD = x_BXD + dense(gated, D, "down").reshape(B, X, D)
-        return constrain(x_BXD, "rows"), cache
+        return constrain(x_BXD, "rows"), attended
+
+
+def apply_block(
+    settings: ModelSettings,
+    variables: Params,
+    x_BXD: jax.Array,
+    at: Angles,
+    visible: jax.Array | None,
+    cache: LayerCache | None,
+    start_B: jax.Array | None,
+) -> tuple[jax.Array, LayerCache]:
+    """`Block` with the given parameters (and adapters)."""
+    output = Block(settings).apply(variables, x_BXD, at, visible, cache, start_B)
+    return cast(tuple[jax.Array, LayerCache], output)
 
 
 def normal(scale: float) -> nn.initializers.Initializer:
-    """N(0, scale^2). Without the barrier, factors are merged when jitted, and bits are others."""
+    """Initialiser N(0, scale^2). Without the barrier, jit merges factors and changes bits."""
 
-    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def draw(
+        key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> jax.Array:
         return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, dtype))
 
     return draw
@@ -184,7 +205,7 @@ def init_params(settings: ModelSettings, key: jax.Array) -> Params:
     params = {
         "embed_VD": draw(embed_key, shape),
         "blocks": jax.vmap(init_block)(jax.random.split(block_key, settings.layers)),
-        "norm": RMSNorm(settings.norm_eps).init(block_key, x)["params"],
+        "norm": {"scale": jnp.ones((settings.width,), jnp.float32)},
     }
     if not settings.tied:
         params["head_DV"] = draw(head_key, shape[::-1])
@@ -196,9 +217,9 @@ def embed(settings: ModelSettings, params: Params, token_BX: jax.Array) -> jax.A
     return params["embed_VD"].astype(jnp.dtype(settings.dtype))[token_BX]
 
 
-def final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> Any:
-    """What `unembed` reads, of what the last block gives."""
-    return RMSNorm(settings.norm_eps).apply({"params": params["norm"]}, x)
+def final_norm(settings: ModelSettings, params: Params, x: jax.Array) -> jax.Array:
+    """Final hidden states, which `unembed` reads, from the last block's output."""
+    return rms_norm(x, params["norm"]["scale"], eps=settings.norm_eps)
 
 
 def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.Array:
@@ -208,7 +229,7 @@ def unembed(settings: ModelSettings, params: Params, hidden: jax.Array) -> jax.A
     return jnp.matmul(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def stacks(params: Params) -> Params:
+def stacked_blocks(params: Params) -> Params:
     """The variables of all blocks, stacked over layers: parameters, and adapters if there are."""
     adapters = {ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {}
     return {"params": params["blocks"]} | adapters
@@ -218,15 +239,13 @@ def forward(settings: ModelSettings, params: Params, token_BT: jax.Array) -> jax
     """Hidden states hidden_BTD of whole rows, teacher-forced; padding at the end is harmless."""
     T = token_BT.shape[1]
     at = angles(settings, jnp.arange(T)[None])
-    seen_1TT = jnp.tril(jnp.ones((T, T), bool))[None] if kernel_of(settings) is None else None
-    block = Block(settings)
+    visible_1TT = causal_mask(T) if kernel_of(settings) is None else None
 
-    def layer(x_BTD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        found: Any = block.apply(weights, x_BTD, at, seen_1TT, None, None)
-        return found[0], None
+    def layer(x_BTD: jax.Array, variables: Params) -> tuple[jax.Array, None]:
+        return apply_block(settings, variables, x_BTD, at, visible_1TT, None, None)[0], None
 
     x_BTD = constrain(embed(settings, params, token_BT), "rows")
     x_BTD, _ = jax.lax.scan(
-        remat(settings, layer), x_BTD, stacks(params), unroll=settings.layer_unroll
+        remat(settings, layer), x_BTD, stacked_blocks(params), unroll=settings.layer_unroll
     )
     return final_norm(settings, params, x_BTD)

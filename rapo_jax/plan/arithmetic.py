@@ -118,7 +118,7 @@ def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
     shapes, copies = _shapes(model)
 
     def size(tree: Any, name: str, *, in_bytes: bool) -> float:
-        where: Any = layout(mesh, model, tree, name=name)  # type: ignore[arg-type]
+        where: Any = layout(mesh, model, tree, name=name)
         return sum(
             math.prod(at.shard_shape(x.shape)) * (x.dtype.itemsize if in_bytes else 1)
             for x, at in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
@@ -127,7 +127,7 @@ def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
     kv_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
     looked_up = 0 if model.tied else model.vocab * model.width
     adapters: Any = shapes.get(ADAPTERS, {})
-    cut: Any = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})  # type: ignore[arg-type]
+    cut: Any = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})
     return Shape(
         jnp.dtype(model.dtype).itemsize,
         model.heads // tensor,

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, trained
-from rapo_jax.model.sharding import layout, put, replicated, state_layout
+from rapo_jax.model.sharding import layout, place, replicated, state_layout
 from rapo_jax.model.transformer import init_params
 from rapo_jax.train.run import Run, stage_key
 from rapo_jax.train.weights import (
@@ -58,9 +58,9 @@ def start_state(run: Run, params: Params, optimizer: optax.GradientTransformatio
     everywhere = replicated(run.mesh)
     part = trained(params)
     moments = state_layout(run.mesh, optimizer, part, trained(where))
-    params = put(params, where)
+    params = place(params, where)
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(trained(params))
-    return TrainState(params, opt_state, put(jnp.int32(0), everywhere))
+    return TrainState(params, opt_state, place(jnp.int32(0), everywhere))
 
 
 def policy_shapes(model: ModelSettings) -> Params:
@@ -104,7 +104,7 @@ def load_policy(run: Run, folder: Path) -> Params:
         return with_saved_adapters(model, mesh, base, saved, folder)
     if saved is not None:
         check_shape(model, saved.params, folder)
-        params = put(saved.params, layout(mesh, model, saved.params, name="training"))
+        params = place(saved.params, layout(mesh, model, saved.params, name="training"))
         return with_fresh_adapters(run, params) if model.lora.rank else params
     if model.folder and folder == run.cold_start:
         return load_folder(run)
@@ -127,7 +127,7 @@ class Weights(NamedTuple):
             ValueError: adapters were saved, and the base is not the one they were trained on.
         """
         if self.base is not None:
-            base = put(self.base, layout(mesh, self.model, self.base, name="training"))
+            base = place(self.base, layout(mesh, self.model, self.base, name="training"))
         else:
             kind = self.model.dtype if self.adapters else dtype
             base = read_folder(self.model, mesh, dtype=kind)

@@ -27,7 +27,7 @@ from rapo_jax.method.objective import (
 )
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import score
-from rapo_jax.model.sharding import on_mesh, place, put, row_shards, rows
+from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
@@ -159,7 +159,7 @@ class Updater:
             if sums is None:  # zeros laid out like all sums: one program serves every addition
                 shapes = jax.eval_shape(self.sums_of, *arguments)
                 zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-                sums = put(zeros, self.sums_layout)
+                sums = place(zeros, self.sums_layout)
             sums = self.add(sums, *arguments)
             slots += micro.token_BT.size
         params = state.params

@@ -14,7 +14,7 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.hf import check_tensors, load_params
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, rank_of
-from rapo_jax.model.sharding import layout, put
+from rapo_jax.model.sharding import layout, place
 from rapo_jax.model.transformer import init_params
 from rapo_jax.train.checkpoint import Checkpoints, base_identity, check_described
 from rapo_jax.types import Params
@@ -46,7 +46,7 @@ def frozen(model: ModelSettings, mesh: Mesh, params: Params, adapters: Params) -
     """Parameters with adapters in the training layout."""
     shapes = jax.eval_shape(lambda *trees: attach(model, *trees), params, adapters)
     where = layout(mesh, model, shapes, name="training")
-    adapters = put(adapters, where[ADAPTERS])
+    adapters = place(adapters, where[ADAPTERS])
     make = jax.jit(lambda *trees: attach(model, *trees), out_shardings=where)
     return make(params, adapters)
 
@@ -77,16 +77,16 @@ def read_base(
 ) -> Params:
     """What adapters saved in `folder` were trained on: a cold start of all weights, or else
     `model.folder`."""
-    for place in cold_starts:
-        saved = restore(place)
+    for cold_start in cold_starts:
+        saved = restore(cold_start)
         if saved is not None and ADAPTERS not in saved.params:
-            check_shape(model, saved.params, place)
-            return put(saved.params, layout(mesh, model, saved.params, name="training"))
+            check_shape(model, saved.params, cold_start)
+            return place(saved.params, layout(mesh, model, saved.params, name="training"))
     if model.folder:
         return read_folder(model, mesh, dtype=model.dtype)
     raise ValueError(
         f"{folder}: it holds adapters alone, and the cold start they were trained on is not in "
-        f"{' or '.join(str(place) for place in dict.fromkeys(cold_starts))}; name it: sft.folder"
+        f"{' or '.join(map(str, dict.fromkeys(cold_starts)))}; name it: sft.folder"
     )
 
 
