@@ -1,1 +1,1 @@
-"""Plans for pods without a pod: what a run would need of chips that are not at hand."""
+"""The stage `plan`: what a run needs on chips of a given kind, estimated without those chips."""

@@ -1,11 +1,11 @@
-"""What a run needs of every chip, from shapes alone: bytes.
+"""Bytes that a run needs on each chip, computed from shapes alone.
 
 Parameters, moments, gradients, the copy to sample with and the cache are exact: they follow from
-the layouts of `model/sharding.py`. Temporaries are those of the largest arrays: the compiler's plan
-(`programs.py`) is what counts where there is one.
+the layouts of `model/sharding.py`. Temporaries are estimated from the largest arrays; where there
+is a compiled program (`programs.py`), its numbers are the better ones.
 
-With `model.lora.rank` the weights are a frozen base in the compute dtype, which has no moments and
-no gradients; float32 adapters have.
+With `model.lora.rank` the weights are a frozen base in the compute dtype, without moments and
+gradients, and float32 adapters, which have both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,12 @@ from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
 from rapo_jax.train.policy import policy_shapes
+from rapo_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a run is laid out on a slice; each is a key of the config."""
+    """How a run is split over a slice, by keys of the config."""
 
     fsdp: int
     tensor: int
@@ -46,14 +47,15 @@ class Way:
 
 
 class Bytes(NamedTuple):
-    """Of one chip."""
+    """Bytes on one chip, by what they hold."""
 
     parameters: float
     optimizer: float
     gradients: float
-    """The sums over micro-batches, and those of the one at hand."""
+    """The sums over micro-batches, and those of the current one."""
     copy: float
     cache: float
+    """Keys and values of one chunk of questions."""
     rollout: float
     """Temporaries of the rollout."""
     update: float
@@ -65,7 +67,7 @@ class Bytes(NamedTuple):
 
     @property
     def update_peak(self) -> float:
-        """The copy to sample with is still there."""
+        """With the copy to sample with, which stays in memory during the update."""
         return self.parameters + self.optimizer + self.copy + self.gradients + self.update
 
     @property
@@ -74,7 +76,7 @@ class Bytes(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Sizes on one chip."""
+    """Sizes of a model on one chip."""
 
     itemsize: int
     heads: int
@@ -82,30 +84,30 @@ class Shape(NamedTuple):
     ffn: int
     vocab: int
     matrix: float
-    """Parameters that a token is multiplied with, on all chips, adapters apart."""
+    """Parameters that a token is multiplied with, on all chips, without adapters."""
     sampled: float
     """Bytes of the copy to sample with."""
     trained: float
     """Parameters that an update changes, in the training layout."""
     frozen: float
-    """Bytes of the base that no update changes, in the training layout."""
+    """Bytes of the frozen base, in the training layout; 0 without adapters."""
     adapters: float
     """Parameters of adapters, on all chips."""
     adapted: tuple[int, ...]
-    """Width of the output of each kernel of a layer that has an adapter."""
+    """Output width of each kernel of a layer that has an adapter."""
 
     @property
     def passed_back(self) -> float:
-        """Products of a backward pass for one of the forward pass, with the matrices at hand.
+        """Products with `matrix` in the backward pass for each one in the forward pass.
 
-        A frozen matrix needs no gradient of itself, only that of what it is multiplied with.
+        A frozen matrix has no gradient; only the gradient of its input is computed.
         """
         return 1 if self.adapters else 2
 
 
 @functools.cache
-def _shapes(model: ModelSettings) -> tuple[Any, Any]:
-    """Those that a training starts from and of the copy to sample with."""
+def _shapes(model: ModelSettings) -> tuple[Params, Params]:
+    """Shapes of the parameters at the start of training, and of the copy to sample with."""
     shapes = policy_shapes(model)
     sampled = detach(shapes) if model.lora.merge else shapes
     return shapes, jax.eval_shape(partial(sampling_copy, model), sampled)
@@ -113,104 +115,110 @@ def _shapes(model: ModelSettings) -> tuple[Any, Any]:
 
 @functools.cache
 def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
-    """Raises ValueError where `tensor` does not divide the heads, or a rank is too high."""
+    """Sizes of `model` on a mesh of 1 x `fsdp` x `tensor`.
+
+    Raises:
+        ValueError: `tensor` does not divide the query heads, or the rank of adapters is too high.
+    """
     mesh = AbstractMesh((1, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     shapes, copies = _shapes(model)
 
-    def size(tree: Any, name: str, *, in_bytes: bool) -> float:
-        where: Any = layout(mesh, model, tree, name=name)
+    def size(tree: Params, name: str, *, in_bytes: bool) -> float:
+        shardings = jax.tree.leaves(layout(mesh, model, tree, name=name))
         return sum(
-            math.prod(at.shard_shape(x.shape)) * (x.dtype.itemsize if in_bytes else 1)
-            for x, at in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
+            math.prod(sharding.shard_shape(x.shape)) * (x.dtype.itemsize if in_bytes else 1)
+            for x, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
         )
 
-    kv_heads = model.kv_heads // tensor if model.kv_heads % tensor == 0 else model.kv_heads
+    def split(count: int) -> int:
+        return count // tensor if count % tensor == 0 else count
+
     looked_up = 0 if model.tied else model.vocab * model.width
-    adapters: Any = shapes.get(ADAPTERS, {})
-    cut: Any = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})
+    adapters = shapes.get(ADAPTERS, {})
+    shardings = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})
     return Shape(
-        jnp.dtype(model.dtype).itemsize,
-        model.heads // tensor,
-        kv_heads,
-        model.ffn // tensor if model.ffn % tensor == 0 else model.ffn,
-        model.vocab // tensor if model.vocab % tensor == 0 else model.vocab,
-        sum(leaf.size for leaf in jax.tree.leaves(detach(shapes))) - looked_up,
-        size(copies, "sampling", in_bytes=True),
-        size(trained(shapes), "training", in_bytes=False),
-        size(detach(shapes), "training", in_bytes=True) if adapters else 0,
-        sum(leaf.size for leaf in jax.tree.leaves(adapters)),
-        tuple(cut[name]["b"].shard_shape(pair["b"].shape)[-1] for name, pair in adapters.items()),
+        itemsize=jnp.dtype(model.dtype).itemsize,
+        heads=model.heads // tensor,
+        kv_heads=split(model.kv_heads),
+        ffn=split(model.ffn),
+        vocab=split(model.vocab),
+        matrix=sum(leaf.size for leaf in jax.tree.leaves(detach(shapes))) - looked_up,
+        sampled=size(copies, "sampling", in_bytes=True),
+        trained=size(trained(shapes), "training", in_bytes=False),
+        frozen=size(detach(shapes), "training", in_bytes=True) if adapters else 0,
+        adapters=sum(leaf.size for leaf in jax.tree.leaves(adapters)),
+        adapted=tuple(
+            shardings[name]["b"].shard_shape(pair["b"].shape)[-1] for name, pair in adapters.items()
+        ),
     )
 
 
 def cache_slots(s: Settings) -> int:
-    """Token slots of a row's cache: a row, and room for the widest span (`open_tape`)."""
+    """Token slots of a row's cache: those of a row, and of the widest span (see `open_tape`)."""
     r = s.rollout
     spans = (r.prompt_tokens, r.step_tokens, r.observation_tokens, r.retrieved_tokens)
     return r.max_tokens + max(spans)
 
 
 def sampled_tokens(s: Settings) -> int:
-    """Tokens a row may sample."""
+    """The most tokens that a row may sample."""
     r = s.rollout
     return min((r.max_calls + 1) * r.step_tokens, r.max_tokens - r.prompt_tokens)
 
 
 def micro_rows(s: Settings, shards: int) -> int:
-    """Rows of the widest micro-batch, as the update cuts them."""
+    """Rows of a micro-batch of the widest bucket, on all chips."""
     rows = max(s.rl.micro_tokens // s.rl.buckets[-1], shards)
     return rows - rows % shards
 
 
 def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain: bool) -> Bytes:
-    """`plain`: attention over whole rows writes its scores to memory (no kernel of the platform).
+    """Bytes on one chip of the run of `s`, split as `way` says.
 
-    Decoding and reading spans always do, of `rollout.absorb_chunk` tokens at a time.
+    With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
+    Decoding and reading a span always do; a span is read in chunks of `rollout.absorb_chunk` slots.
     """
     r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.chunks // way.fsdp
     item, H, D, L = shape.itemsize, model.head_width, model.width, model.layers
     slots = cache_slots(s)
-    cache = rows * slots * 2 * shape.kv_heads * H * item * L
     span = max(r.observation_tokens, r.retrieved_tokens if s.n_hybrid else 0)
     scores, others = shape.heads * slots * (4 + 4 + item), (2 * shape.ffn + 4 * D) * item
     prompts = rows / r.group_size * r.prompt_tokens * (scores * plain + others)
     read = rows * min(span, r.absorb_chunk) * (scores + others)
-    drawn = rows * shape.vocab * 3 * 4
-    width = s.rl.buckets[-1]
-    own = micro_rows(s, way.fsdp) // way.fsdp
+    logits = rows * shape.vocab * 3 * 4
+    micro, width = micro_rows(s, way.fsdp) // way.fsdp, s.rl.buckets[-1]
     return Bytes(
-        4 * shape.trained + shape.frozen,
-        8 * shape.trained,
-        8 * shape.trained,
-        shape.sampled,
-        cache,
-        max(prompts, read, drawn),
-        _update_bytes(model, shape, way.remat, rows=own, width=width, plain=plain),
+        parameters=4 * shape.trained + shape.frozen,
+        optimizer=8 * shape.trained,
+        gradients=8 * shape.trained,
+        copy=shape.sampled,
+        cache=rows * slots * 2 * shape.kv_heads * H * item * L,
+        rollout=max(prompts, read, logits),
+        update=_update_bytes(model, shape, way.remat, rows=micro, width=width, plain=plain),
     )
 
 
 def _update_bytes(
     model: ModelSettings, shape: Shape, remat: str, *, rows: int, width: int, plain: bool
 ) -> float:
-    """What the backward pass keeps, one layer's own arrays, and the chunk of logits at hand."""
+    """Temporaries: what the backward pass keeps, plus one layer's arrays or a chunk of logits."""
     item, D, tokens = shape.itemsize, model.width, rows * width
     heads = (shape.heads + 2 * shape.kv_heads) * model.head_width
     scores = rows * shape.heads * width * width if plain else 0
-    shares = 4 * tokens * sum(shape.adapted)  # products with adapters come as float32
+    deltas = 4 * tokens * sum(shape.adapted)  # outputs of adapters are float32
     low = tokens * len(shape.adapted) * model.lora.rank * item
     projected = (heads + shape.heads * model.head_width + 2 * D + 2 * shape.ffn) * item
     kept = {
         "none": tokens * (projected + (4 * D + shape.ffn) * item) + scores * (4 + item) + low,
-        "dots": tokens * (projected + D * item) + scores * 4 + low + shares,
-        "dots_no_batch": tokens * (projected + D * item) + low + shares,
+        "dots": tokens * (projected + D * item) + scores * 4 + low + deltas,
+        "dots_no_batch": tokens * (projected + D * item) + low + deltas,
         "offload": tokens * D * item,
         "full": tokens * D * item,
     }[remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
-    chunk = min(model.score_chunk, width)
-    logits = rows * chunk * shape.vocab * 3 * 4
-    # Gathered over fsdp, one layer and its gradient; embedding and head, and a gradient.
-    whole = shape.sampled / model.layers * (1 if shape.adapters else 2)
+    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of slots
+    # Gathered over fsdp: one layer with its gradient; embedding and head with a gradient.
+    gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
     head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))
-    return model.layers * kept + max(layer, logits) + whole + head
+    return model.layers * kept + max(layer, logits) + gathered + head

@@ -1,4 +1,4 @@
-"""Accelerators that can be planned for, and how their slices are written."""
+"""The accelerators that the stage `plan` knows, and the names of their slices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """Peak numbers of one chip, as published; bytes are of 1e9, as chips are sold."""
+    """Published peak numbers of one chip; GB are 1e9 bytes."""
 
     name: str
     platform: str
@@ -21,9 +21,9 @@ class Chip(NamedTuple):
     link: float
     """Bytes/s that one chip sends to its neighbours, all links together, one direction."""
     host: int
-    """Chips of one host of a slice: tensor parallelism stays inside."""
+    """Chips of one host: tensor parallelism stays inside it."""
     shapes: tuple[str, ...]
-    """Slices that can be had."""
+    """The slices that are offered, from the smallest."""
 
 
 _PLANE = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -46,7 +46,7 @@ GPUS = tuple(kind for kind, chip in CHIPS.items() if chip.platform == "gpu")
 
 
 class Slice(NamedTuple):
-    """Chips of one kind; `shape` is `8x8`, or a number of GPUs."""
+    """A slice of chips of one kind; `shape` is `8x8` for TPUs, or a number of GPUs."""
 
     kind: str
     shape: str
@@ -61,7 +61,7 @@ class Slice(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As `plan.topology` has it: v5e:8x8, h100x8."""
+        """The slice's name in `plan.topology`: v5e:8x8, h100x8."""
         return f"{self.kind}{'x' if self.chip.platform == 'gpu' else ':'}{self.shape}"
 
     @property
@@ -70,22 +70,22 @@ class Slice(NamedTuple):
 
     @property
     def usable(self) -> float:
-        """Bytes of a chip that a program may have: launch/gpu.sh gives it 90 % of a GPU."""
+        """Bytes of a chip that a program may use: 90 % of a GPU, as launch/gpu.sh sets it."""
         return self.chip.memory * (0.9 if self.chip.platform == "gpu" else 1.0)
 
 
 def slices(topology: str) -> list[Slice]:
-    """The slices that `plan.topology` names: one, or all of a kind, from the smallest on.
+    """The slices that an item of `plan.topology` names, from the smallest.
 
-    `v5e:8x8` and `h100x8` are one; `v5e` or `h200` all of that kind; `gpu` all of H100 and H200.
+    `v5e:8x8` and `h100x8` are one slice, `v5e` or `h200` all of that kind, `gpu` all H100 and H200.
 
     Raises:
-        ValueError: there is no such kind or shape; says which there are.
+        ValueError: there is no such kind or shape; lists those that exist.
     """
     if topology == "gpu":
-        return [found for kind in GPUS for found in slices(kind)]
-    found = re.fullmatch(r"(h100|h200)(?:x(.+))?|([^:]+)(?::(.+))?", topology)
-    kind, shape = (found[1] or found[3], found[2] or found[4]) if found else (topology, None)
+        return [each for kind in GPUS for each in slices(kind)]
+    match = re.fullmatch(r"(h100|h200)(?:x(.+))?|([^:]+)(?::(.+))?", topology)
+    kind, shape = (match[1] or match[3], match[2] or match[4]) if match else (topology, None)
     if kind not in CHIPS:
         raise ValueError(
             f"plan.topology={topology!r}: no such kind of chip; give a slice of TPUs as 'v5e:8x8' "

@@ -1,12 +1,14 @@
-"""Bytes that a compiled program sends between chips, read off its HLO text.
+"""Counts the bytes that a compiled program sends between chips, from its HLO text.
 
-A loop counts by its trips, which XLA notes where it knows them, and which for TPUs stand in its
-condition: a counter less than a constant, there perhaps with another reason to end, so that it is
-the most turns. A loop of unknown length counts as often as the caller says.
+The body of a loop counts once for each iteration. XLA notes the number of iterations where it knows
+it. For TPUs it is read from the loop's condition, which compares a counter with a constant; the
+condition may have another reason to end, so this is the largest possible number. Otherwise the
+caller's number is used.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -24,7 +26,7 @@ SENT: dict[str, Callable[[float, int], float]] = {
     "all-to-all": lambda size, n: size * (n - 1) / n,
     "collective-permute": lambda size, _: size,
 }
-"""(bytes of one chip's result, chips of a group) -> bytes that each chip sends around a ring."""
+"""(bytes of the result on one chip, chips of a group) -> bytes that each chip sends in a ring."""
 
 _NAME = r"%?([\w.\-]+)"
 _HEADER = re.compile(rf"^(ENTRY )?{_NAME} \(.*\) -> .* \{{")
@@ -44,48 +46,51 @@ _AXES = re.compile(r"\breplica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}")
 
 
 class Computation(NamedTuple):
-    own: Counter[str]
-    """Bytes sent by its own collectives, by kind."""
+    """One function of an HLO module."""
+
+    sent: Counter[str]
+    """Bytes sent by collectives in the function itself, by kind."""
     calls: list[tuple[str, int | str]]
-    """Computations it calls, and how often; of a loop perhaps the name of its condition."""
+    """Called functions: how often, or the name of a loop's condition that says so."""
     branches: list[list[str]]
-    """Of each conditional, of which the costliest branch counts."""
+    """The branches of each conditional; the costliest one counts."""
     constants: dict[str, int]
     limits: list[int]
-    """Constants that it asks a number to be less than: of a loop's condition, the most turns."""
+    """Constants of `less than` comparisons: in a loop's condition, the number of iterations."""
 
 
 def bytes_of(shape: str) -> float:
-    """Bytes of an HLO shape; a tuple's are the sum."""
-    total = 0.0
-    for dtype, sides in _ARRAY.findall(shape):
-        if dtype in BITS:
-            size = 1
-            for side in filter(None, sides.split(",")):
-                size *= int(side)
-            total += size * BITS[dtype] / 8
-    return total
+    """Bytes of an HLO shape; for a tuple, the sum."""
+    return sum(
+        math.prod(int(side) for side in sides.split(",") if side) * BITS[dtype] / 8
+        for dtype, sides in _ARRAY.findall(shape)
+        if dtype in BITS
+    )
 
 
 def collective_bytes(hlo: str, *, devices: int, unknown_trips: int) -> Counter[str]:
-    """Bytes that each chip sends in one call of a program, by kind of collective."""
+    """Bytes that each chip sends in one call of a program, by kind of collective.
+
+    Args:
+        devices: chips of the program, for collectives that name no groups.
+        unknown_trips: iterations of a loop for which HLO does not give them.
+    """
     computations, entry = _read(hlo, devices)
 
+    @functools.cache
     def total(name: str) -> Counter[str]:
-        if name not in known:
-            here = computations[name]
-            known[name] = Counter(here.own)
-            for called, times in here.calls:
-                if isinstance(times, str):
-                    limits = computations[times].limits if times in computations else []
-                    times = limits[0] if limits else unknown_trips
-                for kind, sent in total(called).items():
-                    known[name][kind] += times * sent
-            for branches in here.branches:
-                known[name].update(max(map(total, branches), key=lambda sent: sum(sent.values())))
-        return known[name]
+        here = computations[name]
+        result = Counter(here.sent)
+        for called, times in here.calls:
+            if isinstance(times, str):
+                limits = computations[times].limits if times in computations else []
+                times = limits[0] if limits else unknown_trips
+            for kind, sent in total(called).items():
+                result[kind] += times * sent
+        for branches in here.branches:
+            result.update(max(map(total, branches), key=lambda sent: sent.total()))
+        return result
 
-    known: dict[str, Counter[str]] = {}
     return total(entry)
 
 
@@ -99,9 +104,10 @@ def _read(hlo: str, devices: int) -> tuple[dict[str, Computation], str]:
             entry = header[2] if header[1] else entry
         elif here is not None:
             _read_operation(here, line, devices)
-    for name, found in computations.items():
-        if name.startswith("all-reduce-scatter"):  # TPUs: each chip keeps its part of the sum alone
-            found.own["reduce-scatter"] += found.own.pop("all-reduce", 0) // 2
+    for name, computation in computations.items():
+        if name.startswith("all-reduce-scatter"):  # TPUs: each chip keeps only its part of the sum
+            sent = computation.sent
+            sent["reduce-scatter"] += sent.pop("all-reduce", 0) // 2
     if not entry:
         raise ValueError("no ENTRY computation in the HLO text")
     return computations, entry
@@ -123,7 +129,7 @@ def _read_operation(here: Computation, line: str, devices: int) -> None:
         sizes = [bytes_of(part) for part in re.findall(r"[a-z]+\d*\w*\[[\d,]*\]", shape)]
         paired = code.endswith("-start") and shape.startswith("(") and kind != "all-reduce"
         size = (sizes[1] if len(sizes) > 1 else sum(sizes)) if paired else sum(sizes)
-        here.own[kind] += round(SENT[kind](size, _group(line, devices)))
+        here.sent[kind] += round(SENT[kind](size, _group(line, devices)))
         return
     if code == "while":
         trips, body, condition = (p.search(line) for p in (_TRIPS, _BODY, _CONDITION))
@@ -139,6 +145,7 @@ def _read_operation(here: Computation, line: str, devices: int) -> None:
 
 
 def _group(line: str, devices: int) -> int:
+    """The number of chips in a group of a collective."""
     listed, iota = _GROUPS.search(line), _IOTA.search(line)
     if iota:
         return int(iota[1])
