@@ -88,7 +88,7 @@ def collective_bytes(hlo: str, *, devices: int, unknown_trips: int) -> Counter[s
             for kind, sent in total(called).items():
                 result[kind] += times * sent
         for branches in here.branches:
-            result.update(max(map(total, branches), key=lambda sent: sent.total()))
+            result.update(max(map(total, branches), key=lambda sent: sum(sent.values())))
         return result
 
     return total(entry)

@@ -1,4 +1,4 @@
-"""The work of a training step by peak numbers, and the fastest way of a run on a slice."""
+"""Estimates the FLOPs, bytes sent and seconds of a training step, and chooses the fastest split."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from rapo_jax.plan.arithmetic import (
 from rapo_jax.plan.chips import Slice
 
 REMATS = ("none", "dots", "dots_no_batch", "full")
-"""What model.remat may be raised to, from the most bytes to the least."""
+"""The values of model.remat that are tried, from the most bytes to the least."""
 
 
 class Work(NamedTuple):
-    """Of one training step in which every row is as long as it may be."""
+    """One chip's work in a training step whose rows all have the largest allowed length."""
 
     rollout_flops: float
-    """Of one chip, as all that follows."""
     update_flops: float
     rollout_sent: float
     update_sent: float
@@ -47,12 +46,13 @@ class Estimate(NamedTuple):
 
 
 def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Slice) -> Work:
+    """The work of one chip of `chips`, at its published peak numbers."""
     r, chip, L = s.rollout, chips.chip, model.layers
-    rows = r.questions * r.group_size // way.chunks // way.fsdp
+    rows = r.questions * r.group_size // way.chunks // way.fsdp  # of a chunk of questions
     slots, item = cache_slots(s), shape.itemsize
-    base, own = shape.matrix / way.tensor, shape.adapters / way.tensor
-    matrix = base if model.lora.merge else base + own  # in a rollout
-    attention = 4 * shape.heads * model.head_width * L  # of a query and a key
+    base, adapters = shape.matrix / way.tensor, shape.adapters / way.tensor
+    matrix = base if model.lora.merge else base + adapters  # in a rollout
+    attention = 4 * shape.heads * model.head_width * L  # FLOPs of a query and a key
 
     ticks = sampled_tokens(s)
     tick_flops = rows * (2 * matrix + attention * slots)
@@ -61,38 +61,35 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     spans = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
     read = rows * spans * r.max_calls * (2 * matrix + attention * slots)
     prompts = rows / r.group_size * r.prompt_tokens * (2 * matrix + attention * r.prompt_tokens)
-    tensor = 2 * (way.tensor - 1) / way.tensor  # of an all-reduce
+    all_reduce = 2 * (way.tensor - 1) / way.tensor
     tokens = rows * (ticks + spans * r.max_calls) + rows / r.group_size * r.prompt_tokens
-    sent = tokens * 2 * L * model.width * item * tensor
+    sent = tokens * 2 * L * model.width * item * all_reduce
     seconds = ticks * tick + (read + prompts) / chip.flops + sent / chip.link
     weights = shape.sampled * (way.fsdp - 1) / way.fsdp  # gathered for the copy
-    rollout_sent = way.chunks * sent + weights
 
     width, micro = s.rl.buckets[-1], micro_rows(s, way.fsdp)
     passes = s.rl.epochs * math.ceil(r.questions * r.group_size / micro)
     tokens_here = micro // way.fsdp * width
     again = 0 if way.remat == "none" else 1  # forward once more
-    forward = 2 * base * (1 + again + shape.passed_back)
-    forward += (2 * own + attention * width / 2) * (3 + again)
-    flops = passes * tokens_here * forward
-    ring = (way.fsdp - 1) / way.fsdp
+    token_flops = 2 * base * (1 + again + shape.passed_back)
+    token_flops += (2 * adapters + attention * width / 2) * (3 + again)
+    flops = passes * tokens_here * token_flops
     reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
-    gathers = (2 * shape.sampled + reduced) * ring
-    update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * tensor)
-    update = max(flops / chip.flops, update_sent / chip.link)
+    gathers = (2 * shape.sampled + reduced) * (way.fsdp - 1) / way.fsdp
+    update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * all_reduce)
     return Work(
-        way.chunks * (ticks * tick_flops + read + prompts),
-        flops,
-        rollout_sent,
-        update_sent,
-        way.chunks * seconds + weights / chip.link,
-        update,
+        rollout_flops=way.chunks * (ticks * tick_flops + read + prompts),
+        update_flops=flops,
+        rollout_sent=way.chunks * sent + weights,
+        update_sent=update_sent,
+        rollout_seconds=way.chunks * seconds + weights / chip.link,
+        update_seconds=max(flops / chip.flops, update_sent / chip.link),
     )
 
 
 def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
-    """Every way that the rows and heads can be cut on a slice."""
-    found = []
+    """Every way to split rows, heads and chunks of questions on a slice."""
+    ways: list[Way] = []
     for tensor in (1, 2, 4, 8):
         if chips.host % tensor or model.heads % tensor:
             continue
@@ -101,37 +98,30 @@ def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
             if s.rollout.questions % chunks or (s.rollout.questions // chunks) % fsdp:
                 continue
             remats = REMATS[REMATS.index(s.model.remat) :] if s.model.remat in REMATS else ()
-            found += [Way(fsdp, tensor, chunks, remat) for remat in remats or (s.model.remat,)]
-    return found
+            ways += [Way(fsdp, tensor, chunks, remat) for remat in remats or (s.model.remat,)]
+    return ways
 
 
 def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None:
-    """The fastest way that fits, else the one that lacks least; None where rows cannot be cut so.
+    """The fastest way that fits, else that of the least bytes; None if rows cannot be split so.
 
-    Every chip needs a question of its own: `rollout.questions` bounds the chips over tensor ways.
+    Each chip along fsdp samples at least one question, so `rollout.questions` limits their number.
     """
+    plain = choose(model, platform=chips.chip.platform).name == "plain"
     tried = []
     for way in ways_on(s, model, chips):
         shape = shape_on(model, fsdp=way.fsdp, tensor=way.tensor)
-        plain = needs_scores(model, chips)
         needed = bytes_on(s, model, shape, way, plain=plain)
         tried.append(Estimate(chips, way, needed, work_on(s, model, shape, way, chips)))
-    if not tried:
-        return None
     fitting = [each for each in tried if each.fits]
     if fitting:
         return min(fitting, key=lambda e: e.work.rollout_seconds + e.work.update_seconds)
-    return min(tried, key=lambda e: e.bytes.peak)
+    return min(tried, key=lambda e: e.bytes.peak, default=None)
 
 
-def needs_scores(model: ModelSettings, chips: Slice) -> bool:
-    """Whether whole rows are attended to without a kernel of the platform."""
-    return choose(model, platform=chips.chip.platform).name == "plain"
-
-
-def rows_at_once(s: Settings, found: Estimate) -> int:
-    """Rollouts of one chunk that would fit, of all chips together."""
-    b, r = found.bytes, s.rollout
-    now = r.questions * r.group_size // found.way.chunks
-    free = found.slice.usable - b.parameters - b.optimizer - b.copy
+def rows_at_once(s: Settings, chosen: Estimate) -> int:
+    """The rollouts of one chunk of questions that would fit on all chips together."""
+    b, r = chosen.bytes, s.rollout
+    now = r.questions * r.group_size // chosen.way.chunks
+    free = chosen.slice.usable - b.parameters - b.optimizer - b.copy
     return max(0, int(free / (b.cache + b.rollout) * now))

@@ -1,8 +1,8 @@
-"""A run's programs, compiled ahead of time for chips that are not here.
+"""Compiles a run's programs ahead of time for TPUs that this machine does not have.
 
-The update is the trainer's own two programs; the rollout is `rollout.loop.rollout`. Only the
-host's answers come as arguments: they are the same arrays that the bridge would bring, and a plan
-has no host to call. No weight is ever made: all is shapes.
+The update is the trainer's own two programs; the rollout is `rollout.loop.rollout` with the host's
+answers as arguments: arrays of the same shapes, without a host to call. No weight is ever made:
+programs are compiled from shapes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.decoding import sampling_copy
@@ -40,11 +41,14 @@ from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, Span, TrainState, Trajectory
+from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
+
+Answer = tuple[Array, Array, Array]
+"""(token_BX, length_B, healthy_B) of a host callback."""
 
 
 class Program(NamedTuple):
-    """What the compiler says of one program; bytes and FLOPs of one chip and one call."""
+    """The compiler's numbers for one program: bytes and FLOPs of one chip and one call."""
 
     name: str
     argument: float
@@ -54,13 +58,13 @@ class Program(NamedTuple):
     """As XLA counts them, the body of a loop once."""
     sent: Counter[str]
     seconds: float
-    """That compiling it took."""
+    """Time to lower and compile it."""
     refused: str
-    """The compiler's own words where the program does not fit; '' where it does."""
+    """The compiler's message if the program does not fit; '' if it does."""
 
 
 def tpu_mesh(chips: Slice, way: Way) -> Mesh:
-    """The mesh of a slice of TPUs, of devices that only a compiler can use.
+    """The mesh of a slice of TPUs, made of devices that can only be compiled for.
 
     Raises:
         ValueError: libtpu is missing, or does not know the slice.
@@ -69,57 +73,68 @@ def tpu_mesh(chips: Slice, way: Way) -> Mesh:
 
     try:
         devices = topologies.get_topology_desc(chips.name, platform="tpu").devices
-    except Exception as error:  # of several types, by version: a missing module, a failed plugin
+    except Exception as error:  # its type depends on the version: missing module, failed plugin
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         known = "INVALID_ARGUMENT" in text
         raise ValueError(
             f"plan.topology={chips.name!r}: libtpu does not know it ({text})"
             if known
-            else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which cannot be had "
+            else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which does not load "
             f"here ({text}); bash launch/plan.sh makes an environment with it"
         ) from error
     return make_mesh(devices, data=1, fsdp=way.fsdp, tensor=way.tensor)
 
 
-def placed(tree: Any, shardings: Any) -> Any:
-    """Shapes that lie where `shardings`, a tree or the top of one, says."""
+def placed(tree: Params, shardings: object) -> Params:
+    """Shapes with shardings: one for all, or a pytree (or prefix) of them."""
 
-    def one(x: Any, at: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+    def one(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def lowered_rollout(
-    s: Settings, model: ModelSettings, mesh: Mesh, *, chunks: int, width: int
-) -> Any:
-    """One chunk of a rollout; `width` is that of the keys of the Step-Trace Buffer."""
-    r = s.rollout
-    questions, here = r.questions // chunks, rows(mesh)
-    count = questions * r.group_size
-    # Any tokenizer has tokens of these bytes; how many closing tags' states there are is exact.
-    ends = stops(tuple(name for name, *_ in s.tools.user_tools))
-    automaton = boundary_automaton([bytes([i % 256]) for i in range(model.vocab)], ends)
-    table = Boundary(
+def byte_boundary(vocab: int, *, user_tools: Sequence[str] = ()) -> Boundary:
+    """The step boundaries of a made-up vocabulary of single bytes without stop tokens."""
+    closing = stops(tuple(user_tools))
+    automaton = boundary_automaton([bytes([i % 256]) for i in range(vocab)], closing)
+    return Boundary(
         jnp.asarray(automaton.next_state_AV),
         automaton.first_accept,
-        ends.index("</answer>"),
-        jnp.zeros(2, jnp.int32),
+        closing.index("</answer>"),
+        jnp.full(1, -1, jnp.int32),
     )
-    step_parts = parts(model, r, table, lambda key_BE: key_BE)
-    query = jax.ShapeDtypeStruct((width,), jnp.float32)
-    callbacks: Any = HostCallbacks("act", "query", "search", query)  # type: ignore[arg-type]
+
+
+def lowered_rollout(
+    s: Settings, model: ModelSettings, mesh: Mesh, *, chunks: int, key_width: int
+) -> Lowered:
+    """The rollout of one of `chunks` chunks of questions.
+
+    The number of states of the boundary automaton is exact: it depends on the closing tags alone.
+    """
+    r = s.rollout
+    questions, here, everywhere = r.questions // chunks, rows(mesh), replicated(mesh)
+    count = questions * r.group_size
+    boundary = byte_boundary(model.vocab, user_tools=[name for name, *_ in s.tools.user_tools])
+    step_parts = parts(model, r, boundary, lambda key_BE: key_BE)
+    query = jax.ShapeDtypeStruct((key_width,), jnp.float32)
 
     def program(
-        params: Any, inputs: RolloutInputs, prompt: Span, answers: dict[str, Any]
+        params: Params,
+        inputs: RolloutInputs,
+        prompt: Span,
+        observation: Answer,
+        query_BE: Array,
+        trace: Answer,
     ) -> Trajectory:
-        def answer_of(callback: str, *_: Any) -> Any:
-            return answers[callback]
-
+        callbacks = HostCallbacks(
+            lambda *_: observation, lambda *_: query_BE, lambda *_: trace, query
+        )
         with on_mesh(mesh):
             return rollout(
                 step_parts,
-                answer_of,
+                lambda callback, *_: callback(),
                 callbacks,
                 r,
                 params,
@@ -130,35 +145,36 @@ def lowered_rollout(
                 repeat=scan_steps,
             )
 
-    def shape(*sides: int, dtype: Any = np.int32, at: Any = here) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sides, dtype, sharding=at)
+    def answers(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        int_BX, int_B = _shape(here, count, tokens), _shape(here, count)
+        return int_BX, int_B, _shape(here, count, dtype=bool)
 
-    def answer(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        return shape(count, tokens), shape(count), shape(count, dtype=bool)
-
-    everywhere = replicated(mesh)
-    number = partial(shape, dtype=np.float32, at=everywhere)
+    number = _shape(everywhere, dtype=np.float32)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     copies = jax.eval_shape(partial(sampling_copy, model), shapes)
-    params = placed(copies, layout(mesh, model, copies, name="sampling"))
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
-        hybrid_B=shape(count, dtype=bool),
-        probability=number(),
-        noise=number(),
-        temperature=number(),
-        last_retrieval=shape(at=everywhere),
+        hybrid_B=_shape(here, count, dtype=bool),
+        probability=number,
+        noise=number,
+        temperature=number,
+        last_retrieval=_shape(everywhere),
     )
-    answers = {
-        "act": answer(r.observation_tokens),
-        "query": shape(count, width, dtype=np.float32),
-        "search": answer(r.retrieved_tokens),
-    }
-    prompt = Span(shape(questions, r.prompt_tokens), shape(questions))
-    return jax.jit(program).lower(params, inputs, prompt, answers)
+    return jax.jit(program).lower(
+        placed(copies, layout(mesh, model, copies, name="sampling")),
+        inputs,
+        Span(_shape(here, questions, r.prompt_tokens), _shape(here, questions)),
+        answers(r.observation_tokens),
+        _shape(here, count, key_width, dtype=np.float32),
+        answers(r.retrieved_tokens),
+    )
 
 
-def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, Any]:
+def _shape(sharding: NamedSharding, *sides: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sides, dtype, sharding=sharding)
+
+
+def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lowered, Lowered]:
     """The trainer's programs: one more micro-batch of the widest rows, and the optimizer's step."""
     o, here, everywhere = s.optimizer, rows(mesh), replicated(mesh)
     schedule = learning_rate_schedule(
@@ -174,14 +190,12 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, 
     )
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     where = layout(mesh, model, shapes, name="training")
+    moments = jax.eval_shape(optimizer.init, shapes)
     state = TrainState(
         placed(shapes, where),
-        placed(
-            jax.eval_shape(optimizer.init, shapes), state_layout(mesh, optimizer, shapes, where)
-        ),
-        jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+        placed(moments, state_layout(mesh, optimizer, shapes, where)),
+        _shape(everywhere),
     )
-    shards = row_shards(mesh)
     updater = Updater(
         rapo_loss(model, s.rl),
         optimizer,
@@ -190,22 +204,20 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Any, 
         buckets=s.rl.buckets,
         micro_tokens=s.rl.micro_tokens,
     )
-    B, T = micro_rows(s, shards), s.rl.buckets[-1]
-
-    def shape(*sides: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sides, dtype, sharding=here)
-
-    batch = Batch(
-        shape(B, T, dtype=np.int32), shape(B, T, dtype=np.int32), shape(B, T), shape(B), shape(B)
-    )
-    micro = (state.params, batch, shape(B), None)
+    B, T = micro_rows(s, row_shards(mesh)), s.rl.buckets[-1]
+    int_BT = _shape(here, B, T)
+    float_BT, float_B = _shape(here, B, T, dtype=np.float32), _shape(here, B, dtype=np.float32)
+    micro = (state.params, Batch(int_BT, int_BT, float_BT, float_B, float_B), float_B, None)
     sums = placed(jax.eval_shape(updater.sums_of, *micro), updater.sums_layout)
-    weight = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
+    weight = _shape(everywhere, dtype=np.float32)
     return updater.add.lower(sums, *micro), updater.apply.lower(state, sums, weight)
 
 
-def compile_program(name: str, lower: Callable[[], Any], *, chips: int, ticks: int) -> Program:
-    """Compiles one program; one that is too large comes back with the bytes that it would need."""
+def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int, ticks: int) -> Program:
+    """Compiles one program; one that is too large is `refused`, with the bytes that it would need.
+
+    `ticks` are the iterations of loops for which the compiler does not give the number.
+    """
     started = time.perf_counter()
     lowered = lower()
     try:
@@ -214,16 +226,16 @@ def compile_program(name: str, lower: Callable[[], Any], *, chips: int, ticks: i
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
         seconds = time.perf_counter() - started
-        return Program(name, 0, 0, _used(str(error)), 0, Counter(), seconds, _words(str(error)))
-    m, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    sent = collective_bytes(compiled.as_text(), devices=chips, unknown_trips=ticks)
+        return Program(name, 0, 0, _used(str(error)), 0, Counter(), seconds, _message(str(error)))
+    m, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert m is not None and costs is not None and text is not None
     return Program(
         name,
         m.argument_size_in_bytes,
         m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
         (costs[0] if isinstance(costs, list) else costs).get("flops", 0.0),
-        sent,
+        collective_bytes(text, devices=chips, unknown_trips=ticks),
         time.perf_counter() - started,
         "",
     )
@@ -231,33 +243,35 @@ def compile_program(name: str, lower: Callable[[], Any], *, chips: int, ticks: i
 
 def _used(message: str) -> float:
     """Bytes of `Used 18.5G of 15.75G hbm`, arguments included; G is 2 ** 30."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
-    return float(found[1]) * 1024 ** " KMG".index(found[2]) if found else 0.0
+    match = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    return float(match[1]) * 1024 ** " KMG".index(match[2]) if match else 0.0
 
 
-def _words(message: str) -> str:
-    found = re.search(r"Ran out of memory[^\n]*", message) or re.match(r"[^\n]*", message)
-    return found[0][:200] if found else ""
+def _message(text: str) -> str:
+    match = re.search(r"Ran out of memory[^\n]*", text) or re.match(r"[^\n]*", text)
+    return match[0][:200] if match else ""
 
 
-def compiled_programs(
-    s: Settings, model: ModelSettings, chips: Slice, way: Way, *, tell: Callable[[str], None]
-) -> list[Program]:
-    """The rollout of a chunk, a micro-batch of the update, the optimizer's step."""
+def compiled_programs(s: Settings, model: ModelSettings, chips: Slice, way: Way) -> list[Program]:
+    """The programs of a micro-batch, of the optimizer's step, and of the rollout of one chunk.
+
+    Prints a line for each one.
+    """
     mesh = tpu_mesh(chips, way)
     width = 384 if s.retrieval.encoder == "minilm" else s.retrieval.width
-    lowers: dict[str, Callable[[], Any]] = {
+    lowers: dict[str, Callable[[], Lowered]] = {
         "update": lambda: lowered_update(s, model, mesh)[0],
         "optimizer": lambda: lowered_update(s, model, mesh)[1],
-        "rollout": lambda: lowered_rollout(s, model, mesh, chunks=way.chunks, width=width),
+        "rollout": lambda: lowered_rollout(s, model, mesh, chunks=way.chunks, key_width=width),
     }
-    found = []
+    programs = []
     for name, lower in lowers.items():
         program = compile_program(name, lower, chips=chips.chips, ticks=s.rollout.step_tokens)
-        tell(
+        line = (
             f"{chips.name}: {name} compiled in {program.seconds:.0f} s: "
             f"{program.argument / 1e9:.2f} GB of arguments, {program.temporary / 1e9:.2f} GB of "
-            f"temporaries {program.refused}".rstrip()
+            f"temporaries {program.refused}"
         )
-        found.append(program)
-    return found
+        print(line.rstrip(), flush=True)
+        programs.append(program)
+    return programs
