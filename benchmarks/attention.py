@@ -1,12 +1,11 @@
-"""Attention kernels of this platform against plain XLA: how far apart, and how long they take.
+"""Compares the attention kernels of this platform with plain XLA: differences and times.
 
     python benchmarks/attention.py [--rows=4 --slots=4096 --heads=28 --kv_heads=4 --head_width=128]
 
-For every kernel that `model.attention` offers here: the largest difference of its output and of its
-gradients from plain attention computed in float32, relative to the largest value there, next to
-that of plain attention in bfloat16; and milliseconds of a forward and of a forward and backward
-pass. The defaults are the heads of Qwen2.5-7B. Exits with 1 if a kernel is more than twice as far
-off as plain bfloat16 attention.
+Prints a line for plain attention in bfloat16 and for every kernel: the largest difference of its
+output and gradients from plain attention in float32, relative to the largest value there, and
+milliseconds of a forward and of a forward and backward pass. The defaults are the heads of
+Qwen2.5-7B. Exit status 1: a kernel's difference is more than twice that of plain attention.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ALLOWED = 2.0
 
 
 def make_rows(*, rows: int, slots: int, heads: int, kv_heads: int, head_width: int) -> Rows:
-    """Queries, keys and values: normal numbers in bfloat16."""
+    """Queries, keys and values: N(0, 1) in bfloat16."""
     keys = jax.random.split(jax.random.key(0), 3)
     counts = (heads, kv_heads, kv_heads)
     query, key, value = (
@@ -41,7 +40,7 @@ def make_rows(*, rows: int, slots: int, heads: int, kv_heads: int, head_width: i
 
 
 def with_gradient(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
-    """Output, and gradients of a sum of it in which every entry has another weight."""
+    """A function of the output, and the gradients of a sum of it with different weights."""
 
     def total(*rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         mixed = attend(*rows)
@@ -55,9 +54,9 @@ def with_gradient(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.A
     return both
 
 
-def apart(found: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...]) -> list[float]:
-    """Largest difference of each array, relative to the largest value there."""
-    pairs = [(np.float32(x), np.float32(y)) for x, y in zip(found, wanted, strict=True)]
+def differences(arrays: tuple[jax.Array, ...], exact: tuple[jax.Array, ...]) -> list[float]:
+    """Largest difference of each array, relative to its largest exact value."""
+    pairs = [(np.float32(x), np.float32(y)) for x, y in zip(arrays, exact, strict=True)]
     return [float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs]
 
 
@@ -65,30 +64,30 @@ def milliseconds(program: Callable[..., object], rows: Rows, *, times: int) -> f
     jax.block_until_ready(program(*rows))
     started = time.perf_counter()
     for _ in range(times):
-        found = program(*rows)
-    jax.block_until_ready(found)
+        results = program(*rows)
+    jax.block_until_ready(results)
     return 1e3 * (time.perf_counter() - started) / times
 
 
 def compare(rows: Rows, *, platform: str, times: int) -> dict[str, list[float]]:
-    """Differences of every implementation by its name; prints them with the times."""
+    """Name of each implementation -> its differences; prints them with the times."""
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(with_gradient(plain))(*(x.astype(jnp.float32) for x in rows))
-    served = {name: k.attend for name, k in KERNELS.items() if platform in k.platforms}
-    found = {}
+    kernels = {name: k.attend for name, k in KERNELS.items() if platform in k.platforms}
+    result = {}
     heads = ("output", "d query", "d key", "d value", "ms", "ms, both")
     print(" " * 10 + "".join(f"{head:>10}" for head in heads))
-    for name, attend in {"plain": plain, **served}.items():
+    for name, attend in {"plain": plain, **kernels}.items():
         forward, both = jax.jit(attend), jax.jit(with_gradient(attend))
-        found[name] = apart(both(*rows), exact)
+        result[name] = differences(both(*rows), exact)
         spent = [milliseconds(program, rows, times=times) for program in (forward, both)]
         print(
             f"{name:<10}"
-            + "".join(f"{x:>10.2e}" for x in found[name])
+            + "".join(f"{x:>10.2e}" for x in result[name])
             + f"{spent[0]:>10.2f}{spent[1]:>10.2f}",
             flush=True,
         )
-    return found
+    return result
 
 
 def main() -> None:
@@ -100,14 +99,14 @@ def main() -> None:
     times = given.pop("times")
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}; {given}; bfloat16")
-    found = compare(make_rows(**given), platform=device.platform, times=times)
-    bound = [ALLOWED * x for x in found["plain"]]
+    result = compare(make_rows(**given), platform=device.platform, times=times)
+    bound = [ALLOWED * x for x in result["plain"]]
     bad = [
-        name for name, off in found.items() if any(x > y for x, y in zip(off, bound, strict=True))
+        name for name, off in result.items() if any(x > y for x, y in zip(off, bound, strict=True))
     ]
     if bad:
-        raise SystemExit(f"further off than {ALLOWED} times plain attention: {', '.join(bad)}")
-    if len(found) == 1:
+        raise SystemExit(f"differ more than {ALLOWED} times plain attention: {', '.join(bad)}")
+    if len(result) == 1:
         print(f"there is no kernel for {device.platform}: model.attention='auto' is plain here")
 
 

@@ -1,10 +1,10 @@
-"""A Step-Trace Buffer of the paper's size: seconds, peak memory, bytes on disk, recall@1.
+"""Measures a Step-Trace Buffer of the paper's size: seconds, peak memory, bytes, recall@1.
 
     python benchmarks/buffer_size.py [--traces 169489] [--width 256] [--queries 1000]
 
-Makes up trajectories of questions with real-looking words, builds the buffer from them as the
-buffer stage does (built-in encoder, ScaNN tree), and asks for the nearest trace of states that are
-in no trajectory, beside an exact search.
+Prints a line for each phase: makes up trajectories, builds the buffer from them as the buffer stage
+does (built-in encoder, ScaNN tree), and searches the nearest trace of states that are in no
+trajectory, by the index and exactly. Exit status 1: recall below 0.95.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.buffer.buffer import StepTraceBuffer  # noqa: E402
-from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split, split_all  # noqa: E402
-from rapo_jax.search.nearest import make_index  # noqa: E402
-from rapo_jax.search.ngram import NgramEncoder  # noqa: E402
+from rapo_jax.buffer.buffer import StepTraceBuffer
+from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split, split_all
+from rapo_jax.search.nearest import make_index
+from rapo_jax.search.ngram import NgramEncoder
 
 WORDS, TOPICS, WORDS_OF_TOPIC = 30_000, 2_000, 60
 STEPS = (2, 3, 4, 5)
 SAMPLES = 5
 """Trajectories of a question (K)."""
 BATCH = 64
-"""Queries of one search, as of a rollout's boundary."""
+"""Queries of one search: rows of a rollout that retrieve at the same time."""
 
 
 def words(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -41,8 +41,8 @@ def words(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.array(["".join(syllables[row[:n]]) for row, n in zip(drawn, lengths, strict=True)])
 
 
-class World:
-    """Questions about topics: half their words are the topic's own, half common ones (Zipf)."""
+class Topics:
+    """Makes texts about topics: half their words are special to the topic, half common (Zipf)."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -51,13 +51,13 @@ class World:
 
     def text(self, rng: np.random.Generator, topic: int, count: int) -> str:
         common = np.minimum(rng.zipf(1.3, size=count), WORDS) - 1
-        own = self.of_topic[topic, rng.integers(WORDS_OF_TOPIC, size=count)]
-        return " ".join(self.word[np.where(rng.random(count) < 0.5, own, common)])
+        special = self.of_topic[topic, rng.integers(WORDS_OF_TOPIC, size=count)]
+        return " ".join(self.word[np.where(rng.random(count) < 0.5, special, common)])
 
     def trajectory(self, question: int, sample: int) -> AgentTrajectory:
         """The `sample`-th way to solve a question; its question and topic are the same for all."""
-        asked = np.random.default_rng([1, question])
-        topic = int(asked.integers(TOPICS))
+        question_rng = np.random.default_rng([1, question])
+        topic = int(question_rng.integers(TOPICS))
         rng = np.random.default_rng([2, question, sample])
         steps = [
             f"<think>{self.text(rng, topic, 30)}</think><search>{self.text(rng, topic, 5)}</search>"
@@ -66,36 +66,38 @@ class World:
         ]
         answer = f"<answer>\\boxed{{{self.text(rng, topic, 2)}}}</answer>"
         steps.append(f"<think>{self.text(rng, topic, 30)}</think>{answer}")
-        return AgentTrajectory(f"q{question}", self.text(asked, topic, 18), steps, 1.0, "made-up")
+        return AgentTrajectory(
+            f"q{question}", self.text(question_rng, topic, 18), steps, 1.0, "made-up"
+        )
 
 
-def made_trajectories(world: World, wanted: int) -> list[AgentTrajectory]:
+def made_trajectories(topics: Topics, wanted: int) -> list[AgentTrajectory]:
     """Trajectories with at least `wanted` step traces in all, the last one cut to fit."""
-    found: list[AgentTrajectory] = []
+    made: list[AgentTrajectory] = []
     left, question = wanted, 0
     while left > 0:
         for sample in range(SAMPLES):
-            trajectory = world.trajectory(question, sample)
-            found.append(trajectory._replace(steps=trajectory.steps[:left]))
-            left -= len(found[-1].steps)
+            trajectory = topics.trajectory(question, sample)
+            made.append(trajectory._replace(steps=trajectory.steps[:left]))
+            left -= len(made[-1].steps)
             if left <= 0:
                 break
         question += 1
-    return found
+    return made
 
 
-def unseen_states(world: World, questions: int, count: int, how: Splitting) -> list[str]:
-    """Keys of further samples of some of the questions: what a rollout would ask with."""
+def unseen_states(topics: Topics, questions: int, count: int, how: Splitting) -> list[str]:
+    """Keys of further samples of some questions: the queries of a rollout."""
     rng = np.random.default_rng(3)
     keys: list[str] = []
     while len(keys) < count:
-        trajectory = world.trajectory(int(rng.integers(questions)), SAMPLES + len(keys))
+        trajectory = topics.trajectory(int(rng.integers(questions)), SAMPLES + len(keys))
         step_traces = split(trajectory, how)
         keys.append(step_traces[int(rng.integers(1, len(step_traces)))].key)
     return keys
 
 
-def timed(name: str, started: float) -> None:
+def print_time(name: str, started: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{name:<28}{time.perf_counter() - started:9.1f} s   peak {peak:6.2f} GiB", flush=True)
 
@@ -120,17 +122,17 @@ def main() -> None:
     how = Splitting("step", include_answers=True, mask="", max_chars=args.max_chars)
 
     started = time.perf_counter()
-    world = World(0)
-    trajectories = made_trajectories(world, args.traces)
+    topics = Topics(0)
+    trajectories = made_trajectories(topics, args.traces)
     questions = len({trajectory.question_id for trajectory in trajectories})
     print(f"{args.traces} step traces of {len(trajectories)} trajectories, {questions} questions")
-    timed("made up", started)
+    print_time("made up", started)
 
     started = time.perf_counter()
     step_traces = split_all(trajectories, how)
     keys = [step_trace.key for step_trace in step_traces]
     encoder = NgramEncoder.fit(keys, width=args.width, orders=(1, 2))
-    timed("encoder fitted", started)
+    print_time("encoder fitted", started)
     del keys
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -146,27 +148,27 @@ def main() -> None:
             info={},
         )
         buffer.save(folder / "traces")
-        timed("embedded and saved", started)
+        print_time("embedded and saved", started)
         started = time.perf_counter()
         index = make_index(buffer.key_ME, kind=args.index, folder=folder / "index")
-        timed(f"index built ({index.kind})", started)
+        print_time(f"index built ({index.kind})", started)
         print(
             f"on disk: traces {size_of(folder / 'traces'):.0f} MB, "
             f"index {size_of(folder / 'index'):.0f} MB"
         )
-        query_BE = encoder(unseen_states(world, questions, args.queries, how))
+        query_BE = encoder(unseen_states(topics, questions, args.queries, how))
         started = time.perf_counter()
-        found_B = np.concatenate([index.search(key_BE)[1] for key_BE in batches(query_BE)])
+        score_B = np.concatenate([index.search(key_BE)[1] for key_BE in batches(query_BE)])
         spent = time.perf_counter() - started
         print(f"search: {1000 * spent / len(query_BE):.2f} ms a query, {BATCH} at a time")
         started = time.perf_counter()
         best_B = np.concatenate(
             [(key_BE @ buffer.key_ME.T).max(axis=1) for key_BE in batches(query_BE)]
         )
-        timed("exact search", started)
-    recall = float(np.mean(found_B >= best_B - 1e-6))
-    print(f"recall@1 {recall:.3f} on {len(query_BE)} queries (asked: 0.95)")
-    timed("", time.perf_counter())
+        print_time("exact search", started)
+    recall = float(np.mean(score_B >= best_B - 1e-6))
+    print(f"recall@1 {recall:.3f} on {len(query_BE)} queries (at least 0.95 is expected)")
+    print_time("", time.perf_counter())
     sys.exit(recall < 0.95)
 
 

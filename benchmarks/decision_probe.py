@@ -1,11 +1,12 @@
-"""What a policy of the tiny task has learned: the probability of the right decision, by place.
+"""Measures what a policy of the tiny task has learned: the probability of each right decision.
 
     python benchmarks/decision_probe.py RUN... [--words]
 
-RUN is a finished run's workdir, or a cold start folder beside at least one workdir. Histories
-are a faultless expert's on held-out questions with hidden words; nothing is sampled. `plain` shows
-no retrieved trace, `earlier` a right one before every second other step, `here` a right one just
-before the decision: what a policy knows, in which contexts it knows it, and whether it copies.
+RUN is a finished run's workdir, or a cold start folder beside at least one workdir. Prints for each
+RUN and context the mean probability by place in the trajectory. Histories are an expert's without
+errors, on held-out questions with hidden words; nothing is sampled. Context `plain` has no trace
+(what the policy knows), `earlier` has a right one before every second other step (whether context
+disturbs it), `here` has a right one just before the decision (whether it copies).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from rapo_jax.types import Params, Source
 
 
 class Row(NamedTuple):
-    """An expert's trajectory and the right decision at each of its steps."""
+    """An expert's trajectory, and the right decision of each step."""
 
     question: str
     segments: list[Segment]
@@ -59,29 +60,29 @@ CONTEXTS: dict[str, Callable[[int], list[set[int]]]] = {
     "earlier": lambda last: [set(range(1, last, 2)), set(range(2, last, 2))],
     "here": lambda last: [set(range(1, last))],
 }
-"""Name -> number of places -> the sets of places that have a trace in front."""
+"""Name -> (number of places -> the sets of places that have a trace in front)."""
 Decisions = dict[str, dict[str, list[float]]]
 """word -> place ('1', '2', ..., 'done') -> probabilities."""
 
 
 def settings_of(workdirs: Sequence[Path]) -> Settings:
-    """The settings of the first folder that holds a run's config; keys added since: the default."""
+    """Settings of the first folder with a config.json; keys that are not in it have the default."""
     for folder in workdirs:
         if (folder / "config.json").is_file():
             config = default.get_config()
-            found = json.loads((folder / "config.json").read_text())
-            del found["commit"]
-            config.update(ConfigDict(found, convert_dict=True))
+            saved = json.loads((folder / "config.json").read_text())
+            del saved["commit"]
+            config.update(ConfigDict(saved, convert_dict=True))
             return read_settings(config.to_dict())
     raise SystemExit("no config.json in any of these folders; name a run's workdir")
 
 
 def expert_rows(run: Run) -> list[Row]:
-    """A faultless trajectory for every held-out question with a hidden word."""
-    asked = [q for q in load_questions(run.questions["eval"]) if q.kind in HIDDEN_KINDS]
+    """An expert's trajectory for every held-out question with a hidden word."""
+    questions = [q for q in load_questions(run.questions["eval"]) if q.kind in HIDDEN_KINDS]
     groups = run_agents(
         expert(run.world, error=0.0),
-        asked,
+        questions,
         run.tools,
         max_calls=run.settings.rollout.max_calls,
         samples=1,
@@ -89,12 +90,12 @@ def expert_rows(run: Run) -> list[Row]:
     )
     return [
         Row(q.question, list(group[0]), [*run.world.chains[q.question.split()[3]], DONE])
-        for q, group in zip(asked, groups, strict=True)
+        for q, group in zip(questions, groups, strict=True)
     ]
 
 
 def trace(run: Run, decision: str, rng: np.random.Generator) -> str:
-    """An expert's step that takes `decision`, about another entity or number."""
+    """An expert's step with this decision, for another entity or number."""
     world = run.world
     start = pick(rng, world.starts["expert"])
     if decision == DONE:
@@ -102,27 +103,27 @@ def trace(run: Run, decision: str, rng: np.random.Generator) -> str:
     if decision in OPERATIONS:
         age = world.ages[start]
         return f"{step_text(decision, str(age))}<result> {apply_operation(decision, age)}</result>"
-    found = world.ages[start] if decision == ATTRIBUTE else world.facts[start, decision]
-    return f"{step_text(decision, start)}<result> {start} {decision} {found}</result>"
+    fact = world.ages[start] if decision == ATTRIBUTE else world.facts[start, decision]
+    return f"{step_text(decision, start)}<result> {start} {decision} {fact}</result>"
 
 
 def with_traces(run: Run, row: Row, places: set[int]) -> tuple[str, list[Segment]]:
     """A row with a right trace in front of its steps at `places`."""
     rng = np.random.default_rng(0)
-    found, place = [], 0
+    segments, place = [], 0
     for segment in row.segments:
         if segment.source == Source.POLICY:
             if place in places:
                 text = render_retrieved(trace(run, row.right[place], rng))
-                found.append(Segment(Source.RETRIEVED, segment.step, text))
+                segments.append(Segment(Source.RETRIEVED, segment.step, text))
             place += 1
-        found.append(segment)
-    return row.question, found
+        segments.append(segment)
+    return row.question, segments
 
 
 def probe(run: Run, scorer, params: Params, rows: Sequence[Row], context: str) -> Decisions:
-    """Probabilities of the right decisions, those right behind a trace only in context `here`."""
-    found: Decisions = defaultdict(lambda: defaultdict(list))
+    """Probabilities of the right decisions; those just after a trace only in context `here`."""
+    decisions: Decisions = defaultdict(lambda: defaultdict(list))
     opening = run.tokens.encode_protocol("<think>")[0]
     last = max(len(row.right) for row in rows)
     for places in CONTEXTS[context](last):
@@ -137,14 +138,14 @@ def probe(run: Run, scorer, params: Params, rows: Sequence[Row], context: str) -
             for place, t in enumerate(np.flatnonzero(decided) + 1):
                 if (place in places) == (context == "here"):
                     name = "done" if row.right[place] == DONE else str(place + 1)
-                    found[row.question.split()[3]][name].append(float(np.exp(logp_BT[b, t])))
-    return found
+                    decisions[row.question.split()[3]][name].append(float(np.exp(logp_BT[b, t])))
+    return decisions
 
 
-def line(found: Sequence[dict[str, list[float]]]) -> str:
-    """Means by place."""
-    places = sorted({place for each in found for place in each})
-    means = {p: np.mean([x for each in found for x in each.get(p, [])]) for p in places}
+def line(words: Sequence[dict[str, list[float]]]) -> str:
+    """Means by place over some words."""
+    places = sorted({place for each in words for place in each})
+    means = {p: np.mean([x for each in words for x in each.get(p, [])]) for p in places}
     return "  ".join(f"{place} {mean:.2f}" for place, mean in means.items())
 
 
@@ -162,11 +163,11 @@ def main(arguments: Sequence[str]) -> None:
         for folder in flags.runs:
             params = load_policy(run, folder)
             for context in CONTEXTS:
-                found = probe(run, scorer, params, rows, context)
-                print(f"{folder}  {context:<8}{line(list(found.values()))}", flush=True)
-                for word in found if flags.words and context == "plain" else ():
+                decisions = probe(run, scorer, params, rows, context)
+                print(f"{folder}  {context:<8}{line(list(decisions.values()))}", flush=True)
+                for word in decisions if flags.words and context == "plain" else ():
                     chain = " ".join(run.world.chains[word])
-                    print(f"    {word:<8}{chain:<32}{line([found[word]])}")
+                    print(f"    {word:<8}{chain:<32}{line([decisions[word]])}")
         run.close()
 
 

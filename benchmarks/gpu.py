@@ -1,11 +1,12 @@
-"""What one GPU makes of the shapes of Qwen2.5 with random weights, by the run's own programs.
+"""Measures decoding, rollouts and updates of random weights in the shapes of Qwen2.5, on one GPU.
 
     python benchmarks/gpu.py [--model=1.5b,7b] [--full] [--output=gpu.json]
     python benchmarks/gpu.py --model=tiny          # the same code on any device, in seconds
 
-For each model: prompts read and tokens decoded by number of rows, a rollout that calls tools, the
-copy to sample with, and updates at 4k tokens; all weights of 1.5B, adapters of 7B. Prints a table
-in Markdown; docs/gpu.md says what its columns mean. What does not fit says so and the rest goes on.
+Prints a Markdown table (docs/gpu.md explains its columns), for each model: prompts read and tokens
+decoded by number of rows, a rollout that calls tools, the copy to sample with, and updates at 4k
+tokens of all weights (up to 1.5B) or of adapters. A measurement that does not fit in memory is
+noted in its row, and the others continue.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # as launch/gpu.sh
 
@@ -31,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.gpu_host import Host, make_host
 from benchmarks.gpu_sizes import (
     FULL_FINE_TUNE,
     PUBLISHED_NAMES,
@@ -44,23 +45,23 @@ from benchmarks.gpu_sizes import (
     table,
     trained_flops,
 )
-from benchmarks.gpu_world import Play, make_play, plain_boundary
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
+from rapo_jax.plan.programs import byte_boundary
 from rapo_jax.rollout.loop import RolloutInputs, parts
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import start_state
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, Source, Span
+from rapo_jax.types import Batch, Params, Source, Span
 
 RANK = 32
 OPTIMIZER = {"clip_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 
 
 class Bench:
-    """One model on one device: its training state, and the rows of the table so far."""
+    """One model on one device: its training state, and the table's rows so far."""
 
     def __init__(self, name: str, sizes: Sizes, device: jax.Device) -> None:
         self.name, self.sizes, self.device = name, sizes, device
@@ -68,50 +69,49 @@ class Bench:
         self.s, self.model = settings_of(name, adapters=0 if name in FULL_FINE_TUNE else RANK)
         self.mesh = make_mesh([device])
         self.optimizer = make_optimizer(lambda _: 1e-6, **OPTIMIZER)
-        run: Any = SimpleNamespace(mesh=self.mesh, model=self.model)
+        run = SimpleNamespace(mesh=self.mesh, model=self.model)
         self.state = start_state(run, random_params(self.model, self.mesh), self.optimizer)
         self.rows: list[Row] = []
 
-    def tell(self, measured: str, timed: Timed, **numbers: Any) -> None:
-        """Adds a row; `bytes` or `flops` are what the work cannot do without."""
-        work, of, peak = 0.0, "-", None
-        for kind, rate, name in (("bytes", "bandwidth", "bandwidth"), ("flops", "flops", "FLOP/s")):
-            if kind in numbers:
-                work, of = numbers.pop(kind), name
-                peak = getattr(self.chip, rate) if self.chip else None
-        row = Row(self.name, measured, **numbers, seconds=tuple(timed.seconds), of=of)
-        if peak and timed.seconds:
-            row = row._replace(share=work / peak / row.median)
+    def add(self, row: Row, timed: Timed, *, bytes: float = 0, flops: float = 0) -> None:
+        """Completes and prints a row; `bytes` or `flops` are the least that the work needs."""
+        rate, of = ("bandwidth", "bandwidth") if bytes else ("flops", "FLOP/s")
+        row = row._replace(model=self.name, seconds=tuple(timed.seconds))
+        if bytes or flops:
+            row = row._replace(of=of)
+            if self.chip and timed.seconds:
+                least = (bytes or flops) / getattr(self.chip, rate)
+                row = row._replace(share=least / row.median)
         memory = (self.device.memory_stats() or {}).get("peak_bytes_in_use")
         note = ", ".join(filter(None, (row.note, timed.failure)))
         self.rows.append(row._replace(peak=memory, note=note))
         print("| " + " | ".join(self.rows[-1].cells()) + " |", file=sys.stderr, flush=True)
 
     def measure(self, workdir: Path) -> list[Row]:
-        play = make_play(self.model, self.s, self.sizes, self.mesh, workdir)
-        weights = self.copy(play)
+        host = make_host(self.model, self.s, self.sizes, self.mesh, workdir)
+        weights = self.copy(host)
         self.decode(weights)
-        self.rollout(play, weights)
-        del weights  # as in a run: the update needs the room
+        self.rollout(host, weights)
+        del weights  # as in a run: the update needs its memory
         self.update()
         return self.rows
 
-    def copy(self, play: Play) -> Any:
-        held: dict[str, Any] = {}
+    def copy(self, host: Host) -> Params:
+        weights: list[Params] = []
 
         def load() -> None:
-            held.clear()
-            held["weights"] = jax.block_until_ready(play.sampler.load(self.state.params))
+            weights.clear()
+            weights.append(jax.block_until_ready(host.sampler.load(self.state.params)))
 
         timed = interleaved({"copy": load}, repeats=self.sizes.repeats)["copy"]
         if timed.failure:
             raise SystemExit(f"{self.name}: the weights and their copy do not fit on this device")
-        moved = sum(x.nbytes for x in jax.tree.leaves((self.state.params, held["weights"])))
-        self.tell("copy to sample with", timed, rows=0, tokens=0, bytes=moved)
-        return held["weights"]
+        moved = sum(x.nbytes for x in jax.tree.leaves((self.state.params, weights)))
+        self.add(Row("copy to sample with"), timed, bytes=moved)
+        return weights[0]
 
-    def decode(self, weights: Any) -> None:
-        """Prompts alone, and prompts with `ticks` tokens behind them: decoding is what is more."""
+    def decode(self, weights: Params) -> None:
+        """Times prompts with and without `ticks` decoded tokens; decoding is the difference."""
         z, model = self.sizes, self.model
         r = dataclasses.replace(
             self.s.rollout,
@@ -120,16 +120,16 @@ class Bench:
             retrieved_tokens=z.ticks,
             max_tokens=z.prompt + z.ticks,
         )
-        step = parts(model, r, plain_boundary(model), lambda key_BE: key_BE)
+        step = parts(model, r, byte_boundary(model.vocab), lambda key_BE: key_BE)
         opened = jax.jit(lambda params, prompt: step.open(params, prompt, 1))
         decoded = jax.jit(
             lambda params, inputs, prompt: (
                 step.think(params, inputs, step.open(params, prompt, 1))[0].trajectory.length_B
             )
         )
-        works: dict[str, Callable[[], Any]] = {}
+        works: dict[str, Callable[[], object]] = {}
         for count in z.batches:
-            prompt, inputs = self.prompt(count), self.plan(count)
+            prompt, inputs = self.prompt(count), self.inputs(count)
             works[f"read {count}"] = lambda prompt=prompt: (
                 jax.block_until_ready(opened(weights, prompt)) and None
             )
@@ -139,20 +139,17 @@ class Bench:
         timed = interleaved(works, repeats=z.repeats)
         for count in z.batches:
             read, both = timed[f"read {count}"], timed[f"both {count}"]
-            flops = count * z.prompt * read_flops(model, width=z.prompt)
-            self.tell(
-                "read prompts", read, rows=count, tokens=z.prompt, total=count * z.prompt,
-                flops=flops,
-            )  # fmt: skip
+            row = Row("read prompts", count, z.prompt, total=count * z.prompt)
+            self.add(row, read, flops=row.total * read_flops(model, width=z.prompt))
             failure = read.failure or both.failure
-            fresh_B = np.zeros(1) if failure else both.found - z.prompt
-            ticks = int(fresh_B.max())
+            fresh_B = np.zeros(1) if failure else both.result - z.prompt
+            ticks = int(fresh_B.max()) or z.ticks
             spent = [] if failure else list(np.subtract(both.seconds, read.seconds))
-            self.tell(
-                "decode", Timed(spent, None, failure), rows=count, tokens=ticks or z.ticks,
-                total=int(fresh_B.sum()),
-                bytes=decode_bytes(model, rows=count, prompt=z.prompt, ticks=ticks or z.ticks),
-            )  # fmt: skip
+            self.add(
+                Row("decode", count, ticks, total=int(fresh_B.sum())),
+                Timed(spent, None, failure),
+                bytes=decode_bytes(model, rows=count, prompt=z.prompt, ticks=ticks),
+            )
 
     def prompt(self, count: int) -> Span:
         rng = np.random.default_rng(0)
@@ -160,7 +157,7 @@ class Bench:
         span = Span(token_BX, np.full(count, self.sizes.prompt, np.int32))
         return place(span, rows(self.mesh))
 
-    def plan(self, count: int) -> RolloutInputs:
+    def inputs(self, count: int) -> RolloutInputs:
         zero = np.float32(0)
         inputs = RolloutInputs(
             key=jax.random.key(0),
@@ -172,14 +169,14 @@ class Bench:
         )
         return place(inputs, replicated(self.mesh))
 
-    def rollout(self, play: Play, weights: Any) -> None:
-        """A run's rollout with search calls; and which share of it the host had."""
+    def rollout(self, host: Host, weights: Params) -> None:
+        """A run's rollout with search calls, and the host's share of its time."""
         z = self.sizes
         questions = [Question(str(n), "who is it?", ("it",), "", "") for n in range(z.questions)]
 
         def sample() -> tuple[int, float]:
             started = time.perf_counter()
-            tape = play.sampler.sample(
+            tape = host.sampler.sample(
                 weights,
                 jax.random.key(0),
                 questions,
@@ -188,21 +185,21 @@ class Bench:
                 temperature=1.0,
             )
             spent = time.perf_counter() - started
-            host = play.environment.take_counts().get("seconds", 0.0)
-            return int((tape.source_BT == Source.POLICY).sum()), host / spent
+            host_s = host.environment.take_counts().get("seconds", 0.0)
+            return int((tape.source_BT == Source.POLICY).sum()), host_s / spent
 
         timed = interleaved({"rollout": sample}, repeats=z.repeats)["rollout"]
-        total, host = timed.found or (0, None)
+        total, share = timed.result or (0, None)
         count = z.questions * z.group
-        self.tell("rollout", timed, rows=count, tokens=total // count, total=total)
-        self.rows[-1] = self.rows[-1]._replace(share=host, of="its time, by the host")
+        row = Row("rollout", count, total // count, total=total)
+        self.add(row._replace(share=share, of="its time, by the host"), timed)
 
     def update(self) -> None:
-        """An optimizer step on rows of full width, with each of `remats`, in turns."""
+        """An optimizer step on rows of full width, with each value of `remats` in turn."""
         z, model = self.sizes, self.model
         batch, length_B = self.batch()
 
-        def work(remat: str) -> Callable[[], Any]:
+        def work(remat: str) -> Callable[[], float]:
             updater = Updater(
                 rapo_loss(dataclasses.replace(model, remat=remat), self.s.rl),
                 self.optimizer,
@@ -219,14 +216,12 @@ class Bench:
             return update
 
         works = {remat: work(remat) for remat in z.remats}
-        total = z.update_rows * z.update_width
-        flops = total * trained_flops(model, width=z.update_width)
+        row = Row("update", z.update_rows, z.update_width, total=z.update_rows * z.update_width)
+        flops = row.total * trained_flops(model, width=z.update_width)
         trained = f"adapters of rank {model.lora.rank}" if model.lora.rank else "all weights"
         for remat, timed in interleaved(works, repeats=z.repeats).items():
-            self.tell(
-                "update", timed, rows=z.update_rows, tokens=z.update_width, total=total,
-                flops=flops, note=f"{trained}, remat={remat}, {z.micro_rows} rows at a time",
-            )  # fmt: skip
+            note = f"{trained}, remat={remat}, {z.micro_rows} rows at a time"
+            self.add(row._replace(note=note), timed, flops=flops)
 
     def batch(self) -> tuple[Batch, np.ndarray]:
         z, rng = self.sizes, np.random.default_rng(0)
@@ -246,11 +241,11 @@ class Bench:
 
 
 def driver_version() -> str:
-    """As nvidia-smi tells it, '-' where there is none."""
+    """The driver's version by nvidia-smi; '-' without it."""
     if not shutil.which("nvidia-smi"):
         return "-"
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    line = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     return done.stdout.splitlines()[0].strip() if done.stdout.strip() else "-"
 
 
@@ -258,34 +253,32 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="1.5b,7b", help=", ".join((*PUBLISHED_NAMES, "tiny")))
     parser.add_argument("--full", action="store_true", help="more batches, repetitions and remats")
-    parser.add_argument("--output", type=Path, help="JSON file of everything that was measured")
+    parser.add_argument("--output", type=Path, help="JSON file to write all measurements to")
     given = parser.parse_args(arguments)
     names = [name.strip().lower() for name in given.model.split(",")]
     for name in names:
         if name not in (*PUBLISHED_NAMES, "tiny"):
             parser.error(f"--model={name}: choose of {', '.join((*PUBLISHED_NAMES, 'tiny'))}")
     device = jax.devices()[0]
-    about = {
+    info = {
         "device": device.device_kind,
         "driver": driver_version(),
         "jax": jax.__version__,
         "command": "python benchmarks/gpu.py " + " ".join(arguments or sys.argv[1:]),
     }
-    found: list[Row] = []
+    measured: list[Row] = []
     for name in names:
         sizes = SIZES["tiny" if name == "tiny" else "full" if given.full else "usual"]
         with tempfile.TemporaryDirectory() as folder:
-            found += Bench(name, sizes, device).measure(Path(folder))
-    print("\n".join([", ".join(f"{k} {v}" for k, v in about.items()), "", *table(found)]))
+            measured += Bench(name, sizes, device).measure(Path(folder))
+    print("\n".join([", ".join(f"{k} {v}" for k, v in info.items()), "", *table(measured)]))
     if chip_of(device) is None:
-        print(
-            f"\n{device.device_kind}: its peaks are not known here, so there are no shares of them"
-        )
+        print(f"\n{device.device_kind}: its peak numbers are not known, so no share is computed")
     if given.output:
-        rows_found = [row._asdict() | {"median": row.median} for row in found if row.seconds]
-        failed = [row._asdict() for row in found if not row.seconds]
-        given.output.write_text(json.dumps(about | {"rows": rows_found + failed}, indent=2) + "\n")
-    return found
+        done = [row._asdict() | {"median": row.median} for row in measured if row.seconds]
+        failed = [row._asdict() for row in measured if not row.seconds]
+        given.output.write_text(json.dumps(info | {"rows": done + failed}, indent=2) + "\n")
+    return measured
 
 
 if __name__ == "__main__":

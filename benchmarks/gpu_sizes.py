@@ -1,7 +1,6 @@
-"""What benchmarks/gpu.py measures: shapes, sizes, and what a measurement is compared with.
+"""The sizes that benchmarks/gpu.py measures, and the bytes and FLOPs that it compares times with.
 
-Bytes and FLOPs are those that the work cannot do without: recomputing for the sake of memory counts
-as time, not as work.
+Bytes and FLOPs are the least that the work needs: rematerialisation takes time but does not count.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PUBLISHED_NAMES = {
     "8b": "Meta-Llama-3-8B",
 }
 DEVICE_KINDS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
-"""What the driver calls them; other variants of these chips have other peaks."""
+"""The driver's name of a device -> chip; other variants of these chips have other peak numbers."""
 
 HEAD = (
     "model", "measured", "rows", "tokens a row", "ms", "slowest", "tokens/s", "share", "of",
@@ -35,15 +34,15 @@ HEAD = (
 
 
 class Sizes(NamedTuple):
-    """How much of everything; tokens are those of a row."""
+    """The sizes of all measurements; tokens are those of a row."""
 
     batches: tuple[int, ...]
-    """Rows that are decoded at once."""
+    """Numbers of rows that are decoded at once."""
     prompt: int
     ticks: int
     """Tokens decoded."""
     questions: int
-    """Of the rollout, each as often as a group has rows."""
+    """Questions of the rollout, each with `group` rows."""
     group: int
     update_rows: int
     update_width: int
@@ -62,22 +61,25 @@ SIZES = {
 }  # fmt: skip
 
 FULL_FINE_TUNE = ("0.5b", "1.5b", "tiny")
-"""Models of which one GPU holds weights, gradients and moments; larger ones train adapters."""
+"""Models that train all weights on one GPU; larger ones train adapters."""
 
 
 class Row(NamedTuple):
-    """One line of the table; seconds are those of every repetition."""
+    """One line of the table."""
 
-    model: str
     measured: str
-    rows: int
-    tokens: int
+    rows: int = 0
+    tokens: int = 0
+    model: str = ""
     seconds: tuple[float, ...] = ()
+    """Seconds of each repetition."""
     total: float = 0
-    """Tokens of all rows that came of it."""
+    """Tokens of all rows."""
     share: float | None = None
+    """Least possible time as a share of the measured one, by the peak number in `of`."""
     of: str = "-"
     peak: float | None = None
+    """Peak of memory so far, in bytes."""
     note: str = ""
 
     @property
@@ -110,15 +112,15 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The published peaks of a device; None where it is none of which they are known."""
+    """The published peak numbers of a device; None if they are not known."""
     kind = DEVICE_KINDS.get(device.device_kind)
     return CHIPS[kind] if kind else None
 
 
 def settings_of(name: str, *, adapters: int) -> tuple[Settings, ModelSettings]:
-    """Of configs/qwen7b.py, with another model; `tiny` is of configs/default.py, in float32."""
+    """configs/qwen7b.py with another model; for `tiny`, configs/default.py, in float32."""
     c = default.get_config() if name == "tiny" else qwen7b.get_config()
-    c.stages = ("plan",)  # what a plan may leave open, a benchmark may
+    c.stages = ("plan",)  # like a plan, a benchmark needs no files
     c.model.lora.rank = adapters
     if name == "tiny":
         c.model.update(vocab=1024, init_scale=0.1, tied=False)
@@ -130,9 +132,9 @@ def settings_of(name: str, *, adapters: int) -> tuple[Settings, ModelSettings]:
 
 
 def read_weights(model: ModelSettings) -> float:
-    """Bytes of weights that decoding a token of any number of rows reads.
+    """Bytes of weights that are read to decode one token of each row.
 
-    Of an embedding that is not the head too, a row of it for each token: nothing beside the rest.
+    Of an untied embedding, only one line is read for each token: it does not count.
     """
     shape = shape_on(model, fsdp=1, tensor=1)
     looked_up = 0 if model.tied else model.vocab * model.width * shape.itemsize
@@ -140,34 +142,34 @@ def read_weights(model: ModelSettings) -> float:
 
 
 def cache_bytes(model: ModelSettings) -> float:
-    """Bytes of keys and values of a token."""
+    """Bytes of the keys and values of a token."""
     itemsize = shape_on(model, fsdp=1, tensor=1).itemsize
     return 2 * model.kv_heads * model.head_width * itemsize * model.layers
 
 
 def decode_bytes(model: ModelSettings, *, rows: int, prompt: int, ticks: int) -> float:
-    """Bytes that decoding `ticks` tokens behind a prompt reads: the weights, and what is cached.
+    """Bytes that are read to decode `ticks` tokens after a prompt: weights and cache.
 
-    Token i, from 0 on, attends to the prompt, to the i before it and to itself.
+    Token i (from 0) attends to the prompt, to the i tokens before it and to itself.
     """
-    seen = ticks * prompt + ticks * (ticks + 1) / 2
-    return ticks * read_weights(model) + rows * seen * cache_bytes(model)
+    attended = ticks * prompt + ticks * (ticks + 1) / 2
+    return ticks * read_weights(model) + rows * attended * cache_bytes(model)
 
 
 def attention_flops(model: ModelSettings, *, width: int) -> float:
-    """Of a token of a row of `width`, forward: half of the row is seen, scores and their mix."""
+    """FLOPs of a token, forward: scores and weighted sum over half of a row of `width`."""
     return 4 * model.heads * model.head_width * model.layers * width / 2
 
 
 def read_flops(model: ModelSettings, *, width: int) -> float:
-    """Of a prompt's token: forward, without the head."""
+    """FLOPs of a prompt's token: forward, without the head."""
     shape = shape_on(model, fsdp=1, tensor=1)
     matrix = shape.matrix - model.vocab * model.width + shape.adapters
     return 2 * matrix + attention_flops(model, width=width)
 
 
 def trained_flops(model: ModelSettings, *, width: int) -> float:
-    """Of a trained token: forward, and twice as much backward, or once through a frozen matrix."""
+    """FLOPs of a trained token: forward, and backward twice as many (once for a frozen matrix)."""
     shape = shape_on(model, fsdp=1, tensor=1)
     frozen = 2 * shape.matrix * (1 + shape.passed_back)
     return frozen + 3 * (2 * shape.adapters + attention_flops(model, width=width))

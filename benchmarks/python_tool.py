@@ -1,9 +1,8 @@
-"""How fast the Python tool answers: latency of one call, and calls a second of all workers.
+"""Measures the Python tool: latency of one call, and calls per second of all workers.
 
     python benchmarks/python_tool.py [--calls 500] [--workers 2]
 
-The times are of this machine as it is: its load stands beside them, and a machine busy with
-something else gives larger ones.
+Prints a line for each program, and the machine with its load: other load makes times longer.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rapo_jax.tools.sandbox.pool import PythonTool, python_tool  # noqa: E402
+from rapo_jax.tools.sandbox.pool import PythonTool, python_tool
 
 PROGRAMS = ("print(1+1)", "import numpy\nprint(numpy.ones(3).sum())")
 
@@ -39,16 +38,16 @@ def machine() -> str:
 
 def measure(tool: PythonTool, program: str, calls: int) -> str:
     """Latencies of `calls` calls one by one, then the rate of a batch of as many."""
-    tool([program] * 8)  # warm
+    tool([program] * 8)  # warm-up
     took_s = []
     for _ in range(calls):
         start = time.perf_counter()
         tool([program])
         took_s.append(time.perf_counter() - start)
     start = time.perf_counter()
-    seen = tool([program] * calls)
+    observations = tool([program] * calls)
     rate = calls / (time.perf_counter() - start)
-    wrong = sum(observation.outcome != "ok" for observation in seen)
+    wrong = sum(observation.outcome != "ok" for observation in observations)
     parts = statistics.quantiles(took_s, n=10)
     return (
         f"latency ms: least {1e3 * min(took_s):.1f}, 10% {1e3 * parts[0]:.1f}, "

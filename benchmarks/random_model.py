@@ -1,9 +1,9 @@
-"""Random weights in the shape of a published model: measuring needs no others.
+"""Makes a model of random weights in a published shape, to measure the package's entry point.
 
     python benchmarks/random_model.py --model=1.5b --folder=runs/random-1.5b
 
-writes them as a Hugging Face folder (bfloat16), makes a byte-level tokenizer in FOLDER/tokenizer,
-and prints the command that takes a few steps of RAPO from there, by the package's own entry point.
+Writes a Hugging Face folder (bfloat16) with a byte-level tokenizer in FOLDER/tokenizer, and prints
+the command that trains it for a few steps of RAPO.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ CORPUS = ("who is it? the answer is no word of a word. ",)
 
 
 def random_params(model: ModelSettings, mesh: Mesh, *, sampling: bool = False) -> Params:
-    """Normal numbers of `model.init_scale` in the training layout; norms are 1, all else is 0.
+    """N(0, `model.init_scale`) in the training layout; norms are 1, biases and `b` factors 0.
 
-    With adapters they lie on a frozen base. With `sampling`, in the dtypes of what samples. Every
-    array is drawn in its own dtype, so that no more than one of them is there twice.
+    With `sampling`, in the dtypes of the copy to sample with. Each array is drawn in its final
+    dtype, so that at most one of them is in memory twice.
     """
     shapes = policy_shapes(model)
     where = layout(mesh, model, shapes, name="training")
@@ -72,7 +72,7 @@ def write_folder(folder: Path, model: ModelSettings, params: Params) -> None:
 
 
 def command(folder: Path) -> str:
-    """A few steps of RAPO on the made task, whose world and buffer need no download."""
+    """A few steps of RAPO on the built-in task, which needs no download."""
     flags = {
         "stages": "\"('buffer','rl')\"",
         "model.folder": folder,

@@ -1,11 +1,11 @@
-"""The search index on disk: seconds, memory and bytes to build it, and what a search finds.
+"""Measures the search index on disk: seconds, memory and bytes to build; speed and recall.
 
     python benchmarks/search_index.py                                   # 200,000 passages, built-in
     python benchmarks/search_index.py --encoder=minilm --passages=2000  # MiniLM, or --folder
 
-Passages are made of invented words, some common and most rare, by subjects, as texts have them.
-The build runs in a process of its own, so that its peak of memory is its own. Times are of this
-machine as it is: its load stands beside them.
+Prints a line for the machine with its load, the build and the search. Passages are made of invented
+words, some common and most rare, by subjects. The build runs in a separate process, to measure its
+peak memory.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ AT = 3
 
 
 def write_corpus(path: Path, count: int) -> None:
-    """Passages of about LENGTH words: half of them a subject's own, half as common as in texts."""
+    """Passages of about LENGTH words: half are a subject's words, half common ones (Zipf)."""
     rng = np.random.default_rng(0)
     letters = np.array(list("bcdfghklmnprstvz")), np.array(list("aeiou"))
     words = [
-        "".join(a + b for a, b in zip(rng.choice(letters[0], n), rng.choice(letters[1], n)))  # noqa: B905
+        "".join(map("".join, zip(*(rng.choice(part, n) for part in letters), strict=True)))
         for n in rng.integers(1, 5, WORDS)
     ]
     share = 1 / np.arange(1, WORDS + 1)
     share /= share.sum()
-    own = rng.integers(0, WORDS, (SUBJECTS, WORDS_OF_SUBJECT))
+    of_subject = rng.integers(0, WORDS, (SUBJECTS, WORDS_OF_SUBJECT))
     with open(path, "w", encoding="utf-8") as file:
         for i in range(count):
             common = rng.choice(WORDS, LENGTH // 2, p=share)
-            mine = rng.choice(own[i % SUBJECTS], LENGTH // 2)
-            text = " ".join(words[j] for j in rng.permutation(np.concatenate([common, mine])))
-            contents = f'"{words[own[i % SUBJECTS, 0]]} {i}"\n{text}'
+            special = rng.choice(of_subject[i % SUBJECTS], LENGTH // 2)
+            text = " ".join(words[j] for j in rng.permutation(np.concatenate([common, special])))
+            contents = f'"{words[of_subject[i % SUBJECTS, 0]]} {i}"\n{text}'
             file.write(json.dumps({"id": str(i), "contents": contents}) + "\n")
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """In the process that is measured: the stage, then its peak of memory as its last line."""
+    """Runs the stage in the measured process; its last line is the seconds and the peak memory."""
     from configs import default
     from rapo_jax.config.read import read_settings
     from rapo_jax.stages.search_index import index_corpus
@@ -76,7 +76,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def search(folder: Path) -> str:
-    """Queries a second one by one and in a batch, recall, and what is in memory."""
+    """Queries per second, one by one, and recall against an exact search."""
     from rapo_jax.search.index.search import open_index
 
     index = open_index(folder)
@@ -85,7 +85,7 @@ def search(folder: Path) -> str:
     for place in rng.integers(0, len(index), QUERIES):
         words = index.texts[int(place)].split()
         queries.append(" ".join(rng.choice(words, 8, replace=False)))
-    index(queries[:5], AT)  # warm
+    index(queries[:5], AT)  # warm-up
     took_s = []
     for query in queries:
         started = time.perf_counter()
@@ -93,11 +93,11 @@ def search(folder: Path) -> str:
         took_s.append(time.perf_counter() - started)
     query_BE = np.asarray(index.encode(queries), np.float32)
     wanted = index.exact(query_BE, AT)
-    found = [index.nearest(row, AT) for row in query_BE]
+    hits_B = [index.nearest(row, AT) for row in query_BE]
     recall = np.mean(
         [
             min(1, sum(score >= best[-1][1] - 1e-6 for _, score in hits) / len(best))
-            for hits, best in zip(found, wanted, strict=True)
+            for hits, best in zip(hits_B, wanted, strict=True)
         ]
     )
     return (
@@ -129,8 +129,8 @@ def main() -> None:
         write_corpus(corpus, arguments.passages)
         command = [sys.executable, __file__, *sys.argv[1:], f"--build={corpus}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        *said, last = done.stdout.splitlines()
-        print("\n".join(said))
+        *lines, last = done.stdout.splitlines()
+        print("\n".join(lines))
         measured = json.loads(last)
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(

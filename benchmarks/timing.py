@@ -1,29 +1,33 @@
-"""Seconds of several works, taken in turns: a machine that changes its speed misleads less."""
+"""Times several works in turns, so that a machine whose speed changes misleads less."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+Result = TypeVar("Result")
 
 
-class Timed(NamedTuple):
+class Timed(NamedTuple, Generic[Result]):
     seconds: list[float]
-    found: Any
+    result: Result | None
     """What the last call returned."""
     failure: str
-    """'' or why there are no seconds."""
+    """Why there are no seconds, or ''."""
 
 
-def interleaved(works: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timed]:
+def interleaved(
+    works: Mapping[str, Callable[[], Result]], *, repeats: int
+) -> dict[str, Timed[Result]]:
     """Seconds of every work, in rounds of all of them, after one call each that compiles it.
 
-    A work blocks on its results and returns small ones. One that runs out of memory is left out.
+    A work blocks until its results are computed. One that runs out of memory is left out.
     """
-    found = {name: Timed([], None, "") for name in works}
+    timed: dict[str, Timed[Result]] = {name: Timed([], None, "") for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
-            if found[name].failure:
+            if timed[name].failure:
                 continue
             started = time.perf_counter()
             try:
@@ -31,11 +35,11 @@ def interleaved(works: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                found[name] = Timed([], None, "out of memory")
+                timed[name] = Timed([], None, "out of memory")
                 continue
             spent = [time.perf_counter() - started] if turn else []
-            found[name] = Timed(found[name].seconds + spent, result, "")
-    return found
+            timed[name] = Timed(timed[name].seconds + spent, result, "")
+    return timed
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU: its table on a CPU, and what it compares times with, by hand."""
+"""benchmarks/gpu.py: its table on a CPU, and its least bytes and FLOPs worked out by hand."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_a_table_of_a_tiny_model_has_every_measurement_and_no_share_of_unknown_p
     tmp_path, capsys
 ):
     rows = main(["--model=tiny", f"--output={tmp_path / 'gpu.json'}"])
-    told = capsys.readouterr().out
-    lines = [line[2:-2].split(" | ") for line in told.splitlines() if line.startswith("| ")]
+    out = capsys.readouterr().out
+    lines = [line[2:-2].split(" | ") for line in out.splitlines() if line.startswith("| ")]
     assert tuple(lines[0]) == HEAD and {len(line) for line in lines} == {len(HEAD)}
     measured = [(row.measured, row.rows) for row in rows]
     assert measured == [
@@ -73,10 +73,11 @@ def test_a_table_of_a_tiny_model_has_every_measurement_and_no_share_of_unknown_p
     shares = {row.measured: row.share for row in rows}
     assert 0 <= shares.pop("rollout") <= 1  # the host's share needs no peaks
     assert set(shares.values()) == {None}
-    assert "its peaks are not known here" in told and f"jax {jax.__version__}" in told
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert [row["measured"] for row in found["rows"]] == [row.measured for row in rows]
-    assert found["command"] == f"python benchmarks/gpu.py --model=tiny --output={tmp_path}/gpu.json"
+    assert "its peak numbers are not known" in out and f"jax {jax.__version__}" in out
+    output = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["measured"] for row in output["rows"]] == [row.measured for row in rows]
+    command = f"python benchmarks/gpu.py --model=tiny --output={tmp_path}/gpu.json"
+    assert output["command"] == command
 
 
 def test_decoding_reads_all_weights_but_the_embedding_and_what_is_cached(model_7b, model_1b):
@@ -88,8 +89,8 @@ def test_decoding_reads_all_weights_but_the_embedding_and_what_is_cached(model_7
     assert read_weights(model_1b) == 2 * (28 * (LAYER_1B + BIASES_1B) + HEAD_1B) + 4 * NORMS_1B
     assert cache_bytes(model_7b) == 2 * 4 * 128 * 2 * 28 == 57_344
     # two tokens behind a prompt of 10 attend to 11 and to 12
-    found = decode_bytes(model_7b, rows=64, prompt=10, ticks=2)
-    assert found == 2 * weights + 64 * (11 + 12) * 57_344
+    read = decode_bytes(model_7b, rows=64, prompt=10, ticks=2)
+    assert read == 2 * weights + 64 * (11 + 12) * 57_344
 
 
 def test_a_trained_token_costs_six_flops_a_weight_and_attention(model_1b):
@@ -107,15 +108,15 @@ def test_a_frozen_weight_costs_four(model_7b):
     assert trained_flops(model_7b, width=4096) == wanted
 
 
-def test_a_work_that_runs_out_of_memory_is_told_and_the_others_go_on():
+def test_a_work_that_runs_out_of_memory_is_reported_and_the_others_continue():
     calls = []
 
     def large():
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
 
-    found = interleaved({"large": large, "small": lambda: calls.append(1)}, repeats=3)
-    assert found["large"] == Timed([], None, "out of memory")
-    assert len(found["small"].seconds) == 3 and len(calls) == 4  # one of them compiles
+    timed = interleaved({"large": large, "small": lambda: calls.append(1)}, repeats=3)
+    assert timed["large"] == Timed([], None, "out of memory")
+    assert len(timed["small"].seconds) == 3 and len(calls) == 4  # one of them compiles
 
     def wrong():
         raise RuntimeError("INTERNAL: no")
@@ -125,10 +126,10 @@ def test_a_work_that_runs_out_of_memory_is_told_and_the_others_go_on():
 
 
 def test_a_row_shows_medians_and_a_missing_number_as_a_dash():
-    row = Row("7b", "decode", 64, 100, seconds=(0.5, 0.1, 0.3), total=600, share=0.256, of="x")
+    row = Row("decode", 64, 100, "7b", (0.5, 0.1, 0.3), total=600, share=0.256, of="x")
     assert row.cells()[4:9] == ("300", "500", "2,000", "25.6 %", "x")
     assert row._replace(seconds=(0.1, 0.3)).median == pytest.approx(0.2)
-    empty = Row("7b", "update", 8, 4096, note="out of memory")
+    empty = Row("update", 8, 4096, "7b", note="out of memory")
     assert table([empty])[2] == "| 7b | update | 8 | 4096 | - | - | - | - | - | - | out of memory |"
 
 
@@ -136,12 +137,12 @@ def test_a_row_shows_medians_and_a_missing_number_as_a_dash():
     ("kind", "flops"),
     [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", None)],
 )
-def test_peaks_are_those_of_exactly_the_published_variant(kind, flops):
+def test_only_the_published_variant_of_a_chip_has_known_peak_numbers(kind, flops):
     chip = chip_of(SimpleNamespace(device_kind=kind))
     assert (chip.flops if chip else None) == flops
 
 
-def test_random_weights_lie_on_a_frozen_base_and_change_nothing_yet():
+def test_random_adapters_change_nothing_at_first():
     model = settings_of("tiny", adapters=2)[1]
     params = random_params(model, make_mesh(jax.devices()[:1]))
     assert params["lora"]["query"]["a"].any() and not params["lora"]["query"]["b"].any()
@@ -149,21 +150,21 @@ def test_random_weights_lie_on_a_frozen_base_and_change_nothing_yet():
     assert params["blocks"]["up"]["kernel"].std() == pytest.approx(model.init_scale, rel=0.02)
 
 
-def test_a_folder_of_random_weights_is_one_that_a_run_starts_from(tmp_path):
+def test_a_run_can_start_from_a_folder_of_random_weights(tmp_path):
     s, model = settings_of("tiny", adapters=0)
     mesh = make_mesh(jax.devices()[:1])
     params = random_params(model, mesh)
     folder = tmp_path / "random"
     write_folder(folder, model, params)
     s = dataclasses.replace(s, model=dataclasses.replace(model, folder=str(folder)))
-    found = newest_weights(s, tmp_path / "none").load(mesh, dtype="float32")
+    loaded = newest_weights(s, tmp_path / "none").load(mesh, dtype="float32")
     wanted = params["blocks"]["up"]["kernel"].astype("bfloat16").astype("float32")
-    assert (found["blocks"]["up"]["kernel"] == wanted).all()
+    assert (loaded["blocks"]["up"]["kernel"] == wanted).all()
     tokens = load_tokens(folder / "tokenizer", vocab_size=model.vocab)
     assert len(tokens.bytes_V) == model.vocab and tokens.eos_ids
 
 
-def test_the_command_of_a_random_folder_has_keys_and_values_of_the_config(tmp_path):
+def test_the_printed_command_sets_existing_config_keys(tmp_path):
     words = shlex.split(command(tmp_path / "random"))
     assert words[:3] == ["python", "-m", "rapo_jax.main"]
     c = default.get_config()

@@ -85,7 +85,7 @@ def test_the_programs_of_a_run_lower_from_shapes_alone():
     model = dataclasses.replace(s.model, layers=1)
     mesh = make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     add, apply = lowered_update(s, model, mesh)
-    rollout = lowered_rollout(s, model, mesh, chunks=2, width=8)
+    rollout = lowered_rollout(s, model, mesh, chunks=2, key_width=8)
     assert all("sdy.mesh" in each.as_text() for each in (add, rollout))
     found = compile_program("optimizer", lambda: apply, chips=4, ticks=4)
     assert found.refused == "" and found.argument > 0

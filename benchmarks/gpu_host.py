@@ -1,6 +1,6 @@
-"""The world of benchmarks/gpu.py: a random policy that calls tools about as often as a trained one.
+"""The host's side of benchmarks/gpu.py: a tokenizer, made-up documents and a local search.
 
-Nothing is downloaded: a tokenizer of bytes, a thousand made documents, a local search.
+A policy with random weights calls tools about as often as a trained one. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,38 +17,23 @@ from benchmarks.gpu_sizes import Sizes
 from benchmarks.random_model import CORPUS
 from rapo_jax.config import ModelSettings, RolloutSettings, Settings
 from rapo_jax.environment import Environment
-from rapo_jax.rollout.spans import Boundary
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.text.protocol import stops
-from rapo_jax.text.tokens import Tokens, boundary_automaton, build_tokenizer, load_tokens
+from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search import local_search
 from rapo_jax.train.sampler import Sampler
 
 CALL_EVERY = 64
-"""One in so many tokens of the rollout's vocabulary closes a call, a quarter of them an answer."""
-SYSTEM = "Answer the question."
+"""One in so many tokens of the vocabulary ends a step: one of four by an answer, else by a call."""
 
 
-def plain_boundary(model: ModelSettings) -> Boundary:
-    """A vocabulary of single bytes, no token of which ends a response."""
-    ends = stops(())
-    automaton = boundary_automaton([bytes([i % 256]) for i in range(model.vocab)], ends)
-    return Boundary(
-        jnp.asarray(automaton.next_state_AV),
-        automaton.first_accept,
-        ends.index("</answer>"),
-        jnp.full(1, -1, jnp.int32),
-    )
-
-
-class Play(NamedTuple):
+class Host(NamedTuple):
     sampler: Sampler
     environment: Environment
 
 
-def make_play(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workdir: Path) -> Play:
-    """A sampler whose random policy calls the local search: see `calling`."""
+def make_host(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workdir: Path) -> Host:
+    """A sampler whose random policy calls a local search (see `calling`), and its environment."""
     z = sizes
     r: RolloutSettings = dataclasses.replace(
         s.rollout,
@@ -63,12 +47,11 @@ def make_play(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
     )
     build_tokenizer(workdir / "tokenizer", CORPUS, vocab_size=1024)
     tokens = calling(load_tokens(workdir / "tokenizer", vocab_size=model.vocab))
-    documents = [f"fact {n}: word number {n} is told here" for n in range(1000)]
+    documents = [f"fact {n}: this is about word number {n}" for n in range(1000)]
     encode = NgramEncoder.fit(documents, width=256, orders=(1, 2))
-    tools = {"search": local_search(documents, encode, passages=3), "python": no_python}
     environment = Environment(
         tokens,
-        tools,
+        {"search": local_search(documents, encode, passages=3), "python": no_python},
         observation_tokens=r.observation_tokens,
         retrieved_tokens=r.retrieved_tokens,
     )
@@ -78,23 +61,23 @@ def make_play(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         tokens,
         environment,
         mesh,
-        system=SYSTEM,
+        system="Answer the question.",
         embed=lambda key_BE: key_BE,
         query_E=jax.ShapeDtypeStruct((8,), np.float32),
     )
-    return Play(sampler, environment)
+    return Host(sampler, environment)
 
 
 def no_python(calls: list[str]) -> list[Observation]:
-    """The random policy seldom closes this tag, and never writes a program."""
+    """Empty results: the random policy never writes a program."""
     return [Observation("", "empty") for _ in calls]
 
 
 def calling(tokens: Tokens) -> Tokens:
-    """Gives the ids that the tokenizer leaves free text: words, whole calls, whole answers.
+    """Gives the tokenizer's unused ids a text: words, whole calls, whole answers.
 
-    A policy with random weights draws every token about as often, so that its steps are about
-    CALL_EVERY tokens long, end with a call as a trained one's do, and now and then with an answer.
+    A policy with random weights draws all tokens about equally often, so its steps are about
+    CALL_EVERY tokens long and end with a call as a trained policy's, sometimes with an answer.
     """
     texts = [b" word"] * (4 * CALL_EVERY)
     for at in range(0, len(texts), CALL_EVERY):
