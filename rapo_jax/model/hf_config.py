@@ -274,31 +274,23 @@ def config_of(settings: ModelSettings, *, max_positions: int) -> Config:
             "model.qkv_bias=True; such a model cannot be exported"
         )
     kind = "qwen2" if s.qkv_bias else "qwen3" if s.qk_norm else "llama"
-    llama3 = {
-        "rope_type": "llama3",
-        "factor": s.rope_factor,
-        "low_freq_factor": s.rope_low_freq,
-        "high_freq_factor": s.rope_high_freq,
-        "original_max_position_embeddings": s.rope_positions,
-    }
+
+    def named(*settings: str) -> Config:
+        return {KEYS[name]: getattr(s, name) for name in settings}
+
+    scaling = None
     if s.rope_type == "llama3":
+        names = ("rope_type", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_positions")
+        scaling = named(*names)
         max_positions = max(max_positions, int(s.rope_factor * s.rope_positions))
     return {
         "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
-        "vocab_size": s.vocab,
-        "hidden_size": s.width,
-        "intermediate_size": s.ffn,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads,
-        "num_key_value_heads": s.kv_heads,
-        "head_dim": s.head_width,
+        **named("vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_width"),
         "hidden_act": "silu",
         "max_position_embeddings": max_positions,
         "initializer_range": s.init_scale,
-        "rms_norm_eps": s.norm_eps,
-        "rope_theta": s.rope_theta,
-        "rope_scaling": llama3 if s.rope_type == "llama3" else None,
-        "tie_word_embeddings": s.tied,
+        **named("norm_eps", "rope_theta", "tied"),
+        "rope_scaling": scaling,
         "use_cache": True,
     }
