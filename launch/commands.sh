@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the launchers: commands that a dry run prints instead, messages, the program's flags.
+# Sourced by the launchers: functions for dry runs, messages and the flags of the program.
 
 dry_run=${dry_run:-} # yes: print, and run nothing
 
-# quoted WORD...: the words as one line that a shell reads back as they are.
+# quoted WORD...: prints the words as one line, quoted for a shell.
 quoted() {
   local word mark="'" escaped="'\"'\"'" line=''
   for word in "$@"; do
@@ -15,12 +15,12 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# run COMMAND...: runs it; a dry run prints it.
+# run COMMAND...: runs it; in a dry run, prints it.
 run() {
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
 }
 
-# run_last COMMAND...: the same for the last one: this shell becomes the command.
+# run_last COMMAND...: the same, and ends the script: the shell is replaced by the command.
 run_last() {
   if [ -n "$dry_run" ]; then
     quoted "$@"
@@ -29,12 +29,12 @@ run_last() {
   exec "$@"
 }
 
-# say MESSAGE: tells how far it is; a dry run gets nowhere.
+# say MESSAGE: prints progress; nothing in a dry run.
 say() {
   if [ -z "$dry_run" ]; then echo "$(basename "$0" .sh): $*" >&2; fi
 }
 
-# fail MESSAGE: ends with the status of a wrong call.
+# fail MESSAGE: prints an error and ends with status 2.
 fail() {
   echo "$(basename "$0" .sh): $*" >&2
   exit 2
@@ -43,7 +43,7 @@ fail() {
 # show_help FILE: prints the comment at the file's top.
 show_help() { sed -n '2,/^$/s/^# \{0,1\}//p' "$1"; }
 
-# flag_value NAME FLAG...: the value of --NAME=VALUE or --NAME VALUE, the last one; '' without any.
+# flag_value NAME FLAG...: prints the last value of --NAME=VALUE or --NAME VALUE, or an empty line.
 flag_value() {
   local name=$1 value=''
   shift
@@ -57,7 +57,7 @@ flag_value() {
   printf '%s\n' "$value"
 }
 
-# need_flags FLAG...: refuses flags without a config or a workdir.
+# need_flags FLAG...: fails if --config or --workdir is missing.
 need_flags() {
   local name
   for name in config workdir; do
@@ -67,7 +67,7 @@ need_flags() {
   done
 }
 
-# need_below NAME FOLDER FLAG...: refuses a value of --NAME that is not a path below FOLDER.
+# need_below NAME FOLDER FLAG...: fails if the value of --NAME is not a path below FOLDER.
 need_below() {
   local name=$1 folder=$2 value
   shift 2
@@ -76,12 +76,12 @@ need_below() {
     */../* | //* | */./*) ;;
     /"$folder"/?*) return ;;
   esac
-  fail "--$name=$value: only $folder/ of this repository goes there; give a path below $folder/, relative to the repository"
+  fail "--$name=$value: only $folder/ of this repository is copied; give a path below $folder/, relative to the repository"
 }
 
-# set_gpu_environment: fills gpu_environment with NAME=VALUE words. What the caller has set wins.
-# The flag lets collectives overlap with compute (docs.jax.dev, "GPU performance tips"); JAX would
-# take 75 % of a GPU's memory ("GPU memory allocation").
+# set_gpu_environment: sets gpu_environment to NAME=VALUE words; variables of the caller win.
+# The flag overlaps collectives with compute (docs.jax.dev, "GPU performance tips"); by default JAX
+# takes only 75 % of a GPU's memory ("GPU memory allocation").
 set_gpu_environment() {
   local flags="--xla_gpu_enable_latency_hiding_scheduler=true${XLA_FLAGS:+ $XLA_FLAGS}"
   gpu_environment=("XLA_FLAGS=$flags")

@@ -4,11 +4,11 @@
 #   bash launch/docker.sh [FLAG...] -- --config=configs/qwen7b.py --workdir=runs/qwen7b
 #
 # It needs Docker and the NVIDIA Container Toolkit. Flags after -- go to rapo_jax.main. The container
-# shares runs/ of this repository: results stay, and a killed run goes on with the same command.
+# shares runs/ of this repository: results stay, and the same command continues a killed run.
 #
 #   --image=NAME  name of the image; default rapo_jax
 #   --gpus=WHICH  as in docker run: all (the default), a count, or device=0,1
-#   --mount=DIR   a folder to be seen, read only, under the same path: models, data; may be repeated
+#   --mount=DIR   mounts a folder read-only under the same path (models, data); may be repeated
 #   --dry-run     print the commands, one per line, and run nothing
 #   --help        this text
 
@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
     --image=?*) image=${1#*=} ;;
     --gpus=?*) gpus=${1#*=} ;;
     --mount=/*) mounts+=("--volume=${1#*=}:${1#*=}:ro") ;;
-    --mount=*) fail "$1: give the whole path of the folder, from / on" ;;
+    --mount=*) fail "$1: give the whole path of the folder, starting with /" ;;
     --) shift && break ;;
     *) fail "$1: no such flag; see --help. Flags of the program come after --" ;;
   esac
@@ -35,7 +35,7 @@ need_below workdir runs "$@"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 run docker build "--file=$root/launch/Dockerfile" "--tag=$image" "$root"
 run mkdir -p "$root/runs"
-# --init passes signals on; NCCL needs more shared memory than Docker gives; the caller owns results
+# --init forwards signals; NCCL needs more shared memory than the default; the caller owns results
 run_last docker run --rm --init "--gpus=$gpus" --shm-size=8g "--user=$(id -u):$(id -g)" \
   --env=HOME=/tmp --env=USER=rapo "--volume=$root/runs:/rapo_jax/runs" \
   ${mounts[@]+"${mounts[@]}"} "$image" "$@"

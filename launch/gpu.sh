@@ -3,13 +3,13 @@
 #
 #   bash launch/gpu.sh [--dry-run] -- --config=configs/qwen7b.py --workdir=runs/qwen7b
 #
-# Flags after -- go to rapo_jax.main; their paths are meant from where the command is given. A killed
-# run goes on with the same command.
+# Flags after -- are passed to rapo_jax.main; their paths are relative to the current folder. The same
+# command continues a killed run.
 #
 #   --dry-run  print the commands, one per line, and run nothing
 #   --help     this text
 #
-# XLA_FLAGS is added to the flags set here, and wins. XLA_CLIENT_MEM_FRACTION, if unset, is 0.9.
+# XLA_FLAGS is appended to the flags set here, and wins. XLA_CLIENT_MEM_FRACTION, if unset, is 0.9.
 
 set -euo pipefail
 start=$PWD

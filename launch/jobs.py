@@ -1,4 +1,4 @@
-"""Runs of a sweep as child processes: a few at a time, watched, and none left behind."""
+"""Runs the jobs of a sweep as child processes, a few at a time; ends all of them on exit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE_S = 5.0
-"""Seconds between asking a run to end and ending it."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """One run: its name, its folder under the sweep's and the settings it changes."""
+    """One run of a sweep, with the settings that it changes."""
 
     name: str
     workdir: Path
@@ -42,7 +42,7 @@ class Job:
         return set(self.stages) <= set(done)
 
     def progress(self) -> float:
-        """The share of RL steps done, for the time estimate only."""
+        """Share of RL steps done, for the estimated time."""
         try:
             config = json.loads((self.workdir / "config.json").read_text())
             with (self.workdir / "metrics.jsonl").open("rb") as file:
@@ -56,20 +56,19 @@ class Job:
 def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel: int) -> list[Job]:
     """Runs jobs, at most `parallel` at a time, and returns those that failed.
 
-    Jobs side by side share the cores evenly and keep to their own: programs that each took all
-    cores would be slower together than one after the other. Every child has its own process
-    group, and none survives this function: not after ctrl-C either.
+    Parallel jobs run on separate cores, evenly shared: programs that each use all cores are slower
+    together than one after another. Every child has a process group, and none is alive when this
+    function ends, even after ctrl-C.
     """
     waiting, failed, start = list(jobs), [], time.monotonic()
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
-    free, slots = list(range(parallel)), {}
-    ended = 0
+    free, slots, ended = list(range(parallel)), {}, 0
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
                 slots[job] = free.pop(0)
-                with _keeping_to(share_of_cores(slots[job], parallel)):
+                with _on_cores(share_of_cores(slots[job], parallel)):
                     running[job] = _start(job, line_of(job)), time.monotonic()
                 say(f"start   {job.name}  (log: {job.log})")
             time.sleep(0.2)
@@ -94,14 +93,14 @@ def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel:
 
 
 def share_of_cores(slot: int, parallel: int) -> set[int]:
-    """The cores of the job in `slot` of `parallel`; with more jobs than cores some share one."""
+    """Cores of the job in `slot` of `parallel`; with more jobs than cores, some share one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return set(cores[slot::parallel] or cores[slot % len(cores) :][:1]) if cores else set()
 
 
 @contextlib.contextmanager
-def _keeping_to(cores: set[int]) -> Iterator[None]:
-    """What is started inside runs on these cores only; an empty set leaves it free."""
+def _on_cores(cores: set[int]) -> Iterator[None]:
+    """Processes started inside run on these cores only; on any if the set is empty."""
     if not cores:
         yield
         return
@@ -127,7 +126,7 @@ def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends children with all that they started: asked first, then, after a while, forced."""
+    """Ends children and all processes that they started: SIGTERM, after GRACE_S SIGKILL."""
     for child in children:
         _signal(child, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -135,7 +134,7 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
-    finally:  # a second ctrl-C included
+    finally:  # also after a second ctrl-C
         for child in children:
             _signal(child, signal.SIGKILL)
             child.wait()
@@ -151,7 +150,7 @@ def say(text: str) -> None:
 
 
 def _estimate(ended: int, running: Iterable[Job], total: int, start: float) -> str:
-    """How far the sweep is and how long the rest takes at the pace so far."""
+    """Progress of the sweep, and the remaining time at the speed so far."""
     done = ended + sum(job.progress() for job in running)
     spent = time.monotonic() - start
     left = f", about {minutes(spent * (total - done) / done)} left" if done else ""

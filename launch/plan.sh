@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What a run would need of chips that are not here: bytes a chip, FLOPs, bytes sent, seconds a step.
-# It makes an environment with libtpu, which compiles the run's programs for TPUs without a TPU.
+# Plans a run for chips that are not here: bytes per chip, FLOPs, bytes sent, seconds per step.
+# Makes an environment with libtpu, which compiles the run's programs for TPUs without a TPU.
 #
 #   bash launch/plan.sh [--dry-run] --config=configs/qwen7b.py --config.plan.topology=v5e:8x8
 #   bash launch/plan.sh --config=configs/qwen7b.py --config.plan.topology=gpu,v5e,v5p
 #   bash launch/plan.sh --check
 #
-#   --check    compiles a tiny model for v5e:2x2 (minutes): whether libtpu and this code agree
+#   --check    compiles a tiny model for v5e:2x2 (minutes), to test libtpu with this code
 #   --dry-run  print the commands, one per line, and run nothing
 #   --help     this text
 #
-# Other flags go to rapo_jax.main, which runs the stage plan alone; --workdir is not needed. Without
-# --config.plan.compile=False a slice of TPUs is compiled for (five minutes for 7 billion
-# parameters on two cores); arithmetic alone takes seconds. PLAN_VENV names the environment's folder,
-# .venv-plan without it; PYTHON the Python 3.11 or newer to make it with.
+# Other flags are passed to rapo_jax.main, which runs only the stage plan; --workdir is not needed. Without
+# --config.plan.compile=False the programs are compiled for a slice of TPUs (five minutes for
+# 7 billion parameters on two cores); arithmetic alone takes seconds. PLAN_VENV is the folder of the
+# environment, by default .venv-plan; PYTHON the Python (3.11 or newer) to make it with.
 
 set -euo pipefail
 start=$PWD
@@ -67,7 +67,7 @@ if [ -z "$(flag_value workdir ${flags[@]+"${flags[@]}"})" ]; then
 fi
 if [ -z "$check" ]; then cd "$start"; else cd "$root"; fi
 # The program takes no --config.KEY before --config itself.
-# libtpu would look for a TPU of this machine, ask a cloud's metadata for it, and serve one process.
+# Without these, libtpu looks for a TPU here, asks a cloud's metadata, and allows one process only.
 run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
   TPU_STDERR_LOG_LEVEL=3 \
   "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$venv/bin/python" -m rapo_jax.main \

@@ -1,9 +1,9 @@
-"""Says what a config still needs before its run can start, and how to get it.
+"""Lists the files and services that a run needs, and how to get those that are missing.
 
     python launch/prepare.py --config=configs/qwen7b.py
 
-Reads the same flags as rapo_jax.main. Nothing is downloaded and no web search is paid for. The exit
-status is 0 if everything is there, 1 if something is missing, 2 if the config itself cannot work.
+Takes the same flags as rapo_jax.main. Downloads nothing and makes no paid web search. Exit status:
+0 if everything is there, 1 if something is missing, 2 if the config is not valid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import app
 from ml_collections import ConfigDict
@@ -30,11 +30,11 @@ HUB = {
     "Meta-Llama-3-8B-Instruct": "meta-llama/Meta-Llama-3-8B-Instruct (after asking for access)",
     "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
 }
-"""Folder name -> where the Hugging Face hub has it."""
+"""Folder name -> repository of the Hugging Face hub."""
 TRACES = (
     "JSON lines of an off-policy agent's traces, for example {question, response, reward} or "
     "{key, value, reward}; rapo_jax/buffer/sources.py lists the forms. The paper sampled "
-    "AEPO-Qwen3-14B, 16 trajectories a question. Or sample a policy of your own: "
+    "AEPO-Qwen3-14B, 16 trajectories a question. Or sample a policy that you trained: "
     "--config.buffer.agent=checkpoint --config.buffer.checkpoint=WORKDIR --config.buffer.files='()'"
 )
 
@@ -50,15 +50,16 @@ INDEX = (
 
 
 class Need(NamedTuple):
-    """Something a run needs; `missing` is '' if it is there, else how to get it."""
+    """Something that a run needs."""
 
     key: str
     what: str
     missing: str
+    """How to get it, or '' if it is there."""
 
 
 def needs(s: Settings) -> Iterator[Need]:
-    """Everything on disk or on the network that the run of these settings will open."""
+    """Everything on disk or on the network that a run with these settings opens."""
     if s.model.folder:
         wanted = ("config.json", "*.safetensors", "tokenizer.json")
         yield _folder("model.folder", s.model.folder, wanted)
@@ -84,7 +85,7 @@ def _folder(key: str, folder: str, patterns: tuple[str, ...]) -> Need:
     how = (
         f"hf download {where} --local-dir {folder}" if where else "put a Hugging Face folder there"
     )
-    return Need(key, folder, f"{' and '.join(absent)} not there; {how}")
+    return Need(key, folder, f"no {' and '.join(absent)} in it; {how}")
 
 
 def _questions(s: Settings) -> Iterator[Need]:
@@ -100,26 +101,26 @@ def _suites(s: Settings) -> Iterator[Need]:
     e = s.evaluate
     for name in map(_whole, e.suites):
         listed = SUITES.get(name)
-        asked = f"{listed.set}:{listed.split}" if listed else name
-        yield _set("evaluate.suites", name, asked, e.manual_dir or s.task.dataset.manual_dir)
+        source = f"{listed.set}:{listed.split}" if listed else name
+        yield _set("evaluate.suites", name, source, e.manual_dir or s.task.dataset.manual_dir)
     if e.suites and e.judge.url:
         yield from _key("evaluate.judge.key_variable", e.judge.key_variable)
 
 
 def _whole(name: str) -> str:
-    """Without the '[:N]' that takes the first N questions."""
+    """The name without a final '[:N]', which takes the first N questions."""
     return re.sub(r"\[:\d+\]$", "", name.strip())
 
 
-def _set(key: str, what: str, asked: str, manual_dir: str) -> Need:
-    """A file of questions, or the files of a published set, asked for as 'gsm8k:test'."""
+def _set(key: str, what: str, source: str, manual_dir: str) -> Need:
+    """`source` is a file of questions, or a published set and its split, such as 'gsm8k:test'."""
     from rapo_jax.tasks.published import SETS, find_files
 
-    published, _, split = asked.partition(":")
-    if Path(asked).is_file():
+    published, _, split = source.partition(":")
+    if Path(source).is_file():
         return Need(key, what, "")
     if published not in SETS:
-        return Need(key, what, "no such file, and no published set")
+        return Need(key, what, "no such file, and no published set of this name")
     try:
         find_files(published, SETS[published], split, manual_dir, key=key)
     except ValueError as error:
@@ -128,27 +129,33 @@ def _set(key: str, what: str, asked: str, manual_dir: str) -> Need:
 
 
 def _key(key: str, variable: str) -> Iterator[Need]:
-    """The environment variable that holds a service's key, if it asks for one."""
+    """The environment variable with the key of a service, if it needs one."""
     if variable:
         yield Need(key, variable, "" if os.environ.get(variable) else f"export {variable}=…")
 
 
 def _search(s: Settings) -> Iterator[Need]:
+    if s.tools.search.kind == "local":
+        yield from _local_search(s)
+    else:
+        yield from _search_service(s)
+
+
+def _local_search(s: Settings) -> Iterator[Need]:
     from rapo_jax.search.index.files import MANIFEST
+
+    index, documents = s.tools.search.index, s.task.dataset.documents
+    if index:
+        yield Need("tools.search.index", index, "" if (Path(index) / MANIFEST).is_file() else INDEX)
+    elif s.task.name == "dataset" and "search" not in dict(s.tools.user_tools):
+        how = "JSON lines {id, contents} or {id, title, text} of your passages"
+        yield Need("task.dataset.documents", documents, "" if Path(documents).is_file() else how)
+
+
+def _search_service(s: Settings) -> Iterator[Need]:
     from rapo_jax.tools.search_client import HttpSearch
 
-    search, documents = s.tools.search, s.task.dataset.documents
-    if search.kind == "local":
-        if search.index:
-            how = "" if (Path(search.index) / MANIFEST).is_file() else INDEX
-            yield Need("tools.search.index", search.index, how)
-        elif s.task.name == "dataset" and not any(
-            name == "search" for name, _ in s.tools.user_tools
-        ):
-            there = Path(documents).is_file()
-            how = "" if there else "JSON lines {id, contents} or {id, title, text} of your passages"
-            yield Need("task.dataset.documents", documents, how)
-        return
+    search = s.tools.search
     what = f"{search.kind} {search.url or '(its public address)'}"
     if search.cache:
         folder = Path(search.cache).absolute().parent
@@ -205,8 +212,8 @@ def _buffer(s: Settings) -> Iterator[Need]:
         yield from _key("buffer.endpoint.key_variable", b.endpoint.key_variable)
 
 
-def read(config: dict[str, Any]) -> Settings:
-    """Checked settings of a config whose traces and key need not be there yet: see `needs`."""
+def read(config: dict[str, object]) -> Settings:
+    """Checked settings of a config; traces and the endpoint's key may still be missing."""
     config = copy.deepcopy(config)
     wanted = config["buffer"]
     files, variable = tuple(wanted["files"]), wanted["endpoint"]["key_variable"]
@@ -218,17 +225,17 @@ def read(config: dict[str, Any]) -> Settings:
     return dataclasses.replace(settings, buffer=buffer)
 
 
-def tell(found: Sequence[Need]) -> int:
-    """Prints one line for each need; returns how many are missing."""
-    missing = [need for need in found if need.missing]
-    for need in found:
+def report(needed: Sequence[Need]) -> int:
+    """Prints a line for each need; returns the number of missing ones."""
+    missing = [need for need in needed if need.missing]
+    for need in needed:
         print(f"{'missing' if need.missing else 'ok':8}{need.key}: {need.what}")
         if need.missing:
             print(f"        -> {need.missing}")
     if missing:
-        print(f"{len(missing)} of {len(found)} missing")
+        print(f"{len(missing)} of {len(needed)} missing")
     else:
-        print(f"all {len(found)} are there: the run can start")
+        print(f"all {len(needed)} are there: the run can start")
     return len(missing)
 
 
@@ -240,7 +247,7 @@ def main(argv: list[str], config: ConfigDict | None) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    raise SystemExit(1 if tell(list(needs(settings))) else 0)
+    raise SystemExit(1 if report(list(needs(settings))) else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: goes to the repository root and makes .venv ready.
-# `extras` names what is needed besides requirements.txt: tests, cuda, tpu. Packages are installed
-# again only when an extra is new or a requirements file has changed. dry_run=yes prints only.
+# Sourced by the other scripts: changes to the repository root and prepares .venv.
+# `extras` lists further requirements: tests, cuda, tpu. Packages are installed again only for a new
+# extra or a changed requirements file. dry_run=yes only prints.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source launch/commands.sh
@@ -37,7 +37,7 @@ if [ -x .venv/bin/python ] &&
   exit 1
 fi
 
-# The stamp's first line: a checksum of what was installed from; its second: the extras there.
+# Line 1 of the stamp is a checksum of the installed requirements files, line 2 the installed extras.
 stamp=.venv/requirements.stamp
 wanted=$(cat requirements*.txt requirements.lock | cksum)
 there=$(sed -n 2p "$stamp" 2>/dev/null || true)

@@ -5,13 +5,13 @@
 #   bash launch/slurm.sh --dry-run -- --config=configs/qwen7b.py --workdir=runs/qwen7b
 #
 # Partition, account, time and memory are options of sbatch. Submit from the repository's folder, on
-# a file system that all nodes share. Flags after -- go to rapo_jax.main. Five minutes before the time
-# limit the processes are asked to end (SIGTERM); a run that was cut off goes on with the same command.
+# a file system that all nodes share. Flags after -- are passed to rapo_jax.main. Five minutes before
+# the time limit the processes get SIGTERM; the same command continues an interrupted run.
 #
 #   --dry-run  print the commands that the job runs, one per line, and run nothing
 #   --help     this text
 #
-# XLA_FLAGS is added to the flags set here, and wins. XLA_CLIENT_MEM_FRACTION, if unset, is 0.9.
+# XLA_FLAGS is appended to the flags set here, and wins. XLA_CLIENT_MEM_FRACTION, if unset, is 0.9.
 
 #SBATCH --job-name=rapo_jax
 #SBATCH --ntasks-per-node=1
@@ -52,7 +52,7 @@ root=$PWD
 cd "$start"
 set_gpu_environment
 step=(srun --ntasks-per-node=1 --kill-on-bad-exit=1)
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it over from sbatch
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not inherit it from sbatch
   step+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
 fi
 if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then # under SLURM, JAX would give each process one GPU

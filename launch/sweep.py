@@ -1,4 +1,4 @@
-"""Runs the product of settings one after the other and compares them in one report.
+"""Runs all combinations of the given settings and compares them in one report.
 
     python launch/sweep.py --config=configs/tiny.py --workdir=runs/sweep \\
         --sweep method=grpo,rapo --sweep seed=0,1,2
@@ -7,17 +7,17 @@
         --run method=rapo,retrieval.noise=1.0 --run method=rapo,rl.m=0,rl.a=0 \\
         --run method=rapo,retrieval.schedule=linear
 
-Each --run is one variant; it is crossed with the values of every --sweep. Flags of the form
---config.KEY=VALUE go to all runs. Lists of values and of settings are cut at commas outside
-brackets and quotes: stages=('rl','evaluate') is one setting.
+Each --run is a variant, combined with the values of every --sweep. Flags --config.KEY=VALUE are
+passed to all runs. Lists of values and of settings are split at commas outside brackets and quotes:
+stages=('rl','evaluate') is one setting.
 
-The cold start and the Step-Trace Buffer are made once, in WORKDIR/shared, and every run takes them
-from there; a run that changes a key of sft, model, tokenizer or task makes its own cold start, one
-that changes a key of buffer, tokenizer or task its own buffer. Finished runs are skipped, so the
-same command goes on after an interruption, and more seeds or variants can be added later.
+The cold start and the Step-Trace Buffer are made once, in WORKDIR/shared, for all runs. A run that
+changes a key of sft, model, tokenizer or task makes a separate cold start, one that changes a key
+of buffer, tokenizer or task a separate buffer. Finished runs are skipped, so the same command
+continues after an interruption, and seeds or variants can be added later.
 
 WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. The exit status is
-1 if one failed.
+1 if a run failed.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from types import FrameType
 from jobs import ROOT, Job, run_jobs, say
 
 PROGRAM = ("-m", "rapo_jax.main")
-OWN_COLD_START = ("sft", "model", "tokenizer", "task")
-OWN_BUFFER = (
+COLD_START_KEYS = ("sft", "model", "tokenizer", "task")
+BUFFER_KEYS = (
     *("buffer", "tokenizer", "task"),
     *(f"retrieval.{key}" for key in ("unit", "mask", "max_chars", "encoder", "width")),
 )
-"""Keys, or groups of keys, whose change makes the shared cold start or the shared buffer unfit."""
+"""Keys, or groups of keys, on which the cold start and the buffer depend."""
 
 
-def cut(text: str) -> list[str]:
-    """The parts of a list cut at its commas, those inside brackets or quotes excepted."""
+def split(text: str) -> list[str]:
+    """The parts of `text` between commas outside brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -75,9 +75,9 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def plan(workdir: Path, sweeps: Sequence[str], variants: Sequence[str]) -> list[Job]:
-    """Every combination of a variant with one value of each swept key, which turn fastest."""
-    axes = [(key, cut(values)) for key, values in map(setting, sweeps)]
-    explicit = [dict(map(setting, cut(variant))) for variant in variants] or [{}]
+    """Every combination of a variant (slowest) with one value of each swept key."""
+    axes = [(key, split(values)) for key, values in map(setting, sweeps)]
+    explicit = [dict(map(setting, split(variant))) for variant in variants] or [{}]
     swept = [key for key, _ in axes]
     for key in swept:
         if swept.count(key) > 1 or any(key in variant for variant in explicit):
@@ -94,37 +94,38 @@ def plan(workdir: Path, sweeps: Sequence[str], variants: Sequence[str]) -> list[
 
 
 def name_of(settings: dict[str, str]) -> str:
-    """A folder's name: the method first, then what else is set, the seed last."""
+    """A folder's name: the method, then the other settings, then the seed."""
     order = sorted(settings, key=lambda key: (key != "method", key == "seed"))
     parts = [settings[key] if key == "method" else f"{key}={settings[key]}" for key in order]
     return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
 
 
 def shared_job(workdir: Path) -> Job:
-    """Makes the cold start and the buffer that all runs share, with the config's own seed."""
+    """The run that makes the shared cold start and buffer, with the seed of the config."""
     return Job("shared", workdir / "shared", {}, ("sft", "buffer"))
 
 
 def stages_of(settings: dict[str, str]) -> tuple[str, ...]:
-    """The stages of a run: its own cold start and buffer only where the shared ones do not fit."""
+    """The stages of a run; cold start and buffer only if it cannot use the shared ones."""
     if "stages" in settings:
         return tuple(re.findall(r"\w+", settings["stages"]))
-    own = ["sft"] * _touches(settings, OWN_COLD_START) + ["buffer"] * _touches(settings, OWN_BUFFER)
-    return (*own, "rl", "evaluate", "report")
+    sft = ["sft"] * _changes(settings, COLD_START_KEYS)
+    buffer = ["buffer"] * _changes(settings, BUFFER_KEYS)
+    return (*sft, *buffer, "rl", "evaluate", "report")
 
 
-def _touches(settings: dict[str, str], groups: Sequence[str]) -> bool:
+def _changes(settings: dict[str, str], groups: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{group}.") for key in settings for group in groups)
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
-    """The command line of a run; what the run itself sets stands last and wins."""
+    """The command line of a run; the run's settings come last and override the others."""
     settings = {"stages": str(job.stages)}
     shared = job.workdir.parent / "shared"
     if job.workdir != shared:
-        if not _touches(job.settings, OWN_COLD_START):
+        if not _changes(job.settings, COLD_START_KEYS):
             settings["sft.folder"] = str(shared / "coldstart")
-        if not _touches(job.settings, OWN_BUFFER):
+        if not _changes(job.settings, BUFFER_KEYS):
             settings["buffer.folder"] = str(shared / "buffer")
     given = {setting(flag)[0] for flag in passed}
     settings = {key: value for key, value in settings.items() if key not in given} | job.settings
@@ -134,7 +135,7 @@ def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
-    """Runs the sweep that the flags describe; returns the exit status."""
+    """Runs the sweep of these flags; returns the exit status."""
     flags, passed, jobs = _read(arguments)
     folder: Path = flags.workdir.resolve()
     shared = shared_job(folder)
@@ -146,10 +147,10 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         for job in (shared, *jobs):
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
-    _remember(folder, {"config": flags.config, "flags": passed})
+    _check_same_flags(folder, {"config": flags.config, "flags": passed})
     failed: list[Job] = []
     if not shared.finished:
-        say("the cold start and the buffer, shared by all runs")
+        say("making the cold start and the buffer for all runs")
         failed = run_jobs([shared], line_of, 1)
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
     failed += run_jobs(todo, line_of, flags.jobs)
     _compare([job.workdir for job in jobs if job.workdir.exists()], folder, flags.baseline)
     for job in failed:
-        say(f"FAILED: {job.name}; its output is in {job.log}, which ends with:")
+        say(f"FAILED: {job.name}; the last lines of its output ({job.log}):")
         lines = job.log.read_text(errors="replace").splitlines()
         say("\n".join(f"    {line[:200]}" for line in lines[-5:]))
     return 1 if failed else 0
@@ -176,7 +177,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     add("--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE…", help="repeat for more")
     add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
     add("--jobs", type=int, default=1, help="runs at the same time")
-    add("--baseline", default="grpo", help="the variant that the others are compared with")
+    add("--baseline", default="grpo", help="variant to compare the others with")
     add("--dry-run", action="store_true", help="print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     for flag in passed:
@@ -194,12 +195,12 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     return flags, passed, jobs
 
 
-def _remember(folder: Path, flags: dict[str, object]) -> None:
-    """Keeps the flags of all runs; a sweep that goes on with others would compare unlike runs."""
+def _check_same_flags(folder: Path, flags: dict[str, object]) -> None:
+    """Writes the flags of all runs; refuses others than before, which would make runs unequal."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     if path.exists() and (before := json.loads(path.read_text())) != flags:
-        raise SystemExit(f"{folder} was begun with {before}, not {flags}: use another --workdir")
+        raise SystemExit(f"{folder} was started with {before}, not {flags}: use another --workdir")
     path.write_text(json.dumps(flags) + "\n")
 
 
@@ -220,13 +221,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    own_python = ROOT / ".venv" / "bin" / "python"
-    if importlib.util.find_spec("matplotlib") is None and own_python.exists():
-        os.execv(own_python, [str(own_python), *sys.argv])
+    venv_python = ROOT / ".venv" / "bin" / "python"
+    if importlib.util.find_spec("matplotlib") is None and venv_python.exists():
+        os.execv(venv_python, [str(venv_python), *sys.argv])
     sys.path.insert(0, str(ROOT))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: the same command continues the sweep", file=sys.stderr)
         sys.exit(130)

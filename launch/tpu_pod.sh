@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU slice: makes or reuses the slice, copies this repository, installs .[tpu],
+# One run on a Cloud TPU slice: creates or reuses the slice, copies this repository, installs .[tpu],
 # starts the same command on all workers, waits for its end, fetches the results.
 #
 #   bash launch/tpu_pod.sh --name=rapo --zone=us-west4-a --type=v5litepod-64 [FLAG...] \
 #       -- --config=configs/qwen7b.py --workdir=runs/qwen7b
 #
-# It needs the Google Cloud CLI, logged in. Flags after -- go to rapo_jax.main on every worker. The
-# run does not hang on this terminal: after ctrl-C or a lost connection the same command finds it
-# again. A run that was cut off goes on with the same command; on a new slice, from the results that
-# were fetched before. The exit status is that of the run.
+# It needs the Google Cloud CLI, logged in. Flags after -- are passed to rapo_jax.main on every worker.
+# The run does not depend on this terminal: after ctrl-C or a lost connection, the same command waits
+# for it again. The same command also continues an interrupted run; on a new slice, from the results
+# that were fetched before. The exit status is that of the run.
 #
 #   --name=NAME     of the slice                                       (or TPU_NAME)
 #   --zone=ZONE     for example us-west4-a                             (or TPU_ZONE)
 #   --type=TYPE     accelerator type: v5litepod-64, v5p-32, v6e-16     (or TPU_TYPE)
 #   --project=ID    default: the one that gcloud is configured with    (or TPU_PROJECT)
 #   --version=NAME  TPU software version; default: the one for --type  (or TPU_VERSION)
-#   --create=FLAG   a further flag for making the slice: --create=--network=NET; may be repeated
+#   --create=FLAG   a further flag for creating the slice: --create=--network=NET; may be repeated
 #   --ssh=FLAG      a further flag for each ssh and scp: --ssh=--internal-ip; may be repeated
 #   --prepare=CMD   run on every worker before the start, in the repository: fetch a model, mount a disk
-#   --shared=S:/P   NFS export to hold runs/; default: worker 0 lends its own disk to the others
-#   --poll=SECONDS  between two looks at the run; default 60
-#   --delete        delete the slice once the run has ended, well or not, and its results are fetched
+#   --shared=S:/P   NFS export to hold runs/; default: worker 0 exports its disk to the others
+#   --poll=SECONDS  between two checks of the run; default 60
+#   --delete        delete the slice once the run has ended or failed and its results are fetched
 #   --dry-run       print the commands, one per line, and run nothing
 #   --help          this text
 #
@@ -78,12 +78,12 @@ remote() { tpu ssh "$name" "--worker=$1" "--command=$2" ${ssh[@]+"${ssh[@]}"}; }
 worker() { remote all "bash rapo_jax/launch/tpu_worker.sh $(quoted "$@")"; }
 copy() { tpu scp "$@" ${ssh[@]+"${ssh[@]}"}; }
 
-# comment TEXT: in a dry run, says when the next command runs.
+# comment TEXT: in a dry run, prints a comment on the next command.
 comment() { if [ -n "$dry_run" ]; then echo "# $*"; fi; }
 
 list_slices() { tpu list '--format=csv[no-heading](name.basename(),state,acceleratorType)'; }
 
-# slice_state: READY, CREATING ...; nothing if there is no such slice.
+# slice_state: prints READY, CREATING ...; nothing if there is no such slice.
 slice_state() {
   local line found
   found=$(list_slices) || exit
@@ -96,7 +96,7 @@ slice_state() {
   done <<<"$found"
 }
 
-# make_slice: makes it if it is not there; made=yes if it did.
+# make_slice: creates the slice if it does not exist; then made=yes.
 make_slice() {
   local state='' tries
   made=''
@@ -116,10 +116,10 @@ make_slice() {
   comment "if the slice does not exist:"
   tpu create "$name" "--accelerator-type=$type" "--version=$version" ${create[@]+"${create[@]}"}
   made=yes
-  comment "until it answers:"
+  comment "until it responds:"
   for tries in 1 2 3 4 5 6 7 8 9 10; do
     if remote all true; then return; fi
-    say "the new slice does not answer yet (try $tries of 10)"
+    say "the new slice does not respond yet (try $tries of 10)"
     sleep "$poll"
   done
   exit 1
@@ -127,7 +127,7 @@ make_slice() {
 
 delete_line() { dry_run=yes tpu delete "$name"; }
 
-# install: this repository and its packages on every worker, runs/ shared among them.
+# install: copies this repository to every worker, installs its packages and shares runs/.
 install() {
   local archive files
   archive=${TMPDIR:-/tmp}/rapo_jax-$name.tgz
@@ -140,11 +140,11 @@ install() {
   worker setup ${shared:+"$shared"}
 }
 
-# restore: the results that were fetched from an earlier slice, onto one that has none.
+# restore: copies the results that were fetched from an earlier slice to one that has none.
 restore() {
   local there="rapo_jax/$workdir" answer=''
   if [ -z "$dry_run" ] && [ ! -d "$root/$workdir" ]; then return; fi
-  comment "if $workdir was fetched from an earlier slice, and is not on this one:"
+  comment "if $workdir was fetched from an earlier slice and is not on this one:"
   if [ -n "$dry_run" ]; then
     remote 0 "if [ -e $(quoted "$there") ]; then echo there; fi"
   else
@@ -157,7 +157,7 @@ restore() {
   remote 0 "$(quoted mv "$there.part" "$there")"
 }
 
-# fetch: worker 0's copy of the results takes the place of what was fetched before.
+# fetch: copies the results from worker 0; an earlier local copy becomes WORKDIR.before.
 fetch() {
   local here="$root/$workdir"
   run mkdir -p "$(dirname "$here")"
@@ -172,7 +172,7 @@ fetch() {
   run mv "$here.part" "$here"
 }
 
-# look: fills `states` with a line for each worker: worker K: running | ended STATUS | idle | busy ...
+# look: sets `states` to a line for each worker: worker K: running | ended STATUS | idle | busy ...
 look() {
   local answer
   answer=$(remote all "$(state_line)") || return 1
@@ -183,24 +183,24 @@ state_line() {
   echo "if [ -e rapo_jax/launch ]; then bash rapo_jax/launch/tpu_worker.sh state $(quoted "$workdir"); fi"
 }
 
-# wait_for_end: until no worker runs; sets `status`, that of the first worker that failed, or 0.
+# wait_for_end: waits until no worker runs; sets `status` to that of the first failed worker, or 0.
 wait_for_end() {
-  local silent=0 failing=0 told='' bad='' ended
+  local silent=0 failing=0 shown='' bad='' ended
   while :; do
     if ! look; then
       silent=$((silent + 1))
       if [ "$silent" -ge 10 ]; then
-        say "the slice does not answer; its state: $(slice_state). Nothing was deleted; the same command looks again"
+        say "the slice does not respond; its state: $(slice_state). Nothing was deleted; run the same command to wait again"
         exit 1
       fi
     else
       silent=0
-      if [ "$states" != "$told" ]; then echo "$states" && told=$states; fi
+      if [ "$states" != "$shown" ]; then echo "$states" && shown=$states; fi
       ended=$(sed -n 's/^worker [0-9]*: ended \([1-9][0-9]*\).*/\1/p' <<<"$states")
       bad=${bad:-${ended%%[!0-9]*}}
       if ! grep -q ': running' <<<"$states"; then break; fi
       if [ -n "$bad" ]; then failing=$((failing + 1)); fi
-      if [ "$failing" -eq 5 ]; then # the others wait for a worker that is gone
+      if [ "$failing" -eq 5 ]; then # the others wait for the failed worker
         say "a worker ended with status $bad and others still run: ending them"
         worker stop "$workdir"
       fi
@@ -208,19 +208,19 @@ wait_for_end() {
     sleep "$poll"
   done
   status=${bad:-0}
-  if grep -qv ': ended' <<<"$states"; then status=${bad:-1}; fi # a worker that knows of no run
+  if grep -qv ': ended' <<<"$states"; then status=${bad:-1}; fi # a worker without a run
 }
 
 make_slice
 attached=''
 if [ -n "$dry_run" ]; then
-  comment "if the slice exists, whether the run goes on; if so, only its end is waited for:"
+  comment "if the slice exists, checks whether the run is active; then only waits for its end:"
   remote all "$(state_line)"
 elif [ -z "$made" ]; then
-  look || { say "the slice $name does not answer; nothing was changed" && exit 1; }
+  look || { say "the slice $name does not respond; nothing was changed" && exit 1; }
   case $states in
-    *': busy'*) fail "--workdir=$workdir: the slice runs something else: $(grep -m 1 busy <<<"$states")" ;;
-    *': running'*) attached=yes && say "the run goes on; waiting for its end" ;;
+    *': busy'*) fail "--workdir=$workdir: the slice runs another job: $(grep -m 1 busy <<<"$states")" ;;
+    *': running'*) attached=yes && say "the run is active; waiting for its end" ;;
   esac
 fi
 if [ -z "$attached" ]; then
@@ -228,11 +228,11 @@ if [ -z "$attached" ]; then
   restore
   if [ -n "$prepare" ]; then remote all "cd rapo_jax && $prepare"; fi
   worker start "$@"
-  say "started; logs are in $workdir/launch on the slice; ctrl-C here ends nothing there"
+  say "started; logs are in $workdir/launch on the slice; ctrl-C here does not stop the run"
 fi
 status=0
 if [ -n "$dry_run" ]; then
-  comment "every $poll s until no worker runs; stop, if one failed and others still run:"
+  comment "every $poll s until no worker runs; stop if one failed and others still run:"
   remote all "$(state_line)"
   worker stop "$workdir"
 else
@@ -240,7 +240,7 @@ else
 fi
 say "the run ended with status $status; fetching $workdir"
 if ! fetch; then
-  say "the results were not fetched, and nothing is deleted; the same command tries again"
+  say "the results were not fetched, and nothing is deleted; run the same command to try again"
   exit 1
 fi
 if [ -n "$delete" ]; then

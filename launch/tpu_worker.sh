@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh does on each worker of a TPU slice; there is no need to call it by hand.
+# The part of launch/tpu_pod.sh that runs on each worker of a TPU slice; not to be called by hand.
 #
 #   bash launch/tpu_worker.sh [--dry-run] setup [SERVER:/PATH]   install .[tpu]; share runs/
 #   bash launch/tpu_worker.sh [--dry-run] start FLAG...          start rapo_jax.main, unless it runs
@@ -17,13 +17,13 @@ case ${1:-} in
   --dry-run) dry_run=yes && shift ;;
 esac
 
-# metadata NAME: an attribute of this machine.
+# metadata NAME: prints an attribute of this machine.
 metadata() {
   curl --silent --fail --retry 5 --header 'Metadata-Flavor: Google' \
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
-# find_worker: fills `number`, this worker's, and `hosts`, the addresses of all, worker 0's first.
+# find_worker: sets `number` of this worker and `hosts`, the addresses of all workers in order.
 find_worker() {
   if [ -n "$dry_run" ]; then
     number=0 hosts=(WORKER0 WORKER1)
@@ -34,7 +34,7 @@ find_worker() {
   hosts=($(metadata worker-network-endpoints | tr ',' '\n' | cut -d: -f3))
 }
 
-# setup [EXPORT]: a Python if there is none, the packages, and runs/ as one folder of all workers.
+# setup [EXPORT]: installs Python if needed and the packages, and shares runs/ among the workers.
 setup() {
   if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
     ! command -v uv >/dev/null; then
@@ -59,7 +59,7 @@ apt_install() {
   run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y "$1"
 }
 
-# lend_runs: all workers write one checkpoint, which must be one folder: worker 0's.
+# lend_runs: exports runs/ of worker 0: all workers write into one checkpoint folder.
 lend_runs() {
   local host
   command -v exportfs >/dev/null || apt_install nfs-kernel-server
@@ -72,24 +72,24 @@ lend_runs() {
 mount_runs() {
   if mountpoint -q runs; then return; fi
   command -v mount.nfs >/dev/null || apt_install nfs-common
-  for _ in $(seq 60); do # worker 0 may be still installing
+  for _ in $(seq 60); do # worker 0 may still be installing
     if run sudo mount -t nfs "$1" runs; then return; fi
     sleep 10
   done
   fail "$1 could not be mounted on runs"
 }
 
-# files_of WORKDIR: where this worker keeps the log, the process and the exit status of the run.
+# files_of WORKDIR: sets the files of this worker's log and of the run's exit status.
 files_of() {
   log=$1/launch/worker-$number.log
   ended=$1/launch/worker-$number.exit
 }
 
-# The last run of this machine, in a folder that is not shared: its process, when that began (a
-# number may be given again), its workdir.
+# The last run of this machine, in a folder that is not shared: its process, the start time of that
+# (process numbers are reused), its workdir.
 last=.run
 
-# born PROCESS: when a process began, which stays when it becomes another program; false if it ended.
+# born PROCESS: prints a process's start time, which exec does not change; fails if it has ended.
 born() {
   local stat
   { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return
@@ -98,7 +98,7 @@ born() {
   if [ "$1" != Z ]; then echo "${20}"; else return 1; fi
 }
 
-# running: true if the last run still runs; fills `process` and `workdir_there`.
+# running: succeeds if the last run still runs; sets `process` and `workdir_there`.
 running() {
   local begun now
   process=0 workdir_there=''
@@ -107,7 +107,7 @@ running() {
   now=$(born "$process") && [ "$now" = "$begun" ]
 }
 
-# start FLAG...: in a session of its own, so that it outlives the connection.
+# start FLAG...: starts the run in a new session, so that it survives the connection.
 start() {
   local workdir
   need_flags "$@"
@@ -119,7 +119,7 @@ start() {
   files_of "$workdir"
   run mkdir -p "$workdir/launch"
   run rm -f "$ended"
-  # the outer shell survives SIGTERM to write the exit status down
+  # the outer shell ignores SIGTERM, to write the exit status
   # shellcheck disable=SC2016 # the inner shell expands these
   set -- bash -c 'trap : TERM; "${@:2}"; status=$?; echo $status >"$1.new"; mv "$1.new" "$1"' \
     - "$PWD/$ended" env "PYTHONPATH=$PWD" PYTHONUNBUFFERED=1 \
@@ -145,7 +145,7 @@ state() {
   elif [ -f "$ended" ]; then
     echo "worker $number: ended $(cat "$ended")$(last_line)"
   elif [ "$workdir_there" = "$1" ]; then
-    echo "worker $number: ended 1 without a word: killed, or the machine was restarted"
+    echo "worker $number: ended 1 without an exit status: killed, or the machine was restarted"
   else
     echo "worker $number: idle"
   fi
@@ -155,10 +155,10 @@ last_line() {
   if [ "$number" = 0 ] || [ -f "$ended" ]; then tail -n 1 "$log" | sed 's/.*\r//; s/^/ | /'; fi
 }
 
-# stop: asks first, which saves a checkpoint; after two minutes it forces.
+# stop: sends SIGTERM, which saves a checkpoint; after two minutes SIGKILL.
 stop() {
   if ! running || [ "$workdir_there" != "$1" ]; then return; fi
-  run pkill -TERM -P "$process" # the program alone: its tools are for it to end
+  run pkill -TERM -P "$process" # only the program: it ends its tools itself
   for _ in $(seq 120); do
     if ! running; then return; fi
     sleep 1
@@ -171,6 +171,6 @@ case $action in
   setup | start | state | stop) shift ;;
   *) fail "'$action': give setup, start, state or stop; see --help" ;;
 esac
-if [ "$action" != setup ] && [ -z "${1:-}" ]; then fail "$action: give it what --help says"; fi
+if [ "$action" != setup ] && [ -z "${1:-}" ]; then fail "$action: an argument is missing; see --help"; fi
 find_worker
 "$action" "$@"

@@ -142,7 +142,7 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     attention = choose(model, platform="tpu").name
     model = dataclasses.replace(model, attention=attention, remat=way.remat)
     programs = compiled_programs(s, model, chips, way)
-    head = ("program", "arguments", "output", "temporaries", "there besides", "peak", "of",
+    head = ("program", "arguments", "output", "temporaries", "in memory besides", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
     note = (
         "GB of one chip and one call: the rollout of one chunk of questions, a micro-batch of the "

@@ -1,4 +1,4 @@
-"""A copy of the launch scripts, and programs that stand in for what they start."""
+"""A copy of the launch scripts, and fake programs for them to start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 RECORDER = '#!/bin/bash\necho "$(basename "$0") $*" >>"$CALLS"\n'
-"""A program that does nothing but tell that it was called."""
+"""A program that only records its calls."""
 
-# A Python whose one program adds a line to a file in its workdir, and ends when told by a file.
+# A fake Python: its program adds a line to a file in its workdir, and ends when a file exists.
 PYTHON = """#!/bin/bash
 case "$*" in
   --version) echo Python 3.11 ;;
@@ -31,7 +31,7 @@ esac
 
 
 class Place:
-    """Where scripts are run: a repository, and the programs that they find."""
+    """A copy of the repository to run scripts in, and a folder of fake programs for them."""
 
     python = PYTHON
 
@@ -47,9 +47,9 @@ class Place:
         }
 
     def add(self, name, text=""):
-        """A program that the scripts find before any other of its name; it tells of its calls.
+        """Adds a program, found before others of its name; it records its calls.
 
-        Only a text that names its own shell does not.
+        A text with a first line `#!` does not record them.
         """
         path = self.bin_dir / name
         path.write_text(text if text.startswith("#!") else RECORDER + text)
@@ -65,7 +65,7 @@ class Place:
         )  # fmt: skip
 
     def dry(self, script, *args, **environment):
-        """The commands that a dry run prints, as words."""
+        """The commands of a dry run, as words."""
         done = self.run(script, "--dry-run", *args, **environment)
         assert done.returncode == 0, done.stderr
         lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
@@ -77,7 +77,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path):
-    """A copy of the scripts, in a folder with a space in its name; programs that only record."""
+    """A copy of the scripts in a folder with a space in its name; programs that only record."""
     repository, bin_dir = tmp_path / "my code", tmp_path / "bin"
     for name in ("launch", "configs"):
         shutil.copytree(ROOT / name, repository / name)

@@ -1,4 +1,4 @@
-"""Installation: setup.sh, the pinned set, the image, and scripts without a complaint."""
+"""Installation: setup.sh, the pinned packages, the image, and shellcheck of all scripts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def test_packages_are_installed_again_only_for_a_new_extra_or_changed_pins(place
 
 
 def pins(path):
-    """Name -> version of the pinned packages of a file; names as the package index spells them."""
-    found = {}
+    """Name -> version of the pinned packages of a file; names are normalised."""
+    versions = {}
     for line in path.read_text().splitlines():
         if line and not line.startswith("#"):
             name, version = re.match(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)", line).groups()
             name = re.sub(r"[-_.]+", "-", name).lower()
-            assert name not in found, name
-            found[name] = version
-    return found
+            assert name not in versions, name
+            versions[name] = version
+    return versions
 
 
 def test_every_pin_is_in_the_lock_with_the_same_version():
@@ -52,7 +52,7 @@ def test_every_pin_is_in_the_lock_with_the_same_version():
         assert pins(file).items() <= lock.items(), file.name
 
 
-def test_the_extras_are_the_files_of_the_pinned_set():
+def test_the_extras_are_the_pinned_requirements_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     dynamic = project["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
@@ -61,7 +61,7 @@ def test_the_extras_are_the_files_of_the_pinned_set():
     assert all((ROOT / extra["file"][0]).is_file() for extra in extras.values())
 
 
-def test_the_image_has_a_pinned_base_and_copies_only_what_is_there():
+def test_the_image_has_a_pinned_base_and_copies_only_existing_files():
     lines = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     kept = [
         name.removeprefix("!")

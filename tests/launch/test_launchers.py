@@ -1,4 +1,4 @@
-"""Launchers: what a dry run prints, and what a wrong call says."""
+"""Launchers: the commands of a dry run, and the error message of a wrong call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU = ["XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true", "XLA_CLIENT_M
 
 
 def installs(*extras):
-    """What setup.sh runs where there is no .venv, with uv at hand."""
+    """The commands of setup.sh without a .venv, where uv is installed."""
     files = [word for e in extras for word in ("-r", f"requirements-{e}.txt")]
     start = ["uv", "pip", "install", "--quiet", "--python", ".venv/bin/python"]
     return [
@@ -40,7 +40,7 @@ def test_a_gpu_run_is_an_installation_with_cuda_and_the_program_with_the_flags_g
     assert place.dry("gpu", "--", *FLAGS) == [*installs("cuda"), program_line(place, *FLAGS)]
 
 
-def test_what_the_caller_sets_for_xla_comes_last_and_the_share_of_memory_is_then_the_callers(place):
+def test_the_callers_xla_flags_come_last_and_its_memory_fraction_is_kept(place):
     env = {"XLA_FLAGS": "--xla_gpu_autotune_level=2", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}
     *_, last = place.dry("gpu", "--", *FLAGS, **env)
     assert last[1] == f"{GPU[0]} --xla_gpu_autotune_level=2"
@@ -58,7 +58,7 @@ def test_a_slurm_job_starts_one_process_a_node_that_sees_all_gpus_of_its_node(pl
     assert last == [*step, "--cpus-per-task=16", *line]
 
 
-def test_sbatch_runs_a_copy_which_finds_the_repository_where_it_was_submitted(place):
+def test_the_copy_that_sbatch_runs_finds_the_repository_in_the_submission_folder(place):
     copy = place.tmp_path / "spool" / "slurm_script"
     copy.parent.mkdir()
     shutil.copy(place.repository / "launch" / "slurm.sh", copy)
@@ -148,7 +148,7 @@ def test_a_tpu_run_makes_copies_installs_starts_waits_fetches_and_deletes_in_thi
         ("v4-32", "tpu-ubuntu2204-base"),
     ],
 )
-def test_each_kind_of_tpu_gets_its_own_software_version(place, kind, version):
+def test_each_kind_of_tpu_has_a_software_version(place, kind, version):
     slice_env = {"TPU_NAME": "rapo", "TPU_ZONE": "z", "TPU_TYPE": kind}
     create = next(
         words for words in place.dry("tpu_pod", "--", *FLAGS, **slice_env) if words[4] == "create"
@@ -156,13 +156,13 @@ def test_each_kind_of_tpu_gets_its_own_software_version(place, kind, version):
     assert f"--version={version}" in create and f"--accelerator-type={kind}" in create
 
 
-def test_a_tpu_worker_installs_lends_runs_to_the_others_and_starts_a_session_of_its_own(place):
-    lend, start = place.dry("tpu_worker", "setup"), place.dry("tpu_worker", "start", *FLAGS)
-    assert lend[:3] == [*installs("tpu"), ["mkdir", "-p", "runs"]]
+def test_a_tpu_worker_installs_exports_runs_and_starts_a_new_session(place):
+    setup, start = place.dry("tpu_worker", "setup"), place.dry("tpu_worker", "start", *FLAGS)
+    assert setup[:3] == [*installs("tpu"), ["mkdir", "-p", "runs"]]
     ids = f"anonuid={os.getuid()},anongid={os.getgid()}"
     options = f"rw,no_subtree_check,all_squash,{ids}"
     root = str(place.repository)
-    assert lend[-1] == ["sudo", "exportfs", "-o", options, f"WORKER1:{root}/runs"]
+    assert setup[-1] == ["sudo", "exportfs", "-o", options, f"WORKER1:{root}/runs"]
     assert start[-1][:4] == ["setsid", "nohup", "bash", "-c"]
     assert start[-1][-6:] == [
         ".venv/bin/python", "-m", "rapo_jax.main", *FLAGS, "--config.distributed.mode=auto",
@@ -182,37 +182,37 @@ def test_a_flag_with_spaces_and_quotes_survives_the_two_shells_on_the_way_to_a_t
     assert ODD in place.dry("tpu_worker", "start", *FLAGS, ODD)[-1]
 
 
-@pytest.mark.parametrize(
-    "script, args, told",
-    [
-        ("tpu_pod", (*SLICE[1:], "--", *FLAGS), "tpu_pod: --name is missing"),
-        ("tpu_pod", (SLICE[0], SLICE[2], "--", *FLAGS), "tpu_pod: --zone is missing"),
-        ("tpu_pod", (*SLICE[:2], "--", *FLAGS), "tpu_pod: --type is missing"),
-        ("tpu_pod", (*SLICE[:2], "--type=v9-8", "--", *FLAGS), "--type=v9-8: its software version"),
-        ("tpu_pod", (*SLICE, "--poll=soon", "--", *FLAGS), "--poll=soon: give whole seconds"),
-        ("tpu_pod", (*SLICE, "--", FLAGS[0]), "--workdir is missing"),
-        ("tpu_pod", (*SLICE, "--", FLAGS[0], "--workdir=/data"), "--workdir=/data: only runs/"),
-        ("tpu_pod", (*SLICE, "--", FLAGS[0], "--workdir=runs/../x"), "--workdir=runs/../x: only"),
-        (
-            "tpu_pod",
-            (*SLICE, "--", "--config=mine.py", FLAGS[1]),
-            "--config=mine.py: only configs/",
-        ),
-        ("tpu_pod", (*SLICE, *FLAGS), "Flags of the program come after --"),
-        ("tpu_worker", (), "give setup, start, state or stop"),
-        ("gpu", ("--",), "gpu: --config is missing"),
-        ("gpu", FLAGS, "Flags of the program come after --"),
-        ("slurm", ("--", FLAGS[1]), "slurm: --config is missing"),
-        ("slurm", ("--", *FLAGS), "slurm: not in a SLURM job; submit it: sbatch"),
-        ("docker", ("--", FLAGS[0]), "docker: --workdir is missing"),
-        ("docker", ("--", FLAGS[0], "--workdir=/x"), "--workdir=/x: only runs/"),
-        ("docker", ("--mount=models", "--", *FLAGS), "--mount=models: give the whole path"),
-    ],
-)
-def test_a_wrong_call_is_told_in_one_line_and_nothing_is_started(place, script, args, told):
-    done = place.run(script, *args)
-    assert (done.returncode, done.stdout, place.calls()) == (2, "", [])
-    assert told in done.stderr and len(done.stderr.splitlines()) == 1
+WRONG_CALLS = [
+    ("tpu_pod", (*SLICE[1:], "--", *FLAGS), "tpu_pod: --name is missing"),
+    ("tpu_pod", (SLICE[0], SLICE[2], "--", *FLAGS), "tpu_pod: --zone is missing"),
+    ("tpu_pod", (*SLICE[:2], "--", *FLAGS), "tpu_pod: --type is missing"),
+    ("tpu_pod", (*SLICE[:2], "--type=v9-8", "--", *FLAGS), "--type=v9-8: its software version"),
+    ("tpu_pod", (*SLICE, "--poll=soon", "--", *FLAGS), "--poll=soon: give whole seconds"),
+    ("tpu_pod", (*SLICE, "--", FLAGS[0]), "--workdir is missing"),
+    ("tpu_pod", (*SLICE, "--", FLAGS[0], "--workdir=/data"), "--workdir=/data: only runs/"),
+    ("tpu_pod", (*SLICE, "--", FLAGS[0], "--workdir=runs/../x"), "--workdir=runs/../x: only"),
+    (
+        "tpu_pod",
+        (*SLICE, "--", "--config=mine.py", FLAGS[1]),
+        "--config=mine.py: only configs/",
+    ),
+    ("tpu_pod", (*SLICE, *FLAGS), "Flags of the program come after --"),
+    ("tpu_worker", (), "give setup, start, state or stop"),
+    ("gpu", ("--",), "gpu: --config is missing"),
+    ("gpu", FLAGS, "Flags of the program come after --"),
+    ("slurm", ("--", FLAGS[1]), "slurm: --config is missing"),
+    ("slurm", ("--", *FLAGS), "slurm: not in a SLURM job; submit it: sbatch"),
+    ("docker", ("--", FLAGS[0]), "docker: --workdir is missing"),
+    ("docker", ("--", FLAGS[0], "--workdir=/x"), "--workdir=/x: only runs/"),
+    ("docker", ("--mount=models", "--", *FLAGS), "--mount=models: give the whole path"),
+]
+
+
+def test_a_wrong_call_is_reported_in_one_line_and_starts_nothing(place):
+    for script, args, message in WRONG_CALLS:
+        done = place.run(script, *args)
+        assert (done.returncode, done.stdout, place.calls()) == (2, "", []), (script, args)
+        assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_dry_run_and_a_help_text_start_nothing_and_leave_nothing(place):
@@ -224,7 +224,7 @@ def test_a_dry_run_and_a_help_text_start_nothing_and_leave_nothing(place):
         worker = script == "tpu_worker"
         flags = [*SLICE, "--delete"] if script == "tpu_pod" else ["start"] if worker else []
         assert place.dry(script, *flags, *([] if worker else ["--"]), *FLAGS)
-        told = place.run(script, "--help")
-        assert told.returncode == 0 and f"launch/{script}.sh" in told.stdout
-        assert "--dry-run" in told.stdout and "set -euo" not in told.stdout
+        text = place.run(script, "--help")
+        assert text.returncode == 0 and f"launch/{script}.sh" in text.stdout
+        assert "--dry-run" in text.stdout and "set -euo" not in text.stdout
     assert files() == before and place.calls() == []

@@ -1,4 +1,4 @@
-"""launch/plan.sh: the program must take the flags that it prints, in their order."""
+"""launch/plan.sh: the program accepts the printed flags in their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parsed(words):
-    """The config that the program makes of a printed line."""
+    """(config, workdir) that the program parses from a printed line."""
     values, argv = flags.FlagValues(), words[words.index("rapo_jax.main") :]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -32,7 +32,7 @@ def test_the_config_comes_before_what_overrides_it(place, config):
     assert workdir == f"{place.tmp_path}/rapo-plan"
 
 
-def test_a_check_is_of_a_tiny_model_and_other_flags_still_count(place):
+def test_a_check_uses_a_tiny_model_and_other_flags_still_apply(place):
     *_, line = place.dry(
         "plan", "--check", f"--config={ROOT / 'configs' / 'default.py'}", "--workdir=x",
         "--config.model.layers=1", PLAN_VENV="/venv",
@@ -44,6 +44,6 @@ def test_a_check_is_of_a_tiny_model_and_other_flags_still_count(place):
 
 
 @pytest.mark.parametrize("flags", [[], ["--config"], ["--config.plan.topology=v5e:2x2"]])
-def test_without_a_config_there_is_nothing_to_plan(place, flags):
+def test_a_plan_without_a_config_is_refused(place, flags):
     done = place.run("plan", "--dry-run", *flags)
     assert done.returncode == 2 and "--config is missing" in done.stderr

@@ -1,4 +1,4 @@
-"""prepare: says what a config still needs and how to get it; nothing missing, exit status 0."""
+"""launch/prepare: what is missing for a run and how to get it, and the exit status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ prepare = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(prepare)
 
 
-def found(config):
+def needs_of(config):
     return {need.key: need for need in prepare.needs(prepare.read(config))}
 
 
@@ -49,8 +49,8 @@ def touch(*paths):
 def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys):
     needs = list(prepare.needs(prepare.read(small_web(tmp_path))))
     assert all(need.missing for need in needs)
-    assert prepare.tell(needs) == len(needs)
-    told = capsys.readouterr().out
+    assert prepare.report(needs) == len(needs)
+    out = capsys.readouterr().out
     for piece in (
         "missing model.folder: ",
         f"hf download Qwen/Qwen2.5-7B-Instruct --local-dir {tmp_path}/models/Qwen2.5-7B-Instruct",
@@ -64,10 +64,10 @@ def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys
         f"missing buffer.files: {tmp_path}/traces/web.jsonl",
         f"{len(needs)} of {len(needs)} missing",
     ):
-        assert piece in told, piece
+        assert piece in out, piece
 
 
-def test_what_is_there_is_not_missing(tmp_path, capsys):
+def test_a_complete_setup_has_nothing_missing(tmp_path, capsys):
     config = small_web(tmp_path)
     model, encoder = tmp_path / "models/Qwen2.5-7B-Instruct", tmp_path / "models/all-MiniLM-L6-v2"
     for folder, weights in ((model, "model-00001-of-00002"), (encoder, "model")):
@@ -86,11 +86,11 @@ def test_what_is_there_is_not_missing(tmp_path, capsys):
     config["tools"]["search"]["key_variable"] = ""
     needs = list(prepare.needs(prepare.read(config)))
     assert [need for need in needs if need.missing] == []
-    assert prepare.tell(needs) == 0
+    assert prepare.report(needs) == 0
     assert f"all {len(needs)} are there" in capsys.readouterr().out
 
 
-def test_a_retrieval_server_is_asked_whether_it_answers(tmp_path):
+def test_a_retrieval_server_must_respond(tmp_path):
     config = qwen7b.get_config().to_dict()
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": 1, "contents": "A is b."}) + "\n")
     documents, _ = read_corpus(str(tmp_path / "corpus.jsonl"), malformed="fail")
@@ -98,27 +98,27 @@ def test_a_retrieval_server_is_asked_whether_it_answers(tmp_path):
         exact_search(documents, width=16), passages=1, topk=1, host="127.0.0.1", port=0
     )
     config["tools"]["search"] |= {"url": server.url, "cache": ""}
-    assert found(config)["tools.search"].missing == ""
+    assert needs_of(config)["tools.search"].missing == ""
     server.close()
     config["tools"]["search"]["deadline_s"] = 0.2
-    assert "rapo_jax.search.server" in found(config)["tools.search.url"].missing
+    assert "rapo_jax.search.server" in needs_of(config)["tools.search.url"].missing
 
 
-def test_a_file_of_questions_a_corpus_and_a_finished_buffer_are_looked_for(tmp_path):
+def test_questions_a_corpus_and_a_finished_buffer_are_checked(tmp_path):
     config = qwen7b.get_config().to_dict()
     config["task"]["dataset"] |= {"train": f"{tmp_path}/a.jsonl[:5]", "eval": f"{tmp_path}/b.jsonl"}
     config["task"]["dataset"]["documents"] = f"{tmp_path}/corpus.jsonl"
     config["tools"]["search"]["kind"] = "local"
     config["buffer"]["folder"] = str(tmp_path / "buffer")
     touch(tmp_path / "a.jsonl", tmp_path / "buffer" / "done.json")
-    needs = found(config)
+    needs = needs_of(config)
     assert needs["task.dataset.train"].missing == "" == needs["buffer.folder"].missing
     assert needs["task.dataset.eval"].missing.startswith("no such file")
     assert "your passages" in needs["task.dataset.documents"].missing
     assert "buffer.files" not in needs
 
 
-def test_every_suite_is_looked_for_by_itself_and_only_where_it_is_evaluated(tmp_path):
+def test_each_suite_is_checked_and_only_if_it_is_evaluated(tmp_path):
     config = qwen7b.get_config().to_dict()
     (tmp_path / "mine.jsonl").touch()
     touch(tmp_path / "q" / "gsm8k" / "test.jsonl")
@@ -134,7 +134,7 @@ def test_every_suite_is_looked_for_by_itself_and_only_where_it_is_evaluated(tmp_
     assert suites() == []
 
 
-def test_several_agents_of_the_buffer_each_need_their_own(tmp_path, monkeypatch):
+def test_each_agent_of_the_buffer_has_its_needs(tmp_path, monkeypatch):
     config = qwen7b.get_config().to_dict()
     touch(tmp_path / "hf" / "model.safetensors", tmp_path / "untrained" / "config.json")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -153,33 +153,36 @@ def test_several_agents_of_the_buffer_each_need_their_own(tmp_path, monkeypatch)
     assert [bool(x.missing) for x in needs] == [False, False, True, True, True]
     assert needs[-1].missing == "export RAPO_TEST_KEY=…"
     monkeypatch.setenv("RAPO_TEST_KEY", "secret")
-    assert found(config)["buffer.endpoint.key_variable"].missing == ""
+    assert needs_of(config)["buffer.endpoint.key_variable"].missing == ""
 
 
-def test_an_index_on_disk_is_looked_for_in_place_of_a_corpus(tmp_path):
+def test_an_index_on_disk_is_checked_instead_of_a_corpus(tmp_path):
     config = qwen7b.get_config().to_dict()
     config["tools"]["search"] |= {"kind": "local", "index": f"{tmp_path}/index", "cache": ""}
-    needs = found(config)
+    needs = needs_of(config)
     assert "task.dataset.documents" not in needs
     assert "('search_index',)" in needs["tools.search.index"].missing
     touch(tmp_path / "index" / MANIFEST)
-    assert found(config)["tools.search.index"].missing == ""
+    assert needs_of(config)["tools.search.index"].missing == ""
 
 
-def test_the_program_exits_1_where_something_is_missing_and_2_where_nothing_could_help():
+def test_the_program_exits_1_if_something_is_missing_and_2_if_the_config_is_not_valid(capsys):
     def run(*flags):
         command = [sys.executable, LAUNCH / "prepare.py", "--config=configs/qwen7b.py", *flags]
         done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "RAPO_DATA": "/no"},
                               capture_output=True, text=True, check=False)  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 
-    status, told = run("--config.tools.search.kind=serper")
-    assert status == 1 and "--local-dir /no/models/Qwen2.5-7B-Instruct" in told
-    status, told = run("--config.rollout.gruop_size=1")
-    assert status == 2 and told.startswith("error: --config.rollout.gruop_size: ")
-    status, told = run("--config.rollout.group_size=1")
-    assert status == 2 and told.startswith("error: rollout.group_size=1: ")
-    assert "Traceback" not in told
+    status, output = run("--config.tools.search.kind=serper")
+    assert status == 1 and "--local-dir /no/models/Qwen2.5-7B-Instruct" in output
+    status, output = run("--config.rollout.gruop_size=1")
+    assert status == 2 and output.startswith("error: --config.rollout.gruop_size: ")
+    assert "Traceback" not in output
+    config = qwen7b.get_config()
+    config.rollout.group_size = 1
+    with pytest.raises(SystemExit, match="^2$"):
+        prepare.main([], config)
+    assert capsys.readouterr().err.startswith("error: rollout.group_size=1: ")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
-# A program that takes the product's flags and leaves what the product leaves: `seed=7` fails,
-# `seed=9` starts a grandchild and waits for ever.
+# A fake of rapo_jax.main that writes the same files: `seed=7` fails, `seed=9` starts a grandchild
+# and never ends.
 PROGRAM = """
 import json, pathlib, subprocess, sys, time
 flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
@@ -61,21 +61,21 @@ def names(sweeps, variants=()):
     return [job.name for job in sweep.plan(Path("w"), sweeps, variants)]
 
 
-def test_sweeps_multiply():
+def test_sweeps_are_combined():
     assert names(["method=grpo,rapo", "seed=0,1"]) == [
         "grpo_seed=0", "grpo_seed=1", "rapo_seed=0", "rapo_seed=1",
     ]  # fmt: skip
 
 
-def test_variants_are_listed_and_crossed_with_sweeps():
+def test_each_variant_is_combined_with_all_sweeps():
     variants = ["method=grpo", "method=rapo, rl.m=0, rl.a=0"]
     assert names(["seed=0,1"], variants) == [
         "grpo_seed=0", "grpo_seed=1", "rapo_rl.m=0_rl.a=0_seed=0", "rapo_rl.m=0_rl.a=0_seed=1",
     ]  # fmt: skip
 
 
-def test_commas_inside_brackets_and_quotes_separate_nothing():
-    assert sweep.cut("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
+def test_commas_inside_brackets_and_quotes_do_not_separate():
+    assert sweep.split("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
 
 
 def test_a_name_is_safe_as_a_folder():
@@ -91,7 +91,7 @@ def test_a_name_is_safe_as_a_folder():
         (["seed=0,0"], [], "two runs would be called"),
     ],
 )
-def test_a_plan_that_cannot_be_meant_is_refused(sweeps, variants, message):
+def test_a_contradictory_plan_is_refused(sweeps, variants, message):
     with pytest.raises(ValueError, match=message):
         sweep.plan(Path("w"), sweeps, variants)
 
@@ -110,7 +110,7 @@ def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder():
     assert flags["--workdir"] == "/w/grpo"
 
 
-def test_a_run_that_changes_the_cold_start_makes_its_own():
+def test_a_run_that_changes_the_cold_start_makes_a_separate_one():
     flags = command("sft.source=buffer")
     assert "--config.sft.folder" not in flags
     assert flags["--config.buffer.folder"] == "/w/shared/buffer"
@@ -118,7 +118,7 @@ def test_a_run_that_changes_the_cold_start_makes_its_own():
     assert command("buffer.keep=2")["--config.stages"] == "('buffer', 'rl', 'evaluate', 'report')"
 
 
-def test_what_a_run_or_the_caller_sets_wins_over_the_sweeps_own_flags():
+def test_settings_of_a_run_or_the_caller_override_those_of_the_sweep():
     flags = command("method=sft,stages=('sft','evaluate')", "--config.buffer.folder=/b")
     assert flags["--config.stages"] == "('sft','evaluate')"
     assert flags["--config.buffer.folder"] == "/b"
@@ -131,7 +131,7 @@ def test_the_shared_run_makes_both_in_its_own_folder():
     ]  # fmt: skip
 
 
-def test_a_dry_run_prints_commands_and_does_nothing(tmp_path, program, capsys):
+def test_a_dry_run_only_prints_commands(tmp_path, program, capsys):
     folder = tmp_path / "w"
     more = ("--sweep", "seed=0,1", "--config.rl.steps=3", "--dry-run")
     assert sweep.main(flags_of(folder, *more), program) == 0
@@ -141,7 +141,7 @@ def test_a_dry_run_prints_commands_and_does_nothing(tmp_path, program, capsys):
     assert "--config.stages=('sft', 'buffer')" in lines[0]
 
 
-def test_a_sweep_shares_runs_compares_and_goes_on_where_it_was(tmp_path, program, capsys):
+def test_a_sweep_shares_compares_and_continues_where_it_stopped(tmp_path, program, capsys):
     folder = tmp_path / "w"
     flags = flags_of(folder, "--sweep=method=grpo,rapo", "--sweep=seed=0,1", "--jobs=2")
     assert sweep.main(flags, program) == 0
@@ -169,7 +169,7 @@ def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
         assert job.finished is finished
 
 
-def test_a_failed_run_is_named_with_its_log_and_stops_no_other(tmp_path, program, capsys):
+def test_a_failed_run_is_reported_with_its_log_and_the_others_continue(tmp_path, program, capsys):
     folder = tmp_path / "w"
     assert sweep.main(flags_of(folder, "--sweep=seed=7,1"), program) == 1
     assert (folder / "seed=1" / "done.json").exists()
@@ -177,7 +177,7 @@ def test_a_failed_run_is_named_with_its_log_and_stops_no_other(tmp_path, program
     assert str(folder / "seed=7.log") in out and "seed 7 brings bad luck" in out
 
 
-def test_without_the_shared_cold_start_no_run_begins(tmp_path, program):
+def test_no_run_starts_if_the_shared_cold_start_fails(tmp_path, program):
     folder = tmp_path / "w"
     more = ("--config.seed=7", "--sweep=method=grpo,rapo")
     assert sweep.main(flags_of(folder, *more), program) == 1
@@ -193,17 +193,17 @@ def test_without_the_shared_cold_start_no_run_begins(tmp_path, program):
         ("--sweep=seed=0", "--config.seed=1"),
     ],
 )
-def test_flags_that_nobody_knows_are_refused_before_anything_starts(tmp_path, program, more):
+def test_unknown_flags_are_refused_before_anything_starts(tmp_path, program, more):
     folder = tmp_path / "w"
     with pytest.raises(SystemExit):
         sweep.main(flags_of(folder, *more), program)
     assert not folder.exists()
 
 
-def test_a_sweep_does_not_go_on_with_other_common_flags(tmp_path, program):
+def test_a_sweep_does_not_continue_with_other_common_flags(tmp_path, program):
     folder = tmp_path / "w"
     assert sweep.main(flags_of(folder, "--config.rl.m=0"), program) == 0
-    with pytest.raises(SystemExit, match="was begun with"):
+    with pytest.raises(SystemExit, match="was started with"):
         sweep.main(flags_of(folder, "--config.rl.m=1"), program)
 
 
@@ -221,7 +221,7 @@ def wait_for(condition, seconds=30):
     return condition()
 
 
-def test_an_interrupt_leaves_no_run_behind(tmp_path, program):
+def test_an_interrupt_ends_all_runs(tmp_path, program):
     folder = tmp_path / "w"
     flags = flags_of(folder, "--sweep=seed=9")
     start = (  # tests run in the background inherit that SIGINT is ignored
@@ -243,7 +243,7 @@ def test_an_interrupt_leaves_no_run_behind(tmp_path, program):
         parent.wait()
 
 
-def test_jobs_side_by_side_share_the_cores_and_one_job_has_them_all():
+def test_parallel_jobs_share_the_cores_and_a_single_job_has_all():
     jobs = load("jobs")
     cores = os.sched_getaffinity(0)
     assert jobs.share_of_cores(0, 1) == cores
@@ -253,10 +253,12 @@ def test_jobs_side_by_side_share_the_cores_and_one_job_has_them_all():
     assert all(len(share) == 1 and share <= cores for share in crowded)
 
 
-def test_each_job_of_a_sweep_runs_on_its_own_cores_and_the_sweep_keeps_all(tmp_path):
+def test_each_job_of_a_sweep_runs_on_separate_cores_and_the_sweep_keeps_all(tmp_path):
     program = tmp_path / "program.py"
-    tell = "import os; (workdir / 'cores').write_text(repr(sorted(os.sched_getaffinity(0))))\n"
-    program.write_text(PROGRAM + tell)
+    write_cores = (
+        "import os; (workdir / 'cores').write_text(repr(sorted(os.sched_getaffinity(0))))\n"
+    )
+    program.write_text(PROGRAM + write_cores)
     folder, before = tmp_path / "sweep", os.sched_getaffinity(0)
     parallel = len(before)
     seeds = ",".join(str(seed) for seed in range(parallel))

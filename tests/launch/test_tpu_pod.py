@@ -1,4 +1,4 @@
-"""tpu_pod and tpu_worker: whole runs on a made-up slice of two workers."""
+"""tpu_pod and tpu_worker: whole runs on a simulated slice of two workers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ case "$1 $2 $4" in
   "mount -t 10.0.0.0:"*) rmdir runs && ln -s "$CLOUD/homes/0/${4#*/homes/1/}" runs ;;
 esac
 """
-# A setsid whose process does not show for half a second what it is going to be.
+# A setsid that becomes its program after half a second.
 LATE = r"""#!/bin/bash
 { echo sleep .5; printf 'exec /usr/bin/setsid'; printf ' %q' "$@"; } >"$HOME/late"
 exec bash "$HOME/late"
@@ -69,7 +69,7 @@ def cloud(place):
     place.cloud.mkdir()
     place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3", "NO_WAY_BACK": ""}
     yield place
-    for k in (0, 1):  # whatever a test leaves running ends
+    for k in (0, 1):  # ends what a test leaves running
         end(place, k, 0)
 
 
@@ -116,7 +116,7 @@ def test_a_slice_whose_results_were_not_fetched_is_not_deleted(cloud):
     assert again.returncode == 0 and (cloud.repository / "runs/x/steps-0").exists()
 
 
-def test_a_run_outlives_its_launcher_and_the_same_command_finds_it_again(cloud):
+def test_a_run_survives_its_launcher_and_the_same_command_waits_for_it_again(cloud):
     def launch(name):
         with open(cloud.tmp_path / name, "w") as log:
             return subprocess.Popen(
@@ -155,7 +155,7 @@ def test_workers_that_wait_for_a_failed_one_are_ended(cloud):
     assert int(ended) == 128 + signal.SIGTERM
 
 
-def test_a_new_slice_goes_on_from_the_results_that_were_fetched_from_the_last_one(cloud):
+def test_a_new_slice_continues_from_the_results_fetched_from_the_last_one(cloud):
     end(cloud, 0, 0)
     end(cloud, 1, 0)
     for runs in (1, 2):
@@ -167,7 +167,7 @@ def test_a_new_slice_goes_on_from_the_results_that_were_fetched_from_the_last_on
     assert len(before.read_text().splitlines()) == 1
 
 
-def test_a_run_that_is_slow_to_become_its_program_is_not_taken_for_dead(cloud):
+def test_a_run_that_is_slow_to_start_its_program_is_not_taken_as_ended(cloud):
     cloud.add("setsid", LATE)
     end(cloud, 0, 0)
     end(cloud, 1, 0)
@@ -176,20 +176,20 @@ def test_a_run_that_is_slow_to_become_its_program_is_not_taken_for_dead(cloud):
 
 
 @pytest.mark.parametrize(
-    "found, status, told",
+    "slice_env, status, message",
     [
         ({"STATE": "PREEMPTED"}, 1, "the slice rapo is PREEMPTED"),
         ({"KIND": "v4-8"}, 2, "the slice rapo exists and is a v4-8"),
     ],
 )
-def test_a_slice_that_cannot_be_used_is_left_alone(cloud, found, status, told):
+def test_a_slice_that_cannot_be_used_is_left_alone(cloud, slice_env, status, message):
     (cloud.cloud / "homes").mkdir()
-    done = cloud.run(*pod("--delete"), **found)
-    assert done.returncode == status and told in done.stderr
+    done = cloud.run(*pod("--delete"), **slice_env)
+    assert done.returncode == status and message in done.stderr
     assert [call.split()[4] for call in cloud.calls()] == ["list"]
 
 
-def test_a_gcloud_that_fails_is_not_taken_for_a_slice_that_is_not_there(cloud):
+def test_a_failure_of_gcloud_is_not_taken_as_a_missing_slice(cloud):
     cloud.add("gcloud", "exit 1\n")
     assert cloud.run(*pod()).returncode != 0
     assert [call.split()[4] for call in cloud.calls()] == ["list"]

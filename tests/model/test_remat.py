@@ -1,4 +1,4 @@
-"""Rematerialisation: every policy computes the same, and keeps less the stricter it is."""
+"""Rematerialisation: every policy computes the same, and stricter ones keep less."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def everything():
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
-def test_what_is_kept_changes_neither_loss_nor_gradient(policy, everything):
+def test_a_policy_changes_neither_loss_nor_gradient(policy, everything):
     temporaries, found = compiled(policy)
     for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(everything[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
@@ -49,5 +49,5 @@ def test_unrolled_layers_are_computed_again_too(everything):
     assert temporaries < everything[0]
 
 
-def test_config_offers_the_policies_there_are():
+def test_config_offers_all_policies():
     assert set(KEYS["model.remat"].choices) == set(POLICIES)

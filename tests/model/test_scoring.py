@@ -1,4 +1,4 @@
-"""Scoring: teacher-forced log-probs and entropies, whole or in chunks of the same value."""
+"""Scoring: teacher-forced log-probs and entropies, the same whole or in chunks of slots."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def temporaries(chunk):
 LARGE_VOCAB, LONG = 8192, 65
 
 
-def test_no_array_of_all_slots_times_the_vocabulary_is_ever_there():
+def test_no_array_of_all_slots_times_the_vocabulary_is_ever_in_memory():
     all_slots = B * (LONG - 1) * LARGE_VOCAB * 4
     small, larger, whole = temporaries(2), temporaries(8), temporaries(LONG)
     assert small < all_slots / 4

@@ -1,4 +1,4 @@
-"""The mesh and where things live on it."""
+"""The mesh, and the sharding of rows and parameters over it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_mesh_without_a_choice_takes_every_device():
     assert make_mesh().devices.size == len(jax.devices()) == 8
 
 
-def test_rows_are_spread_in_order_and_the_rest_of_the_axes_stay_whole():
+def test_rows_are_split_in_order_and_the_other_axes_are_not_split():
     mesh = make_mesh()
     tree = place({"token_BT": np.arange(48).reshape(16, 3), "mask_B": np.arange(16)}, rows(mesh))
     for shard in tree["token_BT"].addressable_shards:
@@ -40,14 +40,14 @@ def test_rows_are_spread_in_order_and_the_rest_of_the_axes_stay_whole():
     assert {shard.data.shape for shard in tree["mask_B"].addressable_shards} == {(2,)}
 
 
-def test_what_is_replicated_is_whole_on_every_device():
+def test_a_replicated_array_is_whole_on_every_device():
     placed = place({"w": jnp.arange(6.0)}, replicated(make_mesh()))["w"]
     assert len(placed.addressable_shards) == 8
     for shard in placed.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.arange(6.0))
 
 
-def test_the_start_up_table_counts_the_bytes_that_devices_hold(small_settings):
+def test_the_start_up_table_counts_the_bytes_on_a_device(small_settings):
     model = dataclasses.replace(small_settings().model, vocab=64)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     table, notes = describe(make_mesh(data=2, fsdp=2, tensor=2), model, params)
@@ -61,7 +61,7 @@ def test_the_start_up_table_counts_the_bytes_that_devices_hold(small_settings):
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Stands for a device of some process."""
+    """A fake device of some process."""
 
     id: int
     process_index: int

@@ -1,4 +1,4 @@
-"""The decoder against a plain numpy one, and its cache against its own teacher-forced pass."""
+"""The decoder compared with numpy, and decoding with a cache compared with `forward`."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_bfloat16_model_keeps_float32_parameters_and_logits_near_the_float32_o
     assert 0 < np.abs(half_BTV - whole_BTV).max() < 0.2 * whole_BTV.std()
 
 
-def test_rotated_queries_and_keys_see_only_their_distance():
+def test_scores_of_rotated_queries_and_keys_depend_only_on_their_distance():
     rng = np.random.default_rng(0)
     query, key = rng.standard_normal((2, 1, 1, 1, QWEN2.head_width)).astype(np.float32)
 
@@ -214,11 +214,11 @@ def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
         cos, sin = angles(settings, np.ones((1, 1), np.int32))
         return np.arctan2(np.asarray(sin), np.asarray(cos)).ravel()
 
-    before_H, after_H = frequencies(plain), frequencies(s)
-    turns_H = s.rope_positions * before_H / (2 * np.pi)
-    fast_H, slow_H = turns_H > s.rope_high_freq, turns_H < s.rope_low_freq
-    assert fast_H.any() and slow_H.any() and (~fast_H & ~slow_H).any()
-    np.testing.assert_array_equal(after_H[fast_H], before_H[fast_H])
-    np.testing.assert_allclose(after_H[slow_H], before_H[slow_H] / s.rope_factor, rtol=1e-6)
-    share_H = (after_H / before_H)[~fast_H & ~slow_H]
-    assert ((1 / s.rope_factor < share_H) & (share_H < 1)).all() and (np.diff(share_H) < 0).all()
+    before_R, after_R = frequencies(plain), frequencies(s)
+    turns_R = s.rope_positions * before_R / (2 * np.pi)
+    fast_R, slow_R = turns_R > s.rope_high_freq, turns_R < s.rope_low_freq
+    assert fast_R.any() and slow_R.any() and (~fast_R & ~slow_R).any()
+    np.testing.assert_array_equal(after_R[fast_R], before_R[fast_R])
+    np.testing.assert_allclose(after_R[slow_R], before_R[slow_R] / s.rope_factor, rtol=1e-6)
+    share_R = (after_R / before_R)[~fast_R & ~slow_R]
+    assert ((1 / s.rope_factor < share_R) & (share_R < 1)).all() and (np.diff(share_R) < 0).all()

@@ -1,4 +1,4 @@
-"""How slices of chips are written."""
+"""The names of slices of chips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_a_slice_has_the_product_of_its_sides_as_chips():
     assert (gpus.chips, gpus.name, gpus.host) == (8, "h100x8", 8)
 
 
-def test_a_kind_alone_is_all_its_slices_from_the_smallest_on():
+def test_a_kind_alone_is_all_its_slices_from_the_smallest():
     chips = [found.chips for found in slices("v5e")]
     assert chips == sorted(chips) and chips[0] == 1 and chips[-1] == 256
 
@@ -28,7 +28,7 @@ def test_a_small_slice_is_one_host():
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "tpu", "x8", "v5e:", "8x8", "h300x8"])
-def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(topology):
+def test_an_unknown_kind_is_refused_with_a_list_of_known_ones(topology):
     with pytest.raises(ValueError, match=f"plan.topology='{topology}': .*v5e.*h100"):
         slices(topology)
 
@@ -37,7 +37,7 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(topology):
     ("topology", "works"),
     [("v5e:3x5", "v5e:4x4"), ("v5p:4x4", "v5p:4x4x4"), ("h100x3", "h100x4"), ("v5e:x", "v5e:1x1")],
 )
-def test_a_shape_that_does_not_exist_is_refused_with_those_that_do(topology, works):
+def test_an_unknown_shape_is_refused_with_a_list_of_known_ones(topology, works):
     with pytest.raises(ValueError, match=f"plan.topology='{topology}': .*{works}"):
         slices(topology)
 

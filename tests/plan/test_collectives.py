@@ -1,4 +1,4 @@
-"""Bytes between chips, counted on programs whose traffic is known beforehand."""
+"""Bytes sent between chips, for programs whose traffic is known."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def mesh():
     return make_mesh(jax.devices()[:8], fsdp=8, data=1)
 
 
-def test_gathering_an_array_sends_all_of_it_but_ones_own_part(mesh):
+def test_gathering_an_array_sends_all_of_it_but_the_local_part(mesh):
     text = compiled(lambda x: x + 1, mesh, into="fsdp", out=None, shape=(8, 100))
     sent = collective_bytes(text, devices=8, unknown_trips=1)
     assert sent == {"all-gather": 8 * 100 * 4 * 7 / 8}
 
 
-def test_a_sum_over_chips_sends_the_result_twice_but_ones_own_part(mesh):
+def test_a_sum_over_chips_sends_the_result_twice_but_the_local_part(mesh):
     text = compiled(lambda x: x.sum(0), mesh, into="fsdp", out=None, shape=(8, 64))
     sent = collective_bytes(text, devices=8, unknown_trips=1)
     assert sent == {"all-reduce": 2 * 64 * 4 * 7 / 8}
 
 
-def test_a_loop_counts_as_often_as_it_turns(mesh):
+def test_a_loop_counts_once_for_each_iteration(mesh):
     def five(x):
         return jax.lax.fori_loop(0, 5, lambda _, y: y + jnp.sin(y.sum(0)), x)
 
@@ -44,7 +44,7 @@ def test_a_loop_counts_as_often_as_it_turns(mesh):
     assert sent == {"all-reduce": 5 * 2 * 64 * 4 * 7 / 8}
 
 
-def test_a_loop_of_unknown_length_counts_as_often_as_is_said(mesh):
+def test_a_loop_of_unknown_length_counts_as_often_as_the_caller_says(mesh):
     def until_large(x):
         return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y + jnp.sin(y.sum(0)), x)
 
@@ -110,12 +110,12 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """
 
 
-def test_for_tpus_the_turns_of_a_loop_stand_in_its_condition():
+def test_for_tpus_the_iterations_of_a_loop_are_read_from_its_condition():
     found = collective_bytes(LOOP, devices=2, unknown_trips=1000)
     assert found == {"collective-permute": 7 * 4 * 4}
 
 
-def test_a_loop_with_another_reason_to_end_counts_the_most_turns_it_can_take():
+def test_a_loop_with_another_reason_to_end_counts_the_largest_number_of_iterations():
     ends = LOOP.replace("ROOT %lt =", "%lt =").replace(
         "direction=LT\n",
         "direction=LT\n  %any = pred[] get-tuple-element(%p), index=1\n"

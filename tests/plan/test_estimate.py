@@ -1,4 +1,4 @@
-"""Bytes and work of a chip against numbers worked out by hand."""
+"""Bytes and work of one chip, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def adapted():
 
 
 ADAPTERS_7B = 28 * 32 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
-"""Layers, rank, and both sides of q and o, of k and v, of gate, up and down."""
+"""Layers x rank x both sides of q and o, of k and v, of gate, up and down."""
 
 
 def parameters_of(m):
@@ -73,7 +73,7 @@ def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloa
     assert shape_on(merged, fsdp=1, tensor=1).sampled == base
 
 
-def test_a_frozen_matrix_costs_an_update_no_gradient_of_its_own(adapted):
+def test_an_update_computes_no_gradient_of_a_frozen_matrix(adapted):
     s, model = adapted
     chips = slices("h200x8")[0]
     work = work_on(s, model, shape_on(model, fsdp=8, tensor=1), Way(8, 1, 1, "full"), chips)
@@ -91,7 +91,7 @@ def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
     assert found is not None and found.fits
 
 
-def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
+def test_a_cache_holds_keys_and_values_of_every_slot_of_one_chunk_of_questions(qwen):
     s, model = qwen
     slots = 5632 + 1536  # a row, and room for the widest span, the prompt
     assert cache_slots(s) == slots
@@ -101,7 +101,7 @@ def test_a_cache_holds_keys_and_values_of_every_slot_of_a_wave(qwen):
     assert found.cache == rows_here * slots * 2 * kv_heads_here * 128 * 2 * 28
 
 
-def test_a_span_is_read_with_the_scores_of_one_chunk(qwen):
+def test_a_span_is_read_with_the_scores_of_one_chunk_of_slots(qwen):
     s, model = qwen
     shape, way = shape_on(model, fsdp=16, tensor=4), Way(16, 4, 2, "full")
 
@@ -115,7 +115,7 @@ def test_a_span_is_read_with_the_scores_of_one_chunk(qwen):
     assert rollout(1024) == rollout(4096) == 4 * rollout(256)  # no span is longer
 
 
-def test_the_copy_is_cut_over_tensor_alone_and_the_moments_over_both(qwen):
+def test_the_copy_is_split_over_tensor_alone_and_the_moments_over_both(qwen):
     _, model = qwen
     whole, cut = (shape_on(model, fsdp=f, tensor=t) for f, t in ((1, 1), (16, 4)))
     assert cut.trained == pytest.approx(whole.trained / 64, rel=0.01)
@@ -176,12 +176,12 @@ def test_more_chips_than_questions_have_no_way(qwen):
     assert estimate(*qwen, slices("v5e:16x16")[0]) is None
 
 
-def test_a_way_is_told_as_flags(qwen):
+def test_a_way_is_printed_as_flags(qwen):
     flags = Way(16, 4, 2, "full").flags.split()
     assert "--config.mesh.fsdp=16" in flags and "--config.rollout.chunks=2" in flags
 
 
-def test_a_folder_that_is_not_there_must_be_named_like_a_published_model():
+def test_a_missing_folder_must_have_the_name_of_a_published_model():
     base = read_settings(default.get_config().to_dict()).model
     with pytest.raises(ValueError, match="model.folder='x/Mine': .*Qwen2.5-7B"):
         planned_model(dataclasses.replace(base, folder="x/Mine"))

@@ -1,4 +1,4 @@
-"""The stage: what it prints, and what it refuses."""
+"""The stage plan: its tables, its refusals, and the compiled programs."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ def settings_of(**keys):
     return read_settings(c.to_dict())
 
 
-def test_a_table_has_a_row_for_every_slice_that_is_named(tmp_path, capsys):
+def test_the_table_has_a_row_for_every_named_slice(tmp_path, capsys):
     plan(settings_of(plan__topology="v5e:2x2, h100x4"), tmp_path)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     rows = [
         line.split(" | ")
-        for line in told.splitlines()
+        for line in output.splitlines()
         if line.startswith("| ") and "---" not in line
     ]
     assert [row[0] for row in rows] == ["| slice", "| v5e:2x2", "| h100x4"]
     assert len({len(row) for row in rows}) == 1
     assert rows[1][1] == rows[2][1] == "yes"  # a model of a few thousand weights
-    assert "v5e:2x2: --config.mesh.data=1" in told
+    assert "v5e:2x2: --config.mesh.data=1" in output
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adapters_are_planned_for_and_told_but_not_compiled(tmp_path, capsys):
+def test_adapters_are_planned_and_printed_but_not_compiled(tmp_path, capsys):
     s = settings_of(plan__topology="v5e:1x1")
     lora = dataclasses.replace(s.model.lora, rank=4)
     s = dataclasses.replace(s, model=dataclasses.replace(s.model, lora=lora))
     plan(s, tmp_path)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     # default.py: 2 layers, 64 wide, 4 heads of 16, 2 kv heads, ffn 192
     count = 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 192))
-    assert f"frozen, {count / 1e6:.3g} million in adapters of rank 4; " in told
+    assert f"frozen, {count / 1e6:.3g} million in adapters of rank 4; " in output
     with pytest.raises(ValueError, match="plan.compile=True: with model.lora.rank=4"):
         plan(dataclasses.replace(s, plan=dataclasses.replace(s.plan, compile=True)), tmp_path)
 
 
 def test_gpu_names_the_smallest_of_both_kinds(tmp_path, capsys):
     plan(settings_of(plan__topology="gpu"), tmp_path)
-    told = capsys.readouterr().out
-    assert "| h100x1 | yes" in told and "| h200x1 | yes" in told
+    output = capsys.readouterr().out
+    assert "| h100x1 | yes" in output and "| h200x1 | yes" in output
 
 
-def test_chips_that_cannot_share_the_questions_are_told(tmp_path, capsys):
+def test_chips_that_cannot_share_the_questions_are_reported(tmp_path, capsys):
     plan(settings_of(plan__topology="v5e:16x16", rollout__questions=2), tmp_path)
     assert "v5e:16x16: its 256 chips cannot share rollout.questions=2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("topology", ["", "v5e:3x5", "v9"])
-def test_what_cannot_be_planned_for_is_refused(topology, tmp_path):
+def test_an_unknown_topology_is_refused(topology, tmp_path):
     with pytest.raises(ValueError, match=f"plan.topology='{topology}'"):
         plan(settings_of(plan__topology=topology), tmp_path)
 
@@ -92,7 +92,7 @@ def test_the_programs_of_a_run_lower_from_shapes_alone():
     assert found.sent["all-reduce"] > 0  # the norm of the gradient is a sum over all devices
 
 
-def test_a_program_that_is_too_large_is_told_in_the_compiler_s_words():
+def test_a_program_that_is_too_large_has_the_compiler_s_message():
     class Large:
         def compile(self):
             raise RuntimeError(
@@ -105,7 +105,7 @@ def test_a_program_that_is_too_large_is_told_in_the_compiler_s_words():
     assert found.refused.startswith("Ran out of memory")
 
 
-def test_other_errors_of_the_compiler_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_of_the_compiler_are_raised():
     class Wrong:
         def compile(self):
             raise RuntimeError("INTERNAL: no")
