@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.buffer import StepTraceBuffer
+from rapo_jax.buffer.buffer import Encoder, StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.config import ModelSettings, Settings
@@ -116,6 +116,8 @@ class House(NamedTuple):
     expert_questions: list[Question]
     tools: dict[str, Tool]
     retriever: Retriever
+    encode: Encoder
+    """Key texts to keys, as in the retriever's buffer."""
 
 
 def count_python(calls: list[str]) -> list[Observation]:
@@ -177,12 +179,14 @@ def house(small_settings, tmp_path_factory) -> House:
         TASK.questions(world, "train")[::7][:QUESTIONS],
         TASK.questions(world, "expert"),
         tools,
-        make_retriever(settings, world, tools, tokens),
+        *make_retriever(settings, world, tools, tokens),
     )
 
 
-def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -> Retriever:
-    """A Step-Trace Buffer of the scripted expert, and its index."""
+def make_retriever(
+    settings: Settings, world: Any, tools: Any, tokens: Tokens
+) -> tuple[Retriever, Encoder]:
+    """A Step-Trace Buffer of the scripted expert with its index, and its encoder."""
     questions = TASK.questions(world, "expert")[:12]
     groups = run_agents(
         TASK.expert(world, error=0.1), questions, tools, max_calls=3, samples=1, rng_seed=0
@@ -211,7 +215,7 @@ def make_retriever(settings: Settings, world: Any, tools: Any, tokens: Tokens) -
         count_tokens=lambda text: len(tokens.encode(text)),
         info={},
     )
-    return Retriever(buffer, encode=encode, kind="exact")
+    return Retriever(buffer, kind="exact"), encode
 
 
 class Playing(NamedTuple):
@@ -242,7 +246,7 @@ def make_sampler(house) -> Callable[..., Playing]:
             observation_tokens=r.observation_tokens,
             retrieved_tokens=r.retrieved_tokens,
         )
-        encode = house.retriever._encode
+        encode = house.encode
         environment.use_buffer(
             house.retriever, encode, exclude_same_question=False, without_retrieved_history=True
         )

@@ -29,7 +29,7 @@ def make(house):
         )
         found.use_buffer(
             house.retriever,
-            query or house.retriever._encode,
+            query or house.encode,
             exclude_same_question=exclude,
             without_retrieved_history=without_retrieved_history,
         )
@@ -177,7 +177,8 @@ def test_the_nearest_trace_to_the_rows_state_comes_back_rendered(make, act, sear
     texts, healthy = search(environment, [3, 5])
     histories = ["<think> mentor</think><search>a</search>" + render_result("heard a"), ""]
     questions = [house.asked[row].question for row in (3, 5)]
-    hits = house.retriever.nearest(house.retriever.keys(questions, histories))
+    key_BE = house.encode(house.retriever.key_texts(questions, histories))
+    hits = house.retriever.nearest(key_BE)
     assert texts == [render_retrieved(hit.value) for hit in hits]
     assert healthy == [True, True]
 
@@ -203,7 +204,7 @@ def test_keys_are_made_of_the_whole_history_or_of_the_rows_part_of_it(make, act,
 
     def query(texts):
         queries.extend(texts)
-        return house.retriever._encode(texts)
+        return house.encode(texts)
 
     step = "<think> rival</think><search>b</search>"
     for cut in (True, False):

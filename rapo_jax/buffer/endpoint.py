@@ -21,7 +21,7 @@ HOPELESS = (401, 402, 403, 404, 405)
 """Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
 conversation that has become too long.)"""
 MAX_STOPS = 4
-"""More stop sequences are refused by OpenAI's own endpoint."""
+"""More stop sequences are refused by OpenAI's endpoint."""
 MAX_REPLY_BYTES = 8 << 20
 CHARS_PER_TOKEN = 3
 """To estimate what a call reads; estimates are rather high for English."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.buffer.buffer import Encoder, StepTraceBuffer
+from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.keys import key_text
 from rapo_jax.search.nearest import make_index
 
@@ -33,7 +33,7 @@ _FETCH = 64
 
 
 class Retriever:
-    """Buffer, encoder and index. Keys of states are made as those of the buffer (mask, length).
+    """Buffer and index. Keys of states are made as those of the buffer (mask, length).
 
     `kind` and `folder` as for `make_index`. Safe to call from concurrent threads.
     """
@@ -42,13 +42,11 @@ class Retriever:
         self,
         buffer: StepTraceBuffer,
         *,
-        encode: Encoder,
         kind: str,
         folder: str | Path | None = None,
     ) -> None:
         self.buffer = buffer
         self.index = make_index(buffer.key_ME, kind=kind, folder=folder)
-        self._encode = encode
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()  # shards call from concurrent threads
 
@@ -65,10 +63,6 @@ class Retriever:
             )
             for question, history in zip(questions, histories, strict=True)
         ]
-
-    def keys(self, questions: Sequence[str], histories: Sequence[str]) -> np.ndarray:
-        """Embedded states, [B, E] float32."""
-        return self._encode(self.key_texts(questions, histories))
 
     def nearest(
         self,

@@ -45,7 +45,7 @@ class Splitting(NamedTuple):
     """How trajectories become step traces.
 
     unit 'step': step t has the key of S_<t and the value s_t. unit 'trajectory' (the paper's
-    ablation w/ TO): one trace a trajectory, keyed by the question alone, whose value is every step.
+    ablation w/ TO): one trace a trajectory, keyed by the question only, whose value is every step.
     """
 
     unit: str

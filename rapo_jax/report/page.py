@@ -19,7 +19,6 @@ from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
 from rapo_jax.report.compare import (
     BASELINE,
-    Interval,
     Summary,
     by_seed,
     group_runs,
@@ -29,7 +28,8 @@ from rapo_jax.report.compare import (
 from rapo_jax.report.curves import Groups
 from rapo_jax.report.origins import origin_table
 from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
-from rapo_jax.report.suites import KINDS, suite_rows
+from rapo_jax.report.suites import suite_rows
+from rapo_jax.report.summary import cells, columns, percent, points
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
 
 
@@ -75,10 +75,7 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent, "points": points, "interval": interval, "seconds": seconds,
-        "svg": Markup,
-    }  # fmt: skip
+    environment.filters |= {"percent": percent, "points": points, "svg": Markup}
     return environment.get_template("page.html").render(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -86,10 +83,11 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         runs=runs,
         notes=[note for run in runs for note in run.notes],
         summaries=summaries,
+        columns=columns(baseline),
+        comparison=[cells(each, baseline) for each in summaries],
         baseline=baseline if baseline in groups else None,
         kinds=_kinds(groups),
         suites=suite_rows(runs),
-        suite_kinds=KINDS,
         settings=_differing_settings(groups),
         differences=_difference_charts(groups, summaries, baseline),
         heldout=curves.heldout_charts(groups),
@@ -103,31 +101,6 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         limit=MAX_TRAJECTORIES,
         trajectory_notes=trajectory_notes,
     )
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def points(value: float | None) -> str:
-    """A difference of accuracies in percentage points, signed."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def interval(value: Interval | None) -> str:
-    """Mean and interval in percentage points; the mean alone where one pair has no interval."""
-    if value is None:
-        return "–"
-    mean, low, high = value
-    return points(mean) + ("" if math.isnan(low) else f" [{points(low)}, {points(high)}]")
-
-
-def seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f} s" if value < 120 else f"{int(value) // 60} min {int(value) % 60:02d} s"
 
 
 def embed(value: object) -> str:

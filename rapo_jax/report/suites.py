@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report.runs import Run, as_number
 from rapo_jax.suites.paper import reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
-from rapo_jax.suites.table import average, percent
+from rapo_jax.suites.table import DASH, average, percent
 
-KINDS = (RIGHT, *FAILURES)
-DASH = "–"
-
-
-@dataclass(frozen=True)
-class SuiteRow:
-    """A run's suite as texts; `kinds` are counts of samples in the order of KINDS."""
-
-    run: str
-    suite: str
-    metric: str
-    scoring: str
-    questions: str
-    score: str
-    pass_1: str
-    judge: str
-    calls: str
-    tokens: str
-    kinds: tuple[str, ...]
-    grpo: str
-    rapo: str
+Row = dict[str, str]
+"""A suite of a run: column -> text; the last columns count samples by kind."""
 
 
-def suite_rows(runs: Sequence[Run]) -> list[SuiteRow]:
+def suite_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each run and suite; a dash for what a file does not hold."""
-    rows = []
+    rows: list[Row] = []
     for run in runs:
         suites = {
             name: x for name, x in _object(run.result, "suites").items() if isinstance(x, Mapping)
@@ -56,24 +36,24 @@ def _object(x: JsonObject, key: str) -> JsonObject:
     return value if isinstance(value, Mapping) else {}
 
 
-def _row(run: str, name: str, x: JsonObject) -> SuiteRow:
+def _row(run: str, name: str, x: JsonObject) -> Row:
     kinds = _object(x, "kinds")
     paper = reported(str(x.get("backbone")), name)
-    return SuiteRow(
-        run=run,
-        suite=name,
-        metric=_text(x.get("metric")),
-        scoring=_text(x.get("scoring")),
-        questions=_number(x.get("questions"), 0),
-        score=percent(as_number(x.get("score")), _interval(x.get("interval"))),
-        pass_1=percent(as_number(x.get("pass@1")), _interval(x.get("pass@1_interval"))),
-        judge=percent(as_number(_object(x, "scores").get("judge"))),
-        calls=_number(x.get("calls"), 1),
-        tokens=_number(x.get("tokens"), 0),
-        kinds=tuple(_number(kinds.get(kind), 0) for kind in KINDS),
-        grpo=f"{paper.grpo:.1f}" if paper else DASH,
-        rapo=f"{paper.rapo:.1f}" if paper else DASH,
-    )
+    return {
+        "Suite": name,
+        "Run": run,
+        "Questions": _number(x.get("questions"), 0),
+        "Metric": _text(x.get("metric")),
+        "Scoring": _text(x.get("scoring")),
+        "Score": percent(as_number(x.get("score")), _interval(x.get("interval"))),
+        "Pass@1": percent(as_number(x.get("pass@1")), _interval(x.get("pass@1_interval"))),
+        "Judge": percent(as_number(_object(x, "scores").get("judge"))),
+        "Paper: GRPO": f"{paper.grpo:.1f}" if paper else DASH,
+        "Paper: RAPO": f"{paper.rapo:.1f}" if paper else DASH,
+        "Calls": _number(x.get("calls"), 1),
+        "Tokens": _number(x.get("tokens"), 0),
+        **{kind: _number(kinds.get(kind), 0) for kind in (RIGHT, *FAILURES)},
+    }
 
 
 def _text(value: object) -> str:

@@ -8,20 +8,21 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapo_jax.report.compare import Summary, group_runs, summarise
-from rapo_jax.report.page import interval, percent
+from rapo_jax.report.compare import Interval, Summary, group_runs, summarise
 from rapo_jax.report.runs import load_run
+from rapo_jax.suites.table import markdown_table
 
 COLUMNS = (
-    "variant", "seeds", "before", "after (mean ± std)", "hidden (mean ± std)",
-    "difference to {baseline} [90 % interval]", "hidden difference", "at equal CPU", "CPU-seconds",
+    "Variant", "Seeds", "Before", "After, mean ± std", "Hidden, mean ± std",
+    "Difference to {baseline}, 90 % interval", "Hidden difference", "At equal CPU", "CPU-seconds",
 )  # fmt: skip
 
 
 def write_summary(workdirs: Sequence[Path], folder: Path, *, baseline: str) -> str:
     """Writes summary.md and summary.json about the runs into `folder`; returns the table."""
     summaries = summarise(group_runs([load_run(workdir) for workdir in workdirs]), baseline)
-    table = markdown(summaries, baseline)
+    rows = [cells(each, baseline) for each in summaries]
+    table = markdown_table(columns(baseline), rows) + "\n"
     (folder / "summary.md").write_text(table, encoding="utf-8")
     document = {"baseline": baseline, "variants": [_plain(each) for each in summaries]}
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
@@ -29,31 +30,45 @@ def write_summary(workdirs: Sequence[Path], folder: Path, *, baseline: str) -> s
     return table
 
 
-def markdown(summaries: Sequence[Summary], baseline: str) -> str:
-    """The table in Markdown: accuracies in percent, differences in percentage points."""
-    head = [column.format(baseline=baseline) for column in COLUMNS]
-    rows = [_row(each, baseline) for each in summaries]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    padded = [
-        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+def columns(baseline: str) -> list[str]:
+    """The head of the comparison table."""
+    return [column.format(baseline=baseline) for column in COLUMNS]
 
 
-def _row(each: Summary, baseline: str) -> list[str]:
-    base = each.label == baseline
+def cells(summary: Summary, baseline: str) -> list[str]:
+    """A row of the comparison table: accuracies in percent, differences in percentage points."""
+    base = summary.label == baseline
+    cpu = summary.cpu_seconds
     return [
-        each.label.replace("|", "\\|").replace("\n", " "),
-        str(len(each.seeds)),
-        percent(each.accuracy_before),
-        _spread(each.accuracy, each.accuracy_std),
-        _spread(each.hidden, each.hidden_std),
-        "baseline" if base else interval(each.difference),
-        "" if base else interval(each.hidden_difference),
-        percent(each.equal_cpu),
-        "–" if each.cpu_seconds is None else f"{each.cpu_seconds:.0f}",
+        summary.label,
+        str(len(summary.seeds)),
+        percent(summary.accuracy_before),
+        _spread(summary.accuracy, summary.accuracy_std),
+        _spread(summary.hidden, summary.hidden_std),
+        "baseline" if base else interval(summary.difference),
+        "" if base else interval(summary.hidden_difference),
+        percent(summary.equal_cpu),
+        "–" if cpu is None else f"{cpu:.0f}",
     ]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of accuracies in percentage points, signed."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(value: Interval | None) -> str:
+    """Mean and interval in percentage points; the mean alone where one pair has no interval."""
+    if value is None:
+        return "–"
+    mean, low, high = value
+    return points(mean) + ("" if math.isnan(low) else f" [{points(low)}, {points(high)}]")
 
 
 def _spread(mean: float | None, std: float | None) -> str:

@@ -158,7 +158,7 @@ def evaluate_suite(
     to_sample = [(q, metric, k) for q, metric, k, fitting in rows if fitting]
     wanted = [(q.id, k) for q, _, k in to_sample]
     about = {
-        "suite": suite.asked,
+        "suite": suite.source,
         "questions": suite.digest(),
         "weights": weights,
         "samples": e.samples,

@@ -54,7 +54,7 @@ class Suite:
     """Questions, each with the metric of its set; `name` names its files and its table row."""
 
     name: str
-    asked: str
+    source: str
     """The set and split, or the file."""
     questions: tuple[Question, ...]
     metrics: tuple[str, ...]
@@ -117,11 +117,11 @@ def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite
         suite = _published(f"{set_name}-{split}", set_name, split, manual_dir, malformed)
     elif Path(name).is_file():
         report = LineReport(name)
-        asked = tuple(read_user_file(name, malformed=malformed, report=report))
+        questions = tuple(read_user_file(name, malformed=malformed, report=report))
         stem = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name.partition(".")[0]) or "user"
         if stem in SUITES:
             stem = f"user-{stem}"
-        suite = Suite(stem, name, asked, (metric,) * len(asked), (report.summary(),))
+        suite = Suite(stem, name, questions, (metric,) * len(questions), (report.summary(),))
     else:
         raise ValueError(_unknown(wanted, name))
     if first is None:

@@ -78,13 +78,13 @@ def _scores(suites: Mapping[str, Summary]) -> str:
             [f"average of the {len(AVERAGED)} of the paper", "", "", percent(mean), *blanks,
              *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH])]
         )  # fmt: skip
-    return _markdown([*head, *others, "calls", "tokens", "paper GRPO", "paper RAPO"], rows)
+    return markdown_table([*head, *others, "calls", "tokens", "paper GRPO", "paper RAPO"], rows)
 
 
 def _kinds(suites: Mapping[str, Summary]) -> str:
     kinds = (RIGHT, *FAILURES)
     rows = [[name, *(str(x["kinds"][kind]) for kind in kinds)] for name, x in suites.items()]
-    return _markdown(["suite", *kinds], rows)
+    return markdown_table(["suite", *kinds], rows)
 
 
 def _groups(suites: Mapping[str, Summary]) -> str:
@@ -93,7 +93,7 @@ def _groups(suites: Mapping[str, Summary]) -> str:
         for name, x in suites.items()
         for group, of in x["groups"].items()
     ]
-    return _markdown(["suite", "group", "questions", "score"], rows) if rows else ""
+    return markdown_table(["suite", "group", "questions", "score"], rows) if rows else ""
 
 
 def _rates(x: Summary) -> str:
@@ -109,6 +109,8 @@ def percent(value: float | None, interval: Sequence[float] | None = None) -> str
     return f"{100 * value:.1f}{bounds}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in row) + " |" for row in lines)
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

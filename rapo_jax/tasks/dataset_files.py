@@ -60,7 +60,7 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
             f"{key}={wanted!r}: name a file of questions (JSON lines or Parquet with question and "
             "answer) or a published set, such as 'gsm8k:train'"
         )
-    found = SetRead([], [])
+    result = SetRead([], [])
     for part in parts:
         first = _FIRST.match(part)
         name, limit = (first[1], int(first[2])) if first else (part, 0)
@@ -69,15 +69,15 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
             raise ValueError(
                 f"{key}={part!r}: {name} has {len(questions)} questions; take from 1 to all of them"
             )
-        found.questions.extend(questions[:limit] if first else questions)
-        found.files.extend(files)
-    ids = Counter(question.id for question in found.questions)
-    if ids and len(ids) < len(found.questions):
+        result.questions.extend(questions[:limit] if first else questions)
+        result.files.extend(files)
+    ids = Counter(question.id for question in result.questions)
+    if ids and len(ids) < len(result.questions):
         raise ValueError(
             f"{key}={wanted!r}: two of its files hold a question with the id "
             f"{ids.most_common(1)[0][0]!r}; give their records different ids, or leave one file out"
         )
-    return found
+    return result
 
 
 def _read_part(name: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:

@@ -191,10 +191,10 @@ def check_complete(source: Source, wanted: Sequence[Question], *, where: str, sp
     """Raises unless a source holds exactly the generator's questions, all of them, in order."""
     if not wanted:
         raise ValueError(f"task: split {split!r} has no questions; raise its number of entities")
-    found = load_questions(source)
-    if found != list(wanted):
+    stored = load_questions(source)
+    if stored != list(wanted):
         raise RuntimeError(
-            f"{where}: split {split!r} holds {len(found)} rows and not the {len(wanted)} that the "
+            f"{where}: split {split!r} holds {len(stored)} rows and not the {len(wanted)} that the "
             "task generates; delete this folder and start again"
         )
 

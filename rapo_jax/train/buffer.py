@@ -70,9 +70,7 @@ def attach_buffer(run: Run) -> StepTraceBuffer:
     buffer = load_buffer(run)
     encode, _ = key_encoder(run)
     retriever = in_turn(  # the first may write the index
-        lambda: Retriever(
-            buffer, encode=encode, kind=run.settings.retrieval.index, folder=run.buffer / "index"
-        )
+        lambda: Retriever(buffer, kind=run.settings.retrieval.index, folder=run.buffer / "index")
     )
     run.environment.use_buffer(
         retriever,

@@ -26,21 +26,28 @@ TRAJECTORIES = [
 ]
 
 
+STEPWISE = Splitting("step", include_answers=True, mask=NAMES, max_chars=400)
+ENCODER = NgramEncoder.fit(
+    [step_trace.key for step_trace in split_all(TRAJECTORIES, STEPWISE)], width=128, orders=(1, 2)
+)
+
+
 def make(trajectories=TRAJECTORIES, *, unit="step", kind="exact") -> Retriever:
-    how = Splitting(unit, include_answers=True, mask=NAMES, max_chars=400)
-    step_traces = split_all(trajectories, how)
-    keys = [step_trace.key for step_trace in step_traces]
-    encoder = NgramEncoder.fit(keys, width=128, orders=(1, 2))
+    how = STEPWISE._replace(unit=unit)
     buffer = StepTraceBuffer.build(
-        step_traces,
+        split_all(trajectories, how),
         how,
-        encode=encoder,
-        encoder_identity=encoder.identity,
+        encode=ENCODER,
+        encoder_identity=ENCODER.identity,
         tokenizer_fingerprint="tok",
         count_tokens=len,
         info={},
     )
-    return Retriever(buffer, encode=encoder, kind=kind)
+    return Retriever(buffer, kind=kind)
+
+
+def keys(retriever: Retriever, questions, histories) -> np.ndarray:
+    return ENCODER(retriever.key_texts(questions, histories))
 
 
 RETRIEVER = make()
@@ -49,7 +56,7 @@ AFTER_MENTOR = "<think>mentor 9</think><search>Fresh mentor</search>"
 
 
 def keys_of(word: str, history: str, *, rows: int = 1) -> np.ndarray:
-    return RETRIEVER.keys([f"who is the {word} of Fresh ?"] * rows, [history] * rows)
+    return keys(RETRIEVER, [f"who is the {word} of Fresh ?"] * rows, [history] * rows)
 
 
 @pytest.mark.parametrize("kind", ["exact", "brute", "tree", "auto"])
@@ -62,14 +69,14 @@ def test_the_nearest_trace_is_the_next_step_of_the_same_kind_of_question(kind):
 
 def test_a_state_of_the_buffer_finds_itself_at_similarity_1():
     trajectory = TRAJECTORIES[4]
-    (hit,) = RETRIEVER.nearest(RETRIEVER.keys([trajectory.question], [trajectory.steps[0]]))
+    (hit,) = RETRIEVER.nearest(keys(RETRIEVER, [trajectory.question], [trajectory.steps[0]]))
     assert (hit.value, hit.origin) == (trajectory.steps[1], "agent1")
     assert abs(hit.similarity - 1) < 1e-6
 
 
 def test_a_buffer_of_whole_trajectories_is_searched_by_the_question_alone():
     retriever = make(unit="trajectory")
-    (hit,) = retriever.nearest(retriever.keys(["who is the trapi of Fresh ?"], [AFTER_MENTOR]))
+    (hit,) = retriever.nearest(keys(retriever, ["who is the trapi of Fresh ?"], [AFTER_MENTOR]))
     assert "cousin" in hit.value and "patron" in hit.value and abs(hit.similarity - 1) < 1e-6
 
 
@@ -107,7 +114,7 @@ def test_a_question_with_all_the_nearest_traces_still_gets_the_next_best_of_othe
     crowd = [TRAJECTORIES[0]._replace(steps=[f"<think>{i}</think>"]) for i in range(5)]
     crowd = [t._replace(question_id="crowd", steps=t.steps * 40) for t in crowd]
     retriever = make([*crowd, TRAJECTORIES[1]])
-    key_BE = retriever.keys([TRAJECTORIES[0].question], [""])
+    key_BE = keys(retriever, [TRAJECTORIES[0].question], [""])
     (hit,) = retriever.nearest(key_BE, question_ids=["crowd"], exclude_same_question=True)
     others = [i for i, row in enumerate(retriever.buffer.step_traces) if row.question_id != "crowd"]
     score_M = retriever.buffer.key_ME @ key_BE[0]
@@ -116,7 +123,7 @@ def test_a_question_with_all_the_nearest_traces_still_gets_the_next_best_of_othe
 
 def test_a_row_misses_when_the_buffer_has_only_its_own_question():
     retriever = make([TRAJECTORIES[0]])
-    key_BE = retriever.keys([TRAJECTORIES[0].question] * 2, [""] * 2)
+    key_BE = keys(retriever, [TRAJECTORIES[0].question] * 2, [""] * 2)
     hits = retriever.nearest(
         key_BE,
         question_ids=["zemlo0"] * 2,
@@ -148,7 +155,7 @@ def test_a_state_that_is_not_finite_misses():
 
 
 def test_an_empty_batch_gives_no_hits():
-    assert RETRIEVER.nearest(RETRIEVER.keys([], [])) == []
+    assert RETRIEVER.nearest(keys(RETRIEVER, [], [])) == []
 
 
 def test_counts_are_those_since_the_last_call_and_survive_threads():

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from rapo_jax.report.page import embed, interval, points, seconds, write_report
+from rapo_jax.report.page import embed, write_report
 
 
 class Elements(html.parser.HTMLParser):
@@ -136,11 +136,3 @@ def test_embedded_json_cannot_end_its_element_and_knows_no_nan():
     text = embed(value)
     assert not set(text) & set("<>&\u2028")
     assert json.loads(text) == {"</script>": ["<!--", None, {"&": None}, "\u2028"]}
-
-
-def test_numbers_read_as_people_write_them():
-    assert points(-0.0123) == "−1.2"
-    assert points(float("nan")) == "–"
-    assert interval((0.05, float("nan"), float("nan"))) == "+5.0"
-    assert interval((0.05, 0.01, 0.09)) == "+5.0 [+1.0, +9.0]"
-    assert seconds(61) == "61.0 s" and seconds(200.4) == "3 min 20 s"

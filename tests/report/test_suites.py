@@ -8,9 +8,12 @@ import pytest
 
 from rapo_jax.report.page import write_report
 from rapo_jax.report.runs import load_run
-from rapo_jax.report.suites import KINDS, suite_rows
+from rapo_jax.report.suites import suite_rows
 from rapo_jax.suites.paper import AVERAGED
+from rapo_jax.suites.scores import FAILURES, RIGHT
 from tests.report.conftest import HOSTILE
+
+KINDS = (RIGHT, *FAILURES)
 
 SUITE = {
     "suite": "gsm8k:test", "metric": "math", "scoring": "official", "weights": "made",
@@ -34,17 +37,18 @@ def with_suites(make_run):
 
 def test_a_suite_is_a_row_with_its_interval_and_its_failures_by_kind(with_suites):
     (row,) = suite_rows([load_run(with_suites("a", {"gsm8k": SUITE}))])
-    assert (row.run, row.suite, row.metric, row.scoring) == ("a", "gsm8k", "math", "official")
-    assert row.score == row.pass_1 == "80.0 [49.0, 94.3]"
-    assert (row.judge, row.calls, row.tokens, row.questions) == ("70.0", "1.2", "100", "10")
-    assert dict(zip(KINDS, row.kinds, strict=True))["wrong"] == "2"
-    assert (row.grpo, row.rapo) == ("–", "–")
+    assert row == {
+        "Suite": "gsm8k", "Run": "a", "Questions": "10", "Metric": "math", "Scoring": "official",
+        "Score": "80.0 [49.0, 94.3]", "Pass@1": "80.0 [49.0, 94.3]", "Judge": "70.0",
+        "Paper: GRPO": "–", "Paper: RAPO": "–", "Calls": "1.2", "Tokens": "100",
+    } | dict.fromkeys(KINDS, "0") | {"right": "8", "wrong": "2"}  # fmt: skip
 
 
 def test_all_ten_suites_have_an_average_beside_the_papers(with_suites):
     rows = suite_rows([load_run(with_suites("a", dict.fromkeys(AVERAGED, SUITE)))])
-    assert [row.suite for row in rows] == [*AVERAGED, "average"]
-    assert (rows[-1].score, rows[-1].grpo, rows[-1].rapo) == ("80.0", "46.7", "51.3")
+    assert [row["Suite"] for row in rows] == [*AVERAGED, "average"]
+    mean = [rows[-1][name] for name in ("Score", "Paper: GRPO", "Paper: RAPO")]
+    assert mean == ["80.0", "46.7", "51.3"]
 
 
 def test_the_page_shows_one_table_and_names_runs_where_there_are_several(with_suites, tmp_path):
@@ -70,7 +74,7 @@ def test_a_run_without_suites_has_no_such_section(make_run, tmp_path):
 )  # fmt: skip
 def test_unusable_values_of_the_file_become_dashes(with_suites, suites):
     for row in suite_rows([load_run(with_suites("a", suites))]):
-        assert row.score == "–" and set(row.kinds) == {"–"}
+        assert row["Score"] == "–" and {row[kind] for kind in KINDS} == {"–"}
 
 
 def test_a_hostile_suite_is_escaped(with_suites, tmp_path):

@@ -1,13 +1,15 @@
+"""The comparison of variants as a table and as JSON."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 
-from rapo_jax.report.summary import write_summary
+from rapo_jax.report.summary import interval, points, write_summary
 
 
-def test_the_table_and_the_json_say_the_same(make_run, tmp_path):
+def test_the_table_and_the_json_have_the_same_numbers(make_run, tmp_path):
     workdirs = [
         make_run("g0", method="grpo", seed=0, after=0.5),
         make_run("g1", method="grpo", seed=1, after=0.52),
@@ -33,3 +35,10 @@ def test_one_seed_has_no_interval_and_a_missing_baseline_no_difference(make_run,
     assert rapo["difference"] == [pytest.approx(0.1), None, None]
     write_summary(workdirs, tmp_path, baseline="ppo")
     assert json.loads((tmp_path / "summary.json").read_text())["variants"][1]["difference"] is None
+
+
+def test_numbers_read_as_people_write_them():
+    assert points(-0.0123) == "−1.2"
+    assert points(float("nan")) == "–"
+    assert interval((0.05, float("nan"), float("nan"))) == "+5.0"
+    assert interval((0.05, 0.01, 0.09)) == "+5.0 [+1.0, +9.0]"

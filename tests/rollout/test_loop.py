@@ -227,10 +227,11 @@ def shown(house, trace):
 
 def test_the_nearest_trace_to_the_state_is_retrieved(many, house):
     found = [hit for each in many for hit in retrieved_in(each, house)]
-    key_BE = house.retriever.keys(
+    texts = house.retriever.key_texts(
         [question.question for _, question, _ in found],
         [without_retrieved(history) for history, _, _ in found],
     )
+    key_BE = house.encode(texts)
     for hit, (_, _, text) in zip(house.retriever.nearest(key_BE), found, strict=True):
         assert text == shown(house, hit.value)
 

@@ -54,7 +54,7 @@ def test_a_file_is_a_suite_with_the_metric_of_the_task(tmp_path):
     path = tmp_path / "my questions.v1.jsonl"
     path.write_text(json.dumps({"question": "Q?", "answer": 7}) + "\nnot json\n")
     (suite,) = read_suites([str(path)], manual_dir="", malformed="skip", metric="math")
-    assert (suite.name, suite.metric, suite.asked) == ("my_questions", "math", str(path))
+    assert (suite.name, suite.metric, suite.source) == ("my_questions", "math", str(path))
     assert "1 malformed (line 2: not JSON" in suite.notes[0]
     with pytest.raises(ValueError, match="line 2: not JSON"):
         read_suites([str(path)], manual_dir="", malformed="fail", metric="math")

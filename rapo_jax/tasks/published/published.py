@@ -91,9 +91,9 @@ def find_files(
         )
     folder = Path(manual_dir) / name
     for layout in published.files[split]:
-        found = [(pattern, sorted(folder.glob(pattern))) for pattern in layout]
-        if all(paths for _, paths in found):
-            return found
+        files = [(pattern, sorted(folder.glob(pattern))) for pattern in layout]
+        if all(paths for _, paths in files):
+            return files
     raise ValueError(
         f"{key}='{name}:{split}': its files are missing; "
         f"{where_to_get(published, [split], folder)} (task.dataset.manual_dir)"
@@ -116,9 +116,8 @@ def read_rows(
         ValueError: a file is missing, damaged or without a usable record; or one record is
             malformed and `malformed` is 'fail'.
     """
-    found = find_files(name, published, split, manual_dir, key=key)
     parse = _Parser(name, published, split)
-    for pattern, paths in found:
+    for pattern, paths in find_files(name, published, split, manual_dir, key=key):
         report = LineReport(f"{name}:{split} ({pattern})")
         reports.append(report)
         for path in paths:

@@ -37,7 +37,7 @@ def _toolstar(record: Record) -> Taken:
 
 
 def _question(record: Record) -> str:
-    """The question alone: the system prompt of the file belongs to another trainer."""
+    """The question only: the system prompt of the file belongs to another trainer."""
     extra = record.get("extra_info")
     if isinstance(extra, Mapping) and extra.get("question"):
         return text_of(extra, "question")
