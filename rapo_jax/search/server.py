@@ -59,7 +59,7 @@ class SearchServer:
             if path not in ("/health", "/retrieve"):
                 raise Refused(404, "there are POST /retrieve and GET /health")
             if (method, path) != ("POST", "/retrieve"):
-                raise Refused(405, f"{path} knows no {method}")
+                raise Refused(405, f"{path} takes no {method}")
             queries, k, scores = _request(body(), topk)
             return {"result": [_result(hits, scores) for hits in batcher(queries, k)]}
 

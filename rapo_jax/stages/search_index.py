@@ -64,7 +64,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
             malformed=s.malformed,
             kind=s.kind,
             recall=s.recall,
-            say=_say,
+            log=_say,
         )
     searched = f"; recall@3 {manifest['recall_at_3']:.3f}" if manifest["trees"] else "; exact"
     spent = clock(time.perf_counter() - started)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from rapo_jax.config import SearchSettings
+from rapo_jax.config import ToolsSettings
+from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.passages import Fits
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.sandbox.pool import python_tool
 from rapo_jax.tools.search import index_search, local_search
-from rapo_jax.tools.search_apis import APIS
 from rapo_jax.tools.search_client import HttpSearch
-
-SEARCHES = ("local", *APIS)
-"""Values of tools.search.kind: 'local' searches the documents of the task or an index on disk, the
-others are services over HTTP."""
 
 
 def make_tools(
+    settings: ToolsSettings,
     *,
     documents: Sequence[str],
-    encode: Callable[[Sequence[str]], np.ndarray],
-    passages: int,
-    workers: int,
-    timeout_s: float,
-    memory_mb: int,
-    output_chars: int,
-    require: Sequence[str] = (),
-    search: SearchSettings | None = None,
+    encode: Encode,
     fits: Fits = lambda text: True,
     user_tools: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
@@ -38,9 +26,6 @@ def make_tools(
 
     Args:
         documents, encode: of the local search, see `local_search`.
-        passages: hits of a query.
-        workers, timeout_s, memory_mb, output_chars, require: of the sandbox, see `python_tool`.
-        search: where to search; None in the documents.
         fits: whether an observation of an index or a service has room, see `render_passages`.
         user_tools: one named search or python replaces the built-in tool, which is not made.
 
@@ -48,34 +33,27 @@ def make_tools(
         ValueError: a setting is wrong, or a retrieval server does not answer.
     """
     others = dict(user_tools or {})
-    searching = others.pop("search", None)
-    if searching is None:
-        searching = _make_search(search, documents, encode, passages, fits)
-    python = others.pop("python", None)
-    if python is None:
-        python = python_tool(
-            workers=workers,
-            timeout_s=timeout_s,
-            memory_mb=memory_mb,
-            output_chars=output_chars,
-            require=require,
-        )
-    return {"search": searching, "python": python, **others}
+    search = others.pop("search", None) or _make_search(settings, documents, encode, fits)
+    python = others.pop("python", None) or python_tool(
+        workers=settings.workers,
+        timeout_s=settings.timeout_s,
+        memory_mb=settings.memory_mb,
+        output_chars=settings.output_chars,
+        require=settings.python.require,
+    )
+    return {"search": search, "python": python, **others}
 
 
 def _make_search(
-    settings: SearchSettings | None,
-    documents: Sequence[str],
-    encode: Callable[[Sequence[str]], np.ndarray],
-    passages: int,
-    fits: Fits,
+    settings: ToolsSettings, documents: Sequence[str], encode: Encode, fits: Fits
 ) -> Tool:
-    if settings is not None and settings.index:
-        return index_search(open_index(settings.index), passages=passages, fits=fits)
-    if settings is None or settings.kind == "local":
+    search, passages = settings.search, settings.passages
+    if search.index:
+        return index_search(open_index(search.index), passages=passages, fits=fits)
+    if search.kind == "local":
         return local_search(documents, encode, passages=passages)
-    tool = HttpSearch(settings, passages=passages, fits=fits)
-    if settings.kind == "retrieval":
+    tool = HttpSearch(search, passages=passages, fits=fits)
+    if search.kind == "retrieval":
         tool.check()
     return tool
 

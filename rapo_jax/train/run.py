@@ -134,16 +134,10 @@ def open_run(
             "tools.user_tools=(('search', 'module:function'),)"
         )
     tools = make_tools(
+        t,
         documents=documents,
         # a service searches documents of its own
         encode=NgramEncoder.fit(documents or [""], width=t.search_width, orders=SEARCH_ORDERS),
-        passages=t.passages,
-        workers=t.workers,
-        timeout_s=t.timeout_s,
-        memory_mb=t.memory_mb,
-        output_chars=t.output_chars,
-        search=t.search,
-        require=t.python.require,
         fits=lambda text: (
             len(tokens.encode_protocol(render_result(text, tags)))
             <= settings.rollout.observation_tokens

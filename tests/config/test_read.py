@@ -17,7 +17,7 @@ from rapo_jax.method.rewards import QUALITIES, TIMINGS
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.stages.buffer_sources import AGENTS
 from rapo_jax.tasks import METRICS, TASKS
-from rapo_jax.tools import SEARCHES
+from rapo_jax.tools.search_apis import APIS
 from rapo_jax.train.sampler import DRIVERS
 
 CONFIGS = sorted(
@@ -165,7 +165,7 @@ def test_a_value_that_cannot_work_is_refused_with_its_key_and_a_remedy(
         ("rollout.driver", DRIVERS),
         ("task.name", {*TASKS, "module:TASK"}),
         ("task.metric", METRICS),
-        ("tools.search.kind", SEARCHES),
+        ("tools.search.kind", {"local", *APIS}),
         ("evaluate.scoring", RULES),
     ],
 )

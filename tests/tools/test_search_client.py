@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rapo_jax.config import SearchSettings
+from rapo_jax.config import SearchSettings, ToolsSettings
 from rapo_jax.tools import make_tools
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search_client import RateLimit
@@ -120,17 +120,8 @@ def test_a_service_that_is_set_up_wrongly_is_refused(kind, changes, message):
 
 def test_a_missing_retrieval_server_is_refused_before_training(serve):
     def tools(url):
-        settings = SearchSettings("retrieval", url, "", "", "", 5.0, 0.0, 1)
-        return make_tools(
-            documents=["a"],
-            encode=lambda texts: None,
-            passages=1,
-            workers=1,
-            timeout_s=1.0,
-            memory_mb=256,
-            output_chars=100,
-            search=settings,
-        )
+        settings = ToolsSettings(workers=1, search=SearchSettings("retrieval", url, deadline_s=5.0))
+        return make_tools(settings, documents=["a"], encode=lambda texts: None)
 
     with pytest.raises(ValueError, match="no retrieval service answers .*start it"):
         tools("http://127.0.0.1:9")

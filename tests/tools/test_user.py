@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from rapo_jax.config import ToolsSettings
 from rapo_jax.tools import make_tools
 from rapo_jax.tools.user import MAX_ERROR_CHARS, MAX_THREADS, UserTool, load_user_tools
 from tests import user_code
@@ -181,13 +182,9 @@ def test_two_tools_of_one_name_are_refused():
 def test_user_tools_named_search_and_python_replace_the_built_in_ones():
     user_tools = make(*((name, "tests.user_code:shout") for name in ("python", "loud", "search")))
     tools = make_tools(
-        documents=[],  # a local search would refuse them
+        ToolsSettings(workers=0),  # a sandbox would refuse this
+        documents=[],  # and a local search this
         encode=lambda texts: None,
-        passages=1,
-        workers=0,  # and a sandbox this
-        timeout_s=1.0,
-        memory_mb=1,
-        output_chars=1,
         user_tools=user_tools,
     )
     assert list(tools) == ["search", "python", "loud"]

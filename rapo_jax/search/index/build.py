@@ -49,7 +49,7 @@ def build_index(
     malformed: str,
     kind: str,
     recall: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Json]:
     """Builds the index of a corpus, or its missing parts; returns its manifest.
 
@@ -58,7 +58,7 @@ def build_index(
         malformed: 'skip' or 'fail' at a malformed line of the corpus.
         kind: auto, exact or tree, see `keys.gets_tree`.
         recall: the recall@3 to reach by searching more leaves of the trees.
-        say: gets lines of progress.
+        log: called with lines of progress.
 
     Raises:
         ValueError: the corpus cannot be read, see `read_jsonl`, or the folder holds another index.
@@ -83,20 +83,20 @@ def build_index(
         remedy="set it back, or name another folder",
     )
     if (folder / MANIFEST).is_file():
-        say("finished before; nothing to do")
+        log("finished before; nothing to do")
         return read_json(folder / MANIFEST)
-    counts = read_texts(corpus, folder, rows=rows, malformed=malformed, say=say)
-    say(counts.pop("summary"))
+    counts = read_texts(corpus, folder, rows=rows, malformed=malformed, log=log)
+    log(counts.pop("summary"))
     shards = [shard_folder(folder, number) for number in range(counts["shards"])]
     encode = _fitted(folder, encoder, Texts(shards))
     started, width = time.perf_counter(), int(encoder.metadata["width"])
     for number, shard in enumerate(shards, start=1):
         make_keys(shard, encode, width=width, kind=kind)
-        say(f"keys: shard {number} of {len(shards)}, {time.perf_counter() - started:.0f} s")
+        log(f"keys: shard {number} of {len(shards)}, {time.perf_counter() - started:.0f} s")
     index = SearchIndex(folder, encode, share=1.0)
     measured = measure(index, goal=recall)
     if measured["recall_at_3"] < recall:
-        say(
+        log(
             f"recall@3 is {measured['recall_at_3']:.3f}, less than search_index.recall={recall}, "
             "with every leaf searched: these embeddings suit no tree; search_index.kind='exact' "
             "finds all, slowly"

@@ -45,7 +45,7 @@ class Shard:
             self._searcher = scann.scann_ops_pybind.load_searcher(str(folder / TREE))
 
     def nearest(self, query_E: np.ndarray, k: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """(row, similarity) of about the k nearest, the best first; `share` of the leaves."""
+        """(row, similarity) of the k nearest in a `share` of the leaves, the best first."""
         if self._searcher is None:
             return self.exact(query_E[None], k)[0]
         count = min(max(CANDIDATES, 4 * k), len(self.key_ME))

@@ -79,7 +79,7 @@ def _bytes(folder: Path, offsets: np.ndarray) -> np.ndarray:
 
 
 def read_texts(
-    corpus: str, folder: Path, *, rows: int, malformed: str, say: Callable[[str], None]
+    corpus: str, folder: Path, *, rows: int, malformed: str, log: Callable[[str], None]
 ) -> dict[str, Json]:
     """Cuts a corpus into shards of `rows` passages; returns counts and a digest.
 
@@ -102,7 +102,7 @@ def read_texts(
         digest.update(shard_digest)
         if size:
             number += 1
-            say(f"texts: {report.records} passages of {report.lines} lines in {number} shards")
+            log(f"texts: {report.records} passages of {report.lines} lines in {number} shards")
     counts = {
         "passages": report.records,
         "shards": number,

@@ -1,4 +1,4 @@
-"""Confines a program: namespaces, a root file system of its own, limits, Landlock and seccomp.
+"""Confines a program: namespaces, a private root file system, limits, Landlock and seccomp.
 
 Only the standard library: `worker.py` runs it in a bare interpreter. A layer that this machine
 refuses is named in `missing`; the names are those of `rapo_jax.config.SANDBOX_LAYERS`.
@@ -70,7 +70,7 @@ class Confinement:
 
     def __init__(self, folder: str, cpu_s: float, filter_code: bytes, packages: list[str]):
         self.folder, self.cpu_s, self.filter_code = folder, cpu_s, filter_code
-        self.memory_bytes = 0  # of address space; the worker sets it when its own size is known
+        self.memory_bytes = 0  # of address space; set by the worker
         self.kernel = Kernel()
         self.missing: list[str] = []
         self.unshared: set[str] = set()

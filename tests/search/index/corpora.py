@@ -53,5 +53,5 @@ def build(
         malformed=malformed,
         kind=kind,
         recall=more.get("recall", 0.95),
-        say=say or said.append,
+        log=say or said.append,
     )

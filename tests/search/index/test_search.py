@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import requests
 
-from rapo_jax.config import SearchSettings
+from rapo_jax.config import SearchSettings, ToolsSettings
 from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.search.index.build import SHARES, measure
 from rapo_jax.search.index.minilm import MiniLm
@@ -99,17 +99,10 @@ def test_the_tool_cuts_at_a_passage_border_and_answers_hostile_queries(exact):
 
 
 def test_the_local_search_uses_the_index_that_the_settings_name(exact):
-    settings = SearchSettings("local", "", str(exact.folder), "", "", 5.0, 0.0, 1)
-    tools = make_tools(
-        documents=[],
-        encode=lambda texts: np.zeros((len(texts), 1)),
-        passages=2,
-        workers=1,
-        timeout_s=1.0,
-        memory_mb=256,
-        output_chars=100,
-        search=settings,
+    settings = ToolsSettings(
+        passages=2, workers=1, search=SearchSettings("local", index=str(exact.folder))
     )
+    tools = make_tools(settings, documents=[], encode=lambda texts: np.zeros((len(texts), 1)))
     (found,) = tools["search"](["Title 9 item9"])
     assert found.text.startswith("[1] Title 9: ") and "\n[2] " in found.text
     close_tools(tools)

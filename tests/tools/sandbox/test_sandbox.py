@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapo_jax.config import SANDBOX_LAYERS
+from rapo_jax.config import SANDBOX_LAYERS, ToolsSettings
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.sandbox.pool import python_tool, remedy
@@ -237,15 +237,8 @@ def test_the_tools_are_named_after_their_tags():
     def encode(texts):
         return np.ones((len(texts), 1), np.float32)
 
-    tools = make_tools(
-        documents=["the only passage"],
-        encode=encode,
-        passages=1,
-        workers=1,
-        timeout_s=10.0,
-        memory_mb=256,
-        output_chars=100,
-    )
+    settings = ToolsSettings(passages=1, workers=1, timeout_s=10.0)
+    tools = make_tools(settings, documents=["the only passage"], encode=encode)
     assert tools["search"](["any"]) == [Observation("the only passage", "ok")]
     assert tools["python"](["2 ** 5"]) == [Observation("32", "ok")]
     close_tools(tools)
