@@ -7,14 +7,13 @@ whole trajectories.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rapo_jax.config import EndpointSettings
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
 from rapo_jax.text.protocol import STEP_KINDS, neutralise, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
@@ -94,12 +93,7 @@ class Endpoint:
         attempts: int = 4,
         backoff_s: float = 1.0,
     ) -> None:
-        key = os.environ.get(settings.key_variable, "") if settings.key_variable else ""
-        if settings.key_variable and not key:
-            raise ValueError(
-                f"buffer.endpoint.key_variable={settings.key_variable!r}: this environment "
-                "variable is empty or not set; put the endpoint's key into it"
-            )
+        key = read_api_key(settings.key_variable, key="buffer.endpoint.key_variable")
         self._settings, self._budget, self._user_tools = settings, budget, user_tools
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
         self._client = JsonClient(

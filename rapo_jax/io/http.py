@@ -10,6 +10,7 @@ import contextlib
 import email.utils
 import functools
 import json
+import os
 import random
 import threading
 import time
@@ -41,6 +42,22 @@ class Limits(NamedTuple):
     """Before the second attempt; doubled for each later one."""
     max_bytes: int
     """Of the response's body, unzipped."""
+
+
+def read_api_key(variable: str, *, key: str) -> str:
+    """The API key in an environment variable; '' without a variable.
+
+    Raises ValueError, with the config key `key`, if it is not set or is no line of ASCII text.
+    """
+    value = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not value:
+        raise ValueError(
+            f"{key}={variable!r}: this environment variable is empty or not set; put the API key "
+            "into it"
+        )
+    if not value.isascii() or not value.isprintable():
+        raise ValueError(f"{key}={variable!r}: the API key in it is no line of ASCII text")
+    return value
 
 
 class HttpFailure(Exception):

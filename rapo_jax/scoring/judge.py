@@ -6,7 +6,6 @@ in. A failed call is no verdict and is not cached.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from rapo_jax.config import JudgeSettings
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.files import Json
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.scoring.maths_official import official_math_equal
 from rapo_jax.text.protocol import neutralise
@@ -75,17 +74,12 @@ class ChatJudge:
     def __init__(
         self, settings: JudgeSettings, *, cache: str | Path, rule: str, backoff_s: float = 1.0
     ) -> None:
-        url, name = settings.url, settings.key_variable
+        url = settings.url
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"evaluate.judge.url={url!r}: expected http://… or https://…")
-        key = os.environ.get(name, "") if name else ""
-        if name and not key:
-            raise ValueError(
-                f"evaluate.judge.key_variable={name!r}: this environment variable is empty or not "
-                "set; put the endpoint's key into it"
-            )
+        key = read_api_key(settings.key_variable, key="evaluate.judge.key_variable")
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._model, self._rule, self._concurrency = settings.model, rule, settings.concurrency
         self._client = JsonClient(

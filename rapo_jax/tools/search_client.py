@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rapo_jax.config import SearchSettings
 from rapo_jax.io.cache import DiskCache, cache_key
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
 from rapo_jax.search.passages import Fits, Passage, render_passages
 from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
@@ -45,7 +44,12 @@ class HttpSearch:
                 f"tools.search.url={settings.url!r}: tools.search.kind={settings.kind!r} needs the "
                 "address of a server, such as http://127.0.0.1:8000"
             )
-        key = _key(settings, needed=self._api.needs_key)
+        key = read_api_key(settings.key_variable, key="tools.search.key_variable")
+        if self._api.needs_key and not key:
+            raise ValueError(
+                f"tools.search.key_variable='': tools.search.kind={settings.kind!r} needs the name "
+                "of an environment variable that holds its key"
+            )
         self._kind, self._passages, self._fits = settings.kind, passages, fits
         self._rate = RateLimit(settings.per_second)
         self._deadline_s = settings.deadline_s
@@ -151,22 +155,6 @@ class RateLimit:
             self._next = turn + self._pause_s
         time.sleep(turn - now)
         return True
-
-
-def _key(settings: SearchSettings, *, needed: bool) -> str:
-    name = settings.key_variable
-    key = os.environ.get(name, "").strip() if name else ""
-    if not key and (name or needed):
-        raise ValueError(
-            f"tools.search.key_variable={name!r}: tools.search.kind={settings.kind!r} needs the "
-            "name of an environment variable that holds its key"
-            + (f", and {name} is not set" if name else "")
-        )
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(
-            f"tools.search.key_variable={name!r}: the key in {name} is no line of ASCII text"
-        )
-    return key
 
 
 def _clean(query: str) -> str:

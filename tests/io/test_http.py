@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
 
 KEY = "secret-key-1234"
 
@@ -42,6 +42,19 @@ def test_a_post_sends_and_returns_json_with_its_headers(serve):
 def test_a_get_sends_its_parameters_quoted(serve):
     url = serve(lambda handler, body: (200, handler.path))
     assert client().get(url, {"q": "a b&c", "n": 3}) == "/?q=a+b%26c&n=3"
+
+
+@pytest.mark.parametrize("value", ["", " ", "two\nlines", "schlüssel"])
+def test_an_api_key_that_is_no_line_of_text_is_refused_with_its_variable(monkeypatch, value):
+    monkeypatch.setenv("THE_KEY", value)
+    with pytest.raises(ValueError, match="judge.key_variable='THE_KEY': th(is|e) .*"):
+        read_api_key("THE_KEY", key="judge.key_variable")
+
+
+def test_an_api_key_is_read_without_the_space_around_it(monkeypatch):
+    monkeypatch.setenv("THE_KEY", f" {KEY}\n")
+    assert read_api_key("THE_KEY", key="judge.key_variable") == KEY
+    assert read_api_key("", key="judge.key_variable") == ""
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

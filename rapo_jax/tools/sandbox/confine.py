@@ -13,6 +13,7 @@ import signal
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 
 from kernel import (
     Kernel,
@@ -65,6 +66,12 @@ def free_user_id() -> int | None:
     return None
 
 
+def become_user(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
 class Confinement:
     """Namespaces of a worker for its whole life, and the confinement of each of its children."""
 
@@ -74,7 +81,7 @@ class Confinement:
         self.kernel = Kernel()
         self.missing: list[str] = []
         self.unshared: set[str] = set()
-        self.scratch_state: tuple = ()
+        self.scratch_state: tuple[int, ...] = ()
         self.rules = -1
         # As root each worker takes a separate user id, so that process limits are separate too.
         self.uid = free_user_id() if os.geteuid() == 0 else None
@@ -88,21 +95,21 @@ class Confinement:
         # A child must not read or trace this process.
         self.attempt("dumpable", lambda: self.kernel.prctl(SET_DUMPABLE, 0, 0, 0, 0))
 
-    def attempt(self, layer, action):
+    def attempt(self, layer: str, action: Callable[..., object], *arguments: int) -> bool:
         try:
-            action()
+            action(*arguments)
         except (OSError, ValueError, AttributeError):
             self.missing.append(layer)
             return False
         return True
 
-    def enter_namespaces(self):
+    def enter_namespaces(self) -> None:
         try:
             self.kernel.unshare(NEW_NS["mount"])
         except (OSError, AttributeError):
             self.enter_user_namespace()  # without privileges only inside a user namespace
         for name, flag in NEW_NS.items():
-            if self.attempt(name, lambda flag=flag: self.kernel.unshare(flag)):
+            if self.attempt(name, lambda f: self.kernel.unshare(f), flag):
                 self.unshared.add(name)
         if "pid" in self.unshared and (first := os.fork()):
             os.close(0)
@@ -113,14 +120,14 @@ class Confinement:
         die = (SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         self.attempt("parent_death", lambda: self.kernel.prctl(*die))
 
-    def remove_folder(self):
+    def remove_folder(self) -> None:
         with contextlib.suppress(OSError):
             self.kernel.umount2(self.folder, DETACH)
         with contextlib.suppress(OSError):
             os.rmdir(self.folder)
             os.rmdir(os.path.dirname(self.folder))  # the last worker does it
 
-    def enter_user_namespace(self):
+    def enter_user_namespace(self) -> None:
         uid, gid = os.geteuid(), os.getegid()
         maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
         try:
@@ -135,7 +142,7 @@ class Confinement:
             if self.uid is None:
                 self.missing += ["user"] + ["NPROC"] * (uid == 0)
 
-    def open_size_file(self):
+    def open_size_file(self) -> int | None:
         try:
             return os.open("/proc/self/statm", os.O_RDONLY)
         except OSError:
@@ -147,7 +154,7 @@ class Confinement:
             return 0
         return int(os.pread(self.size_file, 64, 0).split()[0]) * resource.getpagesize()
 
-    def change_root(self, packages):
+    def change_root(self, packages: list[str]) -> None:
         mount = self.kernel.mount
         mount("none", "/", None, REC | PRIVATE, None)
         mount("root", self.folder, "tmpfs", 0, "size=1m,mode=755")
@@ -172,15 +179,15 @@ class Confinement:
         self.attempt("read_only", lambda: self.kernel.syscall(*everywhere))
         self.mount_scratch()
 
-    def mount_scratch(self):
+    def mount_scratch(self) -> None:
         self.kernel.mount("scratch", "/tmp", "tmpfs", NO_SUID_DEV_EXEC, SCRATCH)
         self.scratch_state = self.state_of_scratch()
 
-    def state_of_scratch(self):
+    def state_of_scratch(self) -> tuple[int, ...]:
         stat = os.stat("/tmp")
         return stat.st_ctime_ns, stat.st_size, stat.st_nlink, stat.st_mode
 
-    def empty_scratch(self):
+    def empty_scratch(self) -> None:
         """Replaces the scratch folder if it was changed; its names are never read."""
         if self.folder == "/tmp":
             if self.state_of_scratch() != self.scratch_state:
@@ -200,42 +207,37 @@ class Confinement:
             self.give_scratch_to_user()
             self.forget_rules()
 
-    def give_scratch_to_user(self):
+    def give_scratch_to_user(self) -> None:
         if self.folder != "/tmp" and self.uid is not None:
             os.chown(self.folder, self.uid, self.uid)
 
-    def write_rules(self):
+    def write_rules(self) -> None:
         readable = ["/"] if self.folder == "/tmp" else libraries()
         self.rules = landlock_rules(self.kernel, readable, self.folder)
 
-    def forget_rules(self):
+    def forget_rules(self) -> None:
         if self.rules >= 0:
             os.close(self.rules)
             self.rules = -1
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Makes Landlock's rules for the present scratch folder; once, not for each child."""
         if self.rules < 0 and "landlock" not in self.missing:
             self.attempt("landlock", self.write_rules)
 
-    def confine(self):
+    def confine(self) -> None:
         """Confines the child that calls it; layers that fail are appended to `missing`."""
         limits = LIMITS | {"CPU": math.ceil(self.cpu_s) + 1, "AS": self.memory_bytes}
         for name, value in limits.items():
             kind = getattr(resource, f"RLIMIT_{name}")
-            self.attempt(name, lambda k=kind, v=value: limit(k, v))
+            self.attempt(name, limit, kind, value)
         if not self.filter_code and "ipc" in self.unshared:
             # Without a filter that forbids shared memory, a child's must end with it.
             self.attempt("ipc", lambda: self.kernel.unshare(NEW_NS["ipc"]))
         if self.uid is not None:
-            self.attempt("user", self.become_nobody)
+            self.attempt("user", become_user, self.uid)
         self.attempt("capabilities", lambda: drop_capabilities(self.kernel))
         self.attempt("no_new_privileges", lambda: forbid_new_privileges(self.kernel))
         if self.rules >= 0:
             self.attempt("landlock", lambda: enter_landlock(self.kernel, self.rules))
         self.attempt("seccomp", lambda: enter_filter(self.kernel, self.filter_code))
-
-    def become_nobody(self):
-        os.setgroups([])
-        os.setresgid(self.uid, self.uid, self.uid)
-        os.setresuid(self.uid, self.uid, self.uid)
