@@ -56,16 +56,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
             _say(line)
         folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if finished else claimed(folder, key="search_index.folder"):
-        manifest = build_index(
-            s.corpus,
-            folder,
-            maker,
-            rows=rows,
-            malformed=s.malformed,
-            kind=s.kind,
-            recall=s.recall,
-            log=_say,
-        )
+        manifest = build_index(s, folder, maker, rows=rows, log=_say)
     searched = f"; recall@3 {manifest['recall_at_3']:.3f}" if manifest["trees"] else "; exact"
     spent = clock(time.perf_counter() - started)
     _say(f"{manifest['passages']} passages{searched}; {spent} -> {folder}")

@@ -11,15 +11,10 @@ from typing import overload
 
 import numpy as np
 
+from rapo_jax.config import SearchIndexSettings
 from rapo_jax.io.files import LOCK, Json, write_json, write_or_check
 from rapo_jax.search.exact import Encode
-from rapo_jax.search.index.files import (
-    BUILD,
-    ENCODER,
-    MANIFEST,
-    read_json,
-    shard_folder,
-)
+from rapo_jax.search.index.files import BUILD, ENCODER, MANIFEST, read_json, shard_folder
 from rapo_jax.search.index.keys import CorpusEncoder, make_keys
 from rapo_jax.search.index.search import SearchIndex
 from rapo_jax.search.index.texts import Texts, read_texts
@@ -41,34 +36,26 @@ def shard_rows(*, memory_mb: int, width: int) -> int:
 
 
 def build_index(
-    corpus: str,
+    settings: SearchIndexSettings,
     folder: Path,
     encoder: CorpusEncoder,
     *,
     rows: int,
-    malformed: str,
-    kind: str,
-    recall: float,
     log: Callable[[str], None],
 ) -> dict[str, Json]:
     """Builds the index of a corpus, or its missing parts; returns its manifest.
 
-    Args:
-        rows: passages of a shard.
-        malformed: 'skip' or 'fail' at a malformed line of the corpus.
-        kind: auto, exact or tree, see `keys.gets_tree`.
-        recall: the recall@3 to reach by searching more leaves of the trees.
-        log: called with lines of progress.
+    `rows` is the number of passages of a shard; `log` is called with lines of progress.
 
     Raises:
         ValueError: the corpus cannot be read, see `read_jsonl`, or the folder holds another index.
     """
     metadata = {
-        "corpus": corpus_identity(corpus),
+        "corpus": corpus_identity(settings.corpus),
         "encoder": encoder.metadata,
         "rows": rows,
-        "on_malformed": malformed,
-        "kind": kind,
+        "on_malformed": settings.malformed,
+        "kind": settings.kind,
     }
     key = f"search_index.folder={str(folder)!r}"
     begun = (folder / BUILD).is_file()
@@ -85,21 +72,21 @@ def build_index(
     if (folder / MANIFEST).is_file():
         log("finished before; nothing to do")
         return read_json(folder / MANIFEST)
-    counts = read_texts(corpus, folder, rows=rows, malformed=malformed, log=log)
+    counts = read_texts(settings.corpus, folder, rows=rows, malformed=settings.malformed, log=log)
     log(counts.pop("summary"))
     shards = [shard_folder(folder, number) for number in range(counts["shards"])]
     encode = _fitted(folder, encoder, Texts(shards))
     started, width = time.perf_counter(), int(encoder.metadata["width"])
     for number, shard in enumerate(shards, start=1):
-        make_keys(shard, encode, width=width, kind=kind)
+        make_keys(shard, encode, width=width, kind=settings.kind)
         log(f"keys: shard {number} of {len(shards)}, {time.perf_counter() - started:.0f} s")
     index = SearchIndex(folder, encode, share=1.0)
-    measured = measure(index, goal=recall)
-    if measured["recall_at_3"] < recall:
+    measured = measure(index, goal=settings.recall)
+    if measured["recall_at_3"] < settings.recall:
         log(
-            f"recall@3 is {measured['recall_at_3']:.3f}, less than search_index.recall={recall}, "
-            "with every leaf searched: these embeddings suit no tree; search_index.kind='exact' "
-            "finds all, slowly"
+            f"recall@3 is {measured['recall_at_3']:.3f}, less than "
+            f"search_index.recall={settings.recall}, with every leaf searched: these embeddings "
+            "suit no tree; search_index.kind='exact' finds all, slowly"
         )
     trees = sum(shard.leaves > 0 for shard in index.shards)
     manifest = metadata | counts | {"trees": trees} | measured

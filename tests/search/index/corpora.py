@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from rapo_jax.config import SearchIndexSettings
 from rapo_jax.search.index.build import build_index
 from rapo_jax.search.index.keys import CorpusEncoder, FittedEncoder
 from rapo_jax.search.ngram import NgramEncoder
@@ -41,17 +42,6 @@ def ngram_encoder(width=64, log=None):
     return CorpusEncoder({"name": "ngram", "width": width}, fit, load)
 
 
-def build(
-    corpus, folder, *, encoder=None, rows=10, malformed="skip", kind="auto", say=None, **more
-):
-    said = [] if say is None else None
-    return build_index(
-        corpus,
-        folder,
-        encoder or ngram_encoder(),
-        rows=rows,
-        malformed=malformed,
-        kind=kind,
-        recall=more.get("recall", 0.95),
-        log=say or said.append,
-    )
+def build(corpus, folder, *, encoder=None, rows=10, malformed="skip", kind="auto", say=print):
+    settings = SearchIndexSettings(corpus=corpus, malformed=malformed, kind=kind)
+    return build_index(settings, folder, encoder or ngram_encoder(), rows=rows, log=say)
