@@ -39,11 +39,7 @@ class Retriever:
     """
 
     def __init__(
-        self,
-        buffer: StepTraceBuffer,
-        *,
-        kind: str,
-        folder: str | Path | None = None,
+        self, buffer: StepTraceBuffer, *, kind: str, folder: str | Path | None = None
     ) -> None:
         self.buffer = buffer
         self.index = make_index(buffer.key_ME, kind=kind, folder=folder)

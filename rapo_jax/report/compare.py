@@ -27,7 +27,6 @@ IGNORED_KEYS = (
 IGNORED_GROUPS = ("log", "checkpoint")
 """Settings of where, when and how often a run writes do not make a variant."""
 
-
 Interval = tuple[float, float, float]
 """Mean, lower and upper bound."""
 

@@ -17,14 +17,7 @@ from typing import TypedDict
 
 from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
-from rapo_jax.report.compare import (
-    BASELINE,
-    Summary,
-    by_seed,
-    group_runs,
-    settings_of,
-    summarise,
-)
+from rapo_jax.report.compare import BASELINE, Summary, by_seed, group_runs, settings_of, summarise
 from rapo_jax.report.curves import Groups
 from rapo_jax.report.origins import origin_table
 from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
@@ -32,16 +25,15 @@ from rapo_jax.report.suites import suite_rows
 from rapo_jax.report.summary import cells, columns, percent, points
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
 
+MAX_TRAJECTORIES = 60
+HERE = Path(__file__).parent
+
 
 class VariantTrajectories(TypedDict):
     """The trajectories of one variant that the viewer shows."""
 
     label: str
     trajectories: list[JsonObject]
-
-
-MAX_TRAJECTORIES = 60
-HERE = Path(__file__).parent
 
 
 def write_report(workdirs: Sequence[Path], output: Path, *, baseline: str = BASELINE) -> Path:
@@ -164,7 +156,8 @@ def _kinds(groups: Groups) -> list[dict[str, object]]:
 
 
 def _mean_kind(runs: Sequence[Run], kind: str, when: str) -> float | None:
-    values = [found[kind] for run in runs if kind in (found := accuracy_by_kind(run, when))]
+    accuracies = [accuracy_by_kind(run, when) for run in runs]
+    values = [by_kind[kind] for by_kind in accuracies if kind in by_kind]
     return sum(values) / len(values) if values else None
 
 

@@ -83,11 +83,7 @@ def score_all(
 
 
 def score_predictions(
-    rows: Sequence[Prediction],
-    *,
-    rule: str,
-    user_tools: tuple[str, ...],
-    judge: Judge | None,
+    rows: Sequence[Prediction], *, rule: str, user_tools: tuple[str, ...], judge: Judge | None
 ) -> list[ScoredPrediction]:
     """The rows with their scores; rows that were scored before are scored again."""
     scored = [_scored(row, rule=rule, user_tools=user_tools) for row in rows]

@@ -130,12 +130,7 @@ def _choose_habits(chain: Chain, turn: int) -> Chain:
 
 
 def _choose_chains(
-    rng: np.random.Generator,
-    *,
-    two_hop: int,
-    number: int,
-    hidden: int,
-    hidden_number: int,
+    rng: np.random.Generator, *, two_hop: int, number: int, hidden: int, hidden_number: int
 ) -> dict[str, list[Chain]]:
     """Distinct chains for the words of each group; operations and lengths take turns.
 

@@ -10,7 +10,6 @@ this module imports tensorflow_datasets.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +22,12 @@ from rapo_jax.tasks.published.published import where_to_get
 Examples = Iterator[tuple[int, dict[str, object]]]
 
 
-@dataclasses.dataclass(kw_only=True)
-class PublishedConfig(tfds.core.BuilderConfig):
-    """One set of SETS, by its name."""
-
-
 class PublishedQuestions(tfds.core.GeneratorBasedBuilder):
     """Rows id, question, answers, metric, difficulty and source, of every split with files."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
-        PublishedConfig(name=name, description=f"Offered by {published.offered}.")
+        tfds.core.BuilderConfig(name=name, description=f"Offered by {published.offered}.")
         for name, published in SETS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "\n".join(

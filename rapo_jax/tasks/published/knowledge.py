@@ -57,9 +57,7 @@ SETS = {
         metric="f1",
         offered="github.com/ofirpress/self-ask (its sheet, saved as CSV) or "
         "huggingface.co/datasets/chiayewken/bamboogle",
-        files={
-            "test": [("Bamboogle Prerelease - Sheet1.csv",), ("data/test-*.parquet",)],
-        },
+        files={"test": [("Bamboogle Prerelease - Sheet1.csv",), ("data/test-*.parquet",)]},
         take=fields("Question", "Answer"),
         rows={"test": 125},
     ),
