@@ -20,12 +20,14 @@ SIGTERM to any of them saves a checkpoint on all and ends them with status 0.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -35,6 +37,7 @@ from rapo_jax.config.reference import help_text
 from rapo_jax.io.files import claimed
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.stages.job import open_workdir, run_stages
+from rapo_jax.train import distributed
 
 __doc__ = f"{__doc__}\n{help_text()}"  # what --help prints
 
@@ -61,8 +64,6 @@ def main(argv: list[str]) -> None:
     # User code may be next to the config file; last, so that it hides no installed module.
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     sys.path.append(str(Path(config_file).resolve().parent))
-    from rapo_jax.train import distributed
-
     try:
         distributed.start(settings.distributed)
     except ValueError as error:
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
                 distributed.on_first(lambda: held.enter_context(claim))
             run_stages(settings, Path(WORKDIR.value), fresh=fresh)
     except distributed.Stopped as stopped:
-        print(f"[stop] {stopped}; the same command goes on", flush=True)
+        print(f"[stop] {stopped}; run the same command to resume", flush=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         distributed.leave(2)
@@ -112,12 +113,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def entry() -> None:
     """The console script."""
-    import os
-
     cache = str(Path.home() / ".cache" / "rapo_jax" / "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for key, value in (
+        ("jax_compilation_cache_dir", cache),
+        ("jax_persistent_cache_min_compile_time_secs", 0.5),
+    ):
+        if key.upper() not in os.environ:
+            jax.config.update(key, value)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read at its import, much later
     sys.path.insert(0, os.getcwd())  # config files import their base as configs.default
     app.run(main, flags_parser=parse_flags)
 

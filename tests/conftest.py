@@ -51,6 +51,8 @@ from rapo_jax.train.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.types import Params, Trajectory
 from tests.loopback import serve  # noqa: F401
 
+pytest_plugins = ["tests.runs"]  # the fixtures of train/ and stages/
+
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("unhurried")
 
@@ -238,8 +240,11 @@ def make_sampler(house) -> Callable[..., Playing]:
         fsdp: int = 1,
         tensor: int = 1,
         absorb_chunk: int = 256,
+        chunks: int = 1,
     ) -> Playing:
-        r = dataclasses.replace(house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk)
+        r = dataclasses.replace(
+            house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk, chunks=chunks
+        )
         environment = Environment(
             house.tokens,
             tools or house.tools,

@@ -1,30 +1,27 @@
-"""The buffer stage: off-policy trajectories, filtered, split, embedded, indexed and saved."""
+"""The buffer stage: builds the Step-Trace Buffer from off-policy trajectories."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
-from rapo_jax.buffer.trajectories import AgentTrajectory, best_of, filter_counts, split_all
+from rapo_jax.buffer.trajectories import best_of, filter_counts, split_all
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.stages.buffer_policies import SHOW_EVERY_S
-from rapo_jax.stages.buffer_sources import import_files, sample_agents
+from rapo_jax.stages.buffer_sources import Sampling, import_files, sample_agents
 from rapo_jax.tasks import check_metric
-from rapo_jax.train.buffer import ENCODE_ROWS, key_encoder, load_buffer, splitting
+from rapo_jax.train.buffer import ENCODE_ROWS, TextEncoder, key_encoder, load_buffer, splitting
 from rapo_jax.train.distributed import on_first
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.run import Run
 
 KEY_ORDERS = (1, 2)
 """n-grams of the built-in encoder of keys."""
-
-
 ENCODE_TEXTS = 128 * ENCODE_ROWS
 """Keys between two lines of progress."""
 
@@ -40,19 +37,18 @@ def build_buffer(run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     check_metric(s.task.metric)
     imported = import_files(run)
-    sample_rest = sample_agents(run)
-    return on_first(lambda: _build(run, imported, *sample_rest(), started))
+    sample_others = sample_agents(run)
+    return on_first(lambda: _build(run, imported, sample_others(), started))
 
 
 def _build(
     run: Run,
     imported: Imported | None,
-    sampled: list[AgentTrajectory],
-    about: dict[str, Any],
+    sampled: Sampling,
     started: float,
 ) -> dict[str, Any]:
     folder, s = run.buffer, run.settings
-    trajectories = sampled + (imported.trajectories if imported else [])
+    trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)
     kept = best_of(trajectories, s.buffer.keep)
     step_traces = split_all(kept, how)
@@ -76,7 +72,7 @@ def _build(
         info={
             **filter_counts(trajectories, kept, s.buffer.keep),
             **(imported.info() if imported else {}),
-            **about,
+            **sampled.info,
         },
     )
     buffer.save(folder / "traces")
@@ -96,19 +92,17 @@ def _build(
     return m
 
 
-def _with_progress(
-    encode: Callable[[Sequence[str]], np.ndarray],
-) -> Callable[[Sequence[str]], np.ndarray]:
-    """The same encoder, which says how far it is with many texts."""
+def _with_progress(encode: TextEncoder) -> TextEncoder:
+    """The same encoder, which prints its progress where there are many texts."""
 
     def encode_all(texts: Sequence[str]) -> np.ndarray:
         if len(texts) <= ENCODE_TEXTS:
             return encode(texts)
-        progress = Progress("buffer: keys", total=len(texts), done=0, every_s=SHOW_EVERY_S)
-        found = []
+        progress = Progress("buffer: keys", total=len(texts), done=0)
+        keys = []
         for start in range(0, len(texts), ENCODE_TEXTS):
-            found.append(encode(texts[start : start + ENCODE_TEXTS]))
-            progress.show(start + len(found[-1]))
-        return np.concatenate(found)
+            keys.append(encode(texts[start : start + ENCODE_TEXTS]))
+            progress.show(start + len(keys[-1]))
+        return np.concatenate(keys)
 
     return encode_all

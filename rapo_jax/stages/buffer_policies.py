@@ -1,7 +1,7 @@
 """Policies that fill a Step-Trace Buffer: checkpoints of this project, Hugging Face folders.
 
-They are sampled on-policy by the program of the rollout, batch by batch; finished batches are kept,
-so that a killed build goes on behind them, with what an unbroken one would have sampled.
+They are sampled without retrieval by the rollout program, batch by batch. Finished batches are
+written at once: a killed build resumes after them and samples what an unbroken one would have.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +23,17 @@ from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.tasks import Question
 from rapo_jax.text.tokens import Tokens, load_tokens
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, local_part, on_first, stop_asked
+from rapo_jax.train.batches import padded_batches
+from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
+from rapo_jax.train.folders import tokenizer_folder
+from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.policy import load_policy, newest_weights
-from rapo_jax.train.run import Run, tokenizer_folder
+from rapo_jax.train.run import Run
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.tapes import segments, steps_without_retrieved
-from rapo_jax.train.weights import read_folder
+from rapo_jax.train.weights import newest_step, read_folder
 from rapo_jax.types import Params
-
-SHOW_EVERY_S = 10.0
 
 
 class Guest(NamedTuple):
@@ -49,8 +49,8 @@ def sample_policies(run: Run, questions: Sequence[Question]) -> list[AgentTrajec
     """Trajectories of all policies in buffer.checkpoint, for the first process; all call it.
 
     Raises:
-        ValueError: a policy cannot be loaded, or what is kept is of something else.
-        Stopped: SIGTERM came; the next call goes on.
+        ValueError: a policy cannot be loaded, or trajectories were kept under other settings.
+        Stopped: SIGTERM was received; the next call resumes.
     """
     return [
         trajectory
@@ -64,22 +64,26 @@ def _sample(run: Run, checkpoint: str, questions: Sequence[Question]) -> list[Ag
     files = TrajectoryFile(
         run.buffer / "agents", f"checkpoint-{zlib.crc32(checkpoint.encode()):08x}"
     )
+    settings = _settings_to_keep(run, checkpoint)
     wanted = [(question.id, sample) for question in questions for sample in range(b.samples)]
-    done = on_first(lambda: _begin(files, _about(run, checkpoint), wanted, batch * b.samples))
+    done = on_first(lambda: _begin(files, settings, wanted, batch * b.samples))
     if done < len(wanted):
         if done:
-            print(f"[buffer] {done} of {len(wanted)} trajectories are there; going on", flush=True)
-        _go_on(run, checkpoint, questions, files, first=done // b.samples)
-    return files.begin(_about(run, checkpoint)) if is_first() else []
+            print(f"[buffer] resuming: {done} of {len(wanted)} trajectories are there", flush=True)
+        _sample_rest(run, checkpoint, questions, files, first=done // b.samples)
+    return files.begin(settings) if is_first() else []
 
 
 def _begin(
-    files: TrajectoryFile, about: dict[str, Any], wanted: Sequence[tuple[str, int]], batch: int
+    files: TrajectoryFile,
+    settings: Mapping[str, object],
+    wanted: Sequence[tuple[str, int]],
+    batch: int,
 ) -> int:
     """Trajectories that are there already: whole batches of them, or all."""
-    kept = files.begin(about)
-    found = [(trajectory.question_id, trajectory.sample) for trajectory in kept]
-    if found != list(wanted[: len(found)]):
+    kept = files.begin(settings)
+    there = [(each.question_id, each.sample) for each in kept]
+    if there != list(wanted[: len(there)]):
         raise ValueError(
             f"buffer: {files.path} holds trajectories of other questions; move them away from "
             "there to sample anew"
@@ -92,16 +96,12 @@ def _begin(
     return keep
 
 
-def _about(run: Run, checkpoint: str) -> dict[str, Any]:
-    s, store = run.settings, Path(checkpoint) / "checkpoints"
-    step = None
-    if store.is_dir():
-        checkpoints = Checkpoints(store, keep=1_000)
-        step = checkpoints.latest()
-        checkpoints.close()
+def _settings_to_keep(run: Run, checkpoint: str) -> dict[str, object]:
+    """What the trajectories of a checkpoint depend on, as JSON."""
+    s = run.settings
     return {
         "origin": f"checkpoint:{checkpoint}",
-        "step": step,
+        "step": newest_step(Path(checkpoint)),
         "seed": s.seed,
         "samples": s.buffer.samples,
         "temperature": s.buffer.temperature,
@@ -110,22 +110,19 @@ def _about(run: Run, checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _go_on(
+def _sample_rest(
     run: Run, checkpoint: str, questions: Sequence[Question], files: TrajectoryFile, *, first: int
 ) -> None:
     s = run.settings
     guest = load_guest(run, Path(checkpoint))
-    n_questions, n_samples = s.rollout.questions, s.buffer.samples
-    progress = Progress(
-        "buffer: checkpoint", total=len(questions), done=first, every_s=SHOW_EVERY_S
-    )
-    for start in range(first, len(questions), n_questions):
-        some = list(questions[start : start + n_questions])
-        padded = (some * n_questions)[:n_questions]
+    n_samples = s.buffer.samples
+    progress = Progress("buffer: checkpoint", total=len(questions), done=first)
+    key = stage_key(s, StageKey.BUFFER)
+    for batch in padded_batches(questions, size=s.rollout.questions, first=first):
         trajectory = guest.sampler.sample(
             guest.params,
-            jax.random.fold_in(jax.random.key(s.seed), start),
-            local_part(padded),
+            jax.random.fold_in(key, batch.start),
+            batch.local_items,
             group_size=n_samples,
             n_hybrid=0,
             temperature=s.buffer.temperature,
@@ -142,10 +139,10 @@ def _go_on(
                     f"checkpoint:{checkpoint}",
                     sample,
                 )
-                for q, question in enumerate(some)
+                for q, question in enumerate(batch.items)
                 for sample in range(n_samples)
             )
-        done = start + len(some)
+        done = batch.start + len(batch.items)
         progress.show(done)
         if stop_asked() and done < len(questions):
             raise Stopped(f"trajectories of {done} of {len(questions)} questions are kept")
@@ -155,7 +152,7 @@ def _go_on(
 def load_guest(run: Run, folder: Path) -> Guest:
     """The policy in `folder`: a Hugging Face folder, or a workdir or cold start of this project.
 
-    One of another shape or tokenizer than the run's gets a program of its own.
+    One of another shape or tokenizer than the run's gets its own program.
     """
     config = _config_of(folder)
     if "model_type" in config:
@@ -169,8 +166,7 @@ def load_guest(run: Run, folder: Path) -> Guest:
     if settings is not None and settings.model != run.settings.model:
         weights = newest_weights(settings, folder)
         params = weights.load(run.mesh, dtype=weights.model.dtype)
-        cold_start = Path(settings.sft.folder or folder / "coldstart")
-        return _guest(run, weights.model, tokenizer_folder(settings, cold_start), params)
+        return _guest(run, weights.model, tokenizer_folder(settings, folder), params)
     params = run.sampler.load(load_policy(run, folder))
     return Guest(run.sampler, run.tokens, run.environment, params)
 
@@ -203,17 +199,17 @@ def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> G
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """FOLDER/config.json, of a Hugging Face model or of a run; nothing where there is none."""
+    """FOLDER/config.json of a Hugging Face model or of a run; empty without one."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"buffer.checkpoint: {path} is no JSON ({error})") from None
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _settings_of(config: dict[str, Any]) -> Settings | None:
-    """Settings of another run; None where they are not to be read, as of an older version."""
+    """Settings of another run; None where they cannot be read, as those of an older version."""
     known = {key: value for key, value in config.items() if key != "commit"}
     try:
         return read_settings(known | {"stages": ["report"]}) if config else None

@@ -1,18 +1,19 @@
-"""Where the trajectories of a Step-Trace Buffer come from: agents that are sampled, and files."""
+"""The sources of a Step-Trace Buffer: agents that are sampled, and files of trajectories."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from rapo_jax.buffer.agents import run_agents
-from rapo_jax.buffer.conversations import converse
+from rapo_jax.buffer.conversations import Outcome, converse
 from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
-from rapo_jax.stages.buffer_policies import SHOW_EVERY_S, sample_policies
+from rapo_jax.stages.buffer_policies import sample_policies
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
@@ -27,17 +28,17 @@ SCRIPTED_AT_A_TIME = 512
 
 
 class Sampling(NamedTuple):
-    """What an agent gave, and what the manifest says of it."""
+    """Trajectories of one or more agents, and what the buffer's manifest records of them."""
 
     trajectories: list[AgentTrajectory]
-    about: dict[str, Any]
+    info: dict[str, Any]
 
 
-def sample_agents(run: Run) -> Callable[[], tuple[list[AgentTrajectory], dict[str, Any]]]:
-    """Asks the buffer's own agents, in their order.
+def sample_agents(run: Run) -> Callable[[], Sampling]:
+    """Samples the agents of `buffer.agent`, in their order.
 
-    All processes sample policies together, here; what is returned asks the others, scores all
-    trajectories and is for one process alone. It gives them and what the manifest is to say.
+    Policies are sampled here, by all processes together. The function that is returned samples the
+    other agents and scores all trajectories; one process alone calls it.
     """
     b = run.settings.buffer
     questions = load_questions(run.questions["expert"])[: b.questions]
@@ -50,23 +51,21 @@ def sample_agents(run: Run) -> Callable[[], tuple[list[AgentTrajectory], dict[st
             )
     policies = sample_policies(run, questions) if "checkpoint" in b.agents else []
 
-    def rest() -> tuple[list[AgentTrajectory], dict[str, Any]]:
-        found = [AGENTS[name](run, questions, policies) for name in b.agents]
+    def sample_others() -> Sampling:
+        samplings = [AGENTS[name](run, questions, policies) for name in b.agents]
         answers = {question.id: question.answers for question in questions}
         scored = [
-            trajectory._replace(
-                reward=run.reward("".join(trajectory.steps), answers[trajectory.question_id])
-            )
-            for sampling in found
-            for trajectory in sampling.trajectories
+            each._replace(reward=run.reward("".join(each.steps), answers[each.question_id]))
+            for sampling in samplings
+            for each in sampling.trajectories
         ]
-        return scored, {name: x for sampling in found for name, x in sampling.about.items()}
+        return Sampling(scored, {k: v for sampling in samplings for k, v in sampling.info.items()})
 
-    return rest
+    return sample_others
 
 
 def import_files(run: Run) -> Imported | None:
-    """What buffer.files hold; None without files."""
+    """The trajectories and step traces of buffer.files; None without files."""
     s = run.settings
     if not s.buffer.files:
         return None
@@ -83,9 +82,8 @@ def import_files(run: Run) -> Imported | None:
     )
     for report in imported.reports:
         print(f"[buffer] {report.summary()}", flush=True)
-    imported.usable_step_traces(
-        unit=s.retrieval.unit, include_answers=True
-    )  # refuses before sampling
+    # before sampling, so that bad files are refused early
+    imported.usable_step_traces(unit=s.retrieval.unit, include_answers=True)
     return imported
 
 
@@ -99,7 +97,7 @@ def _unscored(
 def _scripted(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     s = run.settings
     expert = run.task.expert(run.world, error=s.buffer.expert_error)
-    progress = Progress("buffer", total=len(questions), done=0, every_s=SHOW_EVERY_S)
+    progress = Progress("buffer", total=len(questions), done=0)
     trajectories: list[AgentTrajectory] = []
     for start in range(0, len(questions), SCRIPTED_AT_A_TIME):
         some = questions[start : start + SCRIPTED_AT_A_TIME]
@@ -128,24 +126,10 @@ def _policies(run: Run, questions: Sequence[Question], policies: Trajectories) -
 def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     """A chat endpoint; a cap on spending cuts the samples of all questions alike."""
     s, n = run.settings, run.settings.buffer.endpoint
-    folder, origin = run.buffer / "agents", f"endpoint:{n.model}"
+    folder = run.buffer / "agents"
     files = TrajectoryFile(folder, f"endpoint-{zlib.crc32(n.model.encode()):08x}")
-    asked = {question.id: question.question for question in questions}
-    kept = [
-        trajectory
-        for trajectory in files.begin(
-            {
-                "origin": origin,
-                "temperature": n.temperature,
-                "step_tokens": n.step_tokens,
-                "max_calls": s.rollout.max_calls,
-                "system": run.system,
-            }
-        )
-        if asked.get(trajectory.question_id) == trajectory.question
-        and trajectory.sample < s.buffer.samples
-    ]
-    there = {(trajectory.question_id, trajectory.sample) for trajectory in kept}
+    trajectories = _kept_of_endpoint(run, files, questions)
+    there = {(each.question_id, each.sample) for each in trajectories}
     wanted = [
         (question, sample)
         for sample in range(s.buffer.samples)
@@ -154,21 +138,19 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
     ]
     total = len(questions) * s.buffer.samples
     if there:
-        print(f"[buffer] {len(there)} of {total} trajectories are there; going on", flush=True)
+        print(f"[buffer] resuming: {len(there)} of {total} trajectories are there", flush=True)
     budget = Budget(
         folder / "spent.jsonl", max_calls=n.max_calls_total, max_tokens=n.max_tokens_total
     )
-    progress = Progress("buffer: endpoint", total=total, done=len(there), every_s=SHOW_EVERY_S)
-    new: list[AgentTrajectory] = []
+    progress = Progress("buffer: endpoint", total=total, done=len(there))
 
     def keep(question: Question, sample: int, segments: list[Segment]) -> None:
-        trajectory = _unscored(question, sample, segments, origin)
+        trajectory = _unscored(question, sample, segments, f"endpoint:{n.model}")
         files.append([trajectory])
-        new.append(trajectory)
-        progress.show(len(there) + len(new), calls=budget.calls, tokens=budget.tokens)
+        trajectories.append(trajectory)
+        progress.show(len(trajectories), calls=budget.calls, tokens=budget.tokens)
 
-    endpoint = Endpoint(n, budget, user_tools=run.tokens.user_tools)
-    try:
+    with closing(Endpoint(n, budget, user_tools=run.tokens.user_tools)) as endpoint:
         outcome = converse(
             endpoint,
             wanted,
@@ -178,23 +160,10 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
             concurrency=n.concurrency,
             keep=keep,
         )
-    finally:
-        endpoint.close()
-    if outcome.failed:
-        print(
-            f"[buffer] {outcome.failed} trajectories of the endpoint failed and are left out; the "
-            f"last with: {outcome.problem}",
-            flush=True,
-        )
-    if outcome.spent:
-        print(
-            f"[buffer] {outcome.spent}; going on with {len(kept) + len(new)} of {total} "
-            f"trajectories (for more raise it and delete {run.buffer / 'done.json'})",
-            flush=True,
-        )
+    _print_outcome(run, outcome, len(trajectories), total)
     place = {question.id: i for i, question in enumerate(questions)}
-    trajectories = sorted(kept + new, key=lambda each: (place[each.question_id], each.sample))
-    about = {
+    trajectories.sort(key=lambda each: (place[each.question_id], each.sample))
+    info = {
         "model": n.model,
         "trajectories": len(trajectories),
         "wanted": total,
@@ -203,10 +172,45 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
         "tokens": budget.tokens,
         "stopped": outcome.spent,
     }
-    return Sampling(trajectories, {"endpoint": about})
+    return Sampling(trajectories, {"endpoint": info})
 
 
-def _nobody(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
+def _kept_of_endpoint(
+    run: Run, files: TrajectoryFile, questions: Sequence[Question]
+) -> list[AgentTrajectory]:
+    """Trajectories of an earlier call that this one wants too."""
+    s, n = run.settings, run.settings.buffer.endpoint
+    settings = {
+        "origin": f"endpoint:{n.model}",
+        "temperature": n.temperature,
+        "step_tokens": n.step_tokens,
+        "max_calls": s.rollout.max_calls,
+        "system": run.system,
+    }
+    texts = {question.id: question.question for question in questions}
+    return [
+        each
+        for each in files.begin(settings)
+        if texts.get(each.question_id) == each.question and each.sample < s.buffer.samples
+    ]
+
+
+def _print_outcome(run: Run, outcome: Outcome, count: int, total: int) -> None:
+    if outcome.failed:
+        print(
+            f"[buffer] {outcome.failed} trajectories of the endpoint failed and are left out; the "
+            f"last with: {outcome.problem}",
+            flush=True,
+        )
+    if outcome.spent:
+        print(
+            f"[buffer] {outcome.spent}; continuing with {count} of {total} trajectories (for more "
+            f"raise it and delete {run.buffer / 'done.json'})",
+            flush=True,
+        )
+
+
+def _none(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
     """No agent: buffer.files alone fill the buffer."""
     return Sampling([], {})
 
@@ -215,5 +219,5 @@ AGENTS = {
     "scripted": _scripted,
     "checkpoint": _policies,
     "endpoint": _endpoint,
-    "none": _nobody,
+    "none": _none,
 }

@@ -1,4 +1,4 @@
-"""Stage export: the newest weights as a Hugging Face folder."""
+"""The export stage: writes the newest weights as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.text.tokens import load_tokens
+from rapo_jax.train.folders import tokenizer_folder
 from rapo_jax.train.metrics import clock
 from rapo_jax.train.policy import Weights, newest_weights
-from rapo_jax.train.run import tokenizer_folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,10 +42,10 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def export_weights(
     settings: Settings, workdir: Path, *, devices: Sequence[jax.Device] | None = None
 ) -> None:
-    """Makes `export.folder`: config.json, safetensors, tokenizer and generation config.
+    """Writes `export.folder`: config.json, safetensors, tokenizer and generation config.
 
     The weights are the newest of the workdir, or those of `model.folder` where nothing was trained.
-    Adapters are added into them. The folder appears when it is whole.
+    Adapters are merged into them. The folder appears once it is complete.
 
     Raises:
         ValueError: `export.folder` is not set or in use, there are no weights, or they are not
@@ -100,8 +100,8 @@ def _config(settings: Settings, weights: Weights, dtype: str) -> dict[str, Any]:
 
 
 def _copy_tokenizer(settings: Settings, workdir: Path, target: Path) -> None:
-    """Copies the run's tokenizer; its stop ids too, where no generation config names them."""
-    source = tokenizer_folder(settings, Path(settings.sft.folder or workdir / "coldstart"))
+    """Copies the run's tokenizer, and writes its stop ids where no generation config names them."""
+    source = tokenizer_folder(settings, workdir)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -1,67 +1,64 @@
-"""Is a cold start fit for RAPO? One-hop accuracy, and whether it follows retrieved steps."""
+"""The gates of a cold start before RL: one-hop accuracy, and whether it follows retrieved steps."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import jax
 
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.distributed import is_first, local_part, on_first
 from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.policy import load_policy
-from rapo_jax.train.run import Run, stage_key
+from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import segments
 from rapo_jax.types import Params, Source
 
-GATE_STAGE = 101
 
-
-def check_cold_start(run: Run) -> dict[str, Any]:
-    """Measures the gates at temperature 1, keeps them beside the cold start, and enforces them.
+def check_cold_start(run: Run) -> dict[str, float]:
+    """Measures the gates at temperature 1, once for each cold start, and enforces them.
 
     Raises:
         ValueError: a gate of `sft.gate_...` is not reached; from a weaker start RL goes down, and
         a policy that does not follow retrieved steps makes RAPO equal to GRPO.
     """
     path, s = run.cold_start / "gates.json", run.settings
-    found = on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
-    if found is None:
+    gates = on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    if gates is None:
         params = load_policy(run, run.cold_start)
         easy = [q for q in load_questions(run.questions["eval"]) if q.kind == run.task.kinds[0]]
-        one_hop = evaluate(run, params, spread(easy, s.evaluate.rows), temperature=1.0)
-        found = {"one_hop": one_hop["accuracy"], "follow": follow_rate(run, params)}
+        some = spread(easy, s.evaluate.rows)
+        one_hop = evaluate(run, params, some, temperature=1.0, key=StageKey.GATE_ONE_HOP)
+        gates = {"one_hop": one_hop["accuracy"], "follow": follow_rate(run, params)}
         if is_first():
-            path.write_text(json.dumps(found) + "\n")
+            path.write_text(json.dumps(gates) + "\n")
     print(
-        f"[gates] one-hop accuracy {found['one_hop']:.3f}, retrieved steps followed "
-        f"{found['follow']:.3f} (temperature 1)",
+        f"[gates] one-hop accuracy {gates['one_hop']:.3f}, retrieved steps followed "
+        f"{gates['follow']:.3f} (temperature 1)",
         flush=True,
     )
     for name, gate in (("one_hop", s.sft.gate_one_hop), ("follow", s.sft.gate_follow)):
-        if found[name] < gate:
+        if gates[name] < gate:
             raise ValueError(
-                f"sft.gate_{name}={gate}: the cold start reached {found[name]:.3f}; train it "
+                f"sft.gate_{name}={gate}: the cold start reached {gates[name]:.3f}; train it "
                 "longer (sft.steps), with more examples (sft.examples) or another seed"
             )
-    return found
+    return gates
 
 
 def follow_rate(run: Run, params: Params) -> float:
-    """Share of random retrieved steps whose decision the policy then takes, where it can be taken.
+    """Share of retrieved steps whose decision the policy takes next, where it can be taken.
 
-    Retrieval at every boundary, each time a random trace (noise 1), so that following cannot be
-    mistaken for knowing. Decisions that cannot be applied at that point do not count.
+    A random trace is retrieved at every boundary (noise 1), so that a policy which knows the right
+    decision does not seem to follow. Decisions that cannot be taken at that point do not count.
     """
     s = run.settings
     attach_buffer(run)
     questions = spread(load_questions(run.questions["eval"]), s.rollout.questions)
     trajectory = run.sampler.sample(
         run.sampler.load(params),
-        jax.random.fold_in(stage_key(s, GATE_STAGE), 0),
+        stage_key(s, StageKey.GATE_FOLLOW),
         local_part(questions),
         group_size=s.rollout.group_size,
         n_hybrid=s.rollout.n_hybrid,
@@ -79,12 +76,13 @@ def follow_rate(run: Run, params: Params) -> float:
 
 
 def _outcomes(run: Run, row: list[Segment]) -> list[bool]:
-    found, history = [], ""
+    """For each retrieved step of a row whose decision can be taken: whether it is taken next."""
+    followed, history = [], ""
     for before, after in zip(row, row[1:], strict=False):
         history += before.text
         if before.source != Source.RETRIEVED or after.source != Source.POLICY:
             continue
         wanted = run.task.retrieved_decision(history)
         if wanted is not None and run.task.can_follow(wanted, history):
-            found.append(run.task.decision(after.text) == wanted)
-    return found
+            followed.append(run.task.decision(after.text) == wanted)
+    return followed

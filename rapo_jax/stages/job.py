@@ -1,22 +1,28 @@
-"""A run in its workdir: whose it is, which of its stages are left, and its last lines."""
+"""A run in its workdir: to which config it belongs, which stages are left, and its last lines."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rapo_jax.config import READERS, STAGES, SUITE_KEYS, Settings
 from rapo_jax.io.files import write_json
+from rapo_jax.plan.stage import plan
+from rapo_jax.report.page import write_report
+from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
+from rapo_jax.train import distributed
+from rapo_jax.train.metrics import clock
+
+Config = Mapping[str, Any]
+"""JSON, as in config.json."""
 
 
-def open_workdir(workdir: Path, config: dict[str, Any]) -> bool:
-    """`prepare_workdir` by the first process; all must be of one config and see its workdir."""
-    from rapo_jax.train import distributed
-
+def open_workdir(workdir: Path, config: Config) -> bool:
+    """`prepare_workdir` on the first process; all must have one config and one shared workdir."""
     distributed.check_same(config)
     fresh = distributed.on_first(lambda: prepare_workdir(workdir, config))
     distributed.check_shared(workdir)
@@ -24,35 +30,34 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     return fresh
 
 
-def prepare_workdir(workdir: Path, config: dict[str, Any]) -> bool:
+def prepare_workdir(workdir: Path, config: Config) -> bool:
     """Writes config.json, or refuses a folder that belongs to another config. True if it wrote.
 
-    `stages`, `log`, `checkpoint`, `distributed`, what only READERS read and the keys of the
-    suites may differ between calls: they change no result. A call for READERS alone writes nothing.
+    `stages`, `log`, `checkpoint`, `distributed`, the groups of READERS and the keys of suites may
+    differ between calls: they change no result. A call for READERS alone writes nothing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    free = ("stages", "log", "checkpoint", "distributed", *READERS)
-    wanted = json.loads(json.dumps(config))
+    free = ("stages", "log", "checkpoint", "distributed", "commit", *READERS)
+    new = json.loads(json.dumps(config))
     if path.is_file():
-        found = json.loads(path.read_text())
-        found, wanted = _without_suites(found), _without_suites(wanted)
-        for key in sorted(set(found) | set(wanted)):
-            if key not in free and key != "commit" and found.get(key) != wanted.get(key):
+        old, new = _without_suites(json.loads(path.read_text())), _without_suites(new)
+        for key in sorted((old.keys() | new.keys()).difference(free)):
+            if old.get(key) != new.get(key):
                 raise ValueError(
                     f"workdir={str(workdir)!r}: it belongs to a run with another config ({key} was "
-                    f"{found.get(key)!r}, is {wanted.get(key)!r}); use a new --workdir"
+                    f"{old.get(key)!r}, is {new.get(key)!r}); use a new --workdir"
                 )
         return False
     if set(config["stages"]) <= set(READERS):
         return False
-    write_json(path, wanted | {"commit": commit()})
+    write_json(path, new | {"commit": commit()})
     return True
 
 
-def _without_suites(config: dict[str, Any]) -> dict[str, Any]:
+def _without_suites(config: Config) -> dict[str, Any]:
     group = config.get("evaluate", {})
-    return config | {"evaluate": {k: x for k, x in group.items() if k not in SUITE_KEYS}}
+    return {**config, "evaluate": {k: x for k, x in group.items() if k not in SUITE_KEYS}}
 
 
 def commit() -> str:
@@ -70,73 +75,56 @@ def commit() -> str:
 
 
 def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
-    """Runs the stages that are asked for, in their order; those of READERS open no run."""
-    if not set(settings.stages) <= set(READERS):
-        run_job(settings, workdir, fresh=fresh)
-    if not set(settings.stages).isdisjoint(READERS):
-        from rapo_jax.stages.table import READER_RUNNERS
+    """Runs the stages of `config.stages` in their order, each that trains or evaluates once.
 
-        for name in READER_RUNNERS:
-            if name in settings.stages:
-                READER_RUNNERS[name](settings, workdir)
+    `fresh`: `prepare_workdir` wrote config.json for this call.
+
+    Raises:
+        Stopped: SIGTERM was received; the same command resumes.
+    """
+    started = time.perf_counter()
+    asked = [name for name in STAGES if name in settings.stages and name not in READERS]
+    left, suites = _stages_left(settings, workdir, asked)
+    if left or suites:
+        with open_job(settings, workdir, fresh=fresh) as job:
+            for name in left:
+                with job.timed(name):
+                    JOB_STAGES[name](job)
+                if distributed.is_first():
+                    note_finished(workdir, name)
+                if distributed.stop_asked():
+                    raise distributed.Stopped(f"stage {name!r} is finished")
+            if suites:
+                with job.timed("suites"):
+                    JOB_STAGES["suites"](job)
+    if "report" in asked and distributed.is_first():
+        write_report([workdir], workdir / "report.html")
+        note_finished(workdir, "report")
+    if asked:
+        result = distributed.on_first(lambda: read_json(workdir / "result.json", {}))
+        summarise(workdir, result, suites=suites, seconds=time.perf_counter() - started)
+    for name, read in READER_STAGES.items():
+        if name in settings.stages:
+            read(settings, workdir)
     if "plan" in settings.stages:
-        from rapo_jax.plan.stage import plan
-
         plan(settings, workdir)
 
 
-def run_job(settings: Settings, workdir: Path, *, fresh: bool) -> None:
-    """Runs the stages that train, evaluate and report, each once; opens a run for those left."""
-    from rapo_jax.train import distributed
+def _stages_left(settings: Settings, workdir: Path, asked: list[str]) -> tuple[list[str], bool]:
+    """The stages that need an open run and are not finished, and whether there are suites.
 
-    started = time.perf_counter()
+    Suites are always run: their files show what is done.
+    """
+    if not asked:
+        return [], False
     done = distributed.on_first(lambda: finished(workdir))
-    asked = [name for name in STAGES if name in settings.stages and name not in READERS]
     for name in asked:
         if name in done and name != "report":
             print(f"[{name}] finished before; skipped", flush=True)
     left = [name for name in asked if name not in (*done, "report")]
-    suites = "evaluate" in asked and bool(settings.evaluate.suites)  # their files know what is done
-    if left or suites:
-        run_open(settings, workdir, left, suites=suites, fresh=fresh)
-    if "report" in asked and distributed.is_first():
-        from rapo_jax.report.page import write_report
-
-        write_report([workdir], workdir / "report.html")
-        note_finished(workdir, "report")
-    result = distributed.on_first(lambda: read_json(workdir / "result.json", {}))
-    summarise(workdir, result, suites=suites, seconds=time.perf_counter() - started)
-
-
-def run_open(
-    settings: Settings, workdir: Path, left: Sequence[str], *, suites: bool, fresh: bool
-) -> None:
-    """Runs the stages `left` and the suites on one open run.
-
-    A `fresh` workdir whose run cannot even be opened is not bound to the config that failed.
-    """
-    from rapo_jax.stages.table import RUNNERS, open_stages
-    from rapo_jax.train import distributed
-
-    try:
-        stages = open_stages(settings, workdir)
-    except BaseException:
-        if fresh and distributed.is_first():
-            (workdir / "config.json").unlink()
-        raise
-    try:
-        for name in left:
-            if name == "evaluate" and settings.suites_alone:
-                continue
-            RUNNERS[name](stages)
-            if distributed.is_first():
-                note_finished(workdir, name)
-            if distributed.stop_asked():
-                raise distributed.Stopped(f"stage {name!r} is finished")
-        if suites:
-            RUNNERS["suites"](stages)
-    finally:
-        stages.close()
+    if "evaluate" in left and settings.suites_alone:
+        left.remove("evaluate")
+    return left, "evaluate" in asked and bool(settings.evaluate.suites)
 
 
 def finished(workdir: Path) -> list[str]:
@@ -154,10 +142,8 @@ def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else default
 
 
-def summarise(workdir: Path, result: dict[str, Any], *, suites: bool, seconds: float) -> None:
-    """The last lines of a run: what came of it and where it lies."""
-    from rapo_jax.train.metrics import clock
-
+def summarise(workdir: Path, result: Mapping[str, Any], *, suites: bool, seconds: float) -> None:
+    """Prints the last lines of a run: accuracies, and where its files are."""
     if "accuracy_after" in result:
         hidden = (
             f"; hidden words {result['hidden_before']:.3f} -> {result['hidden_after']:.3f}"

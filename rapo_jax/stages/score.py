@@ -1,4 +1,4 @@
-"""Stage score: log-probabilities and entropies of given tokens under the newest weights."""
+"""The score stage: log-probabilities and entropies of given tokens under the newest weights."""
 
 from __future__ import annotations
 
@@ -57,10 +57,9 @@ def score_file(
     print(f"[score] {len(row_tokens)} rows under the weights of {weights.origin}", flush=True)
     params = weights.load(mesh, dtype=weights.model.dtype)
     lengths = [len(tokens) for tokens in row_tokens]
-    nothing = np.empty((2, 0), np.float32)  # what a row of one token has to show
-    found = [nothing] * len(row_tokens)
+    scores = [np.empty((2, 0), np.float32)] * len(row_tokens)  # a row of one token has none
     done = lengths.count(1)
-    progress = Progress("score", total=len(row_tokens), done=done, every_s=10)
+    progress = Progress("score", total=len(row_tokens), done=done)
     # On GPUs and TPUs float32 products are not float32 unless asked for.
     precise = "highest" if weights.model.dtype == "float32" else "default"
     with jax.default_matmul_precision(precise):
@@ -74,15 +73,15 @@ def score_file(
             scored = _score(model, mesh, params, place(token_BT, rows(mesh)))
             both_2BT = np.stack(jax.device_get(scored))
             for b, row in enumerate(batch.members):
-                found[row] = both_2BT[:, b, 1 : lengths[row]]
-                if not np.isfinite(found[row]).all():
+                scores[row] = both_2BT[:, b, 1 : lengths[row]]
+                if not np.isfinite(scores[row]).all():
                     raise ValueError(
                         f"model.dtype={weights.model.dtype!r}: the scores of line {row + 1} of "
                         f"{source} are not finite; these weights overflow in it"
                     )
             done += len(batch.members)
             progress.show(done)
-    _write(target, found)
+    _write(target, scores)
     spent = clock(time.perf_counter() - started)
     print(f"[score] {sum(lengths)} tokens in {spent} -> {target}", flush=True)
 
@@ -106,7 +105,7 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
     Raises:
         ValueError: there are no lines, or one is not a row of ids below `vocab`; names the line.
     """
-    found = []
+    row_tokens = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -128,10 +127,10 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
                         f"score.input: line {number} of {path} has token {token}, the model's "
                         f"vocabulary is 0 … {vocab - 1}"
                     )
-            found.append(np.array(tokens, np.int32))
-    if not found:
+            row_tokens.append(np.array(tokens, np.int32))
+    if not row_tokens:
         raise ValueError(f"score.input={str(path)!r}: the file is empty")
-    return found
+    return row_tokens
 
 
 class RowBatch(NamedTuple):
@@ -173,11 +172,11 @@ def _chunked(model: ModelSettings, batch: RowBatch) -> ModelSettings:
     return dataclasses.replace(model, score_chunk=min(model.score_chunk, room))
 
 
-def _write(target: Path, found: Sequence[np.ndarray]) -> None:
+def _write(target: Path, scores: Sequence[np.ndarray]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(target.name + ".tmp")
     with open(draft, "w", encoding="utf-8") as file:
-        for logp_X, entropy_X in found:
+        for logp_X, entropy_X in scores:
             file.write(f'{{"logp": {_numbers(logp_X)}, "entropy": {_numbers(entropy_X)}}}\n')
     draft.replace(target)
 

@@ -1,10 +1,11 @@
-"""The stages of a run, one function each, and what they leave behind."""
+"""The stages of a run, one function each, and the numbers that they add to result.json."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from rapo_jax.suites.catalogue import Suite
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.policy import load_policy, policy_shapes
-from rapo_jax.train.rl import RlStage
+from rapo_jax.train.rl import train_rl
 from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.sft import train_cold_start
 
 
-class Stages:
-    """An open run and the numbers its stages gather for result.json."""
+class Job:
+    """An open run, the suites to evaluate, and the contents of result.json."""
 
     def __init__(self, run: Run, suites: Sequence[Suite] = ()) -> None:
         self.run, self.suites = run, suites
@@ -45,94 +47,94 @@ class Stages:
             }
         )
 
-    def write(self) -> None:
-        if not is_first():
-            return
-        write_json(self.run.workdir / "result.json", self.result)
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall and CPU seconds of a stage to the result, and writes it."""
+        wall, cpu, spent = time.perf_counter(), time.process_time(), self.result
+        yield
+        spent["seconds"][name] = spent["seconds"].get(name, 0) + time.perf_counter() - wall
+        spent["cpu_seconds"][name] = spent["cpu_seconds"].get(name, 0) + time.process_time() - cpu
+        if is_first():
+            write_json(self.run.workdir / "result.json", self.result)
 
-    def close(self) -> None:
-        self.run.close()
 
+@contextmanager
+def open_job(settings: Settings, workdir: Path, *, fresh: bool = False) -> Iterator[Job]:
+    """Opens the run, and prints what of the model each device will hold (in full: layout.txt).
 
-def open_stages(settings: Settings, workdir: Path) -> Stages:
-    """Opens the run, and says what of the model every device will hold (all of it: layout.txt)."""
-    suites = open_suites(settings, workdir)
-    run = open_run(settings, workdir)
-    table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
+    A `fresh` workdir whose run cannot be opened loses its config.json, and so takes another config.
+    """
+    try:
+        suites = open_suites(settings, workdir)
+        run = open_run(settings, workdir)
+        table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
+        job = Job(run, suites)
+    except BaseException:
+        if fresh and is_first():
+            (workdir / "config.json").unlink()
+        raise
     if is_first():
         (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
     for note in notes:
         print(f"[mesh] {note}", flush=True)
-    return Stages(run, suites)
+    try:
+        yield job
+    finally:
+        run.close()
 
 
-def _timed(name: str, work: Callable[[Stages], None]) -> Callable[[Stages], None]:
-    def runner(stages: Stages) -> None:
-        started, cpu = time.perf_counter(), time.process_time()
-        work(stages)
-        spent = stages.result
-        spent["seconds"][name] = spent["seconds"].get(name, 0) + time.perf_counter() - started
-        spent["cpu_seconds"][name] = spent["cpu_seconds"].get(name, 0) + time.process_time() - cpu
-        stages.write()
-
-    return runner
+def _sft(job: Job) -> None:
+    train_cold_start(job.run)
 
 
-def _sft(stages: Stages) -> None:
-    train_cold_start(stages.run)
+def _buffer(job: Job) -> None:
+    manifest = build_buffer(job.run)
+    for name in ("traces", "trajectories_kept"):
+        job.result["counts"][name] = manifest[name]
 
 
-def _buffer(stages: Stages) -> None:
-    manifest = build_buffer(stages.run)
-    stages.result["counts"]["traces"] = manifest["traces"]
-    stages.result["counts"]["trajectories_kept"] = manifest["trajectories_kept"]
+def _rl(job: Job) -> None:
+    if job.run.task.scripted:  # without, settings are refused where a gate is set
+        job.result["cold_start"] = check_cold_start(job.run)
+    train = train_imitation if job.run.settings.method == "sft" else train_rl
+    training = train(job.run)
+    job.result["seconds"] |= {k: v for k, v in training.seconds.items() if k != "step"}
+    job.result["cpu_seconds"]["rl_steps"] = training.cpu_seconds
+    job.result["counts"]["rl_steps"] = job.run.settings.rl.steps
+    job.result["counts"]["compiled_rollouts"] = job.run.sampler.compiled
 
 
-def _rl(stages: Stages) -> None:
-    if stages.run.task.scripted:  # without, settings are refused where a gate is set
-        stages.result["cold_start"] = check_cold_start(stages.run)
-    found = RlStage(stages.run).train()
-    stages.result["seconds"] |= {k: v for k, v in found["seconds"].items() if k != "rl"}
-    stages.result["cpu_seconds"]["rl_steps"] = found["cpu_seconds"]
-    stages.result["counts"]["rl_steps"] = stages.run.settings.rl.steps
-    stages.result["counts"]["compiled_rollouts"] = stages.run.sampler.compiled
-
-
-def _evaluate(stages: Stages) -> None:
-    run = stages.run
+def _evaluate(job: Job) -> None:
+    run = job.run
     questions = spread(load_questions(run.questions["eval"]), run.settings.evaluate.limit)
     compared = [("before", run.cold_start), ("after", run.workdir)]
     if run.model.folder and not (run.workdir / "checkpoints").is_dir():
         compared.pop()  # nothing was trained: the weights of the folder alone
     for when, folder in compared:
         found = evaluate(run, load_policy(run, folder), questions)
-        for name in ("accuracy", "accuracy_by_kind", "hidden", "reward", "tokens", "endings"):
-            if name in found:
-                stages.result[f"{name}_{when}"] = found[name]
-        stages.result["questions"] = found["questions"]
-        values = {"evaluate/accuracy": found["accuracy"], "evaluate/reward": found["reward"]}
-        values |= {f"evaluate/accuracy/{k}": v for k, v in found["accuracy_by_kind"].items()}
-        run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, values)
+        job.result |= {f"{k}_{when}": v for k, v in found.items() if k != "questions"}
+        job.result["questions"] = found["questions"]
+        metrics = {"evaluate/accuracy": found["accuracy"], "evaluate/reward": found["reward"]}
+        metrics |= {f"evaluate/accuracy/{k}": v for k, v in found["accuracy_by_kind"].items()}
+        run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, metrics)
 
 
-def _suites(stages: Stages) -> None:
-    evaluate_suites(stages.run, stages.suites, stages.result)
+def _suites(job: Job) -> None:
+    evaluate_suites(job.run, job.suites, job.result)
 
 
-RUNNERS = {
-    name: _timed(name, work)
-    for name, work in (
-        ("sft", _sft),
-        ("buffer", _buffer),
-        ("rl", _rl),
-        ("evaluate", _evaluate),
-        ("suites", _suites),
-    )
+JOB_STAGES: dict[str, Callable[[Job], None]] = {
+    "sft": _sft,
+    "buffer": _buffer,
+    "rl": _rl,
+    "evaluate": _evaluate,
+    "suites": _suites,
 }
+"""Those that train or evaluate, on an open run."""
 
-READER_RUNNERS = {
+READER_STAGES: dict[str, Callable[[Settings, Path], None]] = {
     "score": score_file,
     "export": export_weights,
     "search_index": index_corpus,
 }
-"""Those that need no open run: functions of the settings and the workdir."""
+"""Those that need no open run."""

@@ -1,10 +1,10 @@
-"""Reading a finished Step-Trace Buffer for training."""
+"""Reads a finished Step-Trace Buffer for training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -21,27 +21,32 @@ from rapo_jax.train.run import Run
 
 ENCODE_ROWS = 64
 """Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""
+TextEncoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 
-def text_encoder(encoder: DeviceEncoder) -> Callable[[Sequence[str]], np.ndarray]:
-    """Texts to keys outside a rollout, for an encoder that runs on the device."""
+def text_encoder(encoder: DeviceEncoder) -> TextEncoder:
+    """Key texts -> keys outside a rollout, for an encoder that runs on the device."""
     tokenize = encoder.tokenize
     assert tokenize is not None
     program = jax.jit(encoder.embed)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        found = []
+        keys = []
         for start in range(0, len(texts), ENCODE_ROWS):
             some = list(texts[start : start + ENCODE_ROWS])
             padded = some + [""] * (ENCODE_ROWS - len(some))
-            found.append(np.asarray(program(tokenize(padded)))[: len(some)])
-        return np.concatenate(found)
+            keys.append(np.asarray(program(tokenize(padded)))[: len(some)])
+        return np.concatenate(keys)
 
     return encode
 
 
 def load_buffer(run: Run) -> StepTraceBuffer:
-    """The saved buffer; ValueError if it was made for another tokenizer, encoder or splitting."""
+    """The saved buffer.
+
+    Raises:
+        ValueError: it was built with another tokenizer, encoder, splitting or other files.
+    """
     _, identity = key_encoder(run)
     buffer = StepTraceBuffer.load(
         run.buffer / "traces",
@@ -49,10 +54,10 @@ def load_buffer(run: Run) -> StepTraceBuffer:
         tokenizer_fingerprint=run.tokens.fingerprint,
     )
     for name in ("unit", "mask", "max_chars"):
-        found, wanted = buffer.manifest[name], getattr(run.settings.retrieval, name)
-        if found != wanted:
+        built, wanted = buffer.manifest[name], getattr(run.settings.retrieval, name)
+        if built != wanted:
             raise ValueError(
-                f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {found!r}; "
+                f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {built!r}; "
                 "set it back, or point buffer.folder to a new folder"
             )
     names = [Path(path).name for path in run.settings.buffer.files]
@@ -66,7 +71,7 @@ def load_buffer(run: Run) -> StepTraceBuffer:
 
 
 def attach_buffer(run: Run) -> StepTraceBuffer:
-    """Loads the buffer and lets the environment retrieve from it."""
+    """Loads the buffer and makes the environment retrieve from it."""
     buffer = load_buffer(run)
     encode, _ = key_encoder(run)
     retriever = in_turn(  # the first may write the index
@@ -107,7 +112,8 @@ def splitting(settings: Settings) -> Splitting:
     return Splitting(r.unit, settings.buffer.include_answers, r.mask, r.max_chars)
 
 
-def key_encoder(run: Run) -> tuple[Callable[[Sequence[str]], np.ndarray], str]:
+def key_encoder(run: Run) -> tuple[TextEncoder, str]:
+    """The encoder of key texts on the host, and its identity."""
     if run.encoder.tokenize is None:
         encoder = NgramEncoder.load(run.buffer / "encoder")
         return encoder, encoder.identity

@@ -1,44 +1,49 @@
-"""Checkpoints: parameters, optimizer, step, and everything a run needs to go on, through Orbax.
+"""Checkpoints through Orbax: parameters, optimizer, step, and what a run needs to resume.
 
-Of parameters with adapters the adapters alone are saved, the identity of their base and how they
-count beside it: rank, alpha and targets.
+Where there are adapters, only they are saved. The metadata then holds the identity of their base
+and the settings that their effect depends on: rank, alpha and targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from rapo_jax.config import LoraSettings
 from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
-from rapo_jax.types import Params, TrainState
+from rapo_jax.types import Array, Params, TrainState
+
+METADATA = "about"
+"""Name of the metadata on disk, which older checkpoints have too."""
+
+Metadata: TypeAlias = dict[str, Any]
+"""JSON: data position, buffer identity, counters."""
 
 _identity = jax.jit(identity)
 
 
 def base_identity(params: Params) -> list[int]:
-    """That of the frozen base of parameters with adapters; every process must ask for it."""
+    """Identity of the frozen base of parameters with adapters; all processes must call it."""
     return [int(number) for number in np.asarray(_identity(params))]
 
 
-def described(lora: LoraSettings) -> dict[str, Any]:
-    """What a checkpoint of adapters says of them; where they are merged changes nothing in them."""
+def _lora_metadata(lora: LoraSettings) -> dict[str, object]:
+    """The settings that saved adapters depend on; merging them changes nothing in them."""
     return {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 
-def check_described(lora: LoraSettings, about: Mapping[str, Any], folder: Path) -> None:
-    """Refuses saved adapters that would count otherwise than when they were trained.
+def check_lora(lora: LoraSettings, metadata: Metadata, folder: Path) -> None:
+    """Refuses saved adapters that were trained with another rank, alpha or other targets.
 
-    Checkpoints of versions that did not write it down are taken as they are.
+    Checkpoints of versions that did not save these are accepted.
     """
-    saved: dict[str, Any] = about.get("lora") or {}
-    given = described(lora)
-    for key in given if saved else ():
-        if saved[key] != given[key]:
+    saved = metadata.get("lora") or {}
+    for key, value in _lora_metadata(lora).items() if saved else ():
+        if saved[key] != value:
             raise ValueError(
                 f"model.lora.{key}={getattr(lora, key)!r}: the adapters in {folder} were trained "
                 f"with {saved[key]!r}; set it back, or start anew"
@@ -46,13 +51,16 @@ def check_described(lora: LoraSettings, about: Mapping[str, Any], folder: Path) 
 
 
 class Checkpoints:
-    """Numbered checkpoints in a folder; the newest `keep` stay. A save that fails loses nothing:
-    the former checkpoint stays loadable, and the error is raised. Several processes open, save and
-    restore together, and what one number of them saved, another may restore.
+    """Numbered checkpoints in a folder, of which the newest `keep` (None: all) are kept.
 
-    `lora` is needed to save or restore a state with adapters."""
+    A save that fails loses nothing: the former checkpoint can still be loaded, and the error is
+    raised. Several processes open, save and restore together; another number of processes may
+    restore what they saved. `lora` is needed to save or restore a state with adapters.
+    """
 
-    def __init__(self, folder: Path, *, keep: int, lora: LoraSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int | None = None, lora: LoraSettings | None = None
+    ) -> None:
         import orbax.checkpoint as ocp
 
         self._ocp, self._lora = ocp, lora
@@ -66,22 +74,20 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
-        """Saves and waits. `about` is small JSON: data position, buffer identity, counters."""
+    def save(self, step: int, state: TrainState, metadata: Mapping[str, object]) -> None:
+        """Saves and waits, unless `step` is saved already. `metadata` is small JSON."""
         if step in self._manager.all_steps():
             return
-        args, about = self._ocp.args, dict(about)
+        args, metadata = self._ocp.args, dict(metadata)
         if ADAPTERS in state.params:
-            assert self._lora is not None, "adapters are saved with how they count"
-            about |= {"base": base_identity(state.params), "lora": described(self._lora)}
-        self._manager.save(
-            step,
-            args=args.Composite(state=args.StandardSave(_plain(state)), about=args.JsonSave(about)),
-        )
+            assert self._lora is not None, "adapters are saved with their settings"
+            metadata |= {"base": base_identity(state.params), "lora": _lora_metadata(self._lora)}
+        items = {"state": args.StandardSave(_plain(state)), METADATA: args.JsonSave(metadata)}
+        self._manager.save(step, args=args.Composite(**items))
         self._manager.wait_until_finished()
 
-    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """The newest checkpoint (or that of `step`), shaped and placed like `state`.
+    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, Metadata]:
+        """State and metadata of the newest checkpoint (or that of `step`), placed like `state`.
 
         Raises:
             ValueError: its adapters were trained on another base than that of `state`, or with
@@ -89,57 +95,52 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         if ADAPTERS in state.params:  # before arrays of other shapes are read
-            assert self._lora is not None, "adapters are restored by how they count"
-            check_described(self._lora, self.about(step), self._manager.directory)
+            assert self._lora is not None, "adapters are restored with their settings"
+            check_lora(self._lora, self.metadata(step), self._manager.directory)
         args = self._ocp.args
-        found = self._manager.restore(
-            step,
-            args=args.Composite(
-                state=args.StandardRestore(jax.tree.map(_abstract, _plain(state))),
-                about=args.JsonRestore(),
-            ),
-        )
-        about, saved = dict(found["about"]), found["state"]
-        about.pop("lora", None)
-        if about.pop("base", None) != (
-            base_identity(state.params) if ADAPTERS in state.params else None
-        ):
+        shapes = jax.tree.map(_abstract, _plain(state))
+        items = {"state": args.StandardRestore(shapes), METADATA: args.JsonRestore()}
+        restored = self._manager.restore(step, args=args.Composite(**items))
+        metadata, saved = dict(restored[METADATA]), restored["state"]
+        metadata.pop("lora", None)
+        base = base_identity(state.params) if ADAPTERS in state.params else None
+        if metadata.pop("base", None) != base:
             raise ValueError(
                 f"{self._manager.directory}: its adapters were trained on other weights than those "
                 "of model.folder or the cold start now; give those back, or start anew"
             )
         params = with_trained(state.params, saved["params"])
-        return TrainState(params, saved["opt_state"], saved["step"]), about
+        return TrainState(params, saved["opt_state"], saved["step"]), metadata
 
-    def about(self, step: int | None = None) -> dict[str, Any]:
-        """What the newest checkpoint (or that of `step`) says of itself, its base included."""
+    def metadata(self, step: int | None = None) -> Metadata:
+        """Metadata of the newest checkpoint (or that of `step`), `base` and `lora` included."""
         args, step = self._ocp.args, self.latest() if step is None else step
-        found = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))
-        return dict(found["about"])
+        items = {METADATA: args.JsonRestore()}
+        return dict(self._manager.restore(step, args=args.Composite(**items))[METADATA])
 
     def restore_params(self, step: int | None = None) -> Params:
         """The newest parameters (or those of `step`) alone, as numpy arrays of any shape.
 
-        On whichever devices, and by however many processes: each reads all of them.
+        Every process reads all of them, whatever devices and processes saved them.
         """
         ocp, step = self._ocp, self.latest() if step is None else step
         path = self._manager.directory / str(step) / "state"
         handler = ocp.PyTreeCheckpointHandler()
         saved = {"params": handler.metadata(path).tree["params"]}
-        how = ocp.args.PyTreeRestore(
+        restore = ocp.args.PyTreeRestore(
             item=saved,
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved),
             partial_restore=True,
         )
-        return handler.restore(path, args=how)["params"]
+        return handler.restore(path, args=restore)["params"]
 
     def close(self) -> None:
         self._manager.close()
 
 
-def _plain(state: TrainState) -> dict[str, Any]:
+def _plain(state: TrainState) -> dict[str, Params]:
     return {"params": trained(state.params), "opt_state": state.opt_state, "step": state.step}
 
 
-def _abstract(x: Any) -> Any:
+def _abstract(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=getattr(x, "sharding", None))

@@ -1,9 +1,9 @@
-"""Several processes as one run: how they find each other, who does what, and what they share.
+"""Several processes as one run: joining them, splitting rows among them, gathering results.
 
 Every process runs the same program on the same config, over one mesh of all their devices. What a
-device computes is split by shardings; everything else is decided here. The first process alone
-writes, apart from checkpoints, which all write together. A process serves the tools, the memory and
-the rewards of its own rows, and hears from the others what came of theirs.
+device computes is split by shardings, everything else by the functions here. The first process
+alone writes, apart from checkpoints, which all write together. A process computes tool calls,
+retrievals and rewards of its local rows, and gathers those of the other processes.
 
 With one process all of this does nothing.
 """
@@ -19,7 +19,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -31,27 +31,27 @@ T = TypeVar("T")
 
 PATIENCE_S = 30.0
 """How long a file of another host may take to show up."""
-ROOM = 256
-"""Bytes that a process shares at a time, at least."""
+LEAST_BYTES = 256
+"""Bytes that each process sends in a gather, at least."""
 
 
 class Stopped(Exception):
-    """A process was asked to stop (SIGTERM), and all of them did; says what was saved."""
+    """SIGTERM reached a process and all of them stopped; the message says what was saved."""
 
 
 class _Signal:
-    """Whether SIGTERM came to this process."""
+    """Whether this process received SIGTERM."""
 
-    came = False
+    received = False
 
 
 def start(s: DistributedSettings) -> None:
     """Joins the processes of this run, before anything touches a device.
 
-    From then on SIGTERM ends no process at once: see `stop_asked`.
+    From then on SIGTERM does not end a process at once: see `stop_asked`.
 
     Raises:
-        ValueError: no process to join was found.
+        ValueError: the other processes cannot be found or reached.
     """
     if s.mode == "off":
         return
@@ -68,7 +68,7 @@ def start(s: DistributedSettings) -> None:
             )
     except (ValueError, RuntimeError) as error:
         remedy = (
-            "neither TPU metadata nor SLURM tell of other processes; set 'explicit' with "
+            "neither TPU metadata nor SLURM names other processes; set 'explicit' with "
             "distributed.coordinator, distributed.processes and distributed.process, or 'off'"
             if s.mode == "auto"
             else f"process {s.process} of {s.processes} did not reach {s.coordinator}"
@@ -78,8 +78,8 @@ def start(s: DistributedSettings) -> None:
     signal.signal(signal.SIGTERM, _note_signal)
 
 
-def _note_signal(*_: Any) -> None:
-    _Signal.came = True
+def _note_signal(*_: object) -> None:
+    _Signal.received = True
 
 
 def is_first() -> bool:
@@ -88,20 +88,23 @@ def is_first() -> bool:
 
 
 def local_part(items: Sequence[T]) -> list[T]:
-    """This process's block of questions or rows: those of its own devices."""
+    """This process's block of questions or rows: those of its devices."""
     each = len(items) // jax.process_count()
     first = jax.process_index() * each
     return list(items[first : first + each])
 
 
-def allgather_json(value: Any) -> list[Any]:
-    """What every process gave, in their order; JSON in between. All must call it together."""
+def allgather_json(value: T) -> list[T]:
+    """The values of all processes, in their order, sent as JSON (with several, tuples are lists).
+
+    All processes must call it together.
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size_P = multihost_utils.process_allgather(np.int32(len(data)))
-    room = ROOM
-    while room < size_P.max():  # few sizes are few programs
+    room = LEAST_BYTES
+    while room < size_P.max():  # few sizes mean few programs
         room *= 2
     padded = np.zeros(room, np.uint8)
     padded[: len(data)] = data
@@ -109,28 +112,33 @@ def allgather_json(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(data_PX, size_P, strict=True)]
 
 
+def allgather_rows(local_rows: Sequence[T]) -> list[T]:
+    """The rows of all processes as one list, in the order of processes; see `allgather_json`."""
+    return [row for part in allgather_json(local_rows) for row in part]
+
+
 def on_first(work: Callable[[], T]) -> T:
-    """What `work`, done by the first process alone, returns (JSON); the others wait for it.
+    """Calls `work` on the first process alone and returns its result (JSON) on all of them.
 
     Raises:
         ValueError: `work` raised it, or FileNotFoundError, on the first process.
     """
     if jax.process_count() == 1:
         return work()
-    said: dict[str, Any] = {}
+    value, error = None, ""
     if is_first():
         try:
-            said = {"value": work()}
-        except (ValueError, FileNotFoundError) as error:
-            said = {"error": str(error)}
-    said = allgather_json(said)[0]
-    if "error" in said:
-        raise ValueError(said["error"])
-    return said["value"]
+            value = work()
+        except (ValueError, FileNotFoundError) as raised:
+            error = str(raised)
+    value, error = allgather_json((value, error))[0]
+    if error:
+        raise ValueError(error)
+    return cast(T, value)
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """Runs `work` everywhere, the others after the first, who may leave files for them."""
+    """Runs `work` on all processes, on the first one first: it may write files for the others."""
     if jax.process_count() == 1:
         return work()
     done: list[T] = []
@@ -139,26 +147,26 @@ def in_turn(work: Callable[[], T]) -> T:
 
 
 def stop_asked() -> bool:
-    """Whether SIGTERM came to any process by now: the same answer on all, who ask together."""
+    """Whether any process received SIGTERM; all must call it together and get the same answer."""
     if jax.process_count() == 1:
-        return _Signal.came
-    return bool(multihost_utils.process_allgather(np.uint8(_Signal.came)).any())
+        return _Signal.received
+    return bool(multihost_utils.process_allgather(np.uint8(_Signal.received)).any())
 
 
-def check_same(config: Mapping[str, Any]) -> None:
-    """Refuses processes of different configs; `distributed` says who is who and may differ."""
-    mine = json.loads(json.dumps({**config, "distributed": None}))
-    for process, other in enumerate(allgather_json(mine)):
-        for key in sorted(set(mine) | set(other)):
-            if mine.get(key) != other.get(key):
+def check_same(config: Mapping[str, object]) -> None:
+    """Refuses processes with different configs; only the group `distributed` may differ."""
+    local = json.loads(json.dumps({**config, "distributed": None}))
+    for process, other in enumerate(allgather_json(local)):
+        for key in sorted(set(local) | set(other)):
+            if local.get(key) != other.get(key):
                 raise ValueError(
                     f"{key}: process {process} has {other.get(key)!r}, process "
-                    f"{jax.process_index()} has {mine.get(key)!r}; start all with the same config"
+                    f"{jax.process_index()} has {local.get(key)!r}; start all with the same config"
                 )
 
 
 def check_shared(workdir: Path) -> None:
-    """Refuses a workdir that is another folder on another host: all write one checkpoint."""
+    """Refuses a workdir that is not one shared folder of all hosts: all write one checkpoint."""
     if jax.process_count() == 1:
         return
 
@@ -172,11 +180,11 @@ def check_shared(workdir: Path) -> None:
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
         os.listdir(workdir)  # makes a network file system look again
-    seen = allgather_json(mark.exists())
+    exists = allgather_json(mark.exists())
     if is_first():
         mark.unlink()
-    if not all(seen):
-        blind = [process for process, saw in enumerate(seen) if not saw]
+    blind = [process for process, there in enumerate(exists) if not there]
+    if blind:
         raise ValueError(
             f"workdir={str(workdir)!r}: processes {blind} do not see what process 0 writes there; "
             "use a folder that all hosts share"
@@ -184,17 +192,15 @@ def check_shared(workdir: Path) -> None:
 
 
 def keep_quiet(workdir: Path) -> None:
-    """Sends what the other processes print to WORKDIR/log-host-N.txt."""
+    """Sends the standard output of all processes but the first to WORKDIR/log-host-N.txt."""
     if not is_first():
         path = workdir / f"log-host-{jax.process_index()}.txt"
-        sys.stdout = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        sys.stdout = path.open("a", encoding="utf-8", buffering=1)
 
 
 def leave(status: int) -> None:
-    """Ends a process of several that failed: a proper exit would wait for those that wait for it.
-
-    With one process it returns.
-    """
+    """Ends this process at once if it is one of several: a normal exit would wait for the others,
+    which wait for this one. With one process it returns."""
     if jax.process_count() == 1:
         return
     if status == 1:
@@ -202,5 +208,5 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():
-        time.sleep(2)  # the others, who fail too, report to this process: it goes last
+        time.sleep(2)  # the others, which fail too, report to this process: it ends last
     os._exit(status)

@@ -1,10 +1,10 @@
-"""Encoders of keys as a rollout has them: what runs in its program, and what the host feeds it."""
+"""Encoders of retrieval keys: the part inside the rollout program, and its input from the host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,24 @@ import numpy as np
 
 from rapo_jax.config import RetrievalSettings
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
+from rapo_jax.types import Array
 
 
 class DeviceEncoder(NamedTuple):
-    """The half of an encoder that runs inside the rollout, and what the host feeds it."""
+    """The part of an encoder that runs inside the rollout, and what makes its input."""
 
     embed: Callable[[jax.Array], jax.Array]
     query_E: jax.ShapeDtypeStruct
     tokenize: Callable[[Sequence[str]], np.ndarray] | None
-    """Key texts to queries; None where the host's encoder makes the keys itself."""
+    """Key texts -> queries; None where the host's encoder makes the keys itself."""
     identity: str
 
 
 def device_encoder(settings: RetrievalSettings) -> DeviceEncoder:
-    """`ngram`: the host embeds, the device passes on. `minilm`: the host tokenizes, the device
-    embeds, inside the rollout's program."""
+    """The encoder of `retrieval.encoder`.
+
+    ngram: the host embeds. minilm: the host tokenizes, the device embeds inside the rollout.
+    """
     return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
 
 
@@ -44,7 +47,7 @@ def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
         token_BX, length_B = tokenize_texts(tokenizer, texts, width=width)
         return np.concatenate([length_B[:, None], token_BX], axis=1).astype(np.int32)
 
-    def embed(query_BX: jax.Array) -> Any:
+    def embed(query_BX: jax.Array) -> Array:
         return module.apply(params, query_BX[:, 1:], query_BX[:, 0])
 
     shape = jax.ShapeDtypeStruct((1 + width,), jnp.int32)

@@ -1,86 +1,87 @@
-"""Greedy evaluation on held-out questions; nothing is ever retrieved."""
+"""Evaluation on held-out questions, greedy unless asked otherwise, without retrieval."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import jax
 import numpy as np
 
-from rapo_jax.tasks import Question, is_correct
-from rapo_jax.train.distributed import allgather_json, local_part
+from rapo_jax.method.tape import response_mask
+from rapo_jax.tasks import Question
+from rapo_jax.train.batches import padded_batches
+from rapo_jax.train.keys import StageKey, stage_key
+from rapo_jax.train.measures import score_rows
 from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import segments, text_without_retrieved
-from rapo_jax.types import Params, Source, Status
+from rapo_jax.types import Params, Status
 
 T = TypeVar("T")
 
 
-def spread(questions: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` questions, evenly spread over the list; 0 means all."""
-    if not limit or limit >= len(questions):
-        return list(questions)
-    return [questions[i] for i in np.linspace(0, len(questions) - 1, limit).round().astype(int)]
+class Evaluation(TypedDict):
+    """Pass@1 and means over the questions."""
+
+    accuracy: float
+    hidden: NotRequired[float]
+    """Accuracy over the kinds named hidden..., which the cold start was shown done badly."""
+    accuracy_by_kind: dict[str, float]
+    reward: float
+    tokens: float
+    """Of a response."""
+    endings: dict[str, int]
+    questions: int
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` items, evenly spread over the list; 0 means all."""
+    if not limit or limit >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
 def evaluate(
-    run: Run, params: Params, questions: Sequence[Question], *, temperature: float = 0.0
-) -> dict[str, Any]:
-    """Pass@1 over `questions`: accuracy, by kind, mean reward, tokens, endings.
-
-    `hidden` is the accuracy over the kinds named hidden..., which the cold start saw done badly;
-    it is left out where there are none.
-    """
+    run: Run,
+    params: Params,
+    questions: Sequence[Question],
+    *,
+    temperature: float = 0.0,
+    key: StageKey = StageKey.EVALUATE,
+) -> Evaluation:
+    """Samples one answer to every question and scores it; all processes call this together."""
     if not questions:
         raise ValueError("evaluate: there is no question to evaluate on")
     params = run.sampler.load(params)
-    n_rows, metric, score = run.settings.evaluate.rows, run.settings.task.metric, run.reward
     right: dict[str, list[bool]] = defaultdict(list)
     rewards: list[float] = []
     tokens: list[int] = []
-    endings: dict[str, int] = defaultdict(int)
-    for start in range(0, len(questions), n_rows):
-        some = list(questions[start : start + n_rows])
-        padded = (some * n_rows)[:n_rows]  # one shape, one compilation
+    endings: Counter[str] = Counter()
+    for batch in padded_batches(questions, size=run.settings.evaluate.rows):
         trajectory = run.sampler.sample(
             params,
-            jax.random.fold_in(jax.random.key(run.settings.seed), start),
-            local_part(padded),
+            jax.random.fold_in(stage_key(run.settings, key), batch.start),
+            batch.local_items,
             group_size=1,
             n_hybrid=0,
             temperature=temperature,
         )
-        response_BT = (trajectory.source_BT != Source.PAD) & (trajectory.source_BT != Source.PROMPT)
-        judged = []
-        for b in local_part(range(n_rows)):
-            if b < len(some):
-                text = text_without_retrieved(segments(run.tokens, trajectory, b))
-                gold = some[b].answers
-                judged.append(
-                    (
-                        bool(
-                            is_correct(text, gold, metric=metric, user_tools=run.tokens.user_tools)
-                        ),
-                        float(score(text, gold)),
-                    )
-                )
-        everyones = [each for part in allgather_json(judged) for each in part]
-        for b, (question, (correct, reward)) in enumerate(zip(some, everyones, strict=True)):
-            right[question.kind].append(correct)
-            rewards.append(reward)
-            tokens.append(int(response_BT[b].sum()))
-            endings[Status(int(trajectory.status_B[b])).name] += 1
+        scores = score_rows(run, trajectory, batch.local_rows)
+        for question, correct in zip(batch.items, scores.right_B, strict=True):
+            right[question.kind].append(bool(correct))
+        rewards += scores.reward_B.tolist()
+        tokens += response_mask(trajectory.source_BT).sum(1)[: len(batch.items)].tolist()
+        endings.update(Status(int(x)).name for x in trajectory.status_B[: len(batch.items)])
     run.environment.take_counts()
-    everything = [x for kind in right.values() for x in kind]
-    hidden = [x for kind, found in right.items() if kind.startswith("hidden") for x in found]
-    return {
-        "accuracy": float(np.mean(everything)),
-        **({"hidden": float(np.mean(hidden))} if hidden else {}),
-        "accuracy_by_kind": {kind: float(np.mean(x)) for kind, x in sorted(right.items())},
-        "reward": float(np.mean(rewards)),
-        "tokens": float(np.mean(tokens)),
-        "endings": dict(endings),
-        "questions": len(everything),
-    }
+    hidden = [x for kind, values in right.items() if kind.startswith("hidden") for x in values]
+    found = Evaluation(
+        accuracy=float(np.mean([x for values in right.values() for x in values])),
+        accuracy_by_kind={kind: float(np.mean(values)) for kind, values in sorted(right.items())},
+        reward=float(np.mean(rewards)),
+        tokens=float(np.mean(tokens)),
+        endings=dict(endings),
+        questions=len(questions),
+    )
+    if hidden:
+        found["hidden"] = float(np.mean(hidden))
+    return found

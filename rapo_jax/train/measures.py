@@ -1,83 +1,71 @@
-"""What a rollout batch looked like, as metrics."""
+"""Scores of a rollout batch and its metrics: rewards, lengths, tool calls, retrieval."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from rapo_jax.method.calibrate import Calibration
+from rapo_jax.method.tape import response_mask
 from rapo_jax.tasks import Question, failure_kind, is_correct
-from rapo_jax.tasks.schema import Score
 from rapo_jax.text.protocol import CALLS
-from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.distributed import allgather_json
+from rapo_jax.train.distributed import allgather_json, allgather_rows
+from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Source, Trajectory
 
+ORIGIN = "buffer/origin/"
+FAILURES = ("error", "crashed", "empty", "flooded")
+"""Outcomes of tool calls that are counted as errors."""
 
-class Judged(NamedTuple):
-    """What became of every row: outcome reward, a right answer or not, a bad format or not."""
+
+class RowScores(NamedTuple):
+    """Of every row: outcome reward (float64), whether right, whether its format is bad."""
 
     reward_B: np.ndarray
     right_B: np.ndarray
     malformed_B: np.ndarray
 
 
-def judge(
-    tokens: Tokens,
-    trajectory: Trajectory,
-    row_questions: Sequence[Question],
-    *,
-    metric: str,
-    reward: Score,
-) -> Judged:
-    """Judges the rows of this process, those of `row_questions`, and hears from the others."""
-    first_row = jax.process_index() * len(row_questions)
-    own = []
-    for b, question in enumerate(row_questions, first_row):
-        text, gold = text_without_retrieved(segments(tokens, trajectory, b)), question.answers
-        own.append(
-            (
-                float(reward(text, gold)),
-                bool(is_correct(text, gold, metric=metric, user_tools=tokens.user_tools)),
-                bool(failure_kind(text, tokens.user_tools)),
-            )
-        )
-    rewards, right, malformed = zip(
-        *[row for part in allgather_json(own) for row in part], strict=True
-    )
-    return Judged(np.array(rewards, np.float32), np.array(right), np.array(malformed))
+def score_rows(
+    run: Run, trajectory: Trajectory, local_rows: Iterable[tuple[int, Question]]
+) -> RowScores:
+    """Scores the responses of this process's rows; returns those of all processes, in order."""
+    metric, reward, user_tools = run.settings.task.metric, run.reward, run.tokens.user_tools
+    scores = []
+    for b, question in local_rows:
+        text = text_without_retrieved(segments(run.tokens, trajectory, b))
+        gold = question.answers
+        right = is_correct(text, gold, metric=metric, user_tools=user_tools)
+        bad = bool(failure_kind(text, user_tools))
+        scores.append((float(reward(text, gold)), bool(right), bad))
+    rewards, rights, malformed = zip(*allgather_rows(scores), strict=True)
+    return RowScores(np.array(rewards), np.array(rights), np.array(malformed))
 
 
-def shared_counts(own: Mapping[str, float]) -> dict[str, float]:
+def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
     """Counts of all processes together; `seconds` stay those of this one."""
-    everyones = allgather_json(dict(own))
-    if len(everyones) == 1:
-        return everyones[0]
-    found = {
-        name: sum(counts.get(name, 0) for counts in everyones)
-        for name in {name: None for counts in everyones for name in counts}
-    }
-    if "buffer/similarity_mean" in found:
-        found["buffer/similarity_mean"] = sum(
-            counts.get("buffer/similarity_mean", 0) * counts.get("buffer/hits", 0)
-            for counts in everyones
-        ) / max(found["buffer/hits"], 1)
-    return found | {"seconds": own.get("seconds", 0.0)}
+    parts: list[dict[str, float]] = allgather_json(dict(local_counts))
+    if len(parts) == 1:
+        return parts[0]
+    names = {name: None for counts in parts for name in counts}
+    counts = {name: sum(each.get(name, 0) for each in parts) for name in names}
+    mean = "buffer/similarity_mean"
+    if mean in counts:
+        total = sum(each.get(mean, 0) * each.get("buffer/hits", 0) for each in parts)
+        counts[mean] = total / max(counts["buffer/hits"], 1)
+    return counts | {"seconds": local_counts.get("seconds", 0.0)}
 
 
 def rollout_metrics(
-    trajectory: Trajectory, judged: Judged, hybrid_B: np.ndarray, found: Calibration
+    trajectory: Trajectory, scores: RowScores, hybrid_B: np.ndarray, calibration: Calibration
 ) -> dict[str, float]:
-    """What a rollout batch looked like."""
-    reward_B = judged.reward_B
-    source_BT = trajectory.source_BT
-    policy_BT = source_BT == Source.POLICY
-    response_B = ((source_BT != Source.PAD) & (source_BT != Source.PROMPT)).sum(1)
+    """Means over the rows of a rollout batch: rewards, entropy, tokens."""
+    reward_B = scores.reward_B.astype(np.float32)
+    policy_BT = trajectory.source_BT == Source.POLICY
 
     def mean(values: np.ndarray) -> float:
         return float(values.mean()) if values.size else 0.0
@@ -86,51 +74,45 @@ def rollout_metrics(
         "reward/mean": mean(reward_B),
         "reward/on_policy": mean(reward_B[~hybrid_B]),
         "reward/hybrid": mean(reward_B[hybrid_B]),
-        "reward/accuracy": mean(judged.right_B),
-        "reward/format_bad": mean(judged.malformed_B),
-        "reward/retrieval": mean(found.retrieval_reward_B[hybrid_B]),
+        "reward/accuracy": mean(scores.right_B),
+        "reward/format_bad": mean(scores.malformed_B),
+        "reward/retrieval": mean(calibration.retrieval_reward_B[hybrid_B]),
         "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
-        "rollout/tokens": mean(response_B),
+        "rollout/tokens": mean(response_mask(trajectory.source_BT).sum(1)),
         "rollout/policy_tokens": mean(policy_BT.sum(1)),
-        "rollout/retrieved_share": mean(found.retrieved_share_B),
+        "rollout/retrieved_share": mean(calibration.retrieved_share_B),
     }
 
 
 def host_metrics(
-    counts: dict[str, float], found: Calibration, own: Sequence[str]
+    counts: Mapping[str, float], *, rows: int, user_tools: Sequence[str]
 ) -> dict[str, float]:
-    """What the world was asked in a rollout batch; `own` are the tags of own tools."""
-    rows_count = len(found.retrieved_share_B)
-    calls = sum(counts.get(name, 0) for name in (*CALLS, *own))
-    of_own = {}
-    for name in own:
-        of_own[f"tools/{name}"] = counts.get(name, 0) / rows_count
-        of_own[f"tools/{name}/failed"] = float(counts.get(f"failed/{name}", 0))
-    origin = "buffer/origin/"
-    by_origin = {
-        f"buffer/origin/{name.removeprefix(origin)}": float(count)
-        for name, count in counts.items()
-        if name.startswith(origin)
-    }
-    queries = counts.get("buffer/queries", 0)
-    bad = ("error", "crashed", "empty", "flooded")
+    """Tool calls and retrievals of a rollout batch of `rows` rows, from the host's counts."""
+
+    def count(name: str) -> float:
+        return counts.get(name, 0)
+
+    of_user_tools = {}
+    for name in user_tools:
+        of_user_tools[f"tools/{name}"] = count(name) / rows
+        of_user_tools[f"tools/{name}/failed"] = float(count(f"failed/{name}"))
+    queries = max(count("buffer/queries"), 1)
     return {
-        "rollout/tool_calls": calls / rows_count,
-        "tools/search": counts.get("search", 0) / rows_count,
-        "tools/python": counts.get("python", 0) / rows_count,
-        **of_own,
-        "tools/errors": float(sum(counts.get(f"outcome/{name}", 0) for name in bad)),
-        "tools/timeouts": float(counts.get("outcome/timeout", 0)),
-        "buffer/count": float(counts.get("buffer/hits", 0)),
-        "buffer/hit_rate": counts.get("buffer/hits", 0) / max(queries, 1),
+        "rollout/tool_calls": sum(count(name) for name in (*CALLS, *user_tools)) / rows,
+        "tools/search": count("search") / rows,
+        "tools/python": count("python") / rows,
+        **of_user_tools,
+        "tools/errors": float(sum(count(f"outcome/{name}") for name in FAILURES)),
+        "tools/timeouts": float(count("outcome/timeout")),
+        "buffer/count": float(count("buffer/hits")),
+        "buffer/hit_rate": count("buffer/hits") / queries,
         "buffer/similarity": counts.get("buffer/similarity_mean", 0.0),
-        "buffer/same_question": counts.get("buffer/same_question", 0) / max(queries, 1),
-        **by_origin,
+        "buffer/same_question": count("buffer/same_question") / queries,
+        **{name: float(x) for name, x in counts.items() if name.startswith(ORIGIN)},
     }
 
 
 def cpu_seconds() -> float:
     """CPU-seconds of this process and its finished children."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)

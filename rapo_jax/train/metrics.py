@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class Metrics:
-    """Writes one JSON object a step, `{'step', 'stage', 'group/name': number}`.
+    """Writes one JSON object for each step, `{'step', 'stage', 'group/name': number}`.
 
-    After a resume the steps since the checkpoint are written again; readers take the last.
+    After a resume the steps since the checkpoint are written again; readers take the last line.
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
@@ -41,7 +41,7 @@ class Metrics:
 
 
 class NoMetrics:
-    """Stands for `Metrics` in processes that write nothing."""
+    """Takes the place of `Metrics` in processes that write nothing."""
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -51,10 +51,10 @@ class NoMetrics:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """A file of JSON lines, open for more of them; half a line that a kill left is closed off."""
-    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    """Opens a file of JSON lines to append to; a line that a kill cut short gets its line end."""
+    file = path.open("a", encoding="utf-8")
     if file.tell():
-        with open(path, "rb") as written:
+        with path.open("rb") as written:
             written.seek(-1, os.SEEK_END)
             if written.read(1) != b"\n":
                 file.write("\n")
@@ -62,14 +62,14 @@ def open_to_append(path: Path) -> TextIO:
 
 
 class Progress:
-    """One console line now and then: how far, how fast, how long still."""
+    """Prints a line at most every `every_s` seconds: steps done, some values, time left."""
 
-    def __init__(self, name: str, *, total: int, done: int, every_s: float) -> None:
+    def __init__(self, name: str, *, total: int, done: int, every_s: float = 10.0) -> None:
         self._name, self._total, self._first = name, total, done
         self._started = time.perf_counter()
         self._last, self._every_s = -math.inf, every_s
 
-    def show(self, done: int, **values: Any) -> None:
+    def show(self, done: int, **values: object) -> None:
         now = time.perf_counter()
         if now - self._last < self._every_s and done < self._total:
             return

@@ -1,4 +1,4 @@
-"""The updates on one rollout batch: passes, mini-batches of whole groups, and their metrics."""
+"""The updates on one rollout batch: epochs, mini-batches of whole groups, and their metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from rapo_jax.config import Settings
-from rapo_jax.train.sft import Examples, batch_of
 from rapo_jax.train.update import Updater, without_zero_advantage_rows
 from rapo_jax.types import Batch, Params, TrainState
 
@@ -40,32 +39,17 @@ def train_on_rollouts(
             state, metrics = updater.update(
                 state, mini, lengths, reference, zero_advantage_weight=zero_advantage_weight
             )
-            history.append(metrics | {"idle_rows": 1.0 - len(lengths) / len(index)})
+            history.append(metrics | {"zero_advantage_rows": 1.0 - len(lengths) / len(index)})
     mean = {k: float(np.mean([m[k] for m in history])) for k in history[0]}
     return state, {
         "loss/policy": mean["loss"],
         "loss/clip_fraction": mean["clipped"],
         "loss/ratio": mean["ratio"],
         "loss/kl": mean.get("kl", 0.0),
-        # before the first update sampler and trainer hold the same weights
+        # of the first update: before it, sampler and trainer hold the same weights
         "loss/logp_gap": history[0]["logp_gap"],
         "loss/logp_gap_max": history[0]["logp_gap_max"],
         "loss/grad_norm": mean["grad_norm"],
         "update/padding": mean["padding"],
-        "update/zero_advantage_rows": mean["idle_rows"],
+        "update/zero_advantage_rows": mean["zero_advantage_rows"],
     }
-
-
-def train_on_examples(
-    updater: Updater, s: Settings, state: TrainState, examples: Examples, step: int
-) -> tuple[TrainState, dict[str, float]]:
-    """The SFT baseline: as many updates of as many rows, on the buffer's trajectories."""
-    rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
-    losses = []
-    for part in range(s.rl.mini_batches * s.rl.epochs):
-        rng = np.random.default_rng([s.seed, step, part])
-        count = len(examples.length_B)
-        index = rng.choice(count, rows_each, replace=rows_each > count)
-        state, metrics = updater.update(state, *batch_of(examples, index), None)
-        losses.append(metrics["loss"])
-    return state, {"loss/sft": float(np.mean(losses)), "update/padding": metrics["padding"]}

@@ -8,7 +8,7 @@ import optax
 def learning_rate_schedule(
     *, learning_rate: float, warmup: int, schedule: str, steps: int
 ) -> optax.Schedule:
-    """Linear warm-up over `warmup` updates, then constant or a decay to 0 at update `steps`."""
+    """Linear warm-up over `warmup` updates, then constant or decaying to 0 at update `steps`."""
     after = max(steps - warmup, 1)
     decays = {
         "constant": optax.constant_schedule(learning_rate),

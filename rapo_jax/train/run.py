@@ -1,14 +1,12 @@
-"""What every stage of a run shares: task, tokenizer, tools, world, model shape, sampler."""
+"""What all stages of a run share: task, questions, tokenizer, tools, environment, sampler."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
@@ -27,7 +25,8 @@ from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.user import UserTool, load_user_tools
 from rapo_jax.train.distributed import in_turn, is_first, on_first
-from rapo_jax.train.encoders import device_encoder
+from rapo_jax.train.encoders import DeviceEncoder, device_encoder
+from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
 from rapo_jax.train.metrics import Metrics, NoMetrics
 from rapo_jax.train.sampler import Sampler
 
@@ -37,29 +36,30 @@ SEARCH_ORDERS = (1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An open run. `seconds` gathers wall seconds by stage and phase for result.json."""
+    """An open run: its settings and everything that more than one stage uses."""
 
     settings: Settings
     workdir: Path
     mesh: Mesh
     task: Task
-    world: Any
+    world: object
+    """What the task's `make_world` returned; only functions of the task read it."""
     questions: Mapping[str, QuestionFiles]
     tools: Mapping[str, Tool]
     tokens: Tokens
     model: ModelSettings
     environment: Environment
     sampler: Sampler
-    encoder: Any
+    encoder: DeviceEncoder
     metrics: Metrics | NoMetrics
 
     @property
     def cold_start(self) -> Path:
-        return Path(self.settings.sft.folder or self.workdir / "coldstart")
+        return cold_start_folder(self.settings, self.workdir)
 
     @property
     def reward(self) -> Score:
-        """The outcome reward of a response, the paper's or an own one."""
+        """The outcome reward of a response: the paper's or a user's."""
         t = self.settings.task
         return find_reward(t.reward, metric=t.metric, user_tools=self.tokens.user_tools)
 
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def buffer(self) -> Path:
-        return Path(self.settings.buffer.folder or self.workdir / "buffer")
+        return buffer_folder(self.settings, self.workdir)
 
     def close(self) -> None:
         close_tools(self.tools)
@@ -79,16 +79,19 @@ class Run:
 def open_run(
     settings: Settings, workdir: Path, *, devices: Sequence[jax.Device] | None = None
 ) -> Run:
-    """Prepares data, tokenizer, tools and the sampler; nothing is compiled yet.
+    """Prepares questions, tokenizer, tools and the sampler; nothing is compiled yet.
 
-    `devices` are those to compute on; None takes all there are, of every process.
+    `devices` are those to compute on; None takes all devices of all processes.
+
+    Raises:
+        ValueError: the settings do not fit the devices, the model or the task; names the key.
     """
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
     _check_devices(settings, mesh)
     _check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
-    t = settings.tools
+    t, r = settings.tools, settings.rollout
     user_tools = load_user_tools(t.user_tools, timeout_s=t.timeout_s, output_chars=t.output_chars)
     tags = user_tool_names(user_tools)
     find_reward(settings.task.reward, metric=settings.task.metric, user_tools=tags)
@@ -97,66 +100,20 @@ def open_run(
         check_unscripted(settings)
     parameters = _task_parameters(settings)
     world = task.make_world(**parameters)
-    data_dir = Path(settings.task.data_dir or workdir / "data").absolute()
-    for source in task.sources(world):
-        if "summary" in source:
-            print(f"[data] {source['summary']}", flush=True)
-    questions: Mapping[str, QuestionFiles] = {}
-    if not settings.suites_alone:
-        questions = in_turn(
-            lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(data_dir))
-        )
-    cold_start = Path(settings.sft.folder or workdir / "coldstart")
-    cold_start.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_folder(settings, cold_start)
-
-    def make_tokenizer() -> None:
-        made = (tokenizer / "tokenizer_config.json").is_file()
-        if tokenizer == cold_start / "tokenizer" and not made:
-            size = settings.tokenizer.vocab_size
-            build_tokenizer(tokenizer, task.corpus(world), vocab_size=size, user_tools=tags)
-
-    on_first(make_tokenizer)
-    tokens = load_tokens(tokenizer, vocab_size=model.vocab, user_tools=tags)
-    if model.folder and len(tokens.bytes_V) > model.vocab:
-        raise ValueError(
-            f"tokenizer.folder={str(tokenizer)!r}: its ids go up to {len(tokens.bytes_V) - 1}, but "
-            f"model.folder={model.folder!r} has vocab_size={model.vocab}; use the model's tokenizer"
-        )
+    questions = _open_questions(settings, workdir, task, world, parameters)
+    tokens = _open_tokens(settings, workdir, model, task, world, tags)
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
-    documents = task.documents(world)
-    in_memory = t.search.kind == "local" and not t.search.index and "search" not in user_tools
-    if not documents and in_memory:
-        raise ValueError(
-            f"tools.search.kind='local': task.name={settings.task.name!r} has no documents to "
-            "search; give it some or an index (tools.search.index), search a service "
-            "(tools.search.kind='retrieval'), or replace the tool: "
-            "tools.user_tools=(('search', 'module:function'),)"
-        )
-    tools = make_tools(
-        t,
-        documents=documents,
-        # a service searches documents of its own
-        encode=NgramEncoder.fit(documents or [""], width=t.search_width, orders=SEARCH_ORDERS),
-        fits=lambda text: (
-            len(tokens.encode_protocol(render_result(text, tags)))
-            <= settings.rollout.observation_tokens
-        ),
-        user_tools=user_tools,
-    )
-    missing = getattr(tools["python"], "missing_layers", ())
-    if missing:
-        print(f"[tools] the python sandbox runs without: {', '.join(missing)}", flush=True)
+    tools = _open_tools(settings, task.documents(world), tokens, user_tools)
     environment = Environment(
         tokens,
         tools,
-        observation_tokens=settings.rollout.observation_tokens,
-        retrieved_tokens=settings.rollout.retrieved_tokens,
+        observation_tokens=r.observation_tokens,
+        retrieved_tokens=r.retrieved_tokens,
     )
     encoder = device_encoder(settings.retrieval)
     sampler = Sampler(
         model,
-        settings.rollout,
+        r,
         tokens,
         environment,
         mesh,
@@ -183,16 +140,85 @@ def open_run(
     )
 
 
-def tokenizer_folder(settings: Settings, cold_start: Path) -> Path:
-    """Where a run's tokenizer lies: where it says, in `model.folder`, or by the cold start."""
-    if settings.tokenizer.folder:
-        return Path(settings.tokenizer.folder)
-    if settings.model.folder:
-        return Path(settings.model.folder)
-    return cold_start / "tokenizer"
+def _open_questions(
+    settings: Settings, workdir: Path, task: Task, world: object, parameters: Mapping[str, object]
+) -> Mapping[str, QuestionFiles]:
+    """The task's questions by split, written to disk once; none where only suites are evaluated."""
+    for source in task.sources(world):
+        if "summary" in source:
+            print(f"[data] {source['summary']}", flush=True)
+    if settings.suites_alone:
+        return {}
+    folder = Path(settings.task.data_dir or workdir / "data").absolute()
+    return in_turn(
+        lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(folder))
+    )
 
 
-def _task_parameters(settings: Settings) -> dict[str, Any]:
+def _open_tokens(
+    settings: Settings,
+    workdir: Path,
+    model: ModelSettings,
+    task: Task,
+    world: object,
+    tags: tuple[str, ...],
+) -> Tokens:
+    """The run's tokenizer, which is trained on the task's corpus where no folder is given.
+
+    Raises:
+        ValueError: it has more tokens than the model.
+    """
+    cold_start = cold_start_folder(settings, workdir)
+    cold_start.mkdir(parents=True, exist_ok=True)
+    folder = tokenizer_folder(settings, workdir)
+
+    def make_tokenizer() -> None:
+        made = (folder / "tokenizer_config.json").is_file()
+        if folder == cold_start / "tokenizer" and not made:
+            size = settings.tokenizer.vocab_size
+            build_tokenizer(folder, task.corpus(world), vocab_size=size, user_tools=tags)
+
+    on_first(make_tokenizer)
+    tokens = load_tokens(folder, vocab_size=model.vocab, user_tools=tags)
+    if model.folder and len(tokens.bytes_V) > model.vocab:
+        raise ValueError(
+            f"tokenizer.folder={str(folder)!r}: its ids go up to {len(tokens.bytes_V) - 1}, but "
+            f"model.folder={model.folder!r} has vocab_size={model.vocab}; use the model's tokenizer"
+        )
+    return tokens
+
+
+def _open_tools(
+    settings: Settings, documents: Sequence[str], tokens: Tokens, user_tools: Mapping[str, Tool]
+) -> Mapping[str, Tool]:
+    t, limit = settings.tools, settings.rollout.observation_tokens
+    in_memory = t.search.kind == "local" and not t.search.index and "search" not in user_tools
+    if not documents and in_memory:
+        raise ValueError(
+            f"tools.search.kind='local': task.name={settings.task.name!r} has no documents to "
+            "search; give it some or an index (tools.search.index), search a service "
+            "(tools.search.kind='retrieval'), or replace the tool: "
+            "tools.user_tools=(('search', 'module:function'),)"
+        )
+
+    def fits(text: str) -> bool:
+        return len(tokens.encode_protocol(render_result(text, tokens.user_tools))) <= limit
+
+    tools = make_tools(
+        t,
+        documents=documents,
+        # a search service has its own documents
+        encode=NgramEncoder.fit(documents or [""], width=t.search_width, orders=SEARCH_ORDERS),
+        fits=fits,
+        user_tools=user_tools,
+    )
+    missing = getattr(tools["python"], "missing_layers", ())
+    if missing:
+        print(f"[tools] the python sandbox runs without: {', '.join(missing)}", flush=True)
+    return tools
+
+
+def _task_parameters(settings: Settings) -> dict[str, object]:
     """Keyword arguments of the task's `make_world`."""
     if ":" in settings.task.name:
         return dict(settings.task.user_arguments)
@@ -203,16 +229,16 @@ def _task_parameters(settings: Settings) -> dict[str, Any]:
 
 
 def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
-    """prompt.system, or the task's own, which cannot know own tools: they are told after it."""
+    """prompt.system, or the task's own prompt and what it cannot know: the user's tools."""
     user_tools = {name: tools[name] for name in user_tool_names(tools)}
-    told = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}
-    return settings.prompt.system or with_tools(task.system_prompt, told)
+    texts = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}
+    return settings.prompt.system or with_tools(task.system_prompt, texts)
 
 
 def _check_devices(settings: Settings, mesh: Mesh) -> None:
-    shards = row_shards(mesh)
+    shards, r = row_shards(mesh), settings.rollout
     for key, rows in (
-        ("rollout.questions", settings.rollout.questions),
+        ("rollout.questions", r.questions),
         ("evaluate.rows", settings.evaluate.rows),
     ):
         if rows % shards:
@@ -220,13 +246,12 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
                 "over (mesh.data x mesh.fsdp)"
             )
-    r = settings.rollout
     if r.questions % (shards * r.chunks):
         raise ValueError(
             f"rollout.chunks={r.chunks}: each chunk of rollout.questions={r.questions} must be a "
             f"multiple of the {shards} devices that rows are spread over"
         )
-    if jax.process_count() > 1 and settings.rollout.driver == "host":
+    if jax.process_count() > 1 and r.driver == "host":
         raise ValueError(
             f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "
             "use 'scan'"
@@ -241,8 +266,3 @@ def _check_calls(settings: Settings) -> None:
             f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
             f"a trajectory; set it to {LONGEST_CHAIN} or more"
         )
-
-
-def stage_key(settings: Settings, stage: int) -> jax.Array:
-    """The random key of a stage; step keys are folded into it."""
-    return jax.random.fold_in(jax.random.key(settings.seed), jnp.uint32(stage))

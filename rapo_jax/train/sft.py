@@ -1,6 +1,6 @@
-"""Supervised training: the cold start on scripted trajectories, and imitation of the buffer.
+"""The cold start: supervised training on scripted trajectories, and examples to imitate.
 
-Only POLICY tokens carry loss; retrieved traces and observations are context, as in the rollout.
+Only POLICY tokens have a loss; retrieved traces and observations are context, as in the rollout.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import optax
 
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
@@ -20,7 +21,8 @@ from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
+from rapo_jax.train.distributed import is_first, on_first
+from rapo_jax.train.loop import checkpointed_steps
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
@@ -30,7 +32,7 @@ from rapo_jax.types import Batch, Source, TrainState
 
 
 class Examples(NamedTuple):
-    """Tapes to imitate, rows sorted by nothing; arrays `[rows, rollout.max_tokens]`."""
+    """Tapes to imitate, in no order; T is `rollout.max_tokens`."""
 
     token_BT: np.ndarray
     source_BT: np.ndarray
@@ -46,7 +48,7 @@ def encode_examples(
     retrieved_tokens: int,
     max_tokens: int,
 ) -> Examples:
-    """Tapes of (question, segments), token for token as the rollout would write them.
+    """Tapes of (question, segments), token for token as a rollout writes them.
 
     Trajectories longer than a row are left out; the caller compares the counts.
     """
@@ -76,7 +78,7 @@ def encode_examples(
 
 
 def batch_of(examples: Examples, index: np.ndarray) -> tuple[Batch, np.ndarray]:
-    """The examples at `index` as a batch of one update; nothing to shape or clip in imitation."""
+    """The examples at `index` as a batch of one update; imitation has no advantages or ratios."""
     zero = np.zeros(len(index), np.float32)
     source_BT = examples.source_BT[index]
     blank = np.zeros(source_BT.shape, np.float32)
@@ -106,8 +108,8 @@ def draw_batch(examples: Examples, *, seed: int, step: int, batch: int) -> np.nd
 def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
     """`sft.examples` trajectories of the task's demonstrator on questions that are not held out.
 
-    A share of them reads random retrieved traces and follows them: a small model would not
-    otherwise make use of a retrieved step.
+    A share of them reads random retrieved traces and follows them: without these a small model
+    makes no use of a retrieved step.
     """
     s = run.settings
     agent = run.task.demonstrator(
@@ -119,7 +121,7 @@ def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
     )
     questions = [q for split in ("train", "expert") for q in load_questions(run.questions[split])]
     inject = run.task.injector(run.world, probability=s.sft.inject)
-    found: list[tuple[str, Sequence[Segment]]] = []
+    shown: list[tuple[str, Sequence[Segment]]] = []
     shares = ((None, 1 - s.sft.inject_share), (inject, s.sft.inject_share))
     for number, (injector, share) in enumerate(shares):
         wanted = round(s.sft.examples * share)
@@ -134,36 +136,22 @@ def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
             rng_seed=2 * s.seed + number,
             inject=injector,
         )
-        rows_found = [
+        rows = [
             (question.question, group[sample])
             for sample in range(len(groups[0]))
             for question, group in zip(questions, groups, strict=True)
         ]
-        found += rows_found[:wanted]
-    return found
+        shown += rows[:wanted]
+    return shown
 
 
 def train_cold_start(run: Run) -> None:
-    """Trains `COLDSTART/checkpoints` from scratch, or keeps what is there; resumes if killed."""
+    """Trains `COLDSTART/checkpoints`, or keeps a finished one; resumes if killed."""
     folder, s = run.cold_start, run.settings
     if on_first((folder / "done.json").is_file):
         return
     started = time.perf_counter()
-    shown = [  # of the first process: tools need not answer all alike
-        (question, [Segment(*segment) for segment in row])
-        for question, row in on_first(lambda: demonstrations(run))
-    ]
-    examples = examples_of(run, shown)
-    if len(examples.length_B) < s.sft.batch:
-        raise ValueError(
-            f"rollout.max_tokens={s.rollout.max_tokens}: only {len(examples.length_B)} of "
-            f"{len(shown)} demonstrations fit into a row; raise it"
-        )
-    print(
-        f"[sft] {len(examples.length_B)} of {len(shown)} demonstrations, "
-        f"{examples.length_B.mean():.0f} tokens each",
-        flush=True,
-    )
+    examples = _cold_start_examples(run)
     schedule = learning_rate_schedule(
         learning_rate=s.sft.learning_rate, warmup=s.sft.warmup, schedule="cosine", steps=s.sft.steps
     )
@@ -178,12 +166,12 @@ def train_cold_start(run: Run) -> None:
     updater = imitation_updater(run, optimizer, state)
     first = int(state.step)
     losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
-    progress = Progress("sft", total=s.sft.steps, done=first, every_s=10)
-    for step in range(first, s.sft.steps):
-        if stop_asked():
-            store.save(step, state, {})
-            store.close()
-            raise Stopped(f"cold start saved at step {step} of {s.sft.steps}")
+    progress = Progress("sft", total=s.sft.steps, done=first)
+
+    def save(number: int) -> None:
+        store.save(number, state, {})
+
+    for step in checkpointed_steps(first, s.sft.steps, every=s.sft.checkpoint_every, save=save):
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
         losses.append(metrics["loss"])
@@ -191,14 +179,35 @@ def train_cold_start(run: Run) -> None:
         if step % 10 == 0 or step + 1 == s.sft.steps:
             values = {"loss/sft": metrics["loss"], "loss/grad_norm": metrics["grad_norm"]}
             run.metrics.write("sft", step, values | {"update/padding": metrics["padding"]})
-        if (step + 1) % s.sft.checkpoint_every == 0:
-            store.save(step + 1, state, {})
-    store.save(s.sft.steps, state, {})
     store.close()
-    seconds = time.perf_counter() - started
-    about = {"seconds": seconds, "examples": len(examples.length_B)}
+    done = {"seconds": time.perf_counter() - started, "examples": len(examples.length_B)}
     if is_first():
-        (folder / "done.json").write_text(json.dumps(about) + "\n")
+        (folder / "done.json").write_text(json.dumps(done) + "\n")
+
+
+def _cold_start_examples(run: Run) -> Examples:
+    """The demonstrations as tapes.
+
+    Raises:
+        ValueError: too few of them fit into a row.
+    """
+    s = run.settings
+    shown = [  # made by the first process alone: tools may answer other processes differently
+        (question, [Segment(*segment) for segment in row])
+        for question, row in on_first(lambda: demonstrations(run))
+    ]
+    examples = examples_of(run, shown)
+    if len(examples.length_B) < s.sft.batch:
+        raise ValueError(
+            f"rollout.max_tokens={s.rollout.max_tokens}: only {len(examples.length_B)} of "
+            f"{len(shown)} demonstrations fit into a row; raise it"
+        )
+    print(
+        f"[sft] {len(examples.length_B)} of {len(shown)} demonstrations, "
+        f"{examples.length_B.mean():.0f} tokens each",
+        flush=True,
+    )
+    return examples
 
 
 def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]]) -> Examples:
@@ -214,8 +223,10 @@ def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]])
     )
 
 
-def imitation_updater(run: Run, optimizer, state: TrainState) -> Updater:
-    """An updater that imitates, with this run's micro-batches."""
+def imitation_updater(
+    run: Run, optimizer: optax.GradientTransformation, state: TrainState
+) -> Updater:
+    """An updater of the imitation loss, with this run's micro-batches."""
     s = run.settings
     return Updater(
         imitation_loss(run.model),
@@ -228,7 +239,7 @@ def imitation_updater(run: Run, optimizer, state: TrainState) -> Updater:
 
 
 def as_segments(trace: AgentTrajectory) -> list[Segment]:
-    """A buffer trajectory's steps as segments: what the agent wrote, and its observations."""
+    """The steps of an agent's trajectory as segments: what it wrote, and its observations."""
     segments = []
     for step, text in enumerate(trace.steps):
         written, opening, result = text.partition("<result>")

@@ -1,10 +1,10 @@
-"""From token tapes to text: segments, response texts, and the lines of `trajectories.jsonl`."""
+"""Token tapes as text: segments, responses, step traces, and the lines of trajectories.jsonl."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from rapo_jax.types import Source, Status, Trajectory
 
 
 class Piece(NamedTuple):
-    """Slots [start, stop) of one row: what one source wrote in one step."""
+    """Slots [start, stop) of one row that one source wrote in one step."""
 
     source: Source
     step: int
@@ -44,7 +44,7 @@ def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
 
 
 def text_without_retrieved(row_segments: Sequence[Segment]) -> str:
-    """What is judged: the response without retrieved traces."""
+    """The response without retrieved traces, which is the text that is scored."""
     return "".join(s.text for s in row_segments if s.source != Source.RETRIEVED)
 
 
@@ -63,14 +63,15 @@ def write_trajectories(
     trajectory: Trajectory,
     questions: Sequence[Question],
     *,
-    about: dict[str, Any],
+    labels: Mapping[str, object],
     hybrid_B: np.ndarray,
     reward_B: np.ndarray,
     advantage_B: np.ndarray,
     retrieval_B: np.ndarray,
     z_BS: np.ndarray,
 ) -> None:
-    """Appends one JSON object a row, with text, tokens and entropies of every segment."""
+    """Appends one JSON object for each row: `labels`, its scores, and each segment's text, tokens
+    and entropies."""
     for b, question in enumerate(questions):
         parts = []
         for piece in pieces(trajectory, b):
@@ -90,7 +91,7 @@ def write_trajectories(
                 }
             )
         row = {
-            **about,
+            **labels,
             "question_id": question.id,
             "question": question.question,
             "answers": list(question.answers),

@@ -1,10 +1,13 @@
-"""Weights as they lie in files: a Hugging Face folder, a checkpoint, adapters and their base."""
+"""Weights on disk: Hugging Face folders, checkpoints, adapters and the base they belong to."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, rank_of
 from rapo_jax.model.sharding import layout, place
 from rapo_jax.model.transformer import init_params
-from rapo_jax.train.checkpoint import Checkpoints, base_identity, check_described
+from rapo_jax.train.checkpoint import Checkpoints, Metadata, base_identity, check_lora
 from rapo_jax.types import Params
 
 
@@ -42,8 +45,8 @@ def read_folder(model: ModelSettings, mesh: Mesh, *, dtype: str) -> Params:
     return params
 
 
-def frozen(model: ModelSettings, mesh: Mesh, params: Params, adapters: Params) -> Params:
-    """Parameters with adapters in the training layout."""
+def with_adapters(model: ModelSettings, mesh: Mesh, params: Params, adapters: Params) -> Params:
+    """The base, frozen from now on, with adapters; in the training layout."""
     shapes = jax.eval_shape(lambda *trees: attach(model, *trees), params, adapters)
     where = layout(mesh, model, shapes, name="training")
     adapters = place(adapters, where[ADAPTERS])
@@ -52,60 +55,97 @@ def frozen(model: ModelSettings, mesh: Mesh, params: Params, adapters: Params) -
 
 
 class Saved(NamedTuple):
-    """The newest parameters of a folder as numpy arrays; adapters come without their base."""
+    """The parameters of a checkpoint as numpy arrays; adapters come without their base."""
 
     params: Params
-    about: dict[str, Any]
+    metadata: Metadata
+    """Read for adapters alone."""
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the newest checkpoint in FOLDER/checkpoints, None without one."""
+    if not (folder / "checkpoints").is_dir():
+        return None
+    with closing(Checkpoints(folder / "checkpoints")) as store:
+        return store.latest()
 
 
 def restore(folder: Path) -> Saved | None:
-    """What FOLDER/checkpoints holds, if anything."""
-    if not (folder / "checkpoints").is_dir():
+    """The newest checkpoint in FOLDER/checkpoints, None without one."""
+    if newest_step(folder) is None:
         return None
-    store = Checkpoints(folder / "checkpoints", keep=1_000)
-    try:
-        if store.latest() is None:
-            return None
+    with closing(Checkpoints(folder / "checkpoints")) as store:
         params = store.restore_params()
-        return Saved(params, store.about() if ADAPTERS in params else {})
-    finally:
-        store.close()
+        return Saved(params, store.metadata() if ADAPTERS in params else {})
 
 
-def read_base(
-    model: ModelSettings, mesh: Mesh, folder: Path, cold_starts: tuple[Path, ...]
-) -> Params:
-    """What adapters saved in `folder` were trained on: a cold start of all weights, or else
-    `model.folder`."""
-    for cold_start in cold_starts:
-        saved = restore(cold_start)
-        if saved is not None and ADAPTERS not in saved.params:
-            check_shape(model, saved.params, cold_start)
-            return place(saved.params, layout(mesh, model, saved.params, name="training"))
-    if model.folder:
-        return read_folder(model, mesh, dtype=model.dtype)
-    raise ValueError(
-        f"{folder}: it holds adapters alone, and the cold start they were trained on is not in "
-        f"{' or '.join(map(str, dict.fromkeys(cold_starts)))}; name it: sft.folder"
-    )
+class Weights(NamedTuple):
+    """Weights that were found; those of a Hugging Face folder are not read yet."""
+
+    model: ModelSettings
+    base: Params | None
+    """Restored ones; None for those of `model.folder`."""
+    adapters: Saved | None
+    origin: Path
+
+    def load(self, mesh: Mesh, *, dtype: str) -> Params:
+        """In the training layout; those of a folder with linear maps and embeddings in `dtype`.
+
+        Raises:
+            ValueError: adapters were saved, and the base is not the one they were trained on.
+        """
+        model = self.model
+        if self.base is not None:
+            params = place(self.base, layout(mesh, model, self.base, name="training"))
+        else:
+            params = read_folder(model, mesh, dtype=model.dtype if self.adapters else dtype)
+        if self.adapters is None:
+            return params
+        params = with_adapters(model, mesh, params, self.adapters.params[ADAPTERS])
+        if base_identity(params) != self.adapters.metadata["base"]:
+            base = (
+                f"model.folder={model.folder!r}" if model.folder else "sft.folder: the cold start"
+            )
+            raise ValueError(
+                f"{base}: the adapters in {self.origin} were trained on other weights, or with "
+                "another model.dtype; give those back, or start anew"
+            )
+        return params
 
 
-def with_saved_adapters(
-    model: ModelSettings, mesh: Mesh, base: Params, saved: Saved, folder: Path
-) -> Params:
-    """Saved adapters on their base, in the training layout.
+def saved_weights(model: ModelSettings, folder: Path, *, bases: Sequence[Path]) -> Weights | None:
+    """The newest checkpoint in FOLDER/checkpoints, None without one.
+
+    Adapters go onto the first of the folders `bases` that has a checkpoint of all weights, or else
+    onto `model.folder`. The vocabulary is that of the weights: the tokenizer is not read here.
 
     Raises:
-        ValueError: it is not the base that they were trained on.
+        ValueError: the weights have another shape than `model`, the adapters are not those of
+        `model.lora`, or their base is missing.
     """
-    params = frozen(model, mesh, base, saved.params[ADAPTERS])
-    if base_identity(params) != saved.about["base"]:
-        named = f"model.folder={model.folder!r}" if model.folder else "sft.folder: the cold start"
-        raise ValueError(
-            f"{named}: the adapters in {folder} were trained on other weights, or with another "
-            "model.dtype; give those back, or start anew"
-        )
-    return params
+    saved, adapters = restore(folder), None
+    if saved is None:
+        return None
+    if ADAPTERS in saved.params:
+        check_adapters(model, saved, folder)
+        adapters, saved = saved, None
+        for base in bases:
+            saved = saved or _all_weights(base)
+        if saved is None and not model.folder:
+            raise ValueError(
+                f"{folder}: it holds adapters alone, and the cold start they were trained on is "
+                f"not in {' or '.join(map(str, dict.fromkeys(bases)))}; name it: sft.folder"
+            )
+    if saved is None:
+        return Weights(model, None, adapters, folder)
+    model = dataclasses.replace(model, vocab=saved.params["embed_VD"].shape[0])
+    check_shape(model, saved.params, folder)
+    return Weights(model, saved.params, adapters, folder)
+
+
+def _all_weights(folder: Path) -> Saved | None:
+    saved = restore(folder)
+    return saved if saved and ADAPTERS not in saved.params else None
 
 
 def check_adapters(model: ModelSettings, saved: Saved, folder: Path) -> None:
@@ -121,21 +161,21 @@ def check_adapters(model: ModelSettings, saved: Saved, folder: Path) -> None:
             f"{rank_of(adapters)} for {', '.join(adapters)}; use the model.lora and the model that "
             "they were trained with"
         )
-    check_described(model.lora, saved.about, folder)
+    check_lora(model.lora, saved.metadata, folder)
 
 
 def check_shape(model: ModelSettings, params: Params, folder: Path) -> None:
     """Refuses parameters of another shape than `config.model`, naming the first that differs."""
-    wanted = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    named, _ = jax.tree_util.tree_flatten_with_path(wanted)
-    found = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-    for path in found.keys() - dict(named).keys():
+    expected = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+    named = dict(jax.tree_util.tree_flatten_with_path(expected)[0])
+    for path in leaves.keys() - named.keys():
         raise ValueError(
             f"{folder}: parameter {jax.tree_util.keystr(path)} is not part of config.model; use "
             "the model settings that the checkpoint was made with"
         )
-    for path, leaf in named:
-        shape = found[path].shape if path in found else None
+    for path, leaf in named.items():
+        shape = leaves[path].shape if path in leaves else None
         if shape != leaf.shape:
             raise ValueError(
                 f"{folder}: parameter {jax.tree_util.keystr(path)} has shape {shape}, config.model "

@@ -18,7 +18,7 @@ from rapo_jax.scoring.answers import RULES
 from rapo_jax.stages.buffer_sources import AGENTS
 from rapo_jax.tasks import METRICS, TASKS
 from rapo_jax.tools.search_apis import APIS
-from rapo_jax.train.sampler import DRIVERS
+from rapo_jax.train.programs import DRIVERS
 
 CONFIGS = sorted(
     path.stem

@@ -112,7 +112,7 @@ def test_a_policys_build_that_was_cut_short_goes_on_to_what_an_unbroken_one_give
     (cut / about.name).write_bytes(about.read_bytes())
     capsys.readouterr()
     assert sample_agents(branch(policy(trunk, tmp_path / "cut"), name="cut"))()[0] == whole
-    assert "8 of 12 trajectories are there; going on" in capsys.readouterr().out
+    assert "resuming: 8 of 12 trajectories are there" in capsys.readouterr().out
     other = branch(policy(trunk, tmp_path / "cut", **{"buffer.temperature": 0.5}), name="other")
     with pytest.raises(ValueError, match="sampled with another temperature .1.0, now 0.5."):
         sample_agents(other)

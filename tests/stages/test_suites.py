@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from rapo_jax.stages.suites import evaluate_suite, evaluate_suites, newest_folder, open_suites
+from rapo_jax.stages.suites import evaluate_suite, evaluate_suites, open_suites
 from rapo_jax.suites.catalogue import SUITES, read_suites
 from rapo_jax.suites.predictions import Sampled
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
-from rapo_jax.train.policy import load_policy
+from rapo_jax.train.policy import load_policy, newest_folder
 from tests.tasks.published.fixtures import FIXTURES, gsm, lines
 
 
@@ -171,7 +171,7 @@ def test_suites_alone_need_weights_before_anything_is_opened(small_settings, tmp
     changes = {"evaluate.suites": ("gsm8k",), "evaluate.manual_dir": str(tmp_path)}
     settings = small_settings(changes | {"stages": ("evaluate",)})
     assert settings.suites_alone
-    with pytest.raises(ValueError, match=r"has no checkpoint to evaluate; train there first, or"):
+    with pytest.raises(ValueError, match=r"model\.folder='': there are no weights, and no check"):
         open_suites(settings, tmp_path)
     assert len(open_suites(small_settings(changes), tmp_path)) == 1  # it will be trained first
     assert open_suites(small_settings(changes | {"stages": ("rl",)}), tmp_path) == []
@@ -219,4 +219,5 @@ def test_the_real_policy_is_scored_on_a_suite_as_it_is_on_held_out_questions(
     assert endings == wanted["endings"]
     table = (run.workdir / "suites" / "table.md").read_text()
     assert "| made | 11 | f1 | " in table
-    assert np.isfinite(found["score"]) and run.environment.take_counts() == {}
+    assert np.isfinite(found["score"])
+    assert not any(run.environment.take_counts().values())

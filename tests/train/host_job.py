@@ -13,7 +13,7 @@ import jax
 
 from rapo_jax.config.read import read_settings
 from rapo_jax.stages.job import open_workdir
-from rapo_jax.stages.table import RUNNERS, open_stages
+from rapo_jax.stages.table import JOB_STAGES, open_job
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.tools.observation import Observation
 from rapo_jax.train import distributed
@@ -55,14 +55,18 @@ def main(workdir, config_file, report_file):
         "turns": distributed.in_turn(lambda: in_file(workdir / "turns.txt", process)),
     }
     open_workdir(workdir, config)
-    stages = open_stages(settings, workdir)
-    RUNNERS["rl"](stages)
-    RUNNERS["evaluate"](stages)
-    RUNNERS["suites"](stages)
+    with open_job(settings, workdir) as job:
+        for name in ("rl", "evaluate", "suites"):
+            with job.timed(name):
+                JOB_STAGES[name](job)
+        found |= break_tools(job.run)
+    Path(report_file).write_text(json.dumps(found))
 
-    run = stages.run
-    r = settings.rollout
-    params = run.sampler.load(load_policy(run, workdir))
+
+def break_tools(run):
+    """What rollouts report whose tools fail on one of the processes."""
+    process, r = jax.process_index(), run.settings.rollout
+    params = run.sampler.load(load_policy(run, run.workdir))
     questions = distributed.local_part(load_questions(run.questions["train"])[: r.questions])
 
     def observations():
@@ -86,11 +90,9 @@ def main(workdir, config_file, report_file):
             run.environment._tools = dict.fromkeys(run.tools, tool)
 
     equip(broken)
-    found["observations"] = observations()
+    found = {"observations": observations()}
     equip(raising)
-    found["failure"] = refusal(observations)
-    stages.close()
-    Path(report_file).write_text(json.dumps(found))
+    return found | {"failure": refusal(observations)}
 
 
 def in_file(path, process):

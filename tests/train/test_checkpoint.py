@@ -54,14 +54,14 @@ def open_store(tmp_path):
 
 
 def test_state_and_notes_come_back_bit_for_bit(open_store):
-    about = {"stream": {"next_index": 7}, "seconds": 0.1 + 0.2}
-    open_store().save(3, state_at(3), about)
+    metadata = {"stream": {"next_index": 7}, "seconds": 0.1 + 0.2}
+    open_store().save(3, state_at(3), metadata)
     again = open_store()
     assert again.latest() == 3
     state, found = again.restore(blank())
     same(state, state_at(3))
     assert jax.tree.structure(state) == jax.tree.structure(state_at(3))
-    assert found == about
+    assert found == metadata
 
 
 def test_an_empty_folder_has_no_checkpoint(open_store):
@@ -129,10 +129,10 @@ except Exception as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, free)
 
 again = Checkpoints(folder, keep=1)
-found, about = again.restore(state(0))
+found, metadata = again.restore(state(0))
 same = bool((np.asarray(found.params["w"]) == np.asarray(state(1).params["w"])).all())
 again.save(2, state(2), {"at": 2})
-print(json.dumps({"failure": failure, "latest": int(found.step), "about": about, "same": same,
+print(json.dumps({"failure": failure, "latest": int(found.step), "metadata": metadata, "same": same,
                   "then": again.restore(state(0))[1]["at"]}))
 """
 
@@ -148,4 +148,4 @@ def test_a_save_that_finds_the_disk_full_raises_and_leaves_the_former_checkpoint
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("failure")
-    assert found == {"latest": 1, "about": {"at": 1}, "same": True, "then": 2}
+    assert found == {"latest": 1, "metadata": {"at": 1}, "same": True, "then": 2}

@@ -8,7 +8,7 @@ import math
 import jax
 import pytest
 
-from rapo_jax.stages.table import RUNNERS, Stages
+from rapo_jax.stages.table import JOB_STAGES, Job
 from rapo_jax.text.tokens import build_tokenizer
 from rapo_jax.train.run import open_run
 from tests.model.checkpoints import make_model, save_model
@@ -61,10 +61,11 @@ def named(tmp_path_factory):
 
 def test_rl_and_evaluation_run_on_files_of_questions(named, small_settings, tmp_path, capsys):
     run = open_run(small_settings(named), tmp_path, devices=jax.devices()[:1])
-    stages = Stages(run)
+    job = Job(run)
     for name in ("buffer", "rl", "evaluate"):
-        RUNNERS[name](stages)
-    stages.close()
+        with job.timed(name):
+            JOB_STAGES[name](job)
+    run.close()
     found = json.loads((tmp_path / "result.json").read_text())
     assert (found["counts"]["rl_steps"], found["questions"]) == (2, len(EVAL))
     assert found["counts"]["traces"] == 2 * len(TRACES)

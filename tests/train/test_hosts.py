@@ -18,7 +18,7 @@ import pytest
 
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.rl import RlStage
+from rapo_jax.train.rl import open_rl
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S, DEVICES, STEPS = 900, 4, 2
@@ -155,7 +155,7 @@ def lines(path):
 
 
 def params_at(workdir, step):
-    store = Checkpoints(workdir / "checkpoints", keep=1000)
+    store = Checkpoints(workdir / "checkpoints")
     try:
         return store.restore_params(step)
     finally:
@@ -257,13 +257,13 @@ def test_a_tool_that_breaks_its_promise_on_one_process_ends_all_with_its_error(t
 
 def test_sigterm_to_one_process_saves_a_checkpoint_on_all_and_ends_them_well(four):
     workdir, (printed, *others) = four
-    store = Checkpoints(workdir / "checkpoints", keep=1000)
+    store = Checkpoints(workdir / "checkpoints")
     newest = store.latest()
     store.close()
     assert newest > STEPS
     trained = [row["step"] for row in lines(workdir / "metrics.jsonl")]
     assert trained == list(range(newest))
-    ending = f"[stop] checkpoint saved at step {newest} of 1000; the same command goes on"
+    ending = f"[stop] checkpoint saved at step {newest} of 1000; run the same command to resume"
     assert printed.splitlines()[-1] == ending
     for number, output in enumerate(others, 1):
         assert "[stop]" not in output
@@ -273,23 +273,21 @@ def test_sigterm_to_one_process_saves_a_checkpoint_on_all_and_ends_them_well(fou
 
 def test_one_process_goes_on_where_four_were_stopped(four, branch):
     workdir, _ = four
-    stage = RlStage(branch({"rollout.questions": DEVICES}))
-    store = Checkpoints(workdir / "checkpoints", keep=1000)
+    parts, training = open_rl(branch({"rollout.questions": DEVICES}))
+    store = Checkpoints(workdir / "checkpoints")
     newest = store.latest()
-    state, about = store.restore(stage.state)
+    state, metadata = store.restore(training.state)
     store.close()
-    stage.store.close()
     for left, right in zip(
         *map(jax.tree.leaves, (state.params, params_at(workdir, newest))), strict=True
     ):
         np.testing.assert_array_equal(left, right)
-    stage.stream.set_state(about["stream"])
-    assert about["stream"]["next_index"] == newest
-    fresh = RlStage(branch({"rollout.questions": DEVICES}, name="fresh"))
-    fresh.store.close()
+    parts.stream.set_state(metadata["stream"])
+    assert metadata["stream"]["next_index"] == newest
+    fresh, _ = open_rl(branch({"rollout.questions": DEVICES}, name="fresh"))
     order = [[question.id for question in next(fresh.stream)] for _ in range(newest + 1)]
     assert asked(workdir) == order[:newest]
-    assert [question.id for question in next(stage.stream)] == order[newest]
+    assert [question.id for question in next(parts.stream)] == order[newest]
 
 
 def asked(workdir):

@@ -148,9 +148,9 @@ def test_going_on_from_a_checkpoint_of_adapters_is_going_on(open_run, tmp_path):
     save(run, half)
     store = store_of(run)
     assert list(store.restore_params()) == [ADAPTERS]  # the base is not saved again
-    state, about = store.restore(started(run))
+    state, metadata = store.restore(started(run))
     store.close()
-    assert about == {"note": 1}
+    assert metadata == {"note": 1}
     same(jax.device_get(state), jax.device_get(half))
     state, _ = steps(updater_of(run, state), state, 2)
     same(jax.device_get(state), jax.device_get(whole))

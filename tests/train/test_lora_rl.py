@@ -13,7 +13,8 @@ from rapo_jax.config import LoraSettings
 from rapo_jax.model.lora import ADAPTERS, detach
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.score import score_file
-from rapo_jax.train.rl import RlStage
+from rapo_jax.train.policy import load_policy
+from rapo_jax.train.rl import train_rl
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.weights import restore
 
@@ -48,10 +49,8 @@ def adapted(branch, trunk):
 
 
 def train(run):
-    stage = RlStage(run)
-    before = jax.device_get(stage.state.params)
-    stage.train()
-    return before, jax.device_get(stage.state)
+    before = jax.device_get(load_policy(run, run.cold_start))
+    return before, jax.device_get(train_rl(run).state)
 
 
 def identical(left, right):
@@ -111,10 +110,8 @@ def test_two_steps_and_two_after_a_resume_are_four(adapted, four_steps, metrics_
 def test_going_on_with_another_alpha_is_refused_before_a_step_is_taken(adapted):
     run = adapted({"rl.steps": 2})
     train(run)
-    stage = RlStage(adapted({"model.lora.alpha": 12.0}))
     with pytest.raises(ValueError, match=r"alpha=12\.0: the adapters in .* trained with 6\.0"):
-        stage.train()
-    stage.store.close()
+        train_rl(adapted({"model.lora.alpha": 12.0}))
 
 
 def test_the_exported_folder_scores_as_the_run_does(four_steps, tmp_path):

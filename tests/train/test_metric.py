@@ -14,7 +14,7 @@ from rapo_jax.tasks import boxed_answer, outcome_reward
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
-from rapo_jax.train.rl import RlStage
+from rapo_jax.train.rl import train_rl
 from rapo_jax.train.run import open_run
 from rapo_jax.train.tapes import segments, text_without_retrieved
 
@@ -61,7 +61,7 @@ def test_training_scores_with_the_metric_of_the_task(branch, metrics_of, metric)
     asked = [
         dataclasses.replace(q, answers=(words,)) for q in load_questions(run.questions["train"])
     ]
-    RlStage(dataclasses.replace(run, questions=run.questions | {"train": asked})).train()
+    train_rl(dataclasses.replace(run, questions=run.questions | {"train": asked}))
     row = metrics_of(run.workdir)[0]
     assert row["reward/accuracy"] == 0 and row["reward/format_bad"] < 1
     from_answers = row["reward/mean"] + row["reward/format_bad"]

@@ -9,10 +9,11 @@ import pytest
 
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.stages.job import summarise
-from rapo_jax.stages.table import RUNNERS, Stages
+from rapo_jax.stages.table import JOB_STAGES, Job
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.train.policy import fresh_state, load_policy, restore
+from rapo_jax.train.policy import fresh_state, load_policy
 from rapo_jax.train.run import open_run
+from rapo_jax.train.weights import restore
 from tests.model.checkpoints import logits_of, make_model, save_model
 
 VOCAB = 320
@@ -68,10 +69,10 @@ def test_a_run_from_a_folder_has_its_shape_tokenizer_and_weights(opened, folder)
 
 def test_a_folder_can_be_evaluated_before_anything_is_trained(opened):
     run = opened({})
-    stages = Stages(run)
-    RUNNERS["evaluate"](stages)
-    assert 0 <= stages.result["accuracy_before"] <= 1 and "accuracy_after" not in stages.result
-    summarise(run.workdir, stages.result, suites=False, seconds=1.0)
+    job = Job(run)
+    JOB_STAGES["evaluate"](job)
+    assert 0 <= job.result["accuracy_before"] <= 1 and "accuracy_after" not in job.result
+    summarise(run.workdir, job.result, suites=False, seconds=1.0)
 
 
 def test_a_folder_without_tokenizer_and_a_tokenizer_too_large_are_refused(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 
+from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.rl import RlStage, probability_at
+from rapo_jax.train.imitation import train_imitation
+from rapo_jax.train.loop import PolicyTraining
+from rapo_jax.train.rl import probability_at, train_rl
 
 METRICS = {
     *("reward/mean", "reward/on_policy", "reward/hybrid", "reward/accuracy", "reward/format_bad"),
@@ -33,9 +37,7 @@ METRICS = {
 
 
 def train(run):
-    stage = RlStage(run)
-    stage.train()
-    return jax.device_get(stage.state)
+    return jax.device_get(train_rl(run).state)
 
 
 def identical(left, right):
@@ -155,7 +157,7 @@ def test_rapo_without_hybrid_rollouts_and_with_m_and_a_zero_takes_the_steps_of_g
 
 def test_the_sft_baseline_imitates_the_buffer_and_samples_nothing(branch, metrics_of):
     run = branch({"method": "sft", "rl.steps": 16, "optimizer.learning_rate": 0.01})
-    train(run)
+    train_imitation(run)
     losses = [row["loss/sft"] for row in metrics_of(run.workdir)]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     assert not (run.workdir / "trajectories.jsonl").exists()
@@ -163,16 +165,19 @@ def test_the_sft_baseline_imitates_the_buffer_and_samples_nothing(branch, metric
 
 def test_a_run_that_began_with_another_buffer_is_refused(branch):
     run = branch({"rl.steps": 2})
-    train(run)
-    store = Checkpoints(run.workdir / "checkpoints", keep=2)
-    stage = RlStage(branch({"rl.steps": 4}))
-    _, about = store.restore(stage.state)
-    store.close()
-    assert about["buffer"] == stage.buffer.identity
-    stage.buffer.manifest["identity"] = "f" * 64  # as another buffer's would be
+    state = train_rl(run).state
+    with closing(Checkpoints(run.workdir / "checkpoints")) as store:
+        assert store.metadata()["buffer"] == load_buffer(run).identity
     with pytest.raises(ValueError, match="buffer.folder=.*began with another buffer"):
-        stage.train()
-    stage.store.close()
+        PolicyTraining(branch({"rl.steps": 4}), state, buffer="f" * 64)
+
+
+def test_imitation_resumes_where_it_was_cut_off_and_ends_the_same(branch):
+    changes = {"method": "sft", "optimizer.learning_rate": 0.01}
+    whole = train_imitation(branch(changes | {"rl.steps": 4}, name="whole"))
+    train_imitation(branch(changes | {"rl.steps": 2}))
+    resumed = train_imitation(branch(changes | {"rl.steps": 4}))
+    identical(resumed.state.params, whole.state.params)
 
 
 def test_probability_decays_as_its_schedule_says(small_settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from rapo_jax.train.run import open_run, stage_key
+from rapo_jax.train.run import open_run
 
 
 def test_rows_that_cannot_be_spread_over_the_devices_are_refused(small_settings, tmp_path):
@@ -36,12 +36,3 @@ def test_without_folders_everything_lies_in_the_workdir(branch):
     run = branch({"sft.folder": "", "buffer.folder": ""})
     assert run.cold_start == run.workdir / "coldstart"
     assert run.buffer == run.workdir / "buffer"
-
-
-def test_stages_and_seeds_draw_from_different_keys(small_settings):
-    keys = [
-        jax.random.key_data(stage_key(small_settings({"seed": seed}), stage)).tolist()
-        for seed in (0, 1)
-        for stage in (0, 1, 2)
-    ]
-    assert len(set(map(tuple, keys))) == 6

@@ -18,7 +18,7 @@ from rapo_jax.text.tokens import build_tokenizer
 from rapo_jax.tools.user import load_user_tools
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
-from rapo_jax.train.rl import RlStage
+from rapo_jax.train.rl import train_rl
 from rapo_jax.train.run import open_run
 from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.tapes import segments
@@ -163,7 +163,7 @@ def test_an_own_search_needs_no_documents(neighbours, small_settings, tmp_path):
 
 def test_training_rewards_with_an_own_reward(branch, metrics_of):
     run = branch({**QUARTER, "rl.steps": 1})
-    RlStage(run).train()
+    train_rl(run)
     row = metrics_of(run.workdir)[0]
     assert row["reward/mean"] == row["reward/hybrid"] == 0.25
     assert 0.0 < row["reward/format_bad"] < 1.0  # judged by the protocol, whatever the reward
@@ -185,4 +185,4 @@ def test_the_buffers_own_agent_is_scored_by_an_own_reward(branch):
 def test_training_ends_with_the_key_of_a_reward_that_is_no_finite_number(branch):
     run = branch({"task.reward": "tests.user_code:not_finite", "rl.steps": 1})
     with pytest.raises(RuntimeError, match="task.reward='tests.user_code:not_finite': it gave nan"):
-        RlStage(run).train()
+        train_rl(run)

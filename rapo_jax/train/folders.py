@@ -1,0 +1,21 @@
+"""Where the parts of a run are on disk, from its settings and its workdir."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rapo_jax.config import Settings
+
+
+def cold_start_folder(settings: Settings, workdir: Path) -> Path:
+    return Path(settings.sft.folder or workdir / "coldstart")
+
+
+def buffer_folder(settings: Settings, workdir: Path) -> Path:
+    return Path(settings.buffer.folder or workdir / "buffer")
+
+
+def tokenizer_folder(settings: Settings, workdir: Path) -> Path:
+    """A given one, of the tokenizer or the model, or else the one that a run makes itself."""
+    given = settings.tokenizer.folder or settings.model.folder
+    return Path(given) if given else cold_start_folder(settings, workdir) / "tokenizer"

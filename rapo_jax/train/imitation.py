@@ -1,0 +1,45 @@
+"""The SFT baseline: imitates the trajectories of the Step-Trace Buffer, and samples nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rapo_jax.config import Settings
+from rapo_jax.train.buffer import load_buffer, read_trajectories
+from rapo_jax.train.loop import PolicyTraining, policy_optimizer
+from rapo_jax.train.policy import load_policy, start_state
+from rapo_jax.train.run import Run
+from rapo_jax.train.sft import Examples, as_segments, batch_of, examples_of, imitation_updater
+from rapo_jax.train.update import Updater
+from rapo_jax.types import TrainState
+
+
+def train_imitation(run: Run) -> PolicyTraining:
+    """Trains to `rl.steps`, from the newest checkpoint if there is one."""
+    s = run.settings
+    buffer = load_buffer(run)
+    examples = examples_of(run, [(t.question, as_segments(t)) for t in read_trajectories(run)])
+    optimizer, _ = policy_optimizer(s)
+    state = start_state(run, load_policy(run, run.cold_start), optimizer)
+    updater = imitation_updater(run, optimizer, state)
+    training = PolicyTraining(run, state, buffer=buffer.identity)
+    for step in training.steps():
+        training.end_step(
+            step, *train_on_examples(updater, s, training.state, examples, step.number)
+        )
+    return training
+
+
+def train_on_examples(
+    updater: Updater, s: Settings, state: TrainState, examples: Examples, step: int
+) -> tuple[TrainState, dict[str, float]]:
+    """As many updates of as many rows as a step of RL takes, on examples drawn at random."""
+    rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
+    losses = []
+    for part in range(s.rl.mini_batches * s.rl.epochs):
+        rng = np.random.default_rng([s.seed, step, part])
+        count = len(examples.length_B)
+        index = rng.choice(count, rows_each, replace=rows_each > count)
+        state, metrics = updater.update(state, *batch_of(examples, index), None)
+        losses.append(metrics["loss"])
+    return state, {"loss/sft": float(np.mean(losses)), "update/padding": metrics["padding"]}

@@ -1,0 +1,162 @@
+"""What the training loops share: steps left, checkpoints, resume, SIGTERM, held-out evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import optax
+
+from rapo_jax.config import Settings
+from rapo_jax.tasks.stream import QuestionStream, load_questions
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.distributed import Stopped, stop_asked
+from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.measures import cpu_seconds
+from rapo_jax.train.metrics import Progress
+from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.run import Run
+from rapo_jax.types import TrainState
+
+SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")
+"""Metrics in the progress line."""
+PHASES = ("reshard", "rollout", "host", "update", "step")
+
+
+def checkpointed_steps(
+    first: int, total: int, *, every: int, save: Callable[[int], None]
+) -> Iterator[int]:
+    """Yields the steps from `first` on; saves after every `every`-th and after the last.
+
+    The caller takes the step before it asks for the next; `save` writes a checkpoint of its state
+    under the number of steps taken.
+
+    Raises:
+        Stopped: SIGTERM was received; a checkpoint is saved.
+    """
+    for step in range(first, total):
+        if stop_asked():
+            save(step)
+            raise Stopped(f"checkpoint saved at step {step} of {total}")
+        yield step
+        if (step + 1) % every == 0 or step + 1 == total:
+            save(step + 1)
+
+
+def policy_optimizer(s: Settings) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of `config.optimizer` for all updates of a run, and its schedule."""
+    o = s.optimizer
+    schedule = learning_rate_schedule(
+        learning_rate=o.learning_rate,
+        warmup=o.warmup,
+        schedule=o.schedule,
+        steps=s.rl.steps * s.rl.epochs * s.rl.mini_batches,
+    )
+    optimizer = make_optimizer(
+        schedule,
+        clip_norm=o.clip_norm,
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+    )
+    return optimizer, schedule
+
+
+class Step(NamedTuple):
+    """A step to take, and what was measured before it."""
+
+    number: int
+    held_out: dict[str, float]
+    wall: float
+    cpu: float
+
+
+class PolicyTraining:
+    """A policy's training to `rl.steps`, resumed from the newest checkpoint if there is one.
+
+    A loop takes each of `steps()` and hands its new state and metrics to `end_step`.
+
+    Raises:
+        ValueError: the checkpoint was made with another buffer or with other adapters.
+    """
+
+    def __init__(
+        self, run: Run, state: TrainState, *, buffer: str, stream: QuestionStream | None = None
+    ) -> None:
+        """`buffer` is the identity of the Step-Trace Buffer, "" without one."""
+        s = run.settings
+        self.run, self.state = run, state
+        self.seconds, self.cpu_seconds = dict.fromkeys(PHASES, 0.0), 0.0
+        """Of all steps, also those before a resume; wall seconds by phase of a step."""
+        self._buffer, self._stream = buffer, stream
+        self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
+        self._store = Checkpoints(
+            run.workdir / "checkpoints", keep=s.checkpoint.keep, lora=run.model.lora
+        )
+        if self._store.latest() is not None:
+            self._restore()
+        self._progress = Progress("rl", total=s.rl.steps, done=self.step)
+
+    @property
+    def step(self) -> int:
+        """Steps taken: rollout batches, or as many updates of an imitation."""
+        rl = self.run.settings.rl
+        return int(self.state.step) // (rl.epochs * rl.mini_batches)
+
+    def steps(self) -> Iterator[Step]:
+        """The steps left, each after an evaluation where one is due; see `checkpointed_steps`."""
+        s = self.run.settings
+        every = s.evaluate.every
+        for number in checkpointed_steps(
+            self.step, s.rl.steps, every=s.checkpoint.every, save=self._save
+        ):
+            held_out = self._evaluate() if every and number % every == 0 else {}
+            yield Step(number, held_out, time.perf_counter(), cpu_seconds())
+        if every:
+            values = self._evaluate() | {"cpu/total": self.cpu_seconds}
+            self.run.metrics.write("rl", s.rl.steps, values)
+        self._store.close()
+
+    def end_step(self, step: Step, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics; those named time/... are added up in `seconds`."""
+        self.state = state
+        values = {**step.held_out, **metrics, "time/step": time.perf_counter() - step.wall}
+        self.cpu_seconds += cpu_seconds() - step.cpu
+        values["cpu/total"] = self.cpu_seconds
+        for phase in PHASES:
+            self.seconds[phase] += values.get(f"time/{phase}", 0.0)
+        self.run.metrics.write("rl", step.number, values)
+        shown = {name.split("/")[1]: values[name] for name in values if name in SHOWN}
+        self._progress.show(step.number + 1, **shown)
+
+    def _evaluate(self) -> dict[str, float]:
+        found = evaluate(self.run, self.state.params, self._held_out)
+        hidden = {"heldout/hidden": found["hidden"]} if "hidden" in found else {}
+        return {"heldout/accuracy": found["accuracy"], **hidden}
+
+    def _save(self, step: int) -> None:
+        metadata = {
+            "buffer": self._buffer,
+            "tokenizer": self.run.tokens.fingerprint,
+            "cpu_seconds": self.cpu_seconds,
+            "seconds": self.seconds,
+        }
+        if self._stream:
+            metadata["stream"] = dict(self._stream.get_state())
+        self._store.save(step, self.state, metadata)
+
+    def _restore(self) -> None:
+        self.state, metadata = self._store.restore(self.state)
+        if metadata["buffer"] != self._buffer:
+            raise ValueError(
+                f"buffer.folder={str(self.run.buffer)!r}: this run began with another buffer "
+                f"({metadata['buffer'][:12]}…, now {self._buffer[:12]}…); give that one back or "
+                "start anew"
+            )
+        if self._stream:
+            self._stream.set_state(metadata["stream"])
+        self.cpu_seconds = metadata["cpu_seconds"]
+        self.seconds |= metadata["seconds"]
+        print(f"[rl] resumed at step {self.step}", flush=True)

@@ -1,0 +1,128 @@
+"""The rollout as a program: what it is built from, and its drivers by the name in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rapo_jax.config import RolloutSettings
+from rapo_jax.environment import Environment
+from rapo_jax.model.sharding import on_mesh
+from rapo_jax.rollout.bridge import host_call
+from rapo_jax.rollout.loop import (
+    HostCallbacks,
+    Parts,
+    RolloutInputs,
+    call_directly,
+    loop_steps,
+    rollout,
+    scan_steps,
+)
+from rapo_jax.rollout.spans import Boundary
+from rapo_jax.text.protocol import stops
+from rapo_jax.text.tokens import Tokens, boundary_automaton
+from rapo_jax.types import Params, Span, Trajectory
+
+Program = Callable[[Params, RolloutInputs, Span], Trajectory]
+
+
+class RolloutSetup(NamedTuple):
+    """What the rollout programs of a sampler are built from."""
+
+    parts: Parts
+    callbacks: HostCallbacks
+    settings: RolloutSettings
+    mesh: Mesh
+    kernel_mesh: Mesh | None
+    """Mesh over which kernels are cut by hand; the compiler places all else."""
+
+
+def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> HostCallbacks:
+    """The environment's callbacks for a program that numbers the rows of all processes.
+
+    The environment holds those of this process; every process has as many.
+    """
+    process = jax.process_index()
+
+    def local(row_B: np.ndarray) -> np.ndarray:
+        return row_B - process * len(environment.calls)
+
+    def act(row_B: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return environment.act(local(row_B), *arrays)
+
+    def query(row_B: np.ndarray, wants_B: np.ndarray) -> np.ndarray:
+        blank = np.zeros((len(row_B), *query_E.shape), query_E.dtype)
+        return environment.query(local(row_B), wants_B, query=blank)
+
+    def search(row_B: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return environment.search(local(row_B), *arrays)
+
+    return HostCallbacks(act, query, search, query_E)
+
+
+def boundary(tokens: Tokens) -> Boundary:
+    """The automaton that finds the end of a step in tokens, on the device."""
+    ends = stops(tokens.user_tools)
+    automaton = boundary_automaton(tokens.bytes_V, ends)
+    return Boundary(
+        jnp.asarray(automaton.next_state_AV),
+        automaton.first_accept,
+        ends.index("</answer>"),
+        jnp.asarray(tokens.eos_ids, jnp.int32),
+    )
+
+
+def _scan_driver(
+    setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
+) -> Program:
+    call_host = partial(host_call, setup.mesh)
+
+    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
+        count_compile()  # runs while tracing: once for each compilation
+        with on_mesh(setup.kernel_mesh):
+            return rollout(
+                setup.parts,
+                call_host,
+                setup.callbacks,
+                setup.settings,
+                params,
+                inputs,
+                prompt,
+                group_size=group_size,
+                retrieves=retrieves,
+                repeat=scan_steps,
+            )
+
+    return jax.jit(program)
+
+
+def _host_driver(
+    setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
+) -> Program:
+    compiled = setup.parts.compiled(jax.jit)
+
+    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
+        with on_mesh(setup.kernel_mesh):
+            return rollout(
+                compiled,
+                call_directly,
+                setup.callbacks,
+                setup.settings,
+                params,
+                inputs,
+                prompt,
+                group_size=group_size,
+                retrieves=retrieves,
+                repeat=loop_steps,
+            )
+
+    return program
+
+
+DRIVERS = {"scan": _scan_driver, "host": _host_driver}
