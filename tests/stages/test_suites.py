@@ -186,7 +186,7 @@ def test_a_judge_without_its_key_is_refused_before_anything_is_sampled(small_set
         "evaluate.judge.url": "http://127.0.0.1:1", "evaluate.judge.model": "m",
         "evaluate.judge.key_variable": "NO_SUCH_KEY_IS_SET",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="the environment variable NO_SUCH_KEY_IS_SET is empty"):
+    with pytest.raises(ValueError, match="NO_SUCH_KEY_IS_SET.: this environment variable is empty"):
         open_suites(small_settings(changes), tmp_path)
 
 
