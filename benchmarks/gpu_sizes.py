@@ -6,6 +6,7 @@ Bytes and FLOPs are the least that the work needs: rematerialisation takes time 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import NamedTuple
 
 import jax
@@ -84,9 +85,7 @@ class Row(NamedTuple):
 
     @property
     def median(self) -> float:
-        ordered = sorted(self.seconds)
-        middle = len(ordered) // 2
-        return ordered[middle] if len(ordered) % 2 else sum(ordered[middle - 1 : middle + 1]) / 2
+        return statistics.median(self.seconds)
 
     def cells(self) -> tuple[str, ...]:
         known = bool(self.seconds)

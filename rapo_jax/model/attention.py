@@ -136,24 +136,24 @@ def choose(settings: ModelSettings, *, platform: str) -> Choice:
     Raises:
         ValueError: it names a kernel that this platform or this model cannot have.
     """
-    wanted = settings.attention
+    wanted = name = settings.attention
     if wanted == "auto":
         name = next((name for name, k in KERNELS.items() if platform in k.platforms), "plain")
-        reason = KERNELS[name].refuses(settings) if name != "plain" else ""
-        if not reason:
-            return Choice(name, "")
+    if name == "plain":
+        return Choice(name, "")
+    kernel = KERNELS[name]
+    if platform not in kernel.platforms:
+        raise ValueError(
+            f"model.attention={name!r}: it runs on {kernel.platforms[0]}, and the devices are "
+            f"{platform}; set it to 'auto'"
+        )
+    reason = kernel.refuses(settings)
+    if reason and wanted != "auto":
+        raise ValueError(f"model.attention={name!r}: {reason}; or set it to 'auto'")
+    if reason:
         note = f"model.attention='auto': plain attention, because {name} cannot serve this model: "
         return Choice("plain", note + reason)
-    if wanted != "plain":
-        kernel = KERNELS[wanted]
-        if platform not in kernel.platforms:
-            raise ValueError(
-                f"model.attention={wanted!r}: it runs on {kernel.platforms[0]}, and the devices "
-                f"are {platform}; set it to 'auto'"
-            )
-        if reason := kernel.refuses(settings):
-            raise ValueError(f"model.attention={wanted!r}: {reason}; or set it to 'auto'")
-    return Choice(wanted, "")
+    return Choice(name, "")
 
 
 def kernel_of(settings: ModelSettings) -> Kernel | None:

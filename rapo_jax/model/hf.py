@@ -7,11 +7,11 @@ whole model.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ TRANSPOSED_ROWS = 64
 """Rows of a matrix that are transposed at a time: few enough for the processor's cache."""
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """Where a parameter is stored in a folder: in one tensor, or in one for each layer."""
 
     shape: tuple[int, ...]
@@ -62,10 +63,6 @@ class Place(NamedTuple):
     def tensor_shape(self) -> tuple[int, ...]:
         shape = self.shape[1:] if self.stacked else self.shape
         return shape[::-1] if self.transposed else shape
-
-
-def is_place(x: object) -> bool:
-    return isinstance(x, Place)
 
 
 def places(settings: ModelSettings) -> Params:
@@ -93,7 +90,7 @@ def check_tensors(tensors: Tensors, settings: ModelSettings) -> list[str]:
     where = tensors.folder
     wanted = {
         name: place.tensor_shape
-        for place in jax.tree.leaves(places(settings), is_leaf=is_place)
+        for place in jax.tree.leaves(places(settings))
         for name in place.names
     }
     for name, shape in wanted.items():
@@ -154,7 +151,7 @@ def load_params(
             place.shape, sharding, lambda index: _read_shard(tensors, place, index, kind)
         )
 
-    return jax.tree.map(load, places(settings), shardings, is_leaf=is_place)
+    return jax.tree.map(load, places(settings), shardings)
 
 
 def place_shards(
@@ -210,10 +207,10 @@ def save_weights(
     Raises:
         ValueError: a parameter is NaN or infinite in `dtype`; names its tensor.
     """
-    leaves = jax.tree.leaves(places(settings), is_leaf=is_place)
+    leaves = zip(jax.tree.leaves(places(settings)), jax.tree.leaves(params), strict=True)
     entries = [
         (name, layer if place.stacked else None, place, leaf)
-        for place, leaf in zip(leaves, jax.tree.leaves(params), strict=True)
+        for place, leaf in leaves
         for layer, name in enumerate(place.names)
     ]
     entries.sort(key=lambda entry: (ORDER.get(entry[0], 1), entry[1] or 0))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.sharding import compute_copy
+from rapo_jax.model.sharding import KERNEL_AXES, compute_copy
 from rapo_jax.types import Params
 
 ADAPTERS = "lora"
@@ -46,21 +46,13 @@ def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
         ValueError: the rank is not less than both sides of an adapted kernel.
     """
     s, rank = settings, settings.lora.rank
-    query, kv = s.heads * s.head_width, s.kv_heads * s.head_width
-    sides = {
-        "q": (s.width, query),
-        "k": (s.width, kv),
-        "v": (s.width, kv),
-        "o": (query, s.width),
-        "gate": (s.width, s.ffn),
-        "up": (s.width, s.ffn),
-        "down": (s.ffn, s.width),
-    }
+    heads, kv_heads = s.heads * s.head_width, s.kv_heads * s.head_width
+    sizes = {"width": s.width, "heads": heads, "kv_heads": kv_heads, "ffn": s.ffn}
     adapters = {}
     for number, target in enumerate(TARGETS):  # a target's draws do not depend on the others
         if target not in s.lora.targets:
             continue
-        into, out = sides[target]
+        into, out = (sizes[axis] for axis in KERNEL_AXES[TARGETS[target]])
         if rank >= min(into, out):
             raise ValueError(
                 f"model.lora.rank={rank}: target {target!r} is a {into} x {out} matrix, so its "

@@ -26,32 +26,29 @@ Tree = TypeVar("Tree")
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
+KERNEL_AXES: Mapping[str, tuple[str, str]] = {
+    "query": ("width", "heads"),
+    "key": ("width", "kv_heads"),
+    "value": ("width", "kv_heads"),
+    "output": ("heads", "width"),
+    "gate": ("width", "ffn"),
+    "up": ("width", "ffn"),
+    "down": ("ffn", "width"),
+}
+"""Linear map of a block -> logical axes of its input and output."""
+
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "embed_VD": ("vocab", "width"),
     "head_DV": ("width", "vocab"),
-    "query/kernel": ("layer", "width", "heads"),
-    "query/bias": ("layer", "heads"),
-    "key/kernel": ("layer", "width", "kv_heads"),
-    "key/bias": ("layer", "kv_heads"),
-    "value/kernel": ("layer", "width", "kv_heads"),
-    "value/bias": ("layer", "kv_heads"),
-    "output/kernel": ("layer", "heads", "width"),
-    "gate/kernel": ("layer", "width", "ffn"),
-    "up/kernel": ("layer", "width", "ffn"),
-    "down/kernel": ("layer", "ffn", "width"),
+    **{f"{name}/kernel": ("layer", *axes) for name, axes in KERNEL_AXES.items()},
+    **{f"{name}/bias": ("layer", out) for name, (_, out) in KERNEL_AXES.items()},
+    **{f"{name}/a": ("layer", into, "rank") for name, (into, _) in KERNEL_AXES.items()},
+    **{f"{name}/b": ("layer", "rank", out) for name, (_, out) in KERNEL_AXES.items()},
 }
-"""End of a parameter's path -> its logical axes. Norm scales are not here: they are replicated."""
+"""End of a parameter's path -> its logical axes; `a` and `b` are the factors of an adapter.
 
-_KERNELS = {
-    path.removesuffix("/kernel"): axes
-    for path, axes in LOGICAL_AXES.items()
-    if path.endswith("/kernel")
-}
-ADAPTER_AXES: Mapping[str, tuple[str, ...]] = {
-    **{f"{name}/a": (layer, into, "rank") for name, (layer, into, _) in _KERNELS.items()},
-    **{f"{name}/b": (layer, "rank", out) for name, (layer, _, out) in _KERNELS.items()},
-}
-"""The same for the factors of a kernel's adapter (lora.py): they are split as the kernel is."""
+Norm scales are not here: they are replicated.
+"""
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "training": {
@@ -213,7 +210,7 @@ def layout(mesh: Mesh | AbstractMesh, model: ModelSettings, params: Params, *, n
 
     def sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         end = "/".join(name_of(path).split("/")[-2:])
-        logical = LOGICAL_AXES.get(end) or ADAPTER_AXES.get(end, ())
+        logical = LOGICAL_AXES.get(end, ())
         logical = logical[len(logical) - leaf.ndim :]  # unstacked layers have no layer axis
         spec = [axis(part, size) for part, size in zip(logical, leaf.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*spec))

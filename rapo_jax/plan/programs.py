@@ -31,7 +31,6 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.model.transformer import init_params
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
@@ -40,6 +39,7 @@ from rapo_jax.rollout.spans import Boundary
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.policy import policy_shapes
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
 
@@ -150,7 +150,7 @@ def lowered_rollout(
         return int_BX, int_B, _shape(here, count, dtype=bool)
 
     number = _shape(everywhere, dtype=np.float32)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = policy_shapes(model)
     copies = jax.eval_shape(partial(sampling_copy, model), shapes)
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
@@ -188,7 +188,7 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
         eps=o.eps,
         weight_decay=o.weight_decay,
     )
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = policy_shapes(model)
     where = layout(mesh, model, shapes, name="training")
     moments = jax.eval_shape(optimizer.init, shapes)
     state = TrainState(

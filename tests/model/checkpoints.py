@@ -13,7 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from rapo_jax.config import LoraSettings, ModelSettings
-from rapo_jax.model.hf import check_tensors, is_place, load_params, places
+from rapo_jax.model.hf import check_tensors, load_params, places
 from rapo_jax.model.hf_config import settings_from_hf
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.sharding import make_mesh, replicated
@@ -156,6 +156,6 @@ def load(folder, dtype="float32"):
     tensors = Tensors(folder)
     check_tensors(tensors, settings)
     mesh = make_mesh(jax.devices()[:1])
-    shardings = jax.tree.map(lambda _: replicated(mesh), places(settings), is_leaf=is_place)
+    shardings = jax.tree.map(lambda _: replicated(mesh), places(settings))
     params = load_params(tensors, settings, shardings=shardings, dtype=dtype)
     return dataclasses.replace(settings, folder=""), params

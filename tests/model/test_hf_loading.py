@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rapo_jax.model.hf import check_tensors, is_place, load_params, place_shards, places
+from rapo_jax.model.hf import check_tensors, load_params, place_shards, places
 from rapo_jax.model.hf_config import settings_from_hf
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.sharding import MESH_AXES, make_mesh, replicated
@@ -44,7 +44,7 @@ def test_each_device_gets_its_shard_and_nothing_is_read_whole_or_twice(tmp_path)
     def spec(path, _):
         return NamedSharding(mesh, PartitionSpec(*SPECS.get(path[-1].key, ())))
 
-    shardings = jax.tree_util.tree_map_with_path(spec, places(settings), is_leaf=is_place)
+    shardings = jax.tree_util.tree_map_with_path(spec, places(settings))
     witness = Witness(tmp_path)
     params = load_params(witness, settings, shardings=shardings, dtype="float32")
     assert len(set(witness.reads)) == len(witness.reads)
@@ -65,7 +65,7 @@ def test_a_replicated_tensor_is_read_once_for_all_devices(tmp_path):
     save_model(make_model("llama3"), tmp_path)
     settings = settings_from_hf(tmp_path, base=BASE)
     mesh = make_mesh()
-    shardings = jax.tree.map(lambda _: replicated(mesh), places(settings), is_leaf=is_place)
+    shardings = jax.tree.map(lambda _: replicated(mesh), places(settings))
     witness = Witness(tmp_path)
     params = load_params(witness, settings, shardings=shardings, dtype="float32")
     assert sorted(name for name, _ in witness.reads) == sorted(witness)
