@@ -18,7 +18,7 @@ import requests
 
 from rapo_jax.search.batches import Batcher, Document
 from rapo_jax.search.corpus import exact_search, read_corpus
-from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer
+from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
 
 DOCUMENTS = [
     Document("1", '"Ada"\nAda was born in Dorim'),
@@ -206,20 +206,19 @@ def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
         read_corpus(str(path), malformed="fail")
 
 
-def test_the_command_serves_a_file_and_refuses_a_missing_one(tmp_path):
-    command = [sys.executable, "-m", "rapo_jax.search.server", "--port=0"]
-    root = Path(__file__).parents[2]
-    missing = subprocess.run(
-        [*command, f"--corpus={tmp_path / 'none'}"], cwd=root, capture_output=True, text=True
-    )
-    assert missing.returncode == 2
-    assert missing.stderr.startswith("error: ") and "cannot be read" in missing.stderr
+def test_the_command_refuses_a_missing_corpus(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--corpus={tmp_path / 'none'}", "--port=0"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "cannot be read" in error
 
+
+def test_the_command_serves_a_file(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(document._asdict()) + "\n" for document in DOCUMENTS))
     process = subprocess.Popen(
-        [*command, f"--corpus={corpus}", "--width=64"],
-        cwd=root,
+        [sys.executable, "-m", "rapo_jax.search.server", f"--corpus={corpus}", "--port=0"],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
