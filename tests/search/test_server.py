@@ -1,14 +1,12 @@
-"""The retrieval server: its wire format, batches, and clients that misbehave."""
+"""The retrieval server: its wire format, and clients that misbehave."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from rapo_jax.search.batches import Batcher, Document
-from rapo_jax.search.corpus import exact_search, read_corpus
+from rapo_jax.search.batches import Document
+from rapo_jax.search.corpus import exact_search
 from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
 
 DOCUMENTS = [
@@ -138,72 +136,6 @@ def test_a_taken_port_is_an_error(server):
     port = urlsplit(server.url).port
     with pytest.raises(ValueError, match=f"--port={port}: .*in use"):
         SearchServer(lambda q, k: [], passages=0, topk=1, host="127.0.0.1", port=port)
-
-
-def test_queries_that_arrive_together_are_searched_together_and_get_their_own_hits():
-    batches = []
-    begun, others = threading.Event(), threading.Event()
-
-    def search(queries, topk):
-        batches.append(list(queries))
-        begun.set()
-        others.wait(20)  # the first search lasts until the others have asked
-        return [[(Document(query, query), float(i)) for i in range(topk)] for query in queries]
-
-    batcher, found = Batcher(search, wait_s=0.2), {}
-
-    def work(name, k):
-        found[name] = batcher([name, name + "'"], k)
-
-    threads = [threading.Thread(target=work, args=(f"q{i}", 1 + i % 3)) for i in range(6)]
-    threads[0].start()
-    assert begun.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    others.set()
-    for thread in threads:
-        thread.join()
-    assert len(batches) < 6 and sorted(sum(batches, [])) == sorted(
-        name + mark for name in found for mark in ("", "'")
-    )
-    for i in range(6):
-        for hits, mark in zip(found[f"q{i}"], ("", "'"), strict=True):
-            assert [document.id for document, _ in hits] == [f"q{i}{mark}"] * (1 + i % 3)
-    batcher.close()
-
-
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_a_search_that_forgets_or_adds_a_query_is_an_error_and_not_a_shift(given):
-    batcher = Batcher(lambda queries, topk: [[]] * given)
-    with pytest.raises(RuntimeError, match=f"gave {given} results for 2 queries"):
-        batcher(["a", "b"], 1)
-    batcher.close()
-
-
-def test_a_closed_batcher_answers_with_an_error():
-    batcher = Batcher(lambda queries, topk: [[] for _ in queries])
-    batcher.close()
-    with pytest.raises(RuntimeError, match="the search is closed"):
-        batcher(["a"], 1)
-
-
-def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
-    lines = [
-        {"id": "1", "contents": '"Ada"\ntext'},
-        {"id": 2, "title": "Kavel", "text": "text"},
-        {"id": "2", "contents": "again"},
-        {"contents": "nameless"},
-        {"id": "3", "title": "no text"},
-        {"id": "4", "contents": 3},
-    ]
-    path = tmp_path / "corpus.jsonl.gz"
-    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    documents, report = read_corpus(str(path), malformed="skip")
-    assert documents == [Document("1", '"Ada"\ntext'), Document("2", '"Kavel"\ntext')]
-    assert [number for number, _ in report.malformed_lines] == [3, 4, 5, 6]
-    assert report.malformed_lines[0].problem == "duplicate id '2'"
-    with pytest.raises(ValueError, match="line 3: duplicate id '2'; .*--malformed='skip'"):
-        read_corpus(str(path), malformed="fail")
 
 
 def test_the_command_refuses_a_missing_corpus(tmp_path, capsys):

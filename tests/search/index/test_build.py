@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from rapo_jax.io.jsonl import MAX_LINE_BYTES
-from rapo_jax.search.corpus import IdSet
 from rapo_jax.search.index.build import shard_rows
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.index.texts import Texts
@@ -218,12 +217,6 @@ def test_an_embedding_that_is_not_finite_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="search_index.encoder: 3 texts gave rows .3, 64., not fi"):
         build(corpus, tmp_path / "index", encoder=encoder)
-
-
-def test_ids_stay_distinct_through_every_growth_of_the_set():
-    ids, names = IdSet(), [str(i) for i in range(5000)]
-    assert all(ids.add(name) for name in names)
-    assert not any(ids.add(name) for name in names)
 
 
 def test_a_shard_is_as_large_as_the_memory_allows():

@@ -7,15 +7,12 @@ import pytest
 import requests
 
 from rapo_jax.config import SearchSettings, ToolsSettings
-from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.search.index.build import SHARES, measure
-from rapo_jax.search.index.minilm import MiniLm
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.server import SearchServer, main
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search import index_search
-from tests.model.test_encoder import TEXTS, numpy_key, random_tensors, write_encoder
 from tests.search.index.corpora import build, passages, write_corpus
 
 COUNT = 120
@@ -124,22 +121,3 @@ def test_the_server_refuses_a_folder_without_an_index(tmp_path, capsys):
     assert "no finished index is there; build it with" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([f"--index={tmp_path}", "--corpus=c.jsonl"])
-
-
-@pytest.mark.parametrize("tokens", [16, 5])
-def test_minilm_on_the_host_gives_the_keys_of_the_device_for_cut_texts(tmp_path, tokens):
-    folder = write_encoder(tmp_path / "bert")
-    _, _, tokenizer = load_encoder(folder)
-    token_BX, length_B = tokenize_texts(tokenizer, TEXTS, width=tokens)
-    tensors = random_tensors()
-    wanted = [numpy_key(tensors, row[:n]) for row, n in zip(token_BX, length_B, strict=True)]
-    found = MiniLm(folder, tokens=tokens)(TEXTS)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, atol=2e-6)
-    assert MiniLm(folder, tokens=tokens)([]).shape == (0, found.shape[1])
-
-
-def test_a_damaged_encoder_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="no encoder .*build the index again"):
-        MiniLm(tmp_path, tokens=8)
