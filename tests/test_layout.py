@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ HOST_ROOMS = (
     "io", "config", "text", "search", "scoring", "tools", "tasks", "suites", "buffer",
     "environment", "report",
 )  # fmt: skip
+IMPORTED_LATE = (f"{PACKAGE}.tasks.builder",)
+"""Our modules that functions import, because they import a heavy package at their top, as that
+package demands."""
 DEVICE_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 MAX_LINES = 300
 
@@ -43,8 +47,19 @@ def tree_of(path):
 
 @functools.cache
 def imports(path):
-    package = module_of(path) if path.name == "__init__.py" else module_of(path)[:-1]
-    return list(imported_names(tree_of(path), list(package)))
+    return list(imported_names(tree_of(path), package_of(path)))
+
+
+@functools.cache
+def late_imports(path):
+    """The names that functions of a file import."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = (node for node in ast.walk(tree_of(path)) if isinstance(node, kinds))
+    return {name for node in functions for name in imported_names(node, package_of(path))}
+
+
+def package_of(path):
+    return list(module_of(path) if path.name == "__init__.py" else module_of(path)[:-1])
 
 
 def imported_names(tree, package):
@@ -128,6 +143,16 @@ def test_no_modules_import_each_other_in_a_circle():
     while leaves := {module for module, needs in left.items() if not needs & left.keys()}:
         left = {module: needs for module, needs in left.items() if module not in leaves}
     assert left == {}
+
+
+def test_functions_import_only_third_party_modules():
+    wrong = []
+    for path in modules().values():
+        for name in late_imports(path):
+            ours = is_within(name, PACKAGE) and not name.startswith(IMPORTED_LATE)
+            if ours or name.split(".")[0] in {"configs", *sys.stdlib_module_names}:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
 
 
 def test_the_package_itself_imports_no_room():
