@@ -135,8 +135,8 @@ def test_a_response_splits_into_its_calls_and_its_answer():
 
 def test_a_retrieve_tag_that_the_policy_wrote_hides_nothing_that_it_wrote():
     trace = render_retrieved(call_step("look", "search", "q", "found"))
-    assert without_retrieved(f"<retrieve>own {trace}rest") == "<retrieve>own rest"
-    assert without_retrieved(f"{trace}own {trace}rest</retrieve>") == "own rest</retrieve>"
+    assert without_retrieved(f"<retrieve>mine {trace}rest") == "<retrieve>mine rest"
+    assert without_retrieved(f"{trace}mine {trace}rest</retrieve>") == "mine rest</retrieve>"
 
 
 def test_text_of_a_token_beyond_a_closed_tag_stays_with_its_step():
