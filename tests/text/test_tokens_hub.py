@@ -271,7 +271,7 @@ def test_a_broken_tokenizer_file_is_named(hub, tmp_path):
 
 
 def test_prompts_follow_tokenizer_json_where_transformers_would_rebuild_it(hub, tmp_path):
-    """Any tokenizer of a qwen2 folder becomes Qwen's in transformers 5, with its rules for numbers."""
+    """transformers 5 makes any tokenizer of a qwen2 folder Qwen's, with its rules for numbers."""
     _, tokenizer, folder = hub
     copy_to(folder, tmp_path, config={"model_type": "qwen2"})
     tokens = load_tokens(tmp_path)
