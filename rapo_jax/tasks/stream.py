@@ -18,7 +18,7 @@ ENOUGH_ROWS = 2**60
 ROWS_AT_A_TIME = 1024
 
 
-class Source(Protocol):
+class QuestionSource(Protocol):
     """Random access to the questions of one split."""
 
     def __len__(self) -> int: ...
@@ -123,7 +123,7 @@ class QuestionStream:
 
 
 def question_stream(
-    source: Source, *, seed: int, batch: int, process_index: int, process_count: int
+    source: QuestionSource, *, seed: int, batch: int, process_index: int, process_count: int
 ) -> QuestionStream:
     """Endless shuffled batches of a source, this process's `batch / process_count` rows of each.
 
@@ -158,7 +158,7 @@ def question_stream(
     return QuestionStream(iterator, seed=seed, batch=batch, rows=len(source))
 
 
-def load_questions(source: Source) -> list[Question]:
+def load_questions(source: QuestionSource) -> list[Question]:
     """All questions of a source in their order on disk, for evaluation."""
     return list(source)
 
@@ -187,7 +187,9 @@ def prepare_questions(
     return {split: files[stored[split]] for split in SPLITS}
 
 
-def check_complete(source: Source, wanted: Sequence[Question], *, where: str, split: str) -> None:
+def check_complete(
+    source: QuestionSource, wanted: Sequence[Question], *, where: str, split: str
+) -> None:
     """Raises unless a source holds exactly the generator's questions, all of them, in order."""
     if not wanted:
         raise ValueError(f"task: split {split!r} has no questions; raise its number of entities")

@@ -51,7 +51,7 @@ def test_a_policy_step_and_its_observation_share_a_step_number():
     assert response_text(segments) == call + call + ANSWER.format("q")
 
 
-def test_a_retrieved_trace_is_a_step_of_its_own_and_never_the_first():
+def test_a_retrieved_trace_is_a_separate_step_and_never_the_first():
     segments = run_one(looks_twice, inject=lambda history, rng: "trace")
     assert [(s.source, s.step) for s in segments] == [
         (Source.POLICY, 0),

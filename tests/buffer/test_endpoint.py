@@ -149,7 +149,7 @@ def test_a_slow_server_costs_a_trajectory_and_not_the_others(serve, tmp_path):
     assert "no answer in time" in outcome.problem
 
 
-def test_a_refused_key_ends_all_and_is_never_told(serve, tmp_path, capfd):
+def test_a_refused_key_ends_the_sampling_and_is_never_printed(serve, tmp_path, capfd):
     key = "HOME"  # a variable that is always set
     requests = []
 

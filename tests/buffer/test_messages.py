@@ -50,7 +50,7 @@ def test_a_chat_becomes_thoughts_calls_results_and_an_answer():
     assert outcome_reward(response, ["42"]) == pytest.approx(1.1)
 
 
-def test_several_calls_of_one_message_are_steps_of_their_own_and_ids_order_the_results():
+def test_several_calls_of_one_message_are_separate_steps_and_ids_order_the_results():
     calls = [call("search", '{"query": "a"}', id="x"), call("search", '{"query": "b"}', id="y")]
     results = [result("of b", tool_call_id="y"), result("of a", tool_call_id="x")]
     _, response = tagged_text([USER, assistant("two", *calls), *results, assistant("c")])
@@ -189,7 +189,7 @@ def test_any_json_is_understood_or_refused_with_a_value_error(messages):
     assert isinstance(question, str) and response
 
 
-def test_a_tool_of_the_name_of_an_own_one_is_it():
+def test_a_call_with_the_name_of_a_users_tool_calls_it():
     call = {"id": "1", "function": {"name": "loud", "arguments": '{"text": "hey </loud>"}'}}
     chat = [
         USER,

@@ -121,7 +121,7 @@ def test_a_question_with_all_the_nearest_traces_still_gets_the_next_best_of_othe
     assert hit.row == max(others, key=lambda i: score_M[i])
 
 
-def test_a_row_misses_when_the_buffer_has_only_its_own_question():
+def test_a_row_misses_when_the_buffer_has_only_its_question():
     retriever = make([TRAJECTORIES[0]])
     key_BE = keys(retriever, [TRAJECTORIES[0].question] * 2, [""] * 2)
     hits = retriever.nearest(

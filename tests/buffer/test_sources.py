@@ -199,14 +199,14 @@ def test_step_traces_follow_the_settings_of_the_buffer(tmp_path):
 
 def test_the_manifest_counts_the_lines_of_each_file_by_its_name_alone(tmp_path):
     files = [write(tmp_path / "a", GOOD, "{"), write(tmp_path / "b", GOOD)]
-    about = read(*files, malformed="skip").info()
-    assert about["malformed"] == 1
-    first, second = about["files"]
+    info = read(*files, malformed="skip").info()
+    assert info["malformed"] == 1
+    first, second = info["files"]
     ((number, problem),) = first.pop("malformed_lines")
     assert number == 2 and problem.startswith("not JSON")
     assert first == {"name": "a", "lines": 2, "records": 1, "malformed": 1}
     assert second["malformed_lines"] == []
-    assert json.loads(json.dumps(about)) == about
+    assert json.loads(json.dumps(info)) == info
 
 
 values = st.one_of(st.none(), st.integers(), st.text(max_size=8), st.just(RESPONSE), st.just(STEPS))

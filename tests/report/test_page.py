@@ -100,7 +100,7 @@ def test_a_hostile_setting_or_folder_name_is_escaped(make_run, tmp_path):
     assert evil not in page
 
 
-def test_only_the_viewers_own_script_may_run(page):
+def test_only_the_viewers_script_may_run(page):
     script = Elements(page).scripts[1]
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{allowed}'" in page

@@ -68,7 +68,7 @@ def test_hidden_accuracy_is_the_mean_over_the_hidden_types(make_run):
     assert hidden_accuracy(run) == (kinds["hidden"] + kinds["hidden_number"]) / 2
 
 
-def test_the_runs_own_hidden_accuracy_comes_before_the_mean_of_types(make_run):
+def test_the_runs_hidden_accuracy_comes_before_the_mean_of_types(make_run):
     workdir = make_run("a")
     result = json.loads((workdir / "result.json").read_text())
     (workdir / "result.json").write_text(json.dumps(result | {"hidden_after": 0.123}))

@@ -11,7 +11,7 @@ from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.summary import headline, summarise
 from rapo_jax.suites.table import table
 
-ABOUT = {"suite": "made", "weights": "checkpoint of step 3", "scoring": "strict", "temperature": 0}
+INFO = {"suite": "made", "weights": "checkpoint of step 3", "scoring": "strict", "temperature": 0}
 SHAPES = {
     "Qwen2.5-7B-Instruct": (3584, 28, 18944),
     "Llama3-8B-Instruct": (4096, 32, 14336),
@@ -39,7 +39,7 @@ def rows(scores, *, metric="math", groups=("made",), samples=1):
 
 def summary(scores, *, samples=1, base="", metric="math", **how):
     found = summarise(rows(scores, metric=metric, samples=samples, **how), samples=samples)
-    return {**ABOUT, "metric": metric, "backbone": base, **found}
+    return {**INFO, "metric": metric, "backbone": base, **found}
 
 
 def test_maths_of_single_answers_has_wilsons_interval():

@@ -23,7 +23,7 @@ def test_no_start_entity_is_in_two_splits(world, parameters):
     assert len(set(world.entities)) == 40
 
 
-def test_every_word_has_its_own_chain_of_the_length_of_its_group(world, parameters):
+def test_every_word_has_a_chain_of_the_length_of_its_group(world, parameters):
     assert len(set(world.chains.values())) == len(world.chains)
     sizes = Counter(world.kinds.values())
     assert sizes["one_hop"] == len(chains.RELATIONS)
@@ -64,7 +64,7 @@ def test_all_chains_with_a_number_can_be_asked_for(parameters):
     assert len(set(full.chains.values())) == len(full.chains) == 4 + 6 + 20 + 12 + 64
 
 
-def test_a_fact_never_names_its_own_entity_and_relations_of_one_entity_differ(world):
+def test_a_fact_never_names_its_entity_and_relations_of_one_entity_differ(world):
     for entity in world.entities:
         others = {world.facts[entity, relation] for relation in chains.RELATIONS}
         assert entity not in others

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from rapo_jax.io.jsonl import text_of, texts_of
-from rapo_jax.tasks.published.published import Published, Record, Taken, fields
+from rapo_jax.tasks.published.published import Published, Record, Taken, take_fields
 
 
 def _hotpotqa(record: Record) -> Taken:
     """`level` is easy, medium or hard. The test split has no answers."""
-    return fields(difficulty="level", name="_id" if "_id" in record else "id")(record)
+    return take_fields(difficulty="level", name="_id" if "_id" in record else "id")(record)
 
 
 def _musique(record: Record) -> Taken:
@@ -40,7 +40,7 @@ SETS = {
         metric="f1",
         offered="github.com/Alab-NII/2wikimultihop (the data archive, unpacked)",
         files={"train": [("train.json",)], "dev": [("dev.json",)]},
-        take=fields(difficulty="type", name="_id"),
+        take=take_fields(difficulty="type", name="_id"),
         rows={"train": 167454, "dev": 12576},
     ),
     "musique": Published(
@@ -58,7 +58,7 @@ SETS = {
         offered="github.com/ofirpress/self-ask (its sheet, saved as CSV) or "
         "huggingface.co/datasets/chiayewken/bamboogle",
         files={"test": [("Bamboogle Prerelease - Sheet1.csv",), ("data/test-*.parquet",)]},
-        take=fields("Question", "Answer"),
+        take=take_fields("Question", "Answer"),
         rows={"test": 125},
     ),
 }

@@ -40,7 +40,7 @@ Layout = tuple[str, ...]
 """Patterns of files below MANUAL_DIR/NAME that together are a split."""
 
 
-def fields(
+def take_fields(
     question: str = "question", answer: str = "answer", *, difficulty: str = "", name: str = ""
 ) -> Callable[[Record], Taken]:
     """A `take` of records with a question, one answer, and perhaps a difficulty and an id."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rapo_jax.io.jsonl import text_of, texts_of
-from rapo_jax.tasks.published.published import Published, Record, Taken, fields
+from rapo_jax.tasks.published.published import Published, Record, Taken, take_fields
 
 ANSWER_SPLIT = "<|answer_split|>"
 """Between the gold answers of a question, in the files of ARPO."""
@@ -76,7 +76,7 @@ SETS = {
         metric="f1",
         offered="github.com/Alibaba-NLP/WebAgent (folder WebDancer/datasets)",
         files={"train": [("sample_qa.jsonl",)]},
-        take=fields(),
+        take=take_fields(),
         rows={"train": 200},
     ),
 }

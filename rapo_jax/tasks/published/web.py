@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from rapo_jax.io.jsonl import text_of
-from rapo_jax.tasks.published.published import Published, Record, Taken, fields
+from rapo_jax.tasks.published.published import Published, Record, Taken, take_fields
 
 
 def _webwalker(record: Record) -> Taken:
@@ -90,7 +90,7 @@ SETS = {
         offered="openaipublic.blob.core.windows.net/simple-evals/simple_qa_test_set.csv (see "
         "github.com/openai/simple-evals)",
         files={"test": [("simple_qa_test_set.csv",)]},
-        take=fields("problem"),
+        take=take_fields("problem"),
         rows={"test": 4326},
     ),
     "gaia": Published(

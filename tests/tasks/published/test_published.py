@@ -118,7 +118,7 @@ def test_a_file_among_many_is_named_where_it_is_wrong(tmp_path):
         read("math", "test", tmp_path)
 
 
-def test_browsecomp_needs_its_own_canary():
+def test_browsecomp_needs_its_canary():
     assert decrypted(encrypted("plain"), CANARY) == "plain"
     for hidden in ("no base64!", encrypted("très long text " * 4)):
         with pytest.raises(ValueError, match="cannot be decrypted with its canary"):
@@ -130,7 +130,7 @@ def test_control_characters_that_were_latex_are_repaired_and_line_ends_stay():
     assert math_equal("0.5", repaired("\frac{1}{2}"))
 
 
-def test_a_run_names_a_set_and_its_split_and_tells_a_count_that_is_not_the_publishers(tmp_path):
+def test_a_run_names_a_set_and_its_split_and_reports_a_count_that_is_not_the_publishers(tmp_path):
     how = {"key": "task.dataset.eval", "manual_dir": str(tmp_path), "malformed": "skip"}
     for fixture in FIXTURES[:2]:
         put(tmp_path, fixture)
