@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from rapo_jax.buffer.buffer import StepTraceBuffer
+from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import best_of, filter_counts, split_all
 from rapo_jax.search.ngram import NgramEncoder
@@ -26,8 +25,8 @@ ENCODE_TEXTS = 128 * ENCODE_ROWS
 """Keys between two lines of progress."""
 
 
-def build_buffer(run: Run) -> dict[str, Any]:
-    """Builds `BUFFER/traces`, its encoder and `trajectories.jsonl`, or keeps what is there.
+def build_buffer(run: Run) -> Manifest:
+    """Builds `BUFFER/traces`, its encoder and `trajectories.jsonl`, unless they are finished.
 
     Returns the manifest.
     """
@@ -46,7 +45,7 @@ def _build(
     imported: Imported | None,
     sampled: Sampling,
     started: float,
-) -> dict[str, Any]:
+) -> Manifest:
     folder, s = run.buffer, run.settings
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -20,6 +20,7 @@ from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
+from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.tasks import Question
 from rapo_jax.text.tokens import Tokens, load_tokens
@@ -198,7 +199,7 @@ def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> G
     return Guest(sampler, tokens, environment, sampler.load(params))
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def _config_of(folder: Path) -> dict[str, Json]:
     """FOLDER/config.json of a Hugging Face model or of a run; empty without one."""
     path = folder / "config.json"
     try:
@@ -208,7 +209,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _settings_of(config: dict[str, Any]) -> Settings | None:
+def _settings_of(config: dict[str, Json]) -> Settings | None:
     """Settings of another run; None where they cannot be read, as those of an older version."""
     known = {key: value for key, value in config.items() if key != "commit"}
     try:

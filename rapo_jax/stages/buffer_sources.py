@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.conversations import Outcome, converse
@@ -13,6 +13,7 @@ from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
+from rapo_jax.io.files import Json
 from rapo_jax.stages.buffer_policies import sample_policies
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
@@ -31,7 +32,7 @@ class Sampling(NamedTuple):
     """Trajectories of one or more agents, and what the buffer's manifest records of them."""
 
     trajectories: list[AgentTrajectory]
-    info: dict[str, Any]
+    info: dict[str, Json]
 
 
 def sample_agents(run: Run) -> Callable[[], Sampling]:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from rapo_jax.config import Settings
+from rapo_jax.io.files import Json
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_config import HfConfig, config_of
 from rapo_jax.model.hf_files import Tensors
@@ -90,7 +90,7 @@ def stored_dtype(settings: Settings) -> str:
     return HfConfig(folder).stored_dtype or DTYPES[tensors.dtype(next(iter(tensors)))]
 
 
-def _config(settings: Settings, weights: Weights, dtype: str) -> dict[str, Any]:
+def _config(settings: Settings, weights: Weights, dtype: str) -> dict[str, Json]:
     if settings.model.folder:
         config = HfConfig(settings.model.folder).values
     else:

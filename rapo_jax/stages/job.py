@@ -7,18 +7,18 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from rapo_jax.config import READERS, STAGES, SUITE_KEYS, Settings
-from rapo_jax.io.files import write_json
+from rapo_jax.io.files import Json, write_json
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
 from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
 from rapo_jax.train import distributed
 from rapo_jax.train.metrics import clock
 
-Config = Mapping[str, Any]
-"""JSON, as in config.json."""
+Config: TypeAlias = Mapping[str, Json]
+"""As in config.json."""
 
 
 def open_workdir(workdir: Path, config: Config) -> bool:
@@ -55,7 +55,7 @@ def prepare_workdir(workdir: Path, config: Config) -> bool:
     return True
 
 
-def _without_suites(config: Config) -> dict[str, Any]:
+def _without_suites(config: Config) -> dict[str, Json]:
     group = config.get("evaluate", {})
     return {**config, "evaluate": {k: x for k, x in group.items() if k not in SUITE_KEYS}}
 
@@ -138,11 +138,11 @@ def note_finished(workdir: Path, stage: str) -> None:
         write_json(workdir / "done.json", {"stages": [*done, stage]})
 
 
-def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+def read_json(path: Path, default: dict[str, Json]) -> dict[str, Json]:
     return json.loads(path.read_text()) if path.is_file() else default
 
 
-def summarise(workdir: Path, result: Mapping[str, Any], *, suites: bool, seconds: float) -> None:
+def summarise(workdir: Path, result: Mapping[str, Json], *, suites: bool, seconds: float) -> None:
     """Prints the last lines of a run: accuracies, and where its files are."""
     if "accuracy_after" in result:
         hidden = (

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from rapo_jax.search.index.keys import CorpusEncoder, FittedEncoder
 from rapo_jax.search.index.minilm import FILES
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.train.metrics import clock
+from rapo_jax.types import Array, Params
 
 TEXT_ORDERS = (1, 2)
 """n-grams of the built-in encoder."""
@@ -98,8 +98,8 @@ def _minilm(settings: SearchIndexSettings) -> CorpusEncoder:
 
 
 def by_length(
-    embed: Callable[..., Any],
-    params: Any,
+    embed: Callable[[Params, jax.Array, jax.Array], Array],
+    params: Params,
     tokenize: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]],
     *,
     tokens: int,

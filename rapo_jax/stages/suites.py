@@ -9,18 +9,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from rapo_jax.config import Settings
+from rapo_jax.io.files import Json
 from rapo_jax.method.tape import response_mask
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.suites.catalogue import Suite, read_suites
 from rapo_jax.suites.paper import backbone
 from rapo_jax.suites.predictions import TOO_LONG, Predictions, Sampled, join_parts, prediction
 from rapo_jax.suites.scores import open_judge, score_all
-from rapo_jax.suites.summary import headline, summarise
+from rapo_jax.suites.summary import Summary, headline, summarise
 from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.batches import padded_batches
@@ -77,7 +77,7 @@ def open_suites(settings: Settings, workdir: Path) -> list[Suite]:
     return [suite.only(spread(range(len(suite.questions)), e.limit)) for suite in suites]
 
 
-def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Any]) -> None:
+def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) -> None:
     """Samples and scores every suite; writes the summaries to `result['suites']` and a table.
 
     Summaries of other weights are dropped from `result`.
@@ -124,7 +124,7 @@ def evaluate_suite(
     policy: Callable[[Suite], Policy],
     fits: Callable[[Question], bool],
     user_tools: tuple[str, ...],
-) -> dict[str, Any]:
+) -> Summary:
     """Samples the rows of a suite that are not written yet, scores all and returns the summary.
 
     `policy` is called only if there are rows to sample. A question whose prompt does not fit
@@ -154,7 +154,7 @@ def evaluate_suite(
     if done < len(wanted):
         _predict(policy(suite), to_sample, files, done=done, n_rows=e.rows)
 
-    def score() -> dict[str, Any]:
+    def score() -> Summary:
         sampled = iter(files.sampled())
         rows_to_score = [
             next(sampled) if fitting else prediction(q, metric, TOO_LONG, sample=k)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.config import Settings
-from rapo_jax.io.files import write_json
+from rapo_jax.io.files import Json, write_json
 from rapo_jax.model.describe import describe
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.export import export_weights
@@ -35,7 +34,7 @@ class Job:
     def __init__(self, run: Run, suites: Sequence[Suite] = ()) -> None:
         self.run, self.suites = run, suites
         path = run.workdir / "result.json"
-        self.result: dict[str, Any] = (
+        self.result: dict[str, Json] = (
             json.loads(path.read_text())
             if path.is_file()
             else {

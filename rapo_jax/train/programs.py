@@ -1,4 +1,4 @@
-"""The rollout as a program: what it is built from, and its drivers by the name in the config."""
+"""The rollout as a program: what it is built from, and the drivers that run it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import on_mesh
 from rapo_jax.rollout.bridge import host_call
 from rapo_jax.rollout.loop import (
+    CallHost,
     HostCallbacks,
     Parts,
     RolloutInputs,
@@ -24,7 +25,7 @@ from rapo_jax.rollout.loop import (
     rollout,
     scan_steps,
 )
-from rapo_jax.rollout.spans import Boundary
+from rapo_jax.rollout.spans import Boundary, Tape
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import Tokens, boundary_automaton
 from rapo_jax.types import Params, Span, Trajectory
@@ -78,16 +79,18 @@ def boundary(tokens: Tokens) -> Boundary:
     )
 
 
-def _scan_driver(
+def make_program(
     setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
 ) -> Program:
-    call_host = partial(host_call, setup.mesh)
+    """The rollout of `rollout.driver`; `count_compile` is called for each compilation of a scan."""
+    parts, call_host, repeat = DRIVERS[setup.settings.driver](setup)
 
     def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
-        count_compile()  # runs while tracing: once for each compilation
+        if repeat is scan_steps:
+            count_compile()  # runs while tracing
         with on_mesh(setup.kernel_mesh):
             return rollout(
-                setup.parts,
+                parts,
                 call_host,
                 setup.callbacks,
                 setup.settings,
@@ -96,33 +99,14 @@ def _scan_driver(
                 prompt,
                 group_size=group_size,
                 retrieves=retrieves,
-                repeat=scan_steps,
+                repeat=repeat,
             )
 
-    return jax.jit(program)
+    return jax.jit(program) if repeat is scan_steps else program
 
 
-def _host_driver(
-    setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
-) -> Program:
-    compiled = setup.parts.compiled(jax.jit)
-
-    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
-        with on_mesh(setup.kernel_mesh):
-            return rollout(
-                compiled,
-                call_directly,
-                setup.callbacks,
-                setup.settings,
-                params,
-                inputs,
-                prompt,
-                group_size=group_size,
-                retrieves=retrieves,
-                repeat=loop_steps,
-            )
-
-    return program
-
-
-DRIVERS = {"scan": _scan_driver, "host": _host_driver}
+DRIVERS: dict[str, Callable[[RolloutSetup], tuple[Parts, CallHost, Callable[..., Tape]]]] = {
+    "scan": lambda setup: (setup.parts, partial(host_call, setup.mesh), scan_steps),
+    "host": lambda setup: (setup.parts.compiled(jax.jit), call_directly, loop_steps),
+}
+"""Parts, bridge and loop of a rollout: one program, or a loop in Python of compiled parts."""

@@ -124,7 +124,17 @@ def rl_step(
     scored = time.perf_counter()
     calibration, diagnostics = jax.device_get(parts.calibrate(trajectory, reward_B))
     rate = float(parts.schedule(int(state.step)))
-    state, updates = _update(run, parts, state, trajectory, calibration, order_key)
+    batch = Batch(
+        trajectory.token_BT,
+        trajectory.source_BT,
+        trajectory.logp_BT,
+        calibration.advantage_B,
+        calibration.retrieved_share_B.astype(np.float32),
+    )
+    length_B = np.asarray(trajectory.length_B, np.int64)
+    state, updates = train_on_rollouts(
+        parts.updater, s, state, batch, length_B, order_key, parts.reference
+    )
     updated = time.perf_counter()
     hybrid_B = hybrid_mask(
         s.rollout.questions, group_size=s.rollout.group_size, n_hybrid=s.n_hybrid
@@ -144,27 +154,6 @@ def rl_step(
         "time/host": host_seconds + scored - sampled,
         "time/update": updated - scored,
     }
-
-
-def _update(
-    run: Run,
-    parts: RlParts,
-    state: TrainState,
-    trajectory: Trajectory,
-    calibration: Calibration,
-    key: jax.Array,
-) -> tuple[TrainState, dict[str, float]]:
-    batch = Batch(
-        trajectory.token_BT,
-        trajectory.source_BT,
-        trajectory.logp_BT,
-        calibration.advantage_B,
-        calibration.retrieved_share_B.astype(np.float32),
-    )
-    length_B = np.asarray(trajectory.length_B, np.int64)
-    return train_on_rollouts(
-        parts.updater, run.settings, state, batch, length_B, key, parts.reference
-    )
 
 
 def _write_trajectories(

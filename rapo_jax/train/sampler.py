@@ -21,7 +21,7 @@ from rapo_jax.rollout.loop import RolloutInputs, parts
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import allgather_json
-from rapo_jax.train.programs import DRIVERS, Program, RolloutSetup, boundary, host_callbacks
+from rapo_jax.train.programs import Program, RolloutSetup, boundary, host_callbacks, make_program
 from rapo_jax.types import Params, Span, Trajectory
 
 FOREVER = 2**30
@@ -172,8 +172,7 @@ class Sampler:
         def count_compile() -> None:
             self.compiled += 1
 
-        driver = DRIVERS[self._setup.settings.driver]
-        return driver(self._setup, count_compile, retrieves=retrieves, group_size=group_size)
+        return make_program(self._setup, count_compile, retrieves=retrieves, group_size=group_size)
 
 
 def _join(chunks: Sequence[Trajectory]) -> Trajectory:

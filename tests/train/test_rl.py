@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from rapo_jax.stages import table
+from rapo_jax.stages.job import run_stages
+from rapo_jax.train import programs
 from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.loop import PolicyTraining
 from rapo_jax.train.rl import probability_at, train_rl
+from rapo_jax.train.run import Run
 
 METRICS = {
     *("reward/mean", "reward/on_policy", "reward/hybrid", "reward/accuracy", "reward/format_bad"),
@@ -135,6 +140,25 @@ def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
     assert any(retrieved)
     assert all(row["hybrid"] is (row["row"] % 4 >= 2) for row in rows)
     assert all(row["hybrid"] for row, found in zip(rows, retrieved, strict=True) if found)
+
+
+def test_eight_frames_lead_from_main_to_a_rollout(branch, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def rollout(*_, **__):
+        raise Reached
+
+    run = branch({"stages": ("rl",)})
+    monkeypatch.setattr(Run, "close", lambda self: None)
+    monkeypatch.setattr(programs, "rollout", rollout)
+    monkeypatch.setattr(table, "open_run", lambda settings, workdir: run)
+    monkeypatch.setattr(table, "check_cold_start", lambda run: {})
+    with pytest.raises(Reached) as reached:
+        run_stages(run.settings, run.workdir, fresh=False)  # which main calls itself
+    package = Path(table.__file__).parents[1]
+    frames = [x.name for x in reached.traceback if x.path.is_relative_to(package)]
+    assert frames == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "program"]
 
 
 def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
