@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.buffer.agents import response_text, run_agent
+from rapo_jax.config import ToolsSettings
 from rapo_jax.tasks import Question, find_reward, find_task, outcome_reward
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer
@@ -71,9 +72,8 @@ def test_the_tool_is_called_in_a_rollout(folder):
         call = "<think>hm</think><calculator>3 * (4 + 5)</calculator>"
         return call if not history else "<think>so</think><answer>\\boxed{27}</answer>"
 
-    tools = load_user_tools(
-        ast.literal_eval(named("tools.user_tools")), timeout_s=30.0, output_chars=100
-    )
+    pairs = ast.literal_eval(named("tools.user_tools"))
+    tools = load_user_tools(ToolsSettings(user_tools=pairs, timeout_s=30.0, output_chars=100))
     question = Question("q", "How much?", ("27",), "k", "test")
     row = run_agent(agent, question, tools, max_calls=2, rng=np.random.default_rng(0))
     assert [segment.text for segment in row][1] == "<result> 27</result>"

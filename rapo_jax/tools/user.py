@@ -7,8 +7,9 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from rapo_jax.config import ToolsSettings
 from rapo_jax.io.user_code import load_function
 from rapo_jax.text.protocol import CALLS, TAG_NAMES
 from rapo_jax.tools.failures import FailureLog
@@ -30,16 +31,14 @@ Answers = queue.SimpleQueue[tuple[int, Observation]]
 """(place of the call in its batch, its observation), in the order in which calls end."""
 
 
-def load_user_tools(
-    named: Sequence[Sequence[str]], *, timeout_s: float, output_chars: int
-) -> dict[str, UserTool]:
-    """The tools of tools.user_tools, pairs of a tag's name and 'module:function'.
+def load_user_tools(settings: ToolsSettings) -> dict[str, UserTool]:
+    """The tools of tools.user_tools, pairs of a tag's name and 'module:function', by name.
 
     Raises:
         ValueError: a name cannot be a tag or is taken, or a function cannot be loaded.
     """
     tools: dict[str, UserTool] = {}
-    for pair in named:
+    for pair in settings.user_tools:
         where = f"tools.user_tools={tuple(pair)!r}"
         if len(pair) != 2:
             raise ValueError(f"{where}: write pairs, (('calculator', 'my_tools:calculate'),)")
@@ -53,7 +52,9 @@ def load_user_tools(
         if name in tools:
             raise ValueError(f"{where}: there are two tools {name!r}; rename one")
         function = load_function(path, key=f"tools.user_tools.{name}", takes=("text",))
-        tools[name] = UserTool(name, function, timeout_s=timeout_s, output_chars=output_chars)
+        tools[name] = UserTool(
+            name, function, timeout_s=settings.timeout_s, output_chars=settings.output_chars
+        )
     return tools
 
 
@@ -68,12 +69,7 @@ class UserTool:
     """
 
     def __init__(
-        self,
-        name: str,
-        function: Callable[[str], str],
-        *,
-        timeout_s: float,
-        output_chars: int,
+        self, name: str, function: Callable[[str], str], *, timeout_s: float, output_chars: int
     ) -> None:
         self._name, self._function = name, function
         self._timeout_s, self._output_chars = timeout_s, output_chars

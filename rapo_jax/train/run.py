@@ -92,7 +92,7 @@ def open_run(
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
     t, r = settings.tools, settings.rollout
-    user_tools = load_user_tools(t.user_tools, timeout_s=t.timeout_s, output_chars=t.output_chars)
+    user_tools = load_user_tools(t)
     tags = user_tool_names(user_tools)
     find_reward(settings.task.reward, metric=settings.task.metric, user_tools=tags)
     task = find_task(settings.task.name)

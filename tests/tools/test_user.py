@@ -123,7 +123,7 @@ def test_the_purpose_of_a_tool_is_the_first_line_of_its_docstring():
 
 
 def make(*named):
-    return load_user_tools(named, timeout_s=5.0, output_chars=100)
+    return load_user_tools(ToolsSettings(user_tools=named))
 
 
 def test_tools_are_made_from_pairs_of_a_tag_and_a_path():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.config import ToolsSettings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
 from rapo_jax.stages.buffer_sources import sample_agents
@@ -33,9 +34,8 @@ def test_a_policy_that_closes_the_tag_of_an_own_tool_reads_what_the_tool_says(ho
     spelled = {b"<python>": b"<shout>", b"</python>": b"</shout>"}
     bytes_V = [spelled.get(token, token) for token in house.tokens.bytes_V]
     tokens = dataclasses.replace(house.tokens, bytes_V=bytes_V, user_tools=("shout",))
-    user_tools = load_user_tools(
-        [("shout", "tests.user_code:shout")], timeout_s=30.0, output_chars=100
-    )
+    settings = ToolsSettings(user_tools=(("shout", "tests.user_code:shout"),), timeout_s=30.0)
+    user_tools = load_user_tools(settings)
     r = dataclasses.replace(house.settings.rollout, driver="host")
     rooms = {name: getattr(r, name) for name in ("observation_tokens", "retrieved_tokens")}
     mesh = make_mesh(jax.devices()[:1], fsdp=1, tensor=1)
