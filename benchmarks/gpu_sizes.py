@@ -14,7 +14,7 @@ import jax
 from configs import default, qwen7b
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
-from rapo_jax.plan.arithmetic import shape_on
+from rapo_jax.plan.arithmetic import cache_bytes, shape_on
 from rapo_jax.plan.chips import CHIPS, Chip
 from rapo_jax.plan.models import planned_model
 
@@ -140,19 +140,15 @@ def read_weights(model: ModelSettings) -> float:
     return shape.sampled - looked_up
 
 
-def cache_bytes(model: ModelSettings) -> float:
-    """Bytes of the keys and values of a token."""
-    itemsize = shape_on(model, fsdp=1, tensor=1).itemsize
-    return 2 * model.kv_heads * model.head_width * itemsize * model.layers
-
-
 def decode_bytes(model: ModelSettings, *, rows: int, prompt: int, ticks: int) -> float:
     """Bytes that are read to decode `ticks` tokens after a prompt: weights and cache.
 
     Token i (from 0) attends to the prompt, to the i tokens before it and to itself.
     """
     attended = ticks * prompt + ticks * (ticks + 1) / 2
-    return ticks * read_weights(model) + rows * attended * cache_bytes(model)
+    return ticks * read_weights(model) + rows * attended * cache_bytes(
+        model, shape_on(model, fsdp=1, tensor=1)
+    )
 
 
 def attention_flops(model: ModelSettings, *, width: int) -> float:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.python_tool import machine
 
 WORDS = 50_000
 SUBJECTS = 2_000
@@ -120,10 +120,7 @@ def main() -> None:
     if arguments.build:
         build(arguments)
         return
-    print(
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load "
-        + ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    )
+    print(machine())
     with tempfile.TemporaryDirectory() as name:
         corpus, folder = Path(name) / "corpus.jsonl", Path(name) / "search_index"
         write_corpus(corpus, arguments.passages)

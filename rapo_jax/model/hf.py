@@ -94,20 +94,20 @@ def check_tensors(tensors: Tensors, settings: ModelSettings) -> list[str]:
         for name in place.names
     }
     for name, shape in wanted.items():
-        if name not in tensors:
+        header = tensors.headers.get(name)
+        if header is None:
             raise ValueError(f"{where}: tensor {name} is missing, but config.json asks for it")
-        if tensors.dtype(name) not in FLOATS:
+        if header.dtype not in FLOATS:
             raise ValueError(
-                f"{where}: tensor {name} is of type {tensors.dtype(name)}; quantised weights are "
+                f"{where}: tensor {name} is of type {header.dtype}; quantised weights are "
                 f"not supported, only {', '.join(FLOATS)}"
             )
-        if tensors.shape(name) != shape:
+        if header.shape != shape:
             raise ValueError(
-                f"{where}: tensor {name} has shape {tensors.shape(name)}, but config.json asks for "
-                f"{shape}"
+                f"{where}: tensor {name} has shape {header.shape}, but config.json asks for {shape}"
             )
     left_out = []
-    for name in tensors:
+    for name in tensors.headers:
         if name == HEAD and settings.tied:
             _refuse_other_head(tensors)
             left_out.append(f"{HEAD} equals the tied embedding and is left out")
@@ -121,8 +121,8 @@ def check_tensors(tensors: Tensors, settings: ModelSettings) -> list[str]:
 
 def _refuse_other_head(tensors: Tensors) -> None:
     """If a tied model's folder has a head, it must equal the embedding."""
-    shape = tensors.shape(EMBEDDING)
-    same = tensors.shape(HEAD) == shape
+    shape = tensors.headers[EMBEDDING].shape
+    same = tensors.headers[HEAD].shape == shape
     for start in range(0, shape[0] if same else 0, COMPARED_ROWS):
         rows = (slice(start, min(start + COMPARED_ROWS, shape[0])), slice(0, shape[1]))
         same = same and bool((tensors.read(HEAD, rows) == tensors.read(EMBEDDING, rows)).all())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,13 @@ INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 
 
+class Header(NamedTuple):
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """Its name in safetensors, such as BF16."""
+
+
 class Tensors:
     """The tensors of a folder by name: headers are read at once, values by `read`.
 
@@ -28,31 +35,15 @@ class Tensors:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file_of: dict[str, Path] = {}
-        self._shape: dict[str, tuple[int, ...]] = {}
-        self._dtype: dict[str, str] = {}
+        self.headers: dict[str, Header] = {}
         for path in _files(self.folder):
             with _open(path) as file:
                 for name in file.keys():
-                    if name in self._file_of:
-                        raise ValueError(f"{path}: tensor {name} is in {self._file_of[name]} too")
-                    tensor = file.get_slice(name)
-                    self._file_of[name] = path
-                    self._shape[name] = tuple(tensor.get_shape())
-                    self._dtype[name] = tensor.get_dtype()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shape[name]
-
-    def dtype(self, name: str) -> str:
-        """The dtype's name in safetensors, such as BF16."""
-        return self._dtype[name]
+                    if name in self.headers:
+                        other = self.headers[name].file
+                        raise ValueError(f"{path}: tensor {name} is in {other} too")
+                    part = file.get_slice(name)
+                    self.headers[name] = Header(path, tuple(part.get_shape()), part.get_dtype())
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Part of a tensor, in its stored dtype.
@@ -61,7 +52,7 @@ class Tensors:
             ValueError: a value is NaN or infinite.
         """
         # The file is opened for each read: pages of an open file count as memory of this process.
-        with _open(self._file_of[name]) as file:
+        with _open(self.headers[name].file) as file:
             part = file.get_slice(name)[index]
         if not np.isfinite(part).all():
             raise ValueError(f"{self.folder}: tensor {name} holds NaN or infinite values")

@@ -153,6 +153,11 @@ def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
     )
 
 
+def cache_bytes(model: ModelSettings, shape: Shape) -> float:
+    """Bytes of the keys and values of a token on one chip."""
+    return 2 * shape.kv_heads * model.head_width * shape.itemsize * model.layers
+
+
 def cache_slots(s: Settings) -> int:
     """Token slots of a row's cache: those of a row, and of the widest span (see `open_tape`)."""
     r = s.rollout
@@ -179,8 +184,7 @@ def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain
     Decoding and reading a span always do; a span is read in chunks of `rollout.absorb_chunk` slots.
     """
     r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.chunks // way.fsdp
-    item, H, D, L = shape.itemsize, model.head_width, model.width, model.layers
-    slots = cache_slots(s)
+    item, D, slots = shape.itemsize, model.width, cache_slots(s)
     span = max(r.observation_tokens, r.retrieved_tokens if s.n_hybrid else 0)
     scores, others = shape.heads * slots * (4 + 4 + item), (2 * shape.ffn + 4 * D) * item
     prompts = rows / r.group_size * r.prompt_tokens * (scores * plain + others)
@@ -192,7 +196,7 @@ def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
         copy=shape.sampled,
-        cache=rows * slots * 2 * shape.kv_heads * H * item * L,
+        cache=rows * slots * cache_bytes(model, shape),
         rollout=max(prompts, read, logits),
         update=_update_bytes(model, shape, way.remat, rows=micro, width=width, plain=plain),
     )

@@ -12,6 +12,7 @@ from rapo_jax.plan.arithmetic import (
     Shape,
     Way,
     bytes_on,
+    cache_bytes,
     cache_slots,
     micro_rows,
     sampled_tokens,
@@ -56,8 +57,8 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
 
     ticks = sampled_tokens(s)
     tick_flops = rows * (2 * matrix + attention * slots)
-    cache = rows * slots * 2 * shape.kv_heads * model.head_width * item * L
-    tick = max(tick_flops / chip.flops, (shape.sampled + cache) / chip.bandwidth)
+    tick_bytes = shape.sampled + rows * slots * cache_bytes(model, shape)
+    tick = max(tick_flops / chip.flops, tick_bytes / chip.bandwidth)
     spans = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
     read = rows * spans * r.max_calls * (2 * matrix + attention * slots)
     prompts = rows / r.group_size * r.prompt_tokens * (2 * matrix + attention * r.prompt_tokens)

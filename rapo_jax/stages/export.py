@@ -86,8 +86,8 @@ def stored_dtype(settings: Settings) -> str:
     folder = settings.model.folder
     if not folder:
         return "float32"
-    tensors = Tensors(folder)
-    return HfConfig(folder).stored_dtype or DTYPES[tensors.dtype(next(iter(tensors)))]
+    first = next(iter(Tensors(folder).headers.values()))
+    return HfConfig(folder).stored_dtype or DTYPES[first.dtype]
 
 
 def _config(settings: Settings, weights: Weights, dtype: str) -> dict[str, Json]:
