@@ -161,6 +161,9 @@ def _search_service(s: Settings) -> Iterator[Need]:
         folder = Path(search.cache).absolute().parent
         how = "" if folder.is_dir() else f"mkdir -p {folder}"
         yield Need("tools.search.cache", search.cache, how)
+    if search.key_variable and not os.environ.get(search.key_variable):
+        yield from _key("tools.search.key_variable", search.key_variable)
+        return
     try:
         plain = dataclasses.replace(search, cache="")
         tool = HttpSearch(plain, passages=s.tools.passages, fits=lambda text: True)
