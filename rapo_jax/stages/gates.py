@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from rapo_jax.tasks.schema import Task
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.buffer import attach_buffer
@@ -70,19 +71,19 @@ def follow_rate(run: Run, params: Params) -> float:
     followed = [
         outcome
         for b in range(len(trajectory.length_B))
-        for outcome in _outcomes(run, segments(run.tokens, trajectory, b))
+        for outcome in followed_steps(run.task, segments(run.tokens, trajectory, b))
     ]
     return sum(followed) / max(len(followed), 1)
 
 
-def _outcomes(run: Run, row: list[Segment]) -> list[bool]:
+def followed_steps(task: Task, row: list[Segment]) -> list[bool]:
     """For each retrieved step of a row whose decision can be taken: whether it is taken next."""
     followed, history = [], ""
     for before, after in zip(row, row[1:], strict=False):
         history += before.text
         if before.source != Source.RETRIEVED or after.source != Source.POLICY:
             continue
-        wanted = run.task.retrieved_decision(history)
-        if wanted is not None and run.task.can_follow(wanted, history):
-            followed.append(run.task.decision(after.text) == wanted)
+        wanted = task.retrieved_decision(history)
+        if wanted is not None and task.can_follow(wanted, history):
+            followed.append(task.decision(after.text) == wanted)
     return followed

@@ -6,8 +6,28 @@ import jax
 import numpy as np
 
 from rapo_jax.config import Settings
-from rapo_jax.train.update import Updater, without_zero_advantage_rows
-from rapo_jax.types import Batch, Params, TrainState
+from rapo_jax.method.objective import row_weight
+from rapo_jax.train.update import Updater
+from rapo_jax.types import Batch, Params, Source, TrainState
+
+_row_weight = jax.jit(row_weight, static_argnames="aggregation")
+
+
+def without_zero_advantage_rows(
+    batch: Batch, length_B: np.ndarray, *, aggregation: str
+) -> tuple[Batch, np.ndarray, float]:
+    """Drops the rows of advantage 0: returns the batch, its length_B, and the weight dropped.
+
+    A group of equal rewards has no gradient (Eqs. 9-11 without KL), so its rows need no forward
+    pass: they count in the denominator alone. One row is always kept, so that every update has
+    metrics.
+    """
+    keep_B = np.asarray(batch.advantage_B) != 0
+    if not keep_B.any():
+        keep_B[np.argmin(length_B)] = True
+    policy_BT = np.asarray(batch.source_BT) == Source.POLICY
+    weight = float(_row_weight(policy_BT, ~keep_B, aggregation=aggregation))
+    return jax.tree.map(lambda x: np.asarray(x)[keep_B], batch), length_B[keep_B], weight
 
 
 def train_on_rollouts(

@@ -11,12 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
+from rapo_jax.config import ModelSettings
 from rapo_jax.environment import observation_ids, retrieved_ids
+from rapo_jax.model.scoring import score
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
@@ -27,8 +31,8 @@ from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
 from rapo_jax.train.run import Run
-from rapo_jax.train.update import Updater, imitation_loss
-from rapo_jax.types import Batch, Source, TrainState
+from rapo_jax.train.update import LossSums, Updater
+from rapo_jax.types import Batch, Params, Source, TrainState
 
 
 class Examples(NamedTuple):
@@ -221,6 +225,19 @@ def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]])
         retrieved_tokens=r.retrieved_tokens,
         max_tokens=r.max_tokens,
     )
+
+
+def imitation_loss(model: ModelSettings) -> LossSums:
+    """Mean negative log-likelihood of POLICY tokens: the cold start, and the SFT baseline."""
+
+    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+        logp_BT, _ = score(model, params, batch.token_BT)
+        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        tokens = mask_BT.sum().astype(jnp.float32)
+        nll = -jnp.where(mask_BT, logp_BT, 0.0).sum()
+        return nll, (tokens, {"tokens": tokens, "nll": jax.lax.stop_gradient(nll)})
+
+    return loss
 
 
 def imitation_updater(

@@ -23,7 +23,6 @@ from rapo_jax.method.objective import (
     kl_penalty_sums,
     metric_means,
     policy_loss_sums,
-    row_weight,
 )
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import score
@@ -74,39 +73,6 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
     return loss
 
 
-def imitation_loss(model: ModelSettings) -> LossSums:
-    """Mean negative log-likelihood of POLICY tokens: the cold start, and the SFT baseline."""
-
-    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        logp_BT, _ = score(model, params, batch.token_BT)
-        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
-        tokens = mask_BT.sum().astype(jnp.float32)
-        nll = -jnp.where(mask_BT, logp_BT, 0.0).sum()
-        return nll, (tokens, {"tokens": tokens, "nll": jax.lax.stop_gradient(nll)})
-
-    return loss
-
-
-_row_weight = jax.jit(row_weight, static_argnames="aggregation")
-
-
-def without_zero_advantage_rows(
-    batch: Batch, length_B: np.ndarray, *, aggregation: str
-) -> tuple[Batch, np.ndarray, float]:
-    """Drops the rows of advantage 0: returns the batch, its length_B, and the weight dropped.
-
-    A group of equal rewards has no gradient (Eqs. 9-11 without KL), so its rows need no forward
-    pass: they count in the denominator alone. One row is always kept, so that every update has
-    metrics.
-    """
-    keep_B = np.asarray(batch.advantage_B) != 0
-    if not keep_B.any():
-        keep_B[np.argmin(length_B)] = True
-    policy_BT = np.asarray(batch.source_BT) == Source.POLICY
-    weight = float(_row_weight(policy_BT, ~keep_B, aggregation=aggregation))
-    return jax.tree.map(lambda x: np.asarray(x)[keep_B], batch), length_B[keep_B], weight
-
-
 class Updater:
     """The compiled update of one loss, for training states laid out as `state` is.
 
@@ -149,7 +115,7 @@ class Updater:
     ) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
 
-        `zero_advantage_weight` is the weight of rows that `without_zero_advantage_rows` dropped.
+        `zero_advantage_weight` is the weight of rows left out for their advantage of 0.
         """
         sums: Sums | None = None
         slots = 0

@@ -29,7 +29,8 @@ from rapo_jax.train.policy import (
     policy_shapes,
     start_state,
 )
-from rapo_jax.train.update import Updater, imitation_loss
+from rapo_jax.train.sft import imitation_loss
+from rapo_jax.train.update import Updater
 from rapo_jax.types import Batch, Source, TrainState
 from tests.model.checkpoints import load_model, logits_of, make_model, save_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -52,9 +53,14 @@ def test_segments_are_the_response_without_the_prompt(tapes, house):
     for b, length in enumerate(tapes.length_B):
         row = segments(house.tokens, tapes, b)
         assert Source.PROMPT not in {segment.source for segment in row}
-        response = tapes.token_BT[b, :length][tapes.source_BT[b, :length] != Source.PROMPT]
-        bytes_of = b"".join(house.tokens.bytes_V[i] for i in response)
-        assert sum(len(s.text) for s in row) >= len(bytes_of.decode("utf-8", "ignore"))
+        wanted = [
+            (source, step, b"".join(house.tokens.bytes_V[tapes.token_BT[b, t]] for t in slots))
+            for (source, step), slots in itertools.groupby(
+                range(length), lambda t, b=b: (tapes.source_BT[b, t], tapes.step_BT[b, t])
+            )
+            if source != Source.PROMPT
+        ]
+        assert row == [(who, s, text.decode("utf-8", "replace")) for who, s, text in wanted]
 
 
 def test_what_is_judged_leaves_retrieved_traces_out():

@@ -14,8 +14,10 @@ from rapo_jax.method.advantages import group_advantage
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.calibration import make_calibrator
+from rapo_jax.train.mini_batches import without_zero_advantage_rows
 from rapo_jax.train.optimizer import make_optimizer
-from rapo_jax.train.update import Updater, imitation_loss, rapo_loss, without_zero_advantage_rows
+from rapo_jax.train.sft import imitation_loss
+from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, Source, TrainState
 
 GROUP = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from rapo_jax.train.update import without_zero_advantage_rows
+from rapo_jax.train.mini_batches import without_zero_advantage_rows
 from rapo_jax.types import Batch, Source
 
 
