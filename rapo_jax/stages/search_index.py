@@ -88,13 +88,13 @@ def _minilm(settings: SearchIndexSettings) -> CorpusEncoder:
         module.apply, params, partial(tokenize_texts, tokenizer, width=tokens), tokens=tokens
     )
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    about = {"name": "minilm", "width": module.width, "tokens": tokens, "sha256": digest}
+    identity = {"name": "minilm", "width": module.width, "tokens": tokens, "sha256": digest}
 
     def save(target: Path) -> None:
         for name in FILES:
             shutil.copyfile(folder / name, target / name)
 
-    return CorpusEncoder(about, lambda texts: FittedEncoder(encode, save), lambda saved: encode)
+    return CorpusEncoder(identity, lambda texts: FittedEncoder(encode, save), lambda saved: encode)
 
 
 def by_length(
@@ -115,7 +115,7 @@ def by_length(
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         token_BX, length_B = tokenize(texts)
-        found: list[np.ndarray] = []
+        keys: list[np.ndarray] = []
         order_B, start = np.argsort(length_B, kind="stable"), 0
         while start < len(order_B):
             width = _width(int(length_B[order_B[start]]), tokens)
@@ -127,9 +127,9 @@ def by_length(
             length_R = np.zeros(rows, np.int32)
             length_R[: len(some)] = length_B[some]
             batch = jax.device_put((padded_RX, length_R), rows_apart)
-            found.append(np.asarray(program(weights, *batch))[: len(some)])
+            keys.append(np.asarray(program(weights, *batch))[: len(some)])
             start += len(some)
-        key_BE = np.concatenate(found)
+        key_BE = np.concatenate(keys)
         unsorted_BE = np.empty_like(key_BE)
         unsorted_BE[order_B] = key_BE
         return unsorted_BE

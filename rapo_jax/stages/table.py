@@ -110,11 +110,11 @@ def _evaluate(job: Job) -> None:
     if run.model.folder and not (run.workdir / "checkpoints").is_dir():
         compared.pop()  # nothing was trained: the weights of the folder alone
     for when, folder in compared:
-        found = evaluate(run, load_policy(run, folder), questions)
-        job.result |= {f"{k}_{when}": v for k, v in found.items() if k != "questions"}
-        job.result["questions"] = found["questions"]
-        metrics = {"evaluate/accuracy": found["accuracy"], "evaluate/reward": found["reward"]}
-        metrics |= {f"evaluate/accuracy/{k}": v for k, v in found["accuracy_by_kind"].items()}
+        scores = evaluate(run, load_policy(run, folder), questions)
+        job.result |= {f"{k}_{when}": v for k, v in scores.items() if k != "questions"}
+        job.result["questions"] = scores["questions"]
+        metrics = {"evaluate/accuracy": scores["accuracy"], "evaluate/reward": scores["reward"]}
+        metrics |= {f"evaluate/accuracy/{k}": v for k, v in scores["accuracy_by_kind"].items()}
         run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, metrics)
 
 

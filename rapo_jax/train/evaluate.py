@@ -74,7 +74,7 @@ def evaluate(
         endings.update(Status(int(x)).name for x in trajectory.status_B[: len(batch.items)])
     run.environment.take_counts()
     hidden = [x for kind, values in right.items() if kind.startswith("hidden") for x in values]
-    found = Evaluation(
+    evaluation = Evaluation(
         accuracy=float(np.mean([x for values in right.values() for x in values])),
         accuracy_by_kind={kind: float(np.mean(values)) for kind, values in sorted(right.items())},
         reward=float(np.mean(rewards)),
@@ -83,5 +83,5 @@ def evaluate(
         questions=len(questions),
     )
     if hidden:
-        found["hidden"] = float(np.mean(hidden))
-    return found
+        evaluation["hidden"] = float(np.mean(hidden))
+    return evaluation

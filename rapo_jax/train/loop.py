@@ -132,9 +132,9 @@ class PolicyTraining:
         self._progress.show(step.number + 1, **shown)
 
     def _evaluate(self) -> dict[str, float]:
-        found = evaluate(self.run, self.state.params, self._held_out)
-        hidden = {"heldout/hidden": found["hidden"]} if "hidden" in found else {}
-        return {"heldout/accuracy": found["accuracy"], **hidden}
+        scores = evaluate(self.run, self.state.params, self._held_out)
+        hidden = {"heldout/hidden": scores["hidden"]} if "hidden" in scores else {}
+        return {"heldout/accuracy": scores["accuracy"], **hidden}
 
     def _save(self, step: int) -> None:
         metadata = {

@@ -114,7 +114,7 @@ def _folder_weights(model: ModelSettings) -> Weights:
 
 
 def _policy(run: Run, weights: Weights) -> Params:
-    """Weights in the training layout, with fresh adapters where some are asked for but not saved.
+    """Weights in the training layout; with `model.lora.rank`, fresh adapters where none are saved.
 
     Fresh adapters change nothing: one of their two factors is zero.
     """

@@ -80,7 +80,7 @@ def restore(folder: Path) -> Saved | None:
 
 
 class Weights(NamedTuple):
-    """Weights that were found; those of a Hugging Face folder are not read yet."""
+    """Weights to load; those of a Hugging Face folder are still on disk."""
 
     model: ModelSettings
     base: Params | None

@@ -231,7 +231,7 @@ def test_the_first_process_alone_writes_and_the_others_keep_a_log(alone, two):
     assert stages == 2 * ["rl"] + 2 * ["evaluate"]
 
 
-def test_processes_hear_what_each_has_to_say_and_take_turns(two):
+def test_processes_gather_each_others_values_and_take_turns(two):
     _, reports = two
     for report in reports:
         assert report["shared"] == [{"from": 0, "text": ""}, {"from": 1, "text": 300 * "x"}]
@@ -252,7 +252,7 @@ def test_a_tool_that_fails_on_one_process_is_an_observation_of_its_rows_alone(tw
 
 def test_a_tool_that_breaks_its_promise_on_one_process_ends_all_with_its_error(two):
     for report in two[1]:
-        assert report["failure"].startswith("the world failed during a rollout: OSError('the wire")
+        assert report["failure"].startswith("the callbacks failed during a rollout: OSError('the")
 
 
 def test_sigterm_to_one_process_saves_a_checkpoint_on_all_and_ends_them_well(four):
