@@ -35,7 +35,7 @@ class Source(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """How a row stands. Everything but RUNNING is final."""
+    """State of a row. Everything but RUNNING is final."""
 
     RUNNING = 0
     ANSWERED = 1
@@ -51,7 +51,7 @@ class Status(enum.IntEnum):
 
 
 class Span(flax.struct.PyTreeNode):
-    """What the world says to each row: `length_B` valid tokens of `token_BX`; 0 says nothing."""
+    """Tokens to append to each row: the first `length_B` of `token_BX`, which may be none."""
 
     token_BX: Array
     length_B: Array
@@ -76,7 +76,7 @@ class Trajectory(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What one update reads: tapes, the sampler's log-probs, one number per row for the rest."""
+    """What one update reads: tapes, log pi_old, and A and F_ret of each row."""
 
     token_BT: Array
     source_BT: Array

@@ -31,12 +31,7 @@ TIMINGS = {
 
 
 def retrieval_reward_per_step(
-    entropy_BS: jax.Array,
-    source_BS: jax.Array,
-    *,
-    quality: str,
-    timing: str,
-    entropy_floor: float,
+    entropy_BS: jax.Array, source_BS: jax.Array, *, quality: str, timing: str, entropy_floor: float
 ) -> jax.Array:
     """Reward Z of each retrieval, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere.
 
@@ -77,12 +72,7 @@ def retrieval_reward_per_step(
 
 
 def retrieval_reward(
-    entropy_BS: jax.Array,
-    source_BS: jax.Array,
-    *,
-    quality: str,
-    timing: str,
-    entropy_floor: float,
+    entropy_BS: jax.Array, source_BS: jax.Array, *, quality: str, timing: str, entropy_floor: float
 ) -> jax.Array:
     """Retrieval reward Z_ret of a trajectory: the mean of Z over its retrievals (Eqs. 5-7).
 

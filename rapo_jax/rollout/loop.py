@@ -61,13 +61,6 @@ class RolloutInputs(flax.struct.PyTreeNode):
     """Numbers of the rows in their batch, where only a chunk is sampled; None is 0, 1, 2, …"""
 
 
-class Draws(NamedTuple):
-    """Randomness of a boundary, per row: whether to retrieve, and which random trace (-1 none)."""
-
-    wants_B: jax.Array
-    pick_B: jax.Array
-
-
 class Parts(NamedTuple):
     """The device's side of a step. The scan inlines them; the Python driver compiles each."""
 
@@ -75,7 +68,7 @@ class Parts(NamedTuple):
     """(params, prompts, group_size): the rows behind their prompts."""
     think: Callable[[Params, RolloutInputs, Tape], tuple[Tape, Span, jax.Array]]
     read: Callable[[Params, Tape, Span, jax.Array, int], Tape]
-    draw: Callable[[RolloutInputs, Tape, jax.Array], Draws]
+    draw: Callable[[RolloutInputs, Tape, jax.Array], tuple[jax.Array, jax.Array]]
     embed: Callable[[jax.Array], jax.Array]
 
     def compiled(self, jit: Callable[..., Callable]) -> Parts:
@@ -98,14 +91,17 @@ def row_keys(key: jax.Array, inputs: RolloutInputs, rows: int) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(row_numbers(inputs, rows))
 
 
-def draw(inputs: RolloutInputs, tape: Tape, boundary: jax.Array) -> Draws:
-    """Algorithm 1's coin at boundary t > 0 of each running hybrid row."""
+def draw(inputs: RolloutInputs, tape: Tape, boundary: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Algorithm 1's coin at boundary t > 0 of each running hybrid row.
+
+    Returns wants_B, whether to retrieve, and pick_B, which random trace in [0, 1), -1 for none.
+    """
     boundary_key = jax.random.fold_in(jax.random.fold_in(inputs.key, 1), boundary)
     key_B = row_keys(boundary_key, inputs, tape.step_B.shape[0])
     coin_B, noisy_B, pick_B = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_B).T
     wants_B = tape.running_B & inputs.hybrid_B & (coin_B < inputs.probability)
     wants_B &= boundary <= inputs.last_retrieval
-    return Draws(wants_B, jnp.where(noisy_B < inputs.noise, pick_B, -1.0))
+    return wants_B, jnp.where(noisy_B < inputs.noise, pick_B, -1.0)
 
 
 def parts(

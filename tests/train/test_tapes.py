@@ -83,7 +83,7 @@ def lines(tapes, house):
         house.tokens,
         tapes,
         [question for question in house.asked for _ in range(4)],
-        about={"step": 6, "stage": "rl"},
+        labels={"step": 6, "stage": "rl"},
         hybrid_B=np.arange(rows) % 4 > 1,
         z_BS=np.arange(rows * 8).reshape(rows, 8) / 100,
         **numbers,
