@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -142,23 +143,30 @@ def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
     assert all(row["hybrid"] for row, found in zip(rows, retrieved, strict=True) if found)
 
 
-def test_eight_frames_lead_from_main_to_a_rollout(branch, monkeypatch):
+def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeypatch):
     class Reached(Exception):
         pass
 
     def rollout(*_, **__):
         raise Reached
 
-    run = branch({"stages": ("rl",)})
+    without_gates = shutil.ignore_patterns("gates.json")
+    shutil.copytree(trunk.cold_start, tmp_path / "coldstart", ignore=without_gates)
+    run = branch({"stages": ("rl",), "sft.folder": str(tmp_path / "coldstart")})
     monkeypatch.setattr(Run, "close", lambda self: None)
     monkeypatch.setattr(programs, "rollout", rollout)
     monkeypatch.setattr(table, "open_run", lambda settings, workdir: run)
-    monkeypatch.setattr(table, "check_cold_start", lambda run: {})
-    with pytest.raises(Reached) as reached:
-        run_stages(run.settings, run.workdir, fresh=False)  # which main calls itself
     package = Path(table.__file__).parents[1]
-    frames = [x.name for x in reached.traceback if x.path.is_relative_to(package)]
-    assert frames == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "program"]
+
+    def frames():
+        """Between main, which calls run_stages itself, and the rollout."""
+        with pytest.raises(Reached) as reached:
+            run_stages(run.settings, run.workdir, fresh=False)
+        return [x.name for x in reached.traceback if x.path.is_relative_to(package)]
+
+    assert frames() == ["run_stages", "_rl", "check_cold_start", "evaluate", "sample", "program"]
+    monkeypatch.setattr(table, "check_cold_start", lambda run: {})
+    assert frames() == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "program"]
 
 
 def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
