@@ -32,13 +32,14 @@ def attend(
     """
     B, X, N, H = query_BXNH.shape
     K, T = key_BKHT.shape[1], key_BKHT.shape[3]
-    # The X * N/K queries of one kv head as one axis, so that both products are plain matmuls.
+    # The X * N/K queries of one kv head as one axis, so that both products are plain matmuls. By
+    # einsum: jnp.matmul, and with it the compiled program's gradient, rounds otherwise.
     query = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
-    score = jnp.matmul(query, key_BKHT, preferred_element_type=jnp.float32)
+    score = jnp.einsum("BKXH,BKHT->BKXT", query, key_BKHT, preferred_element_type=jnp.float32)
     score = score.reshape(B, K, X, N // K, T)
     score = jnp.where(visible_BXT[:, None, :, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
     weight = jax.nn.softmax(score, axis=-1).astype(value_BKTH.dtype)
-    mixed = jnp.matmul(weight.reshape(B, K, -1, T), value_BKTH)
+    mixed = jnp.einsum("BKXT,BKTH->BKXH", weight.reshape(B, K, -1, T), value_BKTH)
     return mixed.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)
 
 
