@@ -15,6 +15,7 @@ import jax
 from rapo_jax.config import Settings
 from rapo_jax.io.files import Json
 from rapo_jax.method.tape import response_mask
+from rapo_jax.model.sharding import row_shards
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.suites.catalogue import Suite, read_suites
 from rapo_jax.suites.paper import backbone
@@ -23,7 +24,7 @@ from rapo_jax.suites.scores import open_judge, score_all
 from rapo_jax.suites.summary import Summary, headline, summarise
 from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
-from rapo_jax.train.batches import padded_batches
+from rapo_jax.train.batches import even_size, padded_batches
 from rapo_jax.train.distributed import (
     Stopped,
     allgather_json,
@@ -104,6 +105,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
             policy=policy,
             fits=_fits(run),
             user_tools=run.tokens.user_tools,
+            shards=row_shards(run.mesh),
         )
         summary |= {"backbone": backbone(**shape)}
         kept = result.get("suites", {})
@@ -124,11 +126,13 @@ def evaluate_suite(
     policy: Callable[[Suite], Policy],
     fits: Callable[[Question], bool],
     user_tools: tuple[str, ...],
+    shards: int,
 ) -> Summary:
     """Samples the rows of a suite that are not written yet, scores all and returns the summary.
 
     `policy` is called only if there are rows to sample. A question whose prompt does not fit
-    (`fits`) is scored without a sample. `user_tools` are the tags of user-made tools.
+    (`fits`) is scored without a sample. `user_tools` are the tags of user-made tools, `shards` the
+    devices that rows are spread over.
     """
     e = settings.evaluate
     fitting_Q = map(fits, suite.questions)
@@ -150,9 +154,10 @@ def evaluate_suite(
             "all of them the same"
         )
     files = Predictions(workdir / FOLDER, suite.name, wanted)
-    done = on_first(lambda: files.begin(identity, batch=e.rows))
+    size = even_size(len(wanted), most=e.rows, shards=shards)
+    done = on_first(lambda: files.begin(identity, batch=size))
     if done < len(wanted):
-        _predict(policy(suite), to_sample, files, done=done, n_rows=e.rows)
+        _predict(policy(suite), to_sample, files, done=done, size=size)
 
     def score() -> Summary:
         sampled = iter(files.sampled())
@@ -185,13 +190,13 @@ def _predict(
     files: Predictions,
     *,
     done: int,
-    n_rows: int,
+    size: int,
 ) -> None:
     name = f"suites: {files.name}"
     progress = Progress(name, total=len(to_sample), done=done)
     if done:
         print(f"[{name}] resuming: {done} of {len(to_sample)} samples are there", flush=True)
-    for batch in padded_batches(to_sample, size=n_rows, first=done):
+    for batch in padded_batches(to_sample, size=size, first=done):
         sampled = policy([q for q, _, _ in batch.local_items], batch.start)
         part = [
             prediction(q, metric, each, sample=k)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,6 +12,8 @@ from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
 from rapo_jax.tasks.reward import outcome_reward
 from rapo_jax.tasks.schema import Question, Score, Task
 
+LARGEST_REWARD = 3.4028234e38
+"""Of float32, in which advantages are computed: a larger reward would be infinite there."""
 _LISTS = ("train", "eval", "documents")
 
 
@@ -101,9 +102,10 @@ def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score
             raise RuntimeError(
                 f"task.reward={path!r}: it raised {type(error).__name__} for {text!r}"
             ) from error
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if not isinstance(value, numbers.Real) or not abs(float(value)) <= LARGEST_REWARD:
             raise RuntimeError(
-                f"task.reward={path!r}: it gave {value!r} and no finite number for {text!r}"
+                f"task.reward={path!r}: it gave {value!r} and no number that is finite in float32 "
+                f"for {text!r}"
             )
         return float(value)
 

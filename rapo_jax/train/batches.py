@@ -25,6 +25,15 @@ class PaddedBatch(Generic[T]):
     """Row number in the batch and item, without padding."""
 
 
+def even_size(count: int, *, most: int, shards: int) -> int:
+    """The size of equal batches of `count` items: at most `most`, a multiple of `shards`.
+
+    `most` must be such a multiple. A few items make one small batch, not one padded to `most`.
+    """
+    batches = max(-(-count // most), 1)
+    return max(-(-count // (batches * shards)), 1) * shards
+
+
 def padded_batches(items: Sequence[T], *, size: int, first: int = 0) -> Iterator[PaddedBatch[T]]:
     """All items from `first` on, `size` at a time; the last batch repeats its items to be full.
 

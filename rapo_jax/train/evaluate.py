@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from rapo_jax.method.tape import response_mask
+from rapo_jax.model.sharding import row_shards
 from rapo_jax.tasks import Question
-from rapo_jax.train.batches import padded_batches
+from rapo_jax.train.batches import even_size, padded_batches
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.measures import score_rows
 from rapo_jax.train.run import Run
@@ -53,11 +54,12 @@ def evaluate(
     if not questions:
         raise ValueError("evaluate: there is no question to evaluate on")
     params = run.sampler.load(params)
+    size = even_size(len(questions), most=run.settings.evaluate.rows, shards=row_shards(run.mesh))
     right: dict[str, list[bool]] = defaultdict(list)
     rewards: list[float] = []
     tokens: list[int] = []
     endings: Counter[str] = Counter()
-    for batch in padded_batches(questions, size=run.settings.evaluate.rows):
+    for batch in padded_batches(questions, size=size):
         trajectory = run.sampler.sample(
             params,
             jax.random.fold_in(stage_key(run.settings, key), batch.start),

@@ -35,11 +35,16 @@ def train_on_examples(
 ) -> tuple[TrainState, dict[str, float]]:
     """As many updates of as many rows as a step of RL takes, on examples drawn at random."""
     rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
-    losses = []
+    losses, skipped = [], 0.0
     for part in range(s.rl.mini_batches * s.rl.epochs):
         rng = np.random.default_rng([s.seed, step, part])
         count = len(examples.length_B)
         index = rng.choice(count, rows_each, replace=rows_each > count)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
         losses.append(metrics["loss"])
-    return state, {"loss/sft": float(np.mean(losses)), "update/padding": metrics["padding"]}
+        skipped += metrics["skipped"]
+    return state, {
+        "loss/sft": float(np.mean(losses)),
+        "loss/skipped": skipped,
+        "update/padding": metrics["padding"],
+    }

@@ -21,6 +21,8 @@ from rapo_jax.types import TrainState
 
 SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")
 """Metrics in the progress line."""
+MOST_SKIPS = 3
+"""Steps in a row with a skipped update that end a run."""
 PHASES = ("reshard", "rollout", "host", "update", "step")
 
 
@@ -42,6 +44,22 @@ def checkpointed_steps(
         yield step
         if (step + 1) % every == 0 or step + 1 == total:
             save(step + 1)
+
+
+def count_skips(skips: int, skipped: float, *, step: int) -> int:
+    """Steps in a row with a skipped update: `skips` before this step, `skipped` updates in it.
+
+    Raises:
+        ValueError: there are `MOST_SKIPS`.
+    """
+    skips = skips + 1 if skipped else 0
+    if skips == MOST_SKIPS:
+        raise ValueError(
+            f"loss/skipped={skipped:g}: {MOST_SKIPS} steps in a row, up to step {step}, had an "
+            "update that is not finite. The weights are those of the last finite one; of RL, "
+            "skipped.jsonl has the rows. Mend the reward, or lower the learning rate"
+        )
+    return skips
 
 
 def policy_optimizer(s: Settings) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -79,7 +97,8 @@ class PolicyTraining:
     A loop takes each of `steps()` and hands its new state and metrics to `end_step`.
 
     Raises:
-        ValueError: the checkpoint was made with another buffer or with other adapters.
+        ValueError: the checkpoint was made with another buffer or with other adapters; or see
+        `count_skips`.
     """
 
     def __init__(
@@ -90,7 +109,7 @@ class PolicyTraining:
         self.run, self.state = run, state
         self.seconds, self.cpu_seconds = dict.fromkeys(PHASES, 0.0), 0.0
         """Of all steps, also those before a resume; wall seconds by phase of a step."""
-        self._buffer, self._stream = buffer, stream
+        self._buffer, self._stream, self._skips = buffer, stream, 0
         self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
         self._store = Checkpoints(
             run.workdir / "checkpoints", keep=s.checkpoint.keep, lora=run.model.lora
@@ -122,6 +141,7 @@ class PolicyTraining:
     def end_step(self, step: Step, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Writes the metrics; those named time/... are added up in `seconds`."""
         self.state = state
+        self._skips = count_skips(self._skips, metrics["loss/skipped"], step=step.number)
         values = {**step.held_out, **metrics, "time/step": time.perf_counter() - step.wall}
         self.cpu_seconds += cpu_seconds() - step.cpu
         values["cpu/total"] = self.cpu_seconds

@@ -38,14 +38,18 @@ def train_on_rollouts(
     length_B: np.ndarray,
     key: jax.Array,
     reference: Params | None,
-) -> tuple[TrainState, dict[str, float]]:
+) -> tuple[TrainState, dict[str, float], np.ndarray]:
     """`rl.epochs` passes over a batch of Q * G rows, in `rl.mini_batches` updates of whole groups.
 
     Without a KL penalty, rows of advantage 0 are not computed (`without_zero_advantage_rows`);
-    ratios, gaps and clip fractions are means over the others.
+    ratios, gaps and clip fractions are means over the others. An update that is not finite is
+    skipped (`Updater.update`) and left out of the means.
+
+    Returns the state, metrics, and the rows of the skipped updates.
     """
     Q, G = s.rollout.questions, s.rollout.group_size
-    history = []
+    history: list[dict[str, float]] = []
+    skipped: list[np.ndarray] = []
     for epoch in range(s.rl.epochs):
         order_Q = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), Q))
         for part in np.split(order_Q, s.rl.mini_batches):
@@ -60,8 +64,11 @@ def train_on_rollouts(
                 state, mini, lengths, reference, zero_advantage_weight=zero_advantage_weight
             )
             history.append(metrics | {"zero_advantage_rows": 1.0 - len(lengths) / len(index)})
-    mean = {k: float(np.mean([m[k] for m in history])) for k in history[0]}
-    return state, {
+            if metrics["skipped"]:
+                skipped.append(index)
+    sound = [metrics for metrics in history if not metrics["skipped"]] or history
+    mean = {k: float(np.mean([m[k] for m in sound])) for k in sound[0]}
+    scalars = {
         "loss/policy": mean["loss"],
         "loss/clip_fraction": mean["clipped"],
         "loss/ratio": mean["ratio"],
@@ -71,5 +78,7 @@ def train_on_rollouts(
         "loss/logp_gap_max": history[0]["logp_gap_max"],
         "loss/grad_norm": mean["grad_norm"],
         "update/padding": mean["padding"],
+        "loss/skipped": float(len(skipped)),
         "update/zero_advantage_rows": mean["zero_advantage_rows"],
     }
+    return state, scalars, np.concatenate(skipped) if skipped else np.zeros(0, np.int64)

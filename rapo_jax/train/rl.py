@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from typing import NamedTuple
@@ -132,13 +133,15 @@ def rl_step(
         calibration.retrieved_share_B.astype(np.float32),
     )
     length_B = np.asarray(trajectory.length_B, np.int64)
-    state, updates = train_on_rollouts(
+    state, updates, skipped_rows = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
     updated = time.perf_counter()
     hybrid_B = hybrid_mask(
         s.rollout.questions, group_size=s.rollout.group_size, n_hybrid=s.n_hybrid
     )
+    if skipped_rows.size:
+        _write_skipped(run, step, skipped_rows, row_questions, batch, length_B, reward_B)
     if s.log.trajectories and step % s.log.trajectory_every == 0:
         _write_trajectories(run, step, trajectory, row_questions, hybrid_B, reward_B, calibration)
     host_seconds = counts.get("seconds", 0.0)
@@ -154,6 +157,34 @@ def rl_step(
         "time/host": host_seconds + scored - sampled,
         "time/update": updated - scored,
     }
+
+
+def _write_skipped(
+    run: Run,
+    step: int,
+    skipped_rows: np.ndarray,
+    local_questions: list[Question],
+    batch: Batch,
+    length_B: np.ndarray,
+    reward_B: np.ndarray,
+) -> None:
+    """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
+    ids = allgather_rows([question.id for question in local_questions])
+    if not is_first():
+        return
+    path = run.workdir / "skipped.jsonl"
+    with open_to_append(path) as file:
+        for b in sorted(set(skipped_rows.tolist())):
+            numbers = (reward_B[b], batch.advantage_B[b], batch.old_logp_BT[b].sum())
+            # as text: NaN and infinity are no JSON
+            reward, advantage, logp = (str(float(number)) for number in numbers)
+            row = {"step": step, "row": b, "question_id": ids[b], "length": int(length_B[b])}
+            row |= {"reward": reward, "advantage": advantage, "logp": logp}
+            file.write(json.dumps(row) + "\n")
+    print(
+        f"[rl] warning: step {step}: an update was not finite and was skipped; its rows: {path}",
+        flush=True,
+    )
 
 
 def _write_trajectories(

@@ -26,7 +26,7 @@ from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.distributed import is_first, on_first
-from rapo_jax.train.loop import checkpointed_steps
+from rapo_jax.train.loop import checkpointed_steps, count_skips
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
@@ -168,7 +168,7 @@ def train_cold_start(run: Run) -> None:
     if store.latest() is not None:
         state, _ = store.restore(state)
     updater = imitation_updater(run, optimizer, state)
-    first = int(state.step)
+    first, skips = int(state.step), 0
     losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
     progress = Progress("sft", total=s.sft.steps, done=first)
 
@@ -178,10 +178,12 @@ def train_cold_start(run: Run) -> None:
     for step in checkpointed_steps(first, s.sft.steps, every=s.sft.checkpoint_every, save=save):
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
+        skips = count_skips(skips, metrics["skipped"], step=step)
         losses.append(metrics["loss"])
         progress.show(step + 1, loss=float(np.mean(losses)))
         if step % 10 == 0 or step + 1 == s.sft.steps:
-            values = {"loss/sft": metrics["loss"], "loss/grad_norm": metrics["grad_norm"]}
+            shown = {"loss/sft": "loss", "loss/grad_norm": "grad_norm", "loss/skipped": "skipped"}
+            values = {name: metrics[key] for name, key in shown.items()}
             run.metrics.write("sft", step, values | {"update/padding": metrics["padding"]})
     store.close()
     done = {"seconds": time.perf_counter() - started, "examples": len(examples.length_B)}

@@ -29,6 +29,9 @@ from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
+NARROW_WIDTHS = (32, 64, 128, 256, 512)
+"""Widths in tokens below the first bucket, for batches whose rows are all shorter."""
+
 
 class Sums(flax.struct.PyTreeNode):
     """Sums over micro-batches: loss, its gradient by the trained parameters, weight, metrics."""
@@ -90,7 +93,9 @@ class Updater:
         buckets: Sequence[int],
         micro_tokens: int,
     ) -> None:
-        self._buckets, self._micro_tokens, self._mesh = tuple(buckets), micro_tokens, mesh
+        self._micro_tokens, self._mesh = micro_tokens, mesh
+        # Rows far shorter than the first bucket need not be as wide as it.
+        self._widths = {*buckets, *(w for w in NARROW_WIDTHS if w < buckets[0])}
         where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
         self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
@@ -115,6 +120,8 @@ class Updater:
     ) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
 
+        Where the loss, its gradient or a number of the new state is not finite, parameters and
+        moments stay as they were, the step counts all the same, and the metric `skipped` is 1.
         `zero_advantage_weight` is the weight of rows left out for their advantage of 0.
         """
         sums: Sums | None = None
@@ -140,9 +147,10 @@ class Updater:
         """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`."""
         order, shards = np.argsort(-length_B, kind="stable"), row_shards(self._mesh)
         while len(order):
-            width = next(w for w in self._buckets if w >= length_B[order[0]])
-            count = max(self._micro_tokens // width, shards)
-            count -= count % shards
+            width = min(w for w in self._widths if w >= length_B[order[0]])
+            # As many rows as fit, but no more than a power of two above those left: few programs.
+            fitting = max(self._micro_tokens // width // shards, 1)
+            count = shards * min(fitting, power_of_two(-(-len(order) // shards)))
             taken, order = order[:count], order[count:]
             row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
             index = np.concatenate([taken, np.zeros(count - len(taken), taken.dtype)])
@@ -181,9 +189,23 @@ def _apply(
     gradient = jax.tree.map(lambda g: g / weight, sums.gradient)
     changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
-    metrics = metric_means(sums.metrics)
-    metrics |= {"loss": sums.loss / weight, "grad_norm": optax.tree.norm(gradient)}
+    loss, norm = sums.loss / weight, optax.tree.norm(gradient)
+    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+    for leaf in jax.tree.leaves((params, opt_state)):
+        sound &= jnp.isfinite(leaf).all()
+
+    def guarded(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(sound, new, old)
+
+    params = jax.tree.map(guarded, params, state.params)
+    opt_state = jax.tree.map(guarded, opt_state, state.opt_state)
+    metrics = metric_means(sums.metrics) | {"loss": loss, "grad_norm": norm, "skipped": ~sound}
     return TrainState(params, opt_state, state.step + 1), metrics
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
 
 
 def _trained_state(state: TrainState) -> TrainState:

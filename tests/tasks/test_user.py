@@ -104,8 +104,9 @@ def test_a_users_reward_replaces_it():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("not_finite", "it gave nan and no finite number for 'text'"),
-        ("no_number", "it gave '0.5' and no finite number for 'text'"),
+        ("not_finite", "it gave nan and no number that is finite in float32 for 'text'"),
+        ("too_large", "it gave 1e+39 and no number that is finite in float32 for 'text'"),
+        ("no_number", "it gave '0.5' and no number that is finite in float32 for 'text'"),
         ("raises", "it raised ValueError for 'text'"),
     ],
 )

@@ -37,7 +37,7 @@ class EvaluateSettings:
         at_least=0,
     )
     limit: int = key(0, "most questions; 0 = all", at_least=0)
-    rows: int = key(256, "questions at the same time", at_least=1)
+    rows: int = key(256, "most questions at the same time", at_least=1)
     suites: tuple[str, ...] = key(
         (),
         "published sets or files to evaluate the newest weights on, such as "

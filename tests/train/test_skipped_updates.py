@@ -1,0 +1,127 @@
+"""Updates that are not finite: the state stays as it was, their rows are named, a run ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rapo_jax.model.sharding import make_mesh, place, replicated
+from rapo_jax.train.loop import MOST_SKIPS, count_skips
+from rapo_jax.train.mini_batches import train_on_rollouts
+from rapo_jax.train.rl import _write_skipped
+from rapo_jax.train.update import Updater, power_of_two, rapo_loss
+from rapo_jax.types import Batch, TrainState
+
+GROUP = 4
+
+
+@pytest.fixture(scope="module")
+def updating(house):
+    """(updater, its first state, settings with two mini-batches of the shared tapes)."""
+    mesh, optimizer = make_mesh(jax.devices()[:1]), optax.adam(1e-2)
+    state = TrainState(house.params, optimizer.init(house.params), jnp.int32(0))
+    state = place(state, replicated(mesh))
+    updater = Updater(
+        rapo_loss(house.model, house.settings.rl),
+        optimizer,
+        state,
+        mesh=mesh,
+        buckets=(96,),
+        micro_tokens=16 * 96,
+    )
+    s = house.settings
+    s = dataclasses.replace(
+        s,
+        rl=dataclasses.replace(s.rl, mini_batches=2, epochs=1),
+        rollout=dataclasses.replace(s.rollout, questions=8, group_size=GROUP),
+    )
+    return updater, state, s
+
+
+def train(updating, tapes, advantage_B):
+    updater, state, s = updating
+    state = jax.tree.map(jnp.copy, state)  # an update gives its old state away
+    share_B = np.zeros(len(advantage_B), np.float32)
+    batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, share_B)
+    lengths = tapes.length_B.astype(np.int64)
+    return batch, train_on_rollouts(updater, s, state, batch, lengths, jax.random.key(0), None)
+
+
+def leaves(tree):
+    return jax.tree.leaves(jax.device_get(tree))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_one_row_that_is_not_finite_skips_its_update_and_no_other(updating, tapes, bad):
+    advantage_B = np.where(np.arange(32) % 2, 1, -1).astype(np.float32)
+    advantage_B[5] = bad
+    _, (state, metrics, rows) = train(updating, tapes, advantage_B)
+    assert metrics["loss/skipped"] == 1
+    assert 5 in rows and len(rows) == 16  # the rows of one of the two mini-batches
+    assert all(np.isfinite(leaf).all() for leaf in leaves((state.params, state.opt_state)))
+    moved = [
+        (a != b).any()
+        for a, b in zip(leaves(state.params), leaves(updating[1].params), strict=True)
+    ]
+    assert any(moved)  # by the other update
+    assert int(state.step) == 2  # a skipped update counts as a step
+    assert np.isfinite(metrics["loss/policy"])
+
+
+def test_where_every_update_is_skipped_the_state_is_bit_for_bit_the_old_one(updating, tapes):
+    _, (state, metrics, rows) = train(updating, tapes, np.full(32, np.nan, np.float32))
+    assert metrics["loss/skipped"] == 2 and len(rows) == 32
+    for new, old in zip(leaves(state.params), leaves(updating[1].params), strict=True):
+        np.testing.assert_array_equal(new, old)
+    for new, old in zip(leaves(state.opt_state), leaves(updating[1].opt_state), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_finite_updates_are_not_skipped(updating, tapes):
+    _, (_, metrics, rows) = train(updating, tapes, np.linspace(-1, 1, 32).astype(np.float32))
+    assert metrics["loss/skipped"] == 0 and rows.size == 0
+
+
+def test_the_rows_of_a_skipped_update_are_written_with_what_they_held(
+    house, tapes, tmp_path, capsys
+):
+    class FakeRun:
+        workdir = tmp_path
+
+    advantage_B = np.array([0.5, np.nan] * 16, np.float32)
+    batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, advantage_B)
+    questions = [question for question in house.asked for _ in range(GROUP)]
+    reward_B = np.array([1.0, np.inf] * 16)
+    _write_skipped(FakeRun, 7, np.array([1, 0]), questions, batch, tapes.length_B, reward_B)
+    rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").open()]
+    assert [row["row"] for row in rows] == [0, 1]
+    assert [(row["reward"], row["advantage"]) for row in rows] == [("1.0", "0.5"), ("inf", "nan")]
+    assert {row["question_id"] for row in rows} == {questions[0].id}
+    assert rows[0]["step"] == 7 and rows[0]["length"] == tapes.length_B[0]
+    assert "step 7: an update was not finite and was skipped" in capsys.readouterr().out
+
+
+def test_several_steps_in_a_row_with_a_skipped_update_end_the_run():
+    skips = 0
+    for step, skipped in enumerate([1.0, 0.0, *[2.0] * (MOST_SKIPS - 1)]):
+        skips = count_skips(skips, skipped, step=step)
+    assert skips == MOST_SKIPS - 1
+    with pytest.raises(ValueError, match=r"loss/skipped=1: 3 steps in a row, up to step 9, had an"):
+        count_skips(skips, 1.0, step=9)
+
+
+def test_a_micro_batch_holds_no_more_rows_and_slots_than_there_are(updating, tapes):
+    updater, _, _ = updating
+    few = jax.tree.map(lambda x: x[:3], tapes)
+    one_B = np.ones(3, np.float32)
+    batch = Batch(few.token_BT, few.source_BT, few.logp_BT, one_B, one_B)
+    ((micro, row_mask_B),) = updater._micro_batches(batch, np.array([30, 20, 31]))
+    assert micro.token_BT.shape == (4, 32)  # not 16 rows of 96 slots
+    assert row_mask_B.tolist() == [1, 1, 1, 0]
+    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
