@@ -10,10 +10,11 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rapo_jax.config import EndpointSettings
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
+from rapo_jax.io.api_keys import read_api_key
+from rapo_jax.io.files import Json
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.text.protocol import STEP_KINDS, neutralise, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
@@ -54,17 +55,17 @@ class Budget:
                 raise ValueError(f"{path}: damaged; it records the spending, repair it") from None
             self.calls, self.tokens = self.calls + calls, self.tokens + tokens
 
-    def take(self, estimate: int) -> None:
-        """Reserves a call of about `estimate` tokens. Raises Spent if that exceeds a cap."""
+    def take(self, tokens: int, *, calls: int = 1) -> None:
+        """Reserves calls of about `tokens` tokens. Raises Spent if that exceeds a cap."""
         with self._lock:
             for name, used, cap in (
-                ("calls", self.calls + 1, self._max_calls),
-                ("tokens", self.tokens + estimate, self._max_tokens),
+                ("calls", self.calls + calls, self._max_calls),
+                ("tokens", self.tokens + tokens, self._max_tokens),
             ):
                 if cap and used > cap:
                     spent = {"calls": self.calls, "tokens": self.tokens}[name]
                     raise Spent(f"buffer.endpoint.max_{name}_total={cap}: {spent} are spent")
-            self._write(1, estimate)
+            self._write(calls, tokens)
 
     def correct(self, tokens: int) -> None:
         """Adds the tokens that a call took beyond its estimate."""
@@ -99,7 +100,7 @@ class Endpoint:
         self._client = JsonClient(
             Limits(settings.deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            secrets=[key],
+            keys=[key],
             connections=settings.concurrency,
         )
 
@@ -114,6 +115,8 @@ class Endpoint:
         s = self._settings
         read = sum(len(message["content"]) for message in messages) // CHARS_PER_TOKEN
         estimate = read + s.step_tokens
+        sent = json.dumps(list(messages), ensure_ascii=False).encode("utf-8", "replace")
+        most = len(sent) + s.step_tokens  # a token is a byte or more
         self._budget.take(estimate)
         body = {
             "model": s.model,
@@ -122,26 +125,33 @@ class Endpoint:
             "max_tokens": s.step_tokens,
             "stop": list(stops(self._user_tools)[:MAX_STOPS]),
         }
+
+        def used(reply: Json, text: str) -> int:
+            count = _tokens_of(reply)
+            return read + len(text) // CHARS_PER_TOKEN if count is None else min(count, most)
+
+        def check(reply: Json) -> None:
+            text, _ = self._read(reply)
+            if not text.strip():  # it is paid for, and the estimate reserves the next attempt
+                self._budget.take(used(reply, text), calls=0)
+                raise HttpFailure("empty", "the answer holds no message")
+
         try:
-            reply = self._client.post(self._url, body)
+            reply = self._client.post(self._url, body, check=check)
         except HttpFailure as failure:
-            if failure.kind == "status":  # after another failure it may have served the call
+            if failure.kind in ("status", "empty"):  # others may have been served
                 self._budget.correct(-estimate)
             if failure.status in HOPELESS:
                 raise ValueError(f"buffer.endpoint.model={s.model!r}: {failure}") from None
             raise
         text, ended = self._read(reply)
-        used = _tokens_of(reply)
-        used = read + len(text) // CHARS_PER_TOKEN if used is None else used
-        self._budget.correct(used - estimate)
-        if not text.strip():
-            raise HttpFailure("body", f"POST {self._url}: the answer holds no message")
+        self._budget.correct(used(reply, text) - estimate)
         return whole_step(text, ended=ended, user_tools=self._user_tools)
 
     def close(self) -> None:
         self._client.close()
 
-    def _read(self, reply: Any) -> tuple[str, bool]:
+    def _read(self, reply: Json) -> tuple[str, bool]:
         """(text, whether the model ended it and not the token limit)."""
         try:
             choice = reply["choices"][0]
@@ -155,7 +165,7 @@ class Endpoint:
             return "", False
         if isinstance(thought, str) and thought.strip() and "<think>" not in text:
             text = f"<think>{neutralise(thought.strip(), self._user_tools)}</think>{text}"
-        return text.encode("utf-8", "replace").decode(), ended  # half a character has no bytes
+        return text, ended
 
 
 def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:

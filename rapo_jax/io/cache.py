@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 from pathlib import Path
 
 from rapo_jax.io.files import Json
+
+_log = logging.getLogger(__name__)
 
 
 def cache_key(*parts: Json) -> str:
@@ -17,11 +20,16 @@ def cache_key(*parts: Json) -> str:
 
 
 class DiskCache:
-    """Texts by key, from any thread. Raises ValueError for a file that is no such cache."""
+    """Texts by key, from any thread. Raises ValueError for a file that is no such cache.
+
+    A row that cannot be read counts as missing. The first text that cannot be written, as on a
+    full disk, is logged; such texts are not kept.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._lock = threading.Lock()
+        self._failed = False
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
@@ -31,14 +39,26 @@ class DiskCache:
             raise ValueError(f"cache {path}: unreadable ({error}); delete it") from error
 
     def get(self, key: str) -> str | None:
-        with self._lock:
-            row = self._db.execute("SELECT text FROM texts WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        try:
+            with self._lock:
+                row = self._db.execute("SELECT text FROM texts WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:  # such as a text that is no UTF-8
+            self._warn(error)
+            return None
+        return row[0] if row and isinstance(row[0], str) else None
 
     def put(self, key: str, text: str) -> None:
-        with self._lock, self._db:
-            self._db.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, text))
+        try:
+            with self._lock, self._db:
+                self._db.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, text))
+        except sqlite3.Error as error:
+            self._warn(error)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def _warn(self, error: sqlite3.Error) -> None:
+        if not self._failed:
+            self._failed = True
+            _log.warning("cache %s: %s; what it cannot keep is asked for again", self._path, error)

@@ -1,7 +1,9 @@
 """JSON over HTTP: a hard deadline, retries with backoff, a bound on the size of the response.
 
 Servers may be slow, busy, broken or hostile; every call ends in a value or an `HttpFailure` within
-the deadline. Secrets are sent in headers only, and are cut out of every message.
+the deadline. Keys are sent in headers only, and are masked in every message and reply. `~/.netrc`
+is not read. Of the environment, REQUESTS_CA_BUNDLE (certificates) is used, and HTTPS_PROXY,
+HTTP_PROXY and NO_PROXY only with RAPO_USE_PROXY=1.
 """
 
 from __future__ import annotations
@@ -22,12 +24,17 @@ from typing import NamedTuple, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
 
+from rapo_jax.io.api_keys import SHOWN_CHARS as KEY_CHARS
+from rapo_jax.io.api_keys import mask, mask_keys
 from rapo_jax.io.files import Json
 
 BUSY = (408, 425, 429, 500, 502, 503, 504, 529)
 """Statuses after which another attempt may succeed."""
 SHOWN_CHARS = 200
+READ_CHARS = 4000
+"""Of a failure's text, before it is masked: the time of masking is bounded."""
 
 Value = TypeVar("Value")
 
@@ -44,24 +51,8 @@ class Limits(NamedTuple):
     """Of the response's body, unzipped."""
 
 
-def read_api_key(variable: str, *, key: str) -> str:
-    """The API key in an environment variable; '' without a variable.
-
-    Raises ValueError, with the config key `key`, if it is not set or is no line of ASCII text.
-    """
-    value = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not value:
-        raise ValueError(
-            f"{key}={variable!r}: this environment variable is empty or not set; put the API key "
-            "into it"
-        )
-    if not value.isascii() or not value.isprintable():
-        raise ValueError(f"{key}={variable!r}: the API key in it is no line of ASCII text")
-    return value
-
-
 class HttpFailure(Exception):
-    """A failed call, in one line. `kind` is timeout, status, network or body."""
+    """A failed call, in one line. `kind` is timeout, status, network, body or empty."""
 
     def __init__(
         self, kind: str, text: str, *, status: int = 0, retry: bool = True, wait_s: float = 0.0
@@ -74,40 +65,52 @@ class HttpFailure(Exception):
         """Seconds that the server asked to wait."""
 
 
+Check = Callable[[Json], object]
+"""Raises HttpFailure for a reply after which the server is to be called again."""
+
+
 class JsonClient:
-    """Calls from any thread, over kept connections. Messages never contain `secrets`."""
+    """Calls from any thread, over kept connections; `keys` are in no message and no reply."""
 
     def __init__(
         self,
         limits: Limits,
         *,
         headers: Mapping[str, str] | None = None,
-        secrets: Sequence[str] = (),
+        keys: Sequence[str] = (),
         connections: int = 8,
     ) -> None:
         self._limits = limits
-        self._secrets = [secret for secret in secrets if secret]
+        self._keys = [key for key in keys if key]
         self._session = requests.Session()
+        self._session.trust_env = False  # ~/.netrc would replace the key, and proxies read it
+        self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
         self._session.headers.update(headers or {})
+        if "Authorization" in self._session.headers:
+            self._session.auth = _unchanged  # else the user info of the URL would replace it
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
 
     def get(self, url: str, params: Mapping[str, str | int]) -> Json:
-        return self._call("GET", url, params=params)
+        return self._call("GET", url, None, params=params)
 
-    def post(self, url: str, body: Json) -> Json:
-        return self._call("POST", url, json=body)
+    def post(self, url: str, body: Json, *, check: Check | None = None) -> Json:
+        return self._call("POST", url, check, json=body)
+
+    def mask(self, text: str) -> str:
+        """`text` without keys, and without user info and query strings of URLs."""
+        return mask(text, self._keys)
 
     def close(self) -> None:
         self._session.close()
 
-    def _call(self, method: str, url: str, **arguments: Json) -> Json:
+    def _call(self, method: str, url: str, check: Check | None, **arguments: Json) -> Json:
         limits = self._limits
         end = time.monotonic() + limits.deadline_s
         for attempt in range(limits.attempts):
             try:
-                once = functools.partial(self._once, method, url, end, arguments)
+                once = functools.partial(self._once, method, url, check, end, arguments)
                 return _within(end - time.monotonic(), once)
             except HttpFailure as failure:
                 pause = limits.backoff_s * 2**attempt * random.uniform(0.5, 1.0)
@@ -118,7 +121,9 @@ class JsonClient:
                 time.sleep(pause)
         raise AssertionError("limits.attempts is at least 1")
 
-    def _once(self, method: str, url: str, end: float, arguments: Mapping[str, Json]) -> Json:
+    def _once(
+        self, method: str, url: str, check: Check | None, end: float, arguments: Mapping[str, Json]
+    ) -> Json:
         """One attempt. Redirects are not followed: they would carry the key to another host."""
         try:
             with self._session.request(
@@ -127,6 +132,7 @@ class JsonClient:
                 timeout=max(end - time.monotonic(), 0.001),
                 stream=True,
                 allow_redirects=False,
+                proxies=get_environ_proxies(url) if os.environ.get("RAPO_USE_PROXY") else {},
                 **arguments,
             ) as response:
                 body = self._read(response, end)
@@ -139,15 +145,18 @@ class JsonClient:
         if response.status_code != 200:
             raise HttpFailure(
                 "status",
-                f"status {response.status_code}: {body[:1000].decode('utf-8', 'replace')}",
+                f"status {response.status_code}: {body[:READ_CHARS].decode('utf-8', 'replace')}",
                 status=response.status_code,
                 retry=response.status_code in BUSY,
                 wait_s=_seconds(response.headers.get("Retry-After", "")),
             )
         try:
-            return json.loads(body)
+            reply = _cleaned(json.loads(body), [k for k in self._keys if len(k) >= KEY_CHARS])
         except (ValueError, RecursionError) as error:
             raise HttpFailure("body", f"the answer is no JSON ({error})") from None
+        if check:
+            check(reply)
+        return reply
 
     def _read(self, response: requests.Response, end: float) -> bytes:
         """The body, unzipped in pieces, so that a small zipped one cannot fill the memory."""
@@ -164,16 +173,38 @@ class JsonClient:
         return b"".join(pieces)
 
     def _described(self, failure: HttpFailure, method: str, url: str, attempts: int) -> HttpFailure:
-        """The failure for the caller: one line, with the address and without secrets."""
-        text = str(failure)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        text = " ".join(text.split())[:SHOWN_CHARS]
+        """The failure for the caller: one line, with the address and without keys."""
+        keys = [*self._keys, *_keys_of(url)]
+        text = " ".join(mask(str(failure)[:READ_CHARS], keys).split())[:SHOWN_CHARS]
         tries = f" ({attempts} attempts)" if attempts > 1 else ""
-        place = urllib.parse.urlsplit(url)
-        where = f"{method} {place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
-        text = f"{where}: {text}{tries}"
+        text = f"{method} {mask(url, keys)}: {text}{tries}"
         return HttpFailure(failure.kind, text, status=failure.status, retry=failure.retry)
+
+
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _keys_of(url: str) -> list[str]:
+    """Texts in an address that may be keys: its password, and long values and user names."""
+    try:
+        place = urllib.parse.urlsplit(url)
+    except ValueError:
+        return []
+    user, _, password = place.netloc.rpartition("@")[0].partition(":")
+    values = [user, *(value for _, value in urllib.parse.parse_qsl(place.query))]
+    return [urllib.parse.unquote(password), *(v for v in values if len(v) >= KEY_CHARS)]
+
+
+def _cleaned(value: Json, keys: Sequence[str]) -> Json:
+    """`value` without `keys` in its texts, and "?" for half characters, which no file can hold."""
+    if isinstance(value, str):
+        return mask_keys(value.encode("utf-8", "replace").decode(), keys)
+    if isinstance(value, list):
+        return [_cleaned(item, keys) for item in value]
+    if isinstance(value, dict):
+        return {name: _cleaned(item, keys) for name, item in value.items()}
+    return value
 
 
 def _within(seconds: float, work: Callable[[], Value]) -> Value:
@@ -200,8 +231,8 @@ def _within(seconds: float, work: Callable[[], Value]) -> Value:
 def _seconds(retry_after: str) -> float:
     """Seconds of a Retry-After header, which holds a number or a date; 0 without one."""
     with contextlib.suppress(ValueError):
-        return max(float(retry_after), 0.0)
+        return max(0.0, float(retry_after))  # 0 for NaN
     try:
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except Exception:  # the parser raises many kinds, such as OverflowError for a huge year
         return 0.0

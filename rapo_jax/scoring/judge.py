@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rapo_jax.config import JudgeSettings
+from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.files import Json
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.scoring.maths_official import official_math_equal
 from rapo_jax.text.protocol import neutralise
@@ -78,14 +79,14 @@ class ChatJudge:
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"evaluate.judge.url={url!r}: expected http://… or https://…")
+            raise ValueError(f"evaluate.judge.url={mask(url)!r}: expected http://… or https://…")
         key = read_api_key(settings.key_variable, key="evaluate.judge.key_variable")
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._model, self._rule, self._concurrency = settings.model, rule, settings.concurrency
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, backoff_s, MAX_REPLY_BYTES),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            secrets=[key],
+            keys=[key],
             connections=settings.concurrency,
         )
         self._cache = DiskCache(cache)
@@ -117,7 +118,7 @@ class ChatJudge:
         body = self._request(answered, prediction)
         key = cache_key(body)
         text = self._cache.get(key)
-        if text is None:
+        if text is None or not text.strip():
             try:
                 text = self._ask(body)
             except HttpFailure as failure:
@@ -148,14 +149,17 @@ class ChatJudge:
     def _ask(self, body: dict[str, Json]) -> str:
         with self._lock:
             self.calls += 1
-        reply = self._client.post(self._url, body)
-        try:
-            text = reply["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            text = None
-        if not isinstance(text, str) or not text.strip():
-            raise HttpFailure("body", f"POST {self._url}: the answer holds no message")
-        return text
+        return _content(self._client.post(self._url, body, check=_content))
+
+
+def _content(reply: Json) -> str:
+    try:
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        text = None
+    if not isinstance(text, str) or not text.strip():
+        raise HttpFailure("empty", "the answer holds no message")
+    return text
 
 
 def read_verdict(text: str, *, rule: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rapo_jax.config import SearchSettings
+from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.search.passages import Fits, Passage, render_passages
 from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
@@ -41,8 +42,8 @@ class HttpSearch:
         self._url = (settings.url or self._api.url).rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise ValueError(
-                f"tools.search.url={settings.url!r}: tools.search.kind={settings.kind!r} needs the "
-                "address of a server, such as http://127.0.0.1:8000"
+                f"tools.search.url={mask(settings.url)!r}: tools.search.kind={settings.kind!r} "
+                "needs the address of a server, such as http://127.0.0.1:8000"
             )
         key = read_api_key(settings.key_variable, key="tools.search.key_variable")
         if self._api.needs_key and not key:
@@ -57,7 +58,7 @@ class HttpSearch:
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, BACKOFF_S, MAX_ANSWER_BYTES),
             headers=self._api.headers(key) if key else {},
-            secrets=[key],
+            keys=[key],
             connections=settings.concurrency,
         )
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="http_search")
@@ -75,7 +76,7 @@ class HttpSearch:
             for group, new in zip(groups, self._threads.map(self._ask, groups), strict=True):
                 answers |= dict(zip(group, new, strict=True))
         except Exception as error:  # a tool never raises: see Tool
-            self._log_failure(f"{type(error).__name__}: {error}")
+            self._log_failure(self._client.mask(f"{type(error).__name__}: {error}"))
         return [self._observation(query, answers) for query in cleaned]
 
     def check(self) -> None:
@@ -87,8 +88,8 @@ class HttpSearch:
             self._api.ask(self._client, self._url, ["check"], 1)
         except HttpFailure as failure:
             raise ValueError(
-                f"tools.search.url={self._url!r}: no {self._kind} service answers ({failure}); "
-                "start it, or mend the address"
+                f"tools.search.url={mask(self._url)!r}: no {self._kind} service answers "
+                f"({failure}); start it, or mend the address"
             ) from None
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class HttpSearch:
         try:
             answers = self._api.ask(self._client, self._url, group, self._passages)
         except HttpFailure as failure:
-            self._log_failure(str(failure))
+            self._log_failure(self._client.mask(str(failure)))
             status = f", status {failure.status}" if failure.status else ""
             text = f"error: search failed ({failure.kind}{status})"
             timed_out = failure.kind == "timeout"
@@ -131,7 +132,11 @@ class HttpSearch:
 
     def _cached(self, query: str) -> list[Passage] | None:
         text = self._cache.get(self._cache_key(query)) if self._cache else None
-        return None if text is None else [Passage(*passage) for passage in json.loads(text)]
+        try:
+            passages = [Passage(*passage) for passage in json.loads(text or "null")]
+        except (ValueError, TypeError, RecursionError):  # a damaged row
+            return None
+        return passages if all(isinstance(t, str) for p in passages for t in p) else None
 
     def _cache_key(self, query: str) -> str:
         return cache_key(self._kind, self._url, self._passages, query)

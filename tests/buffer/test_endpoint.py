@@ -137,6 +137,36 @@ def test_an_answer_without_a_message_is_a_failure_of_that_call(serve, tmp_path, 
         make(serve(lambda h, b: (200, reply)), tmp_path)[0].step(ASK)
 
 
+@pytest.mark.parametrize("content", ["", " \n", None, ["x"]])
+def test_an_empty_answer_is_asked_for_again_and_paid_for(serve, tmp_path, content):
+    answers = [chat(content, tokens=7), chat(content, tokens=8), chat("hm")]
+    endpoint, budget = make(serve(lambda h, b: answers.pop(0)), tmp_path)
+    assert endpoint.step(ASK) == "hm"
+    assert (budget.calls, budget.tokens) == (1, 25)
+
+    answers += [chat(content, tokens=10)] * 4
+    with pytest.raises(HttpFailure, match=r"the answer holds no message \(4 attempts\)"):
+        endpoint.step(ASK)
+    assert (budget.calls, budget.tokens, answers) == (2, 65, [])
+
+
+def test_empty_answers_are_not_asked_for_beyond_the_cap(serve, tmp_path):
+    asked = []
+    url = serve(lambda h, b: asked.append(1) or chat("", tokens=40))
+    with pytest.raises(Spent, match="max_tokens_total=100"):
+        make(url, tmp_path, max_tokens_total=100)[0].step(ASK)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("claim", [10**12, 10**4000, -1, True, "many", 1e12])
+def test_a_claim_of_tokens_is_bounded_by_what_was_sent_and_the_longest_answer(
+    serve, tmp_path, claim
+):
+    endpoint, budget = make(serve(lambda h, b: chat("hm", tokens=claim)), tmp_path)
+    endpoint.step(ASK)
+    assert 0 <= budget.tokens <= len(str(ASK)) + 50
+
+
 def test_a_slow_server_costs_a_trajectory_and_not_the_others(serve, tmp_path):
     def answer(handler, body):
         if body["messages"][1]["content"] == "slow?":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -30,6 +32,31 @@ def test_a_file_that_is_no_cache_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "cache").write_text("no database\n" * 100)
     with pytest.raises(ValueError, match="cache .*unreadable .*; delete it"):
         DiskCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("bad", ["NULL", "3", "x'00ff'", "CAST(x'ff41' AS TEXT)"])
+def test_a_row_that_is_no_text_counts_as_missing_and_is_replaced(tmp_path, bad):
+    cache = DiskCache(tmp_path / "cache")
+    with sqlite3.connect(tmp_path / "cache") as db:
+        db.execute(f"INSERT INTO texts VALUES ('a', {bad})")
+    assert cache.get("a") is None
+    cache.put("a", "good")
+    assert cache.get("a") == "good"
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    cache = DiskCache(tmp_path / "cache")
+    with sqlite3.connect(tmp_path / "cache") as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON texts BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    with caplog.at_level(logging.WARNING):
+        for key in "ab":
+            cache.put(key, "1")
+    assert [cache.get(key) for key in "ab"] == [None, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cache {tmp_path / 'cache'}: full; what it cannot keep is asked for again"
+    ]
 
 
 def test_keys_are_equal_for_equal_values_alone():

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import time
+from urllib.parse import quote
 
 import pytest
 
-from rapo_jax.io.http import HttpFailure, JsonClient, Limits, read_api_key
+from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 
 KEY = "secret-key-1234"
 
 
-def client(*, deadline_s=10.0, attempts=3, max_bytes=10_000):
+def client(*, deadline_s=10.0, attempts=3, max_bytes=10_000, header="X-Key", value=KEY, key=KEY):
     limits = Limits(deadline_s, attempts, backoff_s=0.01, max_bytes=max_bytes)
-    return JsonClient(limits, headers={"X-Key": KEY}, secrets=[KEY])
+    return JsonClient(limits, headers={header: value} if value else {}, keys=[key])
 
 
 def failure(work, *arguments) -> HttpFailure:
@@ -35,26 +37,14 @@ def write(handler, head: bytes, *pieces: bytes, pause_s=0.0):
 
 
 def test_a_post_sends_and_returns_json_with_its_headers(serve):
-    url = serve(lambda handler, body: (200, {"got": body, "key": handler.headers["X-Key"]}))
-    assert client().post(url, {"a": [1]}) == {"got": {"a": [1]}, "key": KEY}
+    sent = []
+    url = serve(lambda handler, body: sent.append(handler.headers["X-Key"]) or (200, {"got": body}))
+    assert client().post(url, {"a": [1]}) == {"got": {"a": [1]}} and sent == [KEY]
 
 
 def test_a_get_sends_its_parameters_quoted(serve):
     url = serve(lambda handler, body: (200, handler.path))
     assert client().get(url, {"q": "a b&c", "n": 3}) == "/?q=a+b%26c&n=3"
-
-
-@pytest.mark.parametrize("value", ["", " ", "two\nlines", "schlüssel"])
-def test_an_api_key_that_is_no_line_of_text_is_refused_with_its_variable(monkeypatch, value):
-    monkeypatch.setenv("THE_KEY", value)
-    with pytest.raises(ValueError, match="judge.key_variable='THE_KEY': th(is|e) .*"):
-        read_api_key("THE_KEY", key="judge.key_variable")
-
-
-def test_an_api_key_is_read_without_the_space_around_it(monkeypatch):
-    monkeypatch.setenv("THE_KEY", f" {KEY}\n")
-    assert read_api_key("THE_KEY", key="judge.key_variable") == KEY
-    assert read_api_key("", key="judge.key_variable") == ""
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -79,11 +69,107 @@ def test_the_last_failure_is_raised_with_the_number_of_attempts(serve):
     assert str(found) == f'POST {url}/path: status 503: "busy" (3 attempts)'
 
 
-def test_no_message_holds_a_secret(serve):
+def test_no_message_holds_a_key(serve):
     url = serve(lambda handler, body: (401, f"bad key {handler.headers['X-Key']}"))
     with_user = url.replace("//", f"//me:{KEY}@") + f"/?key={KEY}"
     for found in (failure(client().post, url, 1), failure(client().post, with_user, 1)):
         assert KEY not in str(found) and "***" in str(found)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda h, _: (401, h.headers["X-Key"][:12]),
+        lambda h, _: (401, base64.b64encode(h.headers["X-Key"].encode()).decode()),
+        lambda h, _: (401, quote(h.headers["X-Key"], safe="")),
+        lambda h, _: (401, " " * 180 + h.headers["X-Key"]),
+        lambda h, _: (401, f"{' ' * 960}{h.headers['X-Key']}"),
+    ],
+)
+def test_a_key_that_a_server_sends_back_in_another_form_is_masked(serve, answer):
+    key = "s3cret/key=+with&signs"
+    found = str(failure(client(value=key, key=key).post, serve(answer), 1))
+    forms = (key, base64.b64encode(key.encode()).decode(), quote(key, safe=""))
+    assert all(form[:8] not in found for form in forms) and found.endswith('***"')
+
+
+def test_a_key_that_is_no_header_is_not_printed_by_the_http_library():
+    for key in (f"{KEY}\n", f"{KEY}\r\nX: y", f" {KEY}"):
+        found = failure(client(value=f"Bearer {key}", key=key).post, "http://127.0.0.1:9/x", 1)
+        assert found.kind == "network" and KEY[:8] not in str(found)
+
+
+def test_the_parts_of_an_address_that_may_be_keys_are_masked(serve):
+    url = serve(lambda h, _: (401, [h.headers["Authorization"], h.path]))
+    url = f"{url.replace('//', '//some-user:pa%2Fss@')}/v1?key=abcdefgh&n=1"
+    for address in (url, url.replace("127.0.0.1", "[::1"), url.replace("http", "ftp")):
+        found = str(failure(client(value="").post, address, 1))
+        leaks = ("some-user", "pa%2Fss", "pa/ss", "abcdefgh", base64.b64encode(b"pa/ss").decode())
+        assert not [leak for leak in leaks if leak[:8] in found], found
+
+
+def test_a_reply_holds_no_key_and_no_half_characters(serve):
+    reply = {"a": [f"your key {KEY} is", 1, None], "b": "\ud800", KEY[:6]: {"c": KEY[:9]}}
+    url = serve(lambda handler, body: (200, reply))
+    masked = {"a": ["your key *** is", 1, None], "b": "?", KEY[:6]: {"c": "***"}}
+    assert client().post(url, 1) == masked
+    url = serve(lambda handler, body: (200, "not a key"))
+    assert client(key="a").post(url, 1) == "not a key"  # too short to be a real one
+
+
+def test_a_netrc_file_and_the_users_of_an_address_do_not_replace_the_key(
+    serve, monkeypatch, tmp_path
+):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password of-another-service\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    url = serve(lambda handler, body: (200, [str(handler.headers["Authorization"])]))
+    sent = client(header="Authorization", value="Bearer k", key="k")
+    assert sent.post(url, 1) == sent.post(url.replace("//", "//me:pw@"), 1) == ["Bearer k"]
+    assert client(value="").post(url, 1) == ["None"]
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_proxy_of_the_environment_is_used_only_if_it_is_asked_for(serve, monkeypatch, asked_for):
+    for name in ("NO_PROXY", "no_proxy", "RAPO_USE_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = serve(lambda handler, body: (200, "from the proxy"))
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    if asked_for:
+        monkeypatch.setenv("RAPO_USE_PROXY", "1")
+    url = serve(lambda handler, body: (200, "directly"))
+    assert client().post(url, 1) == ("from the proxy" if asked_for else "directly")
+
+
+def test_a_reply_that_the_caller_refuses_is_asked_for_again(serve):
+    replies = ["", "", "full"]
+    url = serve(lambda handler, body: (200, replies.pop(0)))
+
+    def check(reply):
+        if not reply:
+            raise HttpFailure("empty", "nothing in it")
+
+    assert client().post(url, 1, check=check) == "full"
+    replies += [""] * 3
+    found = failure(lambda: client().post(url, 1, check=check))
+    assert (found.kind, str(found)) == ("empty", f"POST {url}: nothing in it (3 attempts)")
+
+
+@pytest.mark.parametrize(
+    "wait",
+    ["Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 +2359", "nan",
+     "Fri, 31 Dec 9999 23:59:59 -2359", "-1e999", "x, , ,", "Mon, 99 Foo 1 9:9:9 x", "-"],
+)  # fmt: skip
+def test_a_wait_that_is_no_date_is_no_wait(serve, wait):
+    heads = [f"HTTP/1.0 429 Busy\r\nRetry-After: {wait}\r\n\r\n".encode()]
+
+    def answer(handler, _):
+        return write(handler, heads.pop()) if heads else (200, "now")
+
+    if "9999 23" in wait and "99999" not in wait:
+        assert failure(client().post, serve(answer), 1).status == 429  # a date, beyond the deadline
+    else:
+        assert client().post(serve(answer), 1) == "now"
 
 
 def test_the_wait_that_a_server_asks_for_is_kept_within_the_deadline(serve):

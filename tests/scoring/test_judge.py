@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 
 import pytest
 
@@ -20,6 +21,15 @@ CURIE = Answered("Who found radium?", ["Marie Curie"], "Madame Curie")
 
 def chat(text):
     return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+NO_MESSAGE = [
+    (200, {"choices": []}),
+    (200, {"choices": [{"message": {"content": None}}]}),
+    (200, {"choices": [{"message": {"content": " "}}]}),
+    (200, ["wrong type"]),
+    (200, None),
+]
 
 
 def judge(url, folder, *, model="judge-1", rule="strict", key_variable="", deadline_s=10.0):
@@ -73,11 +83,7 @@ def test_a_graded_answer_is_not_sent_again_even_by_another_judge_of_the_same_cac
     "reply",
     [
         (500, "broken"),
-        (200, {"choices": []}),
-        (200, {"choices": [{"message": {"content": None}}]}),
-        (200, {"choices": [{"message": {"content": " "}}]}),
-        (200, ["wrong type"]),
-        (200, None),
+        *NO_MESSAGE,
     ],
     ids=str,
 )
@@ -89,6 +95,34 @@ def test_a_failure_is_no_verdict_and_is_not_kept(serve, tmp_path, reply):
     del replies[:-1]
     assert asking([CURIE])[0].verdict == "correct"
     assert asking.counts == {"correct": 1, "incorrect": 0, "unclear": 0, "failed": 1}
+
+
+@pytest.mark.parametrize("reply", NO_MESSAGE, ids=str)
+def test_a_reply_without_a_message_is_asked_for_again(serve, tmp_path, reply):
+    replies = [reply] * 3 + [chat("Correct")]
+    found = judge(serve(lambda handler, body: replies.pop(0)), tmp_path)([CURIE])
+    assert found == [Judgement("correct", "Correct")]
+
+
+@pytest.mark.parametrize("bad", ["NULL", "3", "x'00ff'", "CAST(x'ff41' AS TEXT)", "''", "' '"])
+def test_a_damaged_row_of_the_cache_is_replaced(serve, tmp_path, bad):
+    asked = []
+    asking = judge(serve(lambda handler, body: asked.append(1) or chat("Correct")), tmp_path)
+    asking([CURIE])
+    with sqlite3.connect(tmp_path / "judge.sqlite") as db:
+        db.execute(f"UPDATE texts SET text = {bad}")
+    for _ in range(2):
+        assert asking([CURIE])[0].verdict == "correct"
+    assert len(asked) == 2
+
+
+def test_a_key_that_the_judge_repeats_is_neither_returned_nor_cached(serve, tmp_path, monkeypatch):
+    key = "secret-key-1234"
+    monkeypatch.setenv("THE_KEY", f"{key}\n")
+    url = serve(lambda handler, body: chat(f"Correct {handler.headers['Authorization']} \ud800"))
+    (found,) = judge(url, tmp_path, key_variable="THE_KEY")([CURIE])
+    assert found.text == "Correct Bearer *** ?"
+    assert key[:8].encode() not in (tmp_path / "judge.sqlite").read_bytes()
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -103,14 +137,17 @@ def test_the_key_comes_from_the_environment_and_a_missing_one_is_an_error(serve,
         ValueError, match="key_variable='RAPO_NO_SUCH_KEY': this .* is empty or not set"
     ):
         judge("http://127.0.0.1:9", tmp_path, key_variable="RAPO_NO_SUCH_KEY")
-    url = serve(lambda handler, body: chat(f"Correct {handler.headers['Authorization']}"))
-    (found,) = judge(url, tmp_path, key_variable="HOME")([CURIE])
-    assert found.text == f"Correct Bearer {os.environ['HOME']}"
+    sent = []
+    url = serve(lambda h, _: sent.append(h.headers["Authorization"]) or chat("Correct"))
+    judge(url, tmp_path, key_variable="HOME")([CURIE])
+    assert sent == [f"Bearer {os.environ['HOME']}"]
 
 
 def test_an_address_without_a_scheme_is_refused(tmp_path):
     with pytest.raises(ValueError, match="judge.url='localhost:8000'"):
         judge("localhost:8000", tmp_path)
+    with pytest.raises(ValueError, match=r"judge.url='ftp://\*\*\*@host/\?\*\*\*'"):
+        judge("ftp://me:secret@host/?key=secret", tmp_path)
     with pytest.raises(ValueError, match="rule='kind'"):
         judge("http://localhost:8000", tmp_path, rule="kind")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 
@@ -55,6 +56,35 @@ def test_hits_are_cached_on_disk_and_failures_are_not(serve, tmp_path):
     assert sorted(asked) == ["nothing", "nothing", "q", "q"]
     search("serper", url, cache=cache, passages=1)(["q"])  # fewer passages are another answer
     assert asked[-1] == "q" and len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    "bad", ["NULL", "3", "'x'", "'null'", "'[[1]]'", "'[[1, 2]]'", "'[3]'", "x'00ff'",
+            "'[[\"a\", \"b'", "CAST(x'ff' AS TEXT)"],
+)  # fmt: skip
+def test_a_damaged_row_of_the_cache_fails_no_batch_and_is_replaced(serve, tmp_path, bad):
+    asked = []
+    url = serve(lambda h, body: asked.extend(body["queries"]) or retrieval(h, body))
+    tool = search("retrieval", url, cache=str(tmp_path / "cache"))
+    found = tool(["a", "b"])
+    with sqlite3.connect(tmp_path / "cache") as db:
+        db.execute(f"UPDATE texts SET text = {bad} WHERE text LIKE '%\"a\"%'")
+    assert tool(["a", "b"]) == found and tool(["a", "b"]) == found
+    assert asked == ["a", "b", "a"]
+
+
+def test_a_cache_that_cannot_be_written_loses_no_answer(serve, tmp_path):
+    tool = search("retrieval", serve(retrieval), cache=str(tmp_path / "cache"))
+    with sqlite3.connect(tmp_path / "cache") as db:
+        db.execute("DROP TABLE texts")
+    assert [found.outcome for found in tool(["a", "b"])] == ["ok", "ok"]
+
+
+def test_user_info_and_queries_of_an_address_are_in_no_message():
+    for url in ("ftp://me:secret@host/x?key=secret", "http://me:secret@127.0.0.1:9/?key=secret"):
+        with pytest.raises(ValueError, match=r"\*\*\*") as refused:
+            search("retrieval", url).check()
+        assert "secret" not in str(refused.value)
 
 
 def test_an_observation_ends_at_a_passage_border(serve):
