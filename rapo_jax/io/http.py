@@ -70,7 +70,8 @@ Check = Callable[[Json], object]
 
 
 class JsonClient:
-    """Calls from any thread, over kept connections; `keys` are in no message and no reply."""
+    """Calls from any thread, over kept connections. `keys` are masked in messages and replies; in
+    replies only those of KEY_CHARS or more, since others may be common words."""
 
     def __init__(
         self,

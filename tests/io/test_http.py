@@ -128,6 +128,11 @@ def test_a_netrc_file_and_the_users_of_an_address_do_not_replace_the_key(
     assert client(value="").post(url, 1) == ["None"]
 
 
+def test_the_certificates_of_the_environment_are_used(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/certificates")
+    assert "/nowhere/certificates" in str(failure(client().post, "https://127.0.0.1:9", 1))
+
+
 @pytest.mark.parametrize("asked_for", [False, True])
 def test_a_proxy_of_the_environment_is_used_only_if_it_is_asked_for(serve, monkeypatch, asked_for):
     for name in ("NO_PROXY", "no_proxy", "RAPO_USE_PROXY"):
