@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import operator
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from rapo_jax.config import KEYS, READERS, EndpointSettings, Settings
 from rapo_jax.config.keys import Key, keys_of, names
+from rapo_jax.io.api_keys import mask, read_api_key
 
 Rule: TypeAlias = tuple[str, bool, str]
 
@@ -145,8 +145,7 @@ def _evaluate(s: Settings) -> Iterator[Rule]:
         "greedy samples of a question are all the same: set evaluate.temperature, such as 0.7",
     )
     if judge.url:
-        is_http = judge.url.startswith(("http://", "https://"))
-        yield "evaluate.judge.url", is_http, "the base of an endpoint, http://… or https://…"
+        _check_endpoint("evaluate.judge", judge.url)
         yield "evaluate.judge.model", bool(judge.model), "name the model of the judge"
 
 
@@ -187,10 +186,18 @@ def _buffer(s: Settings) -> Iterator[Rule]:
 
 
 def _endpoint(n: EndpointSettings, *, will_call: bool) -> Iterator[Rule]:
-    key, base = "buffer.endpoint", urlsplit(n.url)
+    key = "buffer.endpoint"
+    _check_endpoint(key, n.url)
+    yield f"{key}.model", bool(n.model), "name the model to ask for"
+    if will_call:
+        read_api_key(n.key_variable, key=f"{key}.key_variable")
+
+
+def _check_endpoint(key: str, url: str) -> None:
+    base = urlsplit(url)
     if base.scheme not in ("http", "https") or not base.hostname:
-        shown = "***" if "@" in n.url else n.url
-        _refuse(f"{key}.url", shown, "the base of an endpoint, such as http://localhost:8000/v1")
+        remedy = "the base of an endpoint, such as http://localhost:8000/v1"
+        _refuse(f"{key}.url", "***" if "@" in url else mask(url), remedy)
     if "@" in base.netloc or base.query:
         _refuse(
             f"{key}.url",
@@ -198,12 +205,6 @@ def _endpoint(n: EndpointSettings, *, will_call: bool) -> Iterator[Rule]:
             "holds a name, password or parameters, which would be kept in config.json; put the key "
             f"into an environment variable, and its name into {key}.key_variable",
         )
-    yield f"{key}.model", bool(n.model), "name the model to ask for"
-    yield (
-        f"{key}.key_variable",
-        not will_call or not n.key_variable or bool(os.environ.get(n.key_variable)),
-        "this environment variable is empty or not set; put the endpoint's key into it",
-    )
 
 
 def _task(s: Settings) -> Iterator[Rule]:

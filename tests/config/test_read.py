@@ -155,6 +155,26 @@ def test_a_value_that_cannot_work_is_refused_with_its_key_and_a_remedy(
     assert re.match(r"[a-z_.]+=.+: .+", text)
 
 
+SECRET = "s3cret-of-the-user"
+ENDPOINT = {"buffer.agent": "endpoint", "buffer.endpoint.model": "m"}
+JUDGE = {"evaluate.judge.model": "m"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ENDPOINT | {"buffer.endpoint.url": f"http://me:{SECRET}@host/v1"},
+        ENDPOINT | {"buffer.endpoint.url": f"host/v1?key={SECRET}"},
+        ENDPOINT | {"buffer.endpoint.url": "http://h", "buffer.endpoint.key_variable": SECRET},
+        JUDGE | {"evaluate.judge.url": f"http://me:{SECRET}@host/v1"},
+        JUDGE | {"evaluate.judge.url": f"http://host/v1?key={SECRET}"},
+    ],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_printed(small_settings, changes):
+    text = refused(small_settings, {"stages": ("buffer",)} | changes)
+    assert SECRET not in text and re.match(r"[a-z_.]+(url|key_variable)(='.*')?: ", text), text
+
+
 @pytest.mark.parametrize(
     ("key", "table"),
     [
