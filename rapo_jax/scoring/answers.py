@@ -21,10 +21,19 @@ from typing import NamedTuple
 
 RULES = ("strict", "official")
 
-_BRACES = re.compile(r"\\boxed\{|\{|\}")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|\{|\}")
+_OFFICIAL_BRACES = re.compile(r"\\boxed\{|\{|\}")
+_UNBRACED = re.compile(
+    r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?!\{)((?:[^\s$<{}]|\{(?:[^{}]|\{[^{}]*\})*\})+)"
+)
 _TEXT = re.compile(r"\\text\{(.*)\}")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LEADING_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
+_NOT_OF_A_NUMBER = re.compile(
+    rf"((?<=\d)[./](?=\d)|(?<![\w)\].-])-(?=[$€£¥]?[\d,.]*[1-9]))|[{re.escape(string.punctuation)}]"
+)
+_WHOLE_FLOAT = re.compile(r"(?<![\d./])(\d+)\.0+(?![\d./])")
 
 
 class AnswerScores(NamedTuple):
@@ -60,16 +69,18 @@ def token_f1(prediction: str, gold: str) -> float:
 def normalised(answer: str) -> str:
     """Lower case, no punctuation, no articles, single spaces.
 
-    An answer that is only articles or punctuation (the choice 'A', the sign '+') keeps them:
-    otherwise no prediction could match it.
+    Sign, inner point and slash of a number stay, and a whole float is an integer: '-5', '1.5',
+    '1/2', '18' for '18.0'. An answer that is only articles or punctuation (the choice 'A', the sign
+    '+') keeps them: otherwise no prediction could match it.
     """
-    lowered = answer.lower()
-    without_punctuation = " ".join(lowered.translate(_NO_PUNCTUATION).split())
-    return _bare(lowered) or without_punctuation or " ".join(lowered.split())
+    lowered = _LEADING_POINT.sub("0.", answer.lower().replace("\N{MINUS SIGN}", "-"))
+    text = _WHOLE_FLOAT.sub(r"\1", _NOT_OF_A_NUMBER.sub(r"\1", lowered))
+    without_articles = _ARTICLES.sub(" ", text)
+    return " ".join((without_articles.split() or text.split()) or answer.lower().split())
 
 
-def _bare(lowered: str) -> str:
-    without_punctuation = " ".join(lowered.translate(_NO_PUNCTUATION).split())
+def _official_normalised(answer: str) -> str:
+    without_punctuation = answer.lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
 
 
@@ -83,7 +94,7 @@ def _strict(prediction: str, gold: str) -> AnswerScores:
 
 
 def _official(prediction: str, gold: str) -> AnswerScores:
-    predicted, wanted = _bare(prediction.lower()), _bare(gold.lower())
+    predicted, wanted = _official_normalised(prediction), _official_normalised(gold)
     return AnswerScores(
         exact=float(predicted == wanted),
         f1=_overlap(predicted, wanted),
@@ -99,10 +110,24 @@ def _overlap(predicted: str, wanted: str) -> float:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` whose braces balance, None if there is none."""
+    r"""Content of the last box whose braces balance, None if there is none.
+
+    A box is `\boxed{...}` or `\fbox{...}`, and where there is no such one `\boxed 5`. The escaped
+    braces of a set, `\{` and `\}`, need not balance.
+    """
+    braced = _last_braced(text, _BRACES)
+    if braced is not None:
+        return braced
+    unbraced = [found.rstrip(".,;:") for found in _UNBRACED.findall(text)]
+    return next(filter(None, reversed(unbraced)), None)
+
+
+def _last_braced(text: str, braces: re.Pattern[str]) -> str | None:
     open_braces: list[tuple[bool, int]] = []
     best_start, best = -1, None
-    for brace in _BRACES.finditer(text):
+    for brace in braces.finditer(text):
+        if brace[0].startswith("\\") and not brace[0].startswith(("\\boxed", "\\fbox")):
+            continue
         if brace[0] != "}":
             open_braces.append((len(brace[0]) > 1, brace.end()))
         elif open_braces:
@@ -118,7 +143,7 @@ def official_answer(response: str) -> str:
     The last box, and of it the last `\text{...}`; without a box the text after 'ANSWER:'; without
     that the last ten lines. `response` is without retrieved traces.
     """
-    answer = last_boxed(response)
+    answer = _last_braced(response, _OFFICIAL_BRACES)
     if answer is None:
         _, marked, answer = response.rpartition("ANSWER:")
         answer = answer.strip("* \n\t") if marked else "\n".join(response.strip().split("\n")[-10:])

@@ -23,6 +23,8 @@ from rapo_jax.tasks.schema import Question
 
 _FIRST = re.compile(r"^(.*)\[:(\d+)\]$")
 _PUBLISHED = re.compile(r"^(\w+):(\w+)$")
+_MAX_PLAIN = 1e16
+"""From here on a float is written with an exponent."""
 
 
 class SetRead(NamedTuple):
@@ -167,6 +169,9 @@ def answers_of(record: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _answer(value: object, name: str) -> str:
+    """A text, or a number; whole numbers of a float column read as integers."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_PLAIN:
+        return str(int(value))
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     return text_of({name: value}, name)

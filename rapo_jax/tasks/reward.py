@@ -1,8 +1,8 @@
 """The outcome reward of a whole response text (paper, section 5.1; docs/method.md).
 
 Works on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
-first, so that only the policy's steps count. Calls of `user_tools` must be well formed too, and
-earn no bonus.
+first, so that only the policy's steps count. A tag that a thought only names is text. Calls of
+`user_tools` must be well formed too, and earn no bonus.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def _tags(user_tools: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"</?(?:{'|'.join(('think', *STEP_KINDS, *user_tools))})>")
 
 
+_THOUGHT = re.compile(r"<think>((?:(?!</?think>).)*)</think>", re.DOTALL)
+
+
+@functools.cache
+def _calls_and_tags(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    """A whole call with its result, or one tag."""
+    called = "|".join((*CALLS, *user_tools))
+    call = rf"<({called})>(?:(?!<\1>).)*?</\1>{_OBSERVED_MARK}"
+    return re.compile(rf"{call}|{_tags(user_tools).pattern}", re.DOTALL)
+
+
 def outcome_reward(
     text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
 ) -> float:
@@ -43,7 +54,7 @@ def outcome_reward(
     needs a score > 0, and at least one non-empty search call and one non-empty python call of the
     policy.
     """
-    response = _text_without_retrieved(text, user_tools)
+    response = _judged_text(text, user_tools)
     if _format_failure(response, user_tools):
         return BAD_FORMAT
     score = METRICS[metric](last_boxed(_answer(response)) or "", gold_answers)
@@ -61,7 +72,7 @@ def is_correct(
 
 def boxed_answer(text: str, user_tools: tuple[str, ...] = ()) -> str | None:
     """The boxed answer of a response, None if its format is bad."""
-    response = _text_without_retrieved(text, user_tools)
+    response = _judged_text(text, user_tools)
     return None if _format_failure(response, user_tools) else last_boxed(_answer(response))
 
 
@@ -73,7 +84,7 @@ def check_metric(metric: str) -> None:
 
 def failure_kind(text: str, user_tools: tuple[str, ...] = ()) -> str:
     """Why the format of a response is bad, in a few words; '' if it is good."""
-    return _format_failure(_text_without_retrieved(text, user_tools), user_tools)
+    return _format_failure(_judged_text(text, user_tools), user_tools)
 
 
 def _best_f1(prediction: str, gold_answers: Sequence[str]) -> float:
@@ -88,9 +99,22 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": _best_f1, "ma
 """Scores of a boxed answer, chosen by task.metric: token F1, or 1 for an equivalent answer."""
 
 
-def _text_without_retrieved(text: str, user_tools: tuple[str, ...]) -> str:
-    """The response without retrieved traces and with the content of observations left out."""
-    return _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", without_retrieved(text))
+def _judged_text(text: str, user_tools: tuple[str, ...]) -> str:
+    """The response without retrieved traces and with the content of observations left out.
+
+    Where its format is bad, tags inside its thoughts are left out too, unless they make a call that
+    has its result.
+    """
+    response = _observed(user_tools).sub(rf"\1{_OBSERVED_MARK}", without_retrieved(text))
+    if not _format_failure(response, user_tools):
+        return response
+    pattern = _calls_and_tags(user_tools)
+
+    def without_names(thought: re.Match[str]) -> str:
+        inside = pattern.sub(lambda found: found[0] if found[1] else "", thought[1])
+        return f"<think>{inside}</think>"
+
+    return _THOUGHT.sub(without_names, response)
 
 
 def _format_failure(response: str, user_tools: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rapo_jax.scoring.answers import (
     RULES,
     AnswerScores,
+    last_boxed,
     official_answer,
     score_answer,
     token_f1,
@@ -62,6 +63,11 @@ def test_a_gold_answer_inside_a_longer_one_is_contained_and_not_exact(rule):
         ("", [""], WRONG, AnswerScores(1.0, 0.0, 1.0)),
         ("yes it is", ["yes"], AnswerScores(0, 0, 1), AnswerScores(0, pytest.approx(0.5), 1)),
         ("2010", ["10"], WRONG, AnswerScores(0.0, 0.0, 1.0)),
+        # sign, point and slash are removed
+        ("180", ["18.0"], WRONG, RIGHT),
+        ("5", ["-5"], WRONG, RIGHT),
+        ("12", ["1/2"], WRONG, RIGHT),
+        ("18", ["18.0"], RIGHT, AnswerScores(0.0, 0.0, 0.0)),
     ],
 )
 def test_the_rules_differ_where_the_official_script_is_careless(
@@ -69,6 +75,63 @@ def test_the_rules_differ_where_the_official_script_is_careless(
 ):
     assert score_answer(prediction, golds, rule="strict") == strict
     assert score_answer(prediction, golds, rule="official") == official
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "f1"),
+    [
+        ("180", "18.0", 0.0),
+        ("5", "-5", 0.0),
+        ("5", "-$5", 0.0),
+        ("5", ".5", 0.0),
+        ("5/3", "53", 0.0),
+        ("1.5 million", "15 million", 0.5),
+        ("v1.5", "v15", 0.0),
+        ("18", "18.0", 1.0),
+        ("18.00 years", "18 years", 1.0),
+        ("-18.0", "-18", 1.0),
+        ("\u22125", "-5", 1.0),
+        (".5", "0.5", 1.0),
+        ("0", "-0.0", 1.0),
+        ("1,000.0", "1000", 1.0),
+        ("$-5.", "-$5", 1.0),
+        ("1.0.0", "1.0", 0.0),
+        ("10-20", "1020", 1.0),  # no sign: a hyphen is removed, as in words
+        ("COVID-19", "covid19", 1.0),
+        ("St. Mary's", "st marys", 1.0),
+    ],
+)
+def test_strict_f1_keeps_the_value_of_a_number(prediction, gold, f1):
+    assert token_f1(prediction, gold) == token_f1(gold, prediction) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\\boxed{\\left\\{ 1, 2 \\right.}", "\\left\\{ 1, 2 \\right."),
+        (
+            "\\boxed{\\left\\{\\begin{array}{l}x=1\\\\y=2\\end{array}\\right.}",
+            "\\left\\{\\begin{array}{l}x=1\\\\y=2\\end{array}\\right.",
+        ),
+        ("\\boxed{\\{1\\}}", "\\{1\\}"),
+        ("\\boxed{1\\\\{2}}", "1\\\\{2}"),  # a line break before a brace
+        ("\\\\boxed{5}", "5"),
+        ("\\boxed {5}", "5"),
+        ("\\fbox{5}", "5"),
+        ("$\\boxed 5$.", "5"),
+        ("so \\boxed 12.", "12"),
+        ("\\boxed5", "5"),
+        ("$\\boxed \\frac{\\sqrt{2}}{2}$", "\\frac{\\sqrt{2}}{2}"),
+        ("\\boxed{5} and \\boxed 6", "5"),
+        ("\\boxed 5 and \\fbox 6", "6"),
+        ("\\boxed{5", None),
+        ("\\boxed{5\\}", None),
+        ("\\boxed", None),
+        ("\\boxedx", None),
+    ],
+)
+def test_the_content_of_the_last_box(text, content):
+    assert last_boxed(text) == content
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -92,6 +155,8 @@ def test_an_unknown_rule_is_refused():
         ("I think\nANSWER: **Paris**\n", "Paris"),
         ("\n".join(map(str, range(20))), "\n".join(map(str, range(10, 20)))),
         ("", ""),
+        ("\\boxed{1} \\fbox{2} \\boxed 3", "1"),
+        ("\\boxed{\\left\\{ 1 \\right.}", "\\boxed{\\left\\{ 1 \\right.}"),
     ],
 )
 def test_the_official_answer_is_the_last_box_or_its_substitute(response, answer):

@@ -61,6 +61,15 @@ def test_parquet_gives_the_questions_that_json_lines_give(tmp_path):
     ]
 
 
+def test_a_whole_number_of_a_float_column_is_an_integer(tmp_path):
+    records = [{"question": f"{n}?", "answer": n} for n in (18.0, -3.0, 1.5, 1e20)]
+    table = tmp_path / "qa.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), table)
+    wanted = [("18",), ("-3",), ("1.5",), ("1e+20",)]
+    assert [q.answers for q in read(str(table)).questions] == wanted
+    assert [q.answers for q in read(write(tmp_path / "qa.jsonl", records)).questions] == wanted
+
+
 def test_several_files_may_be_named_and_of_each_the_first_questions(tmp_path):
     one = write(tmp_path / "1.jsonl", [{"question": f"a{n}?", "answer": "x"} for n in range(5)])
     two = write(tmp_path / "2.jsonl", [{"question": f"b{n}?", "answer": "x"} for n in range(5)])

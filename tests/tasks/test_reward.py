@@ -120,6 +120,41 @@ def test_a_bad_format_scores_minus_one_and_says_why(text, kind):
     assert not is_correct(text, ["Kavel"])
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "first <search>, then <python>",
+        "I write <answer> and </answer>",
+        "no </search> needed, nor <search>x</search>",
+        "<answer>\\boxed{Dorim}</answer>",
+    ],
+)
+def test_a_tag_that_a_thought_names_is_text(thought):
+    assert failure_kind(f"<think>{thought}</think>{ANSWER}") == ""
+    assert outcome_reward(f"<think>{thought}</think>{ANSWER}", ["Kavel"]) == 1.0
+    assert is_correct(f"<think>{thought}</think>{ANSWER}", ["Kavel"])
+
+
+def test_a_call_with_its_result_inside_a_thought_is_a_call_beside_a_named_tag():
+    inside = f"<think><answer> after {SEARCH} and {PYTHON} of <python></think>"
+    assert outcome_reward(inside + ANSWER, ["Kavel"]) == pytest.approx(1.1)
+    assert outcome_reward(f"<think>{SEARCH}{PYTHON}</think>{ANSWER}", ["Kavel"]) > 1.0
+
+
+def test_a_tag_outside_of_thoughts_still_costs_the_format():
+    assert failure_kind(f"{THINK}I use <search>{ANSWER}") == "unbalanced search tags"
+    assert failure_kind(f"<think>use <search>{ANSWER}") == "unbalanced search tags"
+
+
+@pytest.mark.parametrize("box", ["\\boxed 5", "\\boxed {5}", "\\fbox{5}", "$\\boxed5$"])
+def test_each_form_of_a_box_holds_the_answer(box):
+    assert outcome_reward(boxed(box), ["5"]) == 1.0
+
+
+def test_a_system_of_equations_with_one_escaped_brace_is_boxed():
+    assert failure_kind(boxed("\\boxed{\\left\\{ x = 1 \\right.}")) == ""
+
+
 def test_a_result_may_follow_its_call_after_white_space():
     text = THINK + "<search>q</search>\n<result>r</result>" + ANSWER
     assert failure_kind(text) == ""

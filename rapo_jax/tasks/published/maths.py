@@ -2,13 +2,9 @@ r"""Maths question sets: GSM8K, MATH, MATH500, AIME 2024 and 2025; answers are e
 
 from __future__ import annotations
 
-import re
-
 from rapo_jax.io.jsonl import text_of
 from rapo_jax.scoring.answers import last_boxed
 from rapo_jax.tasks.published.published import Published, Record, Taken
-
-_UNBRACED = re.compile(r"\\boxed\s+([^\s$]+)")
 
 
 def _gsm8k(record: Record) -> Taken:
@@ -20,12 +16,8 @@ def _gsm8k(record: Record) -> Taken:
 
 
 def _math(record: Record) -> Taken:
-    r"""The answer is what the solution boxes last, with \boxed or \fbox."""
-    solution = text_of(record, "solution").replace("\\fbox{", "\\boxed{")
-    answer = last_boxed(solution)
-    if answer is None:
-        unbraced = _UNBRACED.findall(solution)
-        answer = unbraced[-1] if unbraced else ""
+    r"""The answer is what the solution boxes last."""
+    answer = last_boxed(text_of(record, "solution")) or ""
     if not answer.strip():
         raise ValueError("solution boxes no answer")
     level = text_of(record, "level").removeprefix("Level ")
