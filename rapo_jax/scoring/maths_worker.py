@@ -104,10 +104,12 @@ def equal(prediction: str, gold: str) -> bool:
     if any(map(is_junk, texts)):
         return False
     config = dataclasses.replace(LatexExtractionConfig().normalization_config, boxed="last")
-    parsed = [
-        parse_latex_cached(normalize_latex(rf"\boxed{{{text}}}", config=config)) for text in texts
-    ]
-    return bool(verify(*parsed, timeout_seconds=None))
+    gold, prediction = (normalize_latex(rf"\boxed{{{text}}}", config=config) for text in texts)
+    if gold == prediction:  # it need not be parsed
+        return True
+    return bool(
+        verify(parse_latex_cached(gold), parse_latex_cached(prediction), timeout_seconds=None)
+    )
 
 
 def compare_numbers_relatively() -> None:
