@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -16,8 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GRACE_S = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
+GRACE_S = 120.0
+"""Seconds between SIGTERM, after which a run saves a checkpoint, and SIGKILL."""
+TRAINED = frozenset({"sft", "buffer", "rl"})
+NOTED = TRAINED | {"evaluate", "report"}
+"""Stages that a run notes in its done.json."""
+SET_DEATH_SIGNAL = 1
+"""Linux's PR_SET_PDEATHSIG."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,11 +41,22 @@ class Job:
 
     @property
     def finished(self) -> bool:
+        return set(self.stages) <= self._done()
+
+    def ended_well(self, status: int) -> bool:
+        """Whether done.json names every stage that it ever names; the status decides on others.
+
+        Stages for reading alone are never noted, nor are suites that are evaluated alone.
+        """
+        noted = NOTED if TRAINED & set(self.stages) else NOTED - {"evaluate"}
+        others = set(self.stages) - noted
+        return set(self.stages) & noted <= self._done() and not (status and others)
+
+    def _done(self) -> set[str]:
         try:
-            done = json.loads((self.workdir / "done.json").read_text())["stages"]
+            return set(json.loads((self.workdir / "done.json").read_text())["stages"])
         except (OSError, ValueError, LookupError, TypeError):
-            return False
-        return set(self.stages) <= set(done)
+            return set()
 
     def progress(self) -> float:
         """Share of RL steps done, for the estimated time."""
@@ -58,7 +75,7 @@ def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel:
 
     Parallel jobs run on separate cores, evenly shared: programs that each use all cores are slower
     together than one after another. Every child has a process group, and none is alive when this
-    function ends, even after ctrl-C.
+    function ends, even after ctrl-C; if this process is killed, its children die with it (Linux).
     """
     waiting, failed, start = list(jobs), [], time.monotonic()
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
@@ -78,9 +95,12 @@ def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel:
                 del running[job]
                 free.append(slots[job])
                 ended += 1
-                if child.returncode:
+                state = "done  "
+                if not job.ended_well(child.returncode):
                     failed.append(job)
-                state = f"FAILED with status {child.returncode}" if child.returncode else "done  "
+                    state = f"FAILED with status {child.returncode}"
+                elif child.returncode:
+                    state = f"done, but with status {child.returncode}"
                 say(f"{state}  {job.name}  after {minutes(time.monotonic() - began)}")
                 say(f"        {_estimate(ended, running, len(jobs), start)}")
             if sys.stdout.isatty():
@@ -121,14 +141,31 @@ def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
         log.flush()
         return subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_die_with_parent(),
         )  # fmt: skip
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What a child calls before its program, so that Linux kills it when this process ends."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def call() -> None:
+        prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
+
+    return call
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ends children and all processes that they started: SIGTERM, after GRACE_S SIGKILL."""
     for child in children:
         _signal(child, signal.SIGTERM)
+    if children:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            say("runs save a checkpoint and end; a second ctrl-C ends them at once")
     deadline = time.monotonic() + GRACE_S
     try:
         for child in children:

@@ -226,6 +226,8 @@ if __name__ == "__main__":
         os.execv(venv_python, [str(venv_python), *sys.argv])
     sys.path.insert(0, str(ROOT))
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -11,11 +11,15 @@
 A finished stage is skipped; a killed one continues from its last checkpoint. score and export take
 the weights of WORKDIR's newest checkpoint, or else those of config.model.folder.
 
+SIGTERM, SIGINT (ctrl-C) and SIGHUP end a run after its running step or batch, with a checkpoint
+and status 0; the same command resumes it. A second signal ends it at once with 128 + its number
+(130 for ctrl-C, 143 for SIGTERM). A value that cannot work has status 2, any other error 1.
+
 Several hosts: the same command on each, on one --workdir that all of them see; by SLURM or on a
 TPU pod with --config.distributed.mode=auto, elsewhere with
     --config.distributed.mode=explicit --config.distributed.coordinator=HOST:PORT
     --config.distributed.processes=N --config.distributed.process=0 (to N - 1)
-SIGTERM to any of them saves a checkpoint on all and ends them with status 0.
+A signal to any of them saves a checkpoint on all and ends them with status 0.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from rapo_jax.config import READERS
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.reference import help_text
 from rapo_jax.io.files import claimed
+from rapo_jax.io.user_code import exit_is_an_error
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.stages.job import open_workdir, run_stages
 from rapo_jax.train import distributed
@@ -70,7 +75,7 @@ def main(argv: list[str]) -> None:
         refuse(error)
     try:
         fresh = open_workdir(Path(WORKDIR.value), CONFIG.value.to_dict())
-        with ExitStack() as held:
+        with exit_is_an_error(), ExitStack() as held:
             if not set(settings.stages) <= set(READERS):
                 claim = claimed(Path(WORKDIR.value), key="workdir")
                 distributed.on_first(lambda: held.enter_context(claim))

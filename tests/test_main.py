@@ -49,6 +49,19 @@ def test_a_bad_value_ends_with_status_2_and_one_line(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_user_code_that_exits_does_not_end_the_run_with_status_0(tmp_path):
+    shape = dict(vocab_size=320, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2)
+    config = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e4, **shape, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ("--config.task.name=tests.user_code:LEAVES", f"--config.model.folder={tmp_path}")
+    stages = "--config.stages=('rl',)"
+    done = run("--config=tests/small.py", f"--workdir={tmp_path / 'w'}", stages, *flags)
+    assert done.returncode == 1
+    message = "RuntimeError: user code ended the program with SystemExit: 0 (user_code.py, line "
+    assert message in done.stderr.splitlines()[-1]
+
+
 def test_what_is_missing_for_a_run_is_one_line_too(tmp_path):
     flags = ("--config.retrieval.encoder=minilm", "--config.retrieval.encoder_folder=/nowhere")
     done = run("--config=tests/small.py", f"--workdir={tmp_path}", *flags)

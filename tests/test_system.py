@@ -143,14 +143,17 @@ def timeless(rows):
     ]
 
 
-def test_a_killed_run_started_again_ends_as_if_nothing_had_happened(finished, tmp_path):
+@pytest.mark.parametrize(("number", "every"), [(signal.SIGKILL, 1), (signal.SIGTERM, 1000)])
+def test_a_run_ended_by_a_signal_and_started_again_ends_as_if_nothing_had_happened(
+    finished, tmp_path, number, every
+):
     whole, _ = finished
     flags = (
         f"--config.sft.folder={whole / 'coldstart'}",
         f"--config.buffer.folder={whole / 'buffer'}",
         f"--config.task.data_dir={whole / 'data'}",
         "--config.stages=('rl','evaluate')",
-        "--config.checkpoint.every=1",
+        f"--config.checkpoint.every={every}",
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start(tmp_path / "run", *flags)
@@ -159,9 +162,15 @@ def test_a_killed_run_started_again_ends_as_if_nothing_had_happened(finished, tm
         if metrics.is_file() and metrics.read_text().count("\n") >= 2:
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == -signal.SIGKILL, output[-3000:]
+    if number == signal.SIGKILL:
+        assert process.returncode == -number, output[-3000:]
+    else:
+        assert process.returncode == 0, output[-3000:]
+        saved, _, total = output.splitlines()[-1].partition(f" of {STEPS}; ")
+        assert saved.startswith("[stop] checkpoint saved at step ")
+        assert total == "run the same command to resume"
     assert not (tmp_path / "run" / "done.json").exists()
 
     output = run(tmp_path / "run", *flags)

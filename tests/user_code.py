@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rapo_jax.tasks import Question, question_task
 
 NOT_CALLABLE = 3
@@ -39,6 +41,10 @@ def raises(text, gold_answers):
     raise ValueError("no such unit")
 
 
+def leaves(text, gold_answers):
+    sys.exit(0)
+
+
 def takes_nothing():
     return 0.0
 
@@ -59,4 +65,5 @@ def neighbours(*, held_out=2):
 
 
 NEIGHBOURS = question_task(neighbours)
+LEAVES = question_task(lambda: sys.exit(0))
 NO_DOCUMENTS = question_task(lambda: {"train": [("a", "b")], "eval": [("c", ["d", "e"])]})

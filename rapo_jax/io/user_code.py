@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -69,6 +70,17 @@ def load_function(path: str, *, key: str, takes: tuple[str, ...]) -> Callable[..
     except TypeError as error:
         raise ValueError(f"{wanted}, and takes {signature} ({error})") from None
     return function
+
+
+@contextmanager
+def exit_is_an_error() -> Iterator[None]:
+    """Raises RuntimeError where user code inside raises SystemExit, as `sys.exit` does."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(
+            f"user code ended the program with {describe_error(error)}; raise an exception instead"
+        ) from error
 
 
 def describe_error(error: BaseException) -> str:

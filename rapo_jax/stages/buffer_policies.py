@@ -51,7 +51,7 @@ def sample_policies(run: Run, questions: Sequence[Question]) -> list[AgentTrajec
 
     Raises:
         ValueError: a policy cannot be loaded, or trajectories were kept under other settings.
-        Stopped: SIGTERM was received; the next call resumes.
+        Stopped: a signal asked for it; the next call resumes.
     """
     return [
         trajectory

@@ -14,10 +14,12 @@ from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.io.files import Json
+from rapo_jax.io.signals import stop_requested
 from rapo_jax.stages.buffer_policies import sample_policies
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
+from rapo_jax.train.distributed import Stopped
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import steps_without_retrieved
@@ -150,6 +152,8 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
         files.append([trajectory])
         trajectories.append(trajectory)
         progress.show(len(trajectories), calls=budget.calls, tokens=budget.tokens)
+        if stop_requested():  # `converse` then waits for the running trajectories and keeps them
+            raise Stopped("finished trajectories of the endpoint are kept")
 
     with closing(Endpoint(n, budget, user_tools=run.tokens.user_tools)) as endpoint:
         outcome = converse(

@@ -80,7 +80,7 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     `fresh`: `prepare_workdir` wrote config.json for this call.
 
     Raises:
-        Stopped: SIGTERM was received; the same command resumes.
+        Stopped: a signal asked for it; the same command resumes.
     """
     started = time.perf_counter()
     asked = [name for name in STAGES if name in settings.stages and name not in READERS]

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rapo_jax.config import SearchIndexSettings, Settings
 from rapo_jax.io.files import claimed
+from rapo_jax.io.signals import stop_requested
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
 from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.build import build_index, shard_rows
@@ -24,6 +25,7 @@ from rapo_jax.search.index.files import MANIFEST
 from rapo_jax.search.index.keys import CorpusEncoder, FittedEncoder
 from rapo_jax.search.index.minilm import FILES
 from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.train.distributed import Stopped
 from rapo_jax.train.metrics import clock
 from rapo_jax.types import Array, Params
 
@@ -40,6 +42,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
     Raises:
         ValueError: no corpus is named, it cannot be read, or the folder holds something else.
         FileNotFoundError: the encoder is not there.
+        Stopped: a signal asked for it; the next call continues.
     """
     started, s = time.perf_counter(), settings.search_index
     if not s.corpus:
@@ -56,7 +59,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
             _say(line)
         folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if finished else claimed(folder, key="search_index.folder"):
-        manifest = build_index(s, folder, maker, rows=rows, log=_say)
+        manifest = build_index(s, folder, maker, rows=rows, log=_say_unless_stopped)
     searched = f"; recall@3 {manifest['recall_at_3']:.3f}" if manifest["trees"] else "; exact"
     spent = clock(time.perf_counter() - started)
     _say(f"{manifest['passages']} passages{searched}; {spent} -> {folder}")
@@ -66,6 +69,13 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
 def encoder_maker(settings: SearchIndexSettings) -> CorpusEncoder:
     """`ngram`: on the host, fitted to the corpus. `minilm`: on the accelerator."""
     return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
+
+
+def _say_unless_stopped(line: str) -> None:
+    """Prints a line between two parts of the build, each kept once finished; stops it if asked."""
+    _say(line)
+    if stop_requested():
+        raise Stopped("finished parts of the index are kept")
 
 
 def _say(line: str) -> None:

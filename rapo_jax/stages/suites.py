@@ -85,7 +85,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
 
     Raises:
         ValueError: a suite's files are of other questions or weights, or the judge fails.
-        Stopped: SIGTERM was received; the next call resumes.
+        Stopped: a signal asked for it; the next call resumes.
     """
     folder, weights = newest_folder(run.settings, run.workdir)
     loaded: list[Params] = []

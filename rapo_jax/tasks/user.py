@@ -97,7 +97,7 @@ def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score
     def reward(text: str, gold_answers: Sequence[str]) -> float:
         try:
             value = function(text, gold_answers)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # no ValueError: readers of files would count it as a malformed line
             raise RuntimeError(
                 f"task.reward={path!r}: it raised {type(error).__name__} for {text!r}"

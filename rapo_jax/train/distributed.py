@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rapo_jax.config import DistributedSettings
+from rapo_jax.io import signals
 
 T = TypeVar("T")
 
@@ -36,25 +36,23 @@ LEAST_BYTES = 256
 
 
 class Stopped(Exception):
-    """SIGTERM reached a process and all of them stopped; the message says what was saved."""
-
-
-class _Signal:
-    """Whether this process received SIGTERM."""
-
-    received = False
+    """A signal asked a process to stop, and all of them did; the message says what was saved."""
 
 
 def start(s: DistributedSettings) -> None:
     """Joins the processes of this run, before anything touches a device.
 
-    From then on SIGTERM does not end a process at once: see `stop_asked`.
+    From then on a first signal does not end a process: see `stop_asked` and `signals.install`.
 
     Raises:
         ValueError: the other processes cannot be found or reached.
     """
-    if s.mode == "off":
-        return
+    if s.mode != "off":
+        _join(s)
+    signals.install()  # last: JAX sets a handler of its own
+
+
+def _join(s: DistributedSettings) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         if s.mode == "auto":
@@ -75,11 +73,6 @@ def start(s: DistributedSettings) -> None:
         )
         reason = str(error).splitlines()[0]
         raise ValueError(f"distributed.mode={s.mode!r}: {remedy} ({reason})") from error
-    signal.signal(signal.SIGTERM, _note_signal)
-
-
-def _note_signal(*_: object) -> None:
-    _Signal.received = True
 
 
 def is_first() -> bool:
@@ -122,18 +115,23 @@ def on_first(work: Callable[[], T]) -> T:
 
     Raises:
         ValueError: `work` raised it, or FileNotFoundError, on the first process.
+        Stopped: `work` raised it.
     """
     if jax.process_count() == 1:
         return work()
-    value, error = None, ""
+    value, error, stopped = None, "", ""
     if is_first():
         try:
             value = work()
         except (ValueError, FileNotFoundError) as raised:
             error = str(raised)
-    value, error = allgather_json((value, error))[0]
+        except Stopped as raised:
+            stopped = str(raised)
+    value, error, stopped = allgather_json((value, error, stopped))[0]
     if error:
         raise ValueError(error)
+    if stopped:
+        raise Stopped(stopped)
     return cast(T, value)
 
 
@@ -147,10 +145,10 @@ def in_turn(work: Callable[[], T]) -> T:
 
 
 def stop_asked() -> bool:
-    """Whether any process received SIGTERM; all must call it together and get the same answer."""
+    """Whether a signal asked any process to stop; all call it together and get the same answer."""
     if jax.process_count() == 1:
-        return _Signal.received
-    return bool(multihost_utils.process_allgather(np.uint8(_Signal.received)).any())
+        return signals.stop_requested()
+    return bool(multihost_utils.process_allgather(np.uint8(signals.stop_requested())).any())
 
 
 def check_same(config: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""What the training loops share: steps left, checkpoints, resume, SIGTERM, held-out evaluation."""
+"""What the training loops share: steps left, checkpoints, resume, signals, held-out evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checkpointed_steps(
     under the number of steps taken.
 
     Raises:
-        Stopped: SIGTERM was received; a checkpoint is saved.
+        Stopped: a signal asked for it; a checkpoint is saved.
     """
     for step in range(first, total):
         if stop_asked():

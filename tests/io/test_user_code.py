@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rapo_jax.io.user_code import load, load_function
+from rapo_jax.io.user_code import exit_is_an_error, load, load_function
 from tests import user_code
 
 NUMBER = itertools.count()
@@ -99,3 +99,9 @@ def test_an_object_that_cannot_be_called_as_needed_is_refused(name, reason):
 
 def test_a_function_of_c_code_is_taken_as_it_is():
     assert load_function("builtins:max", key="k", takes=("text",)) is max
+
+
+def test_an_exit_of_user_code_is_an_error_with_its_place():
+    message = r"user code ended the program with SystemExit: 0 \(user_code.py, line \d+\); raise an"
+    with pytest.raises(RuntimeError, match=message), exit_is_an_error():
+        user_code.leaves("text", ())

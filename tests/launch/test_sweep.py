@@ -14,18 +14,19 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
-# A fake of rapo_jax.main that writes the same files: `seed=7` fails, `seed=9` starts a grandchild
-# and never ends.
+# A fake of rapo_jax.main that writes the same files: `seed=7` fails, `seed=8` ends early with
+# status 0, `seed=9` starts a grandchild and never ends.
 PROGRAM = """
-import json, pathlib, subprocess, sys, time
+import json, os, pathlib, subprocess, sys, time
 flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"]); workdir.mkdir(parents=True, exist_ok=True)
 seed = int(flags.get("config.seed", 0)); method = flags.get("config.method", "rapo")
 with (workdir.parent / "order").open("a") as file: file.write(workdir.name + "\\n")
 if seed == 7: sys.exit("seed 7 brings bad luck")
+if seed == 8: sys.exit(0)
 if seed == 9:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (workdir / "pids").write_text(str(child.pid)); child.wait()
+    (workdir / "pids").write_text(f"{os.getpid()} {child.pid}"); child.wait()
 accuracy = .5 + .01 * seed + .1 * (method == "rapo")
 (workdir / "config.json").write_text(json.dumps({"method": method, "seed": seed}))
 (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "rl"}) + "\\n")
@@ -201,10 +202,9 @@ def test_unknown_flags_are_refused_before_anything_starts(tmp_path, program, mor
 
 
 def test_a_sweep_does_not_continue_with_other_common_flags(tmp_path, program):
-    folder = tmp_path / "w"
-    assert sweep.main(flags_of(folder, "--config.rl.m=0"), program) == 0
+    assert sweep.main(flags_of(tmp_path / "w", "--config.rl.m=0"), program) == 0
     with pytest.raises(SystemExit, match="was started with"):
-        sweep.main(flags_of(folder, "--config.rl.m=1"), program)
+        sweep.main(flags_of(tmp_path / "w", "--config.rl.m=1"), program)
 
 
 def alive(pid):
@@ -221,9 +221,27 @@ def wait_for(condition, seconds=30):
     return condition()
 
 
-def test_an_interrupt_ends_all_runs(tmp_path, program):
-    folder = tmp_path / "w"
-    flags = flags_of(folder, "--sweep=seed=9")
+def test_a_run_is_done_by_its_done_json_and_not_by_its_status(tmp_path, program, capsys):
+    assert sweep.main(flags_of(tmp_path / "w", "--sweep=seed=8,1"), program) == 1
+    assert "FAILED with status 0  seed=8" in capsys.readouterr().out
+    (tmp_path / "program.py").write_text(PROGRAM + "sys.exit(3)\n")
+    assert sweep.main(flags_of(tmp_path / "w", "--sweep=seed=2"), program) == 0
+    assert "done, but with status 3  seed=2" in capsys.readouterr().out
+
+
+def test_the_status_decides_on_stages_that_done_json_never_names(tmp_path):
+    jobs = sweep.plan(tmp_path, [], ["stages=('evaluate',)", "stages=('rl','export')"])
+    assert [job.ended_well(0) for job in jobs] == [True, False]
+    jobs[1].workdir.mkdir()
+    (jobs[1].workdir / "done.json").write_text('{"stages": ["rl"]}')
+    assert [job.ended_well(0) for job in jobs] == [True, True]
+    assert [job.ended_well(1) for job in jobs] == [False, False]
+
+
+@pytest.fixture
+def endless(tmp_path, program):
+    """(sweep, the ids of its run and of what that started), once both live."""
+    flags = flags_of(tmp_path / "w", "--sweep=seed=9")
     start = (  # tests run in the background inherit that SIGINT is ignored
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import sweep; "
@@ -232,15 +250,28 @@ def test_an_interrupt_ends_all_runs(tmp_path, program):
     parent = subprocess.Popen(
         [sys.executable, "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    pids = tmp_path / "w" / "seed=9" / "pids"
     try:
-        pids = folder / "seed=9" / "pids"
         assert wait_for(lambda: pids.exists() and pids.read_text())
-        os.kill(parent.pid, signal.SIGINT)
-        assert parent.wait(30) != 0
-        assert wait_for(lambda: not alive(pids.read_text()))
+        yield parent, *map(int, pids.read_text().split())
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_an_interrupt_ends_all_runs(endless):
+    parent, run, started = endless
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(30) != 0
+    assert wait_for(lambda: not alive(run) and not alive(started))
+
+
+def test_a_run_dies_with_a_sweep_that_is_killed(endless):
+    parent, run, started = endless
+    parent.kill()
+    dead = wait_for(lambda: not alive(run))
+    os.kill(started, signal.SIGKILL)  # the program's own; a run's tools end with the run
+    assert dead
 
 
 def test_parallel_jobs_share_the_cores_and_a_single_job_has_all():

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
+from rapo_jax.stages import buffer_sources
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.buffer_policies import load_guest
 from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
 from rapo_jax.train.buffer import load_buffer
+from rapo_jax.train.distributed import Stopped
 from tests.model.checkpoints import make_model, save_model
 
 SEARCH = "<think>look</think><search>a b</search>"
@@ -71,6 +73,23 @@ def test_a_chat_endpoint_fills_the_buffer_and_is_not_asked_again(
     assert (found["trajectories"], found["calls"], found["stopped"]) == (6, 5 + 8, "")
     assert len(asked) == 4 * 2
     assert asked[0]["messages"][0]["content"] == again.system
+
+
+def test_a_signal_ends_the_asking_of_an_endpoint_and_what_finished_is_kept(
+    branch,
+    tmp_path,
+    monkeypatch,
+    serve,  # noqa: F811
+):
+    asked = []
+    changes = asking(serve(teacher(asked)), tmp_path / "b", **{"buffer.samples": 1})
+    monkeypatch.setattr(buffer_sources, "stop_requested", lambda: True)
+    with pytest.raises(Stopped, match="finished trajectories of the endpoint are kept"):
+        build_buffer(branch(changes))
+    assert len(asked) == 2
+    monkeypatch.undo()
+    build_buffer(branch(changes, name="again"))
+    assert len(asked) == 3 * 2
 
 
 def test_several_agents_fill_one_buffer_and_each_trace_keeps_its_origin(

@@ -13,8 +13,10 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.io.files import LOCK
 from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.search.index.search import open_index
+from rapo_jax.stages import search_index
 from rapo_jax.stages.job import prepare_workdir, run_stages
 from rapo_jax.stages.search_index import by_length
+from rapo_jax.train.distributed import Stopped
 from tests.model.test_encoder import TEXTS, numpy_key, random_tensors, write_encoder
 
 
@@ -50,6 +52,16 @@ def test_a_finished_index_is_read_by_many_and_locked_by_none(tmp_path, small_con
     lock.unlink()
     index_with(small_config, tmp_path, ["anna"], width=32)
     assert not lock.exists()
+
+
+def test_a_signal_stops_the_build_and_the_next_call_continues(tmp_path, small_config, monkeypatch):
+    monkeypatch.setattr(search_index, "stop_requested", lambda: True)
+    with pytest.raises(Stopped, match="finished parts of the index are kept"):
+        index_with(small_config, tmp_path, ["anna", "bread"], width=32)
+    monkeypatch.undo()
+    workdir = index_with(small_config, tmp_path, ["anna", "bread"], width=32)
+    ((document, _),) = open_index(workdir / "search_index")(["bread"], 1)[0]
+    assert document.id == "1"
 
 
 def test_minilm_embeds_a_corpus_on_the_device_and_its_queries_on_the_host(tmp_path, small_config):

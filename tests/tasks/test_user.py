@@ -108,6 +108,7 @@ def test_a_users_reward_replaces_it():
         ("too_large", "it gave 1e+39 and no number that is finite in float32 for 'text'"),
         ("no_number", "it gave '0.5' and no number that is finite in float32 for 'text'"),
         ("raises", "it raised ValueError for 'text'"),
+        ("leaves", "it raised SystemExit for 'text'"),
     ],
 )
 def test_a_reward_that_is_no_finite_number_ends_the_run_with_its_key(name, reason):

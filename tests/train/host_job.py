@@ -34,13 +34,17 @@ def refusal(work):
     """What an action that is refused says."""
     try:
         work()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, distributed.Stopped) as error:
         return str(error)
     return None
 
 
 def refuse_folder():
     raise ValueError("this folder belongs to another run")
+
+
+def stop():
+    raise distributed.Stopped("3 trajectories are kept")
 
 
 def main(workdir, config_file, report_file):
@@ -51,6 +55,7 @@ def main(workdir, config_file, report_file):
     found = {
         "other_config": refusal(lambda: distributed.check_same({"seed": process})),
         "refused": refusal(lambda: distributed.on_first(refuse_folder)),
+        "stopped": refusal(lambda: distributed.on_first(stop)),
         "shared": distributed.allgather_json({"from": process, "text": "x" * 300 * process}),
         "turns": distributed.in_turn(lambda: in_file(workdir / "turns.txt", process)),
     }

@@ -236,6 +236,7 @@ def test_processes_gather_each_others_values_and_take_turns(two):
     for report in reports:
         assert report["shared"] == [{"from": 0, "text": ""}, {"from": 1, "text": 300 * "x"}]
         assert report["refused"] == "this folder belongs to another run"
+        assert report["stopped"] == "3 trajectories are kept"
         assert report["other_config"].startswith("seed: process ")
     assert [report["turns"] for report in reports] == [["0"], ["0", "1"]]
 
