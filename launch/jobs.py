@@ -140,23 +140,19 @@ def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
         log.write(f"$ {shlex.join(line)}\n".encode())
         log.flush()
         return subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True, preexec_fn=_die_with_parent(),
+            [sys.executable, __file__, str(os.getpid()), *line],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True,
         )  # fmt: skip
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a child calls before its program, so that Linux kills it when this process ends."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def call() -> None:
-        prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+def _die_with_parent(parent: int, line: Sequence[str]) -> None:
+    """Becomes the program of `line`, which Linux kills when the process `parent` ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before that
-            os._exit(1)
-
-    return call
+            sys.exit(1)
+    os.execv(line[0], line)
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -197,3 +193,7 @@ def _estimate(ended: int, running: Iterable[Job], total: int, start: float) -> s
 def minutes(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+if __name__ == "__main__":  # not by preexec_fn, which is not safe where there are threads
+    _die_with_parent(int(sys.argv[1]), sys.argv[2:])
