@@ -1,13 +1,12 @@
 """One update: gradients summed over micro-batches, then one step of the optimizer.
 
 Sums and weights are carried over micro-batches and divided once, so that the result does not depend
-on how rows were split. Rows are sorted by length: a micro-batch is as wide as its longest row,
-rounded up to a bucket, and each bucket is one compiled program.
+on how rows were split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.struct
@@ -27,10 +26,8 @@ from rapo_jax.method.objective import (
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
+from rapo_jax.train.micro_batches import micro_batches
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
-
-NARROW_WIDTHS = (32, 64, 128, 256, 512)
-"""Widths in tokens below the first bucket, for batches whose rows are all shorter."""
 
 
 class Sums(flax.struct.PyTreeNode):
@@ -93,9 +90,7 @@ class Updater:
         buckets: Sequence[int],
         micro_tokens: int,
     ) -> None:
-        self._micro_tokens, self._mesh = micro_tokens, mesh
-        # Rows far shorter than the first bucket need not be as wide as it.
-        self._widths = {*buckets, *(w for w in NARROW_WIDTHS if w < buckets[0])}
+        self._mesh, self._buckets, self._micro_tokens = mesh, buckets, micro_tokens
         where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
         self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
@@ -120,13 +115,14 @@ class Updater:
     ) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
 
-        Where the loss, its gradient or a number of the new state is not finite, parameters and
-        moments stay as they were, the step counts all the same, and the metric `skipped` is 1.
+        Where the loss or the norm of its gradient is not finite, parameters and moments stay as
+        they were, the step counts all the same, and the metric `skipped` is 1.
         `zero_advantage_weight` is the weight of rows left out for their advantage of 0.
         """
         sums: Sums | None = None
         slots = 0
-        for micro, row_mask_B in self._micro_batches(batch, length_B):
+        sizes = (self._buckets, self._micro_tokens, row_shards(self._mesh))
+        for micro, row_mask_B in micro_batches(batch, length_B, *sizes):
             micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
             arguments = (state.params, micro, row_mask_B, reference)
             if sums is None:  # zeros laid out like all sums: one program serves every addition
@@ -140,26 +136,6 @@ class Updater:
         state = state.replace(params=with_trained(params, state.params))
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, scalars | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
-
-    def _micro_batches(
-        self, batch: Batch, length_B: np.ndarray
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`."""
-        order, shards = np.argsort(-length_B, kind="stable"), row_shards(self._mesh)
-        while len(order):
-            width = min(w for w in self._widths if w >= length_B[order[0]])
-            # As many rows as fit, but no more than a power of two above those left: few programs.
-            fitting = max(self._micro_tokens // width // shards, 1)
-            count = shards * min(fitting, power_of_two(-(-len(order) // shards)))
-            taken, order = order[:count], order[count:]
-            row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
-            index = np.concatenate([taken, np.zeros(count - len(taken), taken.dtype)])
-
-            def pick(x: np.ndarray, index=index, width=width) -> np.ndarray:
-                x = np.asarray(x)[index]
-                return x[:, :width] if x.ndim == 2 else x
-
-            yield jax.tree.map(pick, batch), row_mask_B
 
 
 def _sums_of(
@@ -190,9 +166,9 @@ def _apply(
     changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
     loss, norm = sums.loss / weight, optax.tree.norm(gradient)
+    # A finite norm, in float32 a finite sum of squares, makes Adam's moments finite too. A look at
+    # the new state itself would hold it beside the old one.
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-    for leaf in jax.tree.leaves((params, opt_state)):
-        sound &= jnp.isfinite(leaf).all()
 
     def guarded(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(sound, new, old)
@@ -201,11 +177,6 @@ def _apply(
     opt_state = jax.tree.map(guarded, opt_state, state.opt_state)
     metrics = metric_means(sums.metrics) | {"loss": loss, "grad_norm": norm, "skipped": ~sound}
     return TrainState(params, opt_state, state.step + 1), metrics
-
-
-def power_of_two(count: int) -> int:
-    """The least power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
 
 
 def _trained_state(state: TrainState) -> TrainState:

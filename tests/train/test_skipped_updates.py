@@ -15,7 +15,7 @@ from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.loop import MOST_SKIPS, count_skips
 from rapo_jax.train.mini_batches import train_on_rollouts
 from rapo_jax.train.rl import _write_skipped
-from rapo_jax.train.update import Updater, power_of_two, rapo_loss
+from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
 
 GROUP = 4
@@ -114,14 +114,3 @@ def test_several_steps_in_a_row_with_a_skipped_update_end_the_run():
     assert skips == MOST_SKIPS - 1
     with pytest.raises(ValueError, match=r"loss/skipped=1: 3 steps in a row, up to step 9, had an"):
         count_skips(skips, 1.0, step=9)
-
-
-def test_a_micro_batch_holds_no_more_rows_and_slots_than_there_are(updating, tapes):
-    updater, _, _ = updating
-    few = jax.tree.map(lambda x: x[:3], tapes)
-    one_B = np.ones(3, np.float32)
-    batch = Batch(few.token_BT, few.source_BT, few.logp_BT, one_B, one_B)
-    ((micro, row_mask_B),) = updater._micro_batches(batch, np.array([30, 20, 31]))
-    assert micro.token_BT.shape == (4, 32)  # not 16 rows of 96 slots
-    assert row_mask_B.tolist() == [1, 1, 1, 0]
-    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
