@@ -38,16 +38,11 @@ class Status(enum.IntEnum):
     """State of a row. Everything but RUNNING is final."""
 
     RUNNING = 0
-    ANSWERED = 1
-    """The policy closed `</answer>`."""
-    STOPPED = 2
-    """End-of-sequence without an answer."""
-    OUT_OF_STEPS = 3
-    """A tool call beyond the allowed number of calls."""
-    OUT_OF_TOKENS = 4
-    """The step or the row reached its token limit."""
-    MALFORMED = 5
-    """The host could not serve the row; the trainer raises after the program."""
+    ANSWERED = 1  # the policy closed `</answer>`
+    STOPPED = 2  # end-of-sequence without an answer
+    OUT_OF_STEPS = 3  # a tool call beyond the allowed number of calls
+    OUT_OF_TOKENS = 4  # the step or the row reached its token limit
+    MALFORMED = 5  # the host could not serve the row; the trainer raises after the program
 
 
 class Span(flax.struct.PyTreeNode):

@@ -16,18 +16,12 @@ from rapo_jax.types import Array
 class Calibration(NamedTuple):
     """What the objective needs of a rollout batch, and what it was computed from."""
 
-    advantage_B: Array
-    """A of each row (Eq. 10)."""
-    retrieved_share_B: Array
-    """F_ret of each row (Eq. 8)."""
-    retrieval_reward_B: Array
-    """Z_ret of each row (Eqs. 5-7)."""
-    retrieval_reward_BS: Array
-    """Z of each retrieval, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere."""
-    entropy_BS: Array
-    """Step entropies in nats (Eq. 2)."""
-    source_BS: Array
-    """`Source` of each step: RETRIEVED, POLICY or PAD."""
+    advantage_B: Array  # A (Eq. 10)
+    retrieved_share_B: Array  # F_ret (Eq. 8)
+    retrieval_reward_B: Array  # Z_ret (Eqs. 5-7)
+    retrieval_reward_BS: Array  # Z, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere
+    entropy_BS: Array  # step entropies in nats (Eq. 2)
+    source_BS: Array  # `Source` of each step: RETRIEVED, POLICY or PAD
 
 
 def calibrate(

@@ -48,17 +48,12 @@ class RolloutInputs(flax.struct.PyTreeNode):
     """What a rollout is asked for; all of it may change without compiling again."""
 
     key: Array
-    hybrid_B: Array
-    """Rows that may retrieve; the others are pure on-policy rollouts."""
-    probability: Array
-    """Of retrieving at a step boundary of a hybrid rollout."""
-    noise: Array
-    """Share of retrievals that bring a random trace."""
+    hybrid_B: Array  # rows that may retrieve; the others are pure on-policy rollouts
+    probability: Array  # of retrieving at a step boundary of a hybrid rollout
+    noise: Array  # share of retrievals that bring a random trace
     temperature: Array
-    last_retrieval: Array
-    """Last boundary at which retrieval may happen: 1 for whole trajectories, else the last."""
-    row_B: Array | None = None
-    """Numbers of the rows in their batch, where only a chunk is sampled; None is 0, 1, 2, …"""
+    last_retrieval: Array  # last boundary of a retrieval: 1 for whole trajectories
+    row_B: Array | None = None  # numbers of a chunk's rows in their batch; None is 0, 1, 2, …
 
 
 class Parts(NamedTuple):
@@ -70,16 +65,6 @@ class Parts(NamedTuple):
     read: Callable[[Params, Tape, Span, jax.Array, int], Tape]
     draw: Callable[[RolloutInputs, Tape, jax.Array], tuple[jax.Array, jax.Array]]
     embed: Callable[[jax.Array], jax.Array]
-
-    def compiled(self, jit: Callable[..., Callable]) -> Parts:
-        """Each part compiled by `jit`, for `loop_steps`."""
-        return Parts(
-            jit(self.open, static_argnums=2),
-            jit(self.think),
-            jit(self.read, static_argnums=4),
-            jit(self.draw),
-            jit(self.embed),
-        )
 
 
 def row_numbers(inputs: RolloutInputs, rows: int) -> jax.Array:

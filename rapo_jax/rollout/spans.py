@@ -165,8 +165,7 @@ class _Decoding(NamedTuple):
     tick: jax.Array
     active_B: jax.Array
     length_B: jax.Array
-    state_B: jax.Array
-    """State of the boundary's automaton."""
+    state_B: jax.Array  # of the boundary's automaton
     eos_B: jax.Array
     hidden_BD: jax.Array
     cache: Cache

@@ -79,6 +79,17 @@ def boundary(tokens: Tokens) -> Boundary:
     )
 
 
+def compiled(parts: Parts) -> Parts:
+    """The parts, each compiled, for the loop in Python."""
+    return Parts(
+        jax.jit(parts.open, static_argnums=2),
+        jax.jit(parts.think),
+        jax.jit(parts.read, static_argnums=4),
+        jax.jit(parts.draw),
+        jax.jit(parts.embed),
+    )
+
+
 def make_program(
     setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
 ) -> Program:
@@ -107,6 +118,6 @@ def make_program(
 
 DRIVERS: dict[str, Callable[[RolloutSetup], tuple[Parts, CallHost, Callable[..., Tape]]]] = {
     "scan": lambda setup: (setup.parts, partial(host_call, setup.mesh), scan_steps),
-    "host": lambda setup: (setup.parts.compiled(jax.jit), call_directly, loop_steps),
+    "host": lambda setup: (compiled(setup.parts), call_directly, loop_steps),
 }
 """Parts, bridge and loop of a rollout: one program, or a loop in Python of compiled parts."""

@@ -91,12 +91,22 @@ class Updater:
         micro_tokens: int,
     ) -> None:
         self._mesh, self._buckets, self._micro_tokens = mesh, buckets, micro_tokens
+
+        def sums_of(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+            def loss_of(part: Params):
+                return loss(with_trained(params, part), batch, row_mask_B, reference)
+
+            with on_mesh(mesh):
+                value, gradient = jax.value_and_grad(loss_of, has_aux=True)(trained(params))
+            loss_sum, (weight, metrics) = value
+            return Sums(gradient, loss_sum, weight, metrics)
+
+        self.sums_of = sums_of
         where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
         self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
-        self.sums_of = partial(_sums_of, loss, mesh)
         self.add = jax.jit(
-            lambda sums, *arguments: join(sums, self.sums_of(*arguments)),
+            lambda sums, *arguments: join(sums, sums_of(*arguments)),
             donate_argnums=0,
             out_shardings=self.sums_layout,
         )
@@ -136,23 +146,6 @@ class Updater:
         state = state.replace(params=with_trained(params, state.params))
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, scalars | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
-
-
-def _sums_of(
-    loss: LossSums,
-    mesh: Mesh,
-    params: Params,
-    batch: Batch,
-    row_mask_B: jax.Array,
-    reference: Params | None,
-) -> Sums:
-    def loss_of(part: Params):
-        return loss(with_trained(params, part), batch, row_mask_B, reference)
-
-    with on_mesh(mesh):
-        value_and_gradient = jax.value_and_grad(loss_of, has_aux=True)(trained(params))
-    (loss_sum, (weight, metrics)), gradient = value_and_gradient
-    return Sums(gradient, loss_sum, weight, metrics)
 
 
 def _apply(

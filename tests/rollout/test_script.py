@@ -15,6 +15,7 @@ from rapo_jax.rollout.loop import (
     parts,
     rollout,
 )
+from rapo_jax.train.programs import compiled
 from rapo_jax.types import Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
@@ -28,7 +29,7 @@ def perform(stage, tape_text):
     Rows 0 and 1 ask question A, rows 2 and 3 question B; the second of each pair is hybrid.
     """
     made = parts(stage.model, stage.settings, stage.boundary, lambda query_BE: 10 * query_BE)
-    compiled = made.compiled(jax.jit)
+    functions = compiled(made)
     params = stage.policy(*SCRIPT)
 
     def play(*, says="E", trace="G", healthy=True, probability=1.0, last=99, prompts=("A", "B")):
@@ -62,7 +63,7 @@ def perform(stage, tape_text):
         )
         callbacks = HostCallbacks(act, key, search, jax.ShapeDtypeStruct((2,), np.float32))
         prompt = stage.span(*prompts, width=stage.settings.prompt_tokens)
-        fixed = (compiled, call_directly, callbacks, stage.settings, params)
+        fixed = (functions, call_directly, callbacks, stage.settings, params)
         how = {"group_size": 2, "retrieves": True, "repeat": loop_steps}
         found = jax.device_get(rollout(*fixed, inputs, prompt, **how))
         return tape_text(found), found.status_B.tolist(), asked
