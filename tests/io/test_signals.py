@@ -16,7 +16,8 @@ import hashlib, os, pathlib, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from rapo_jax.io import signals
 signals.REPEAT_S = 0.2
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one under nohup this
 """
 WAIT = """
 signals.install()

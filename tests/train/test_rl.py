@@ -35,6 +35,7 @@ METRICS = {
         "loss/logp_gap",
         "loss/logp_gap_max",
         "loss/learning_rate",
+        "loss/skipped",
         "update/padding",
         "update/zero_advantage_rows",
     ),
