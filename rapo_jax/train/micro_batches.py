@@ -22,16 +22,18 @@ def micro_batches(
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`.
 
-    A micro-batch is as wide as its longest row, rounded up to a bucket. It holds a multiple of
-    `shards` rows, at most a power of two times that above those left. Yields it with row_mask_B,
-    float32, 0 at rows that only pad.
+    A micro-batch is as wide as its longest row, rounded up to a bucket. Its rows are a multiple of
+    `shards`, and no more than the power of two above all rows of the batch: by those that are left,
+    there would be a program more for nearly every update. Yields it with row_mask_B, float32, 0 at
+    rows that only pad.
     """
     widths = {*buckets, *(width for width in NARROW_WIDTHS if width < buckets[0])}
     order = np.argsort(-length_B, kind="stable")
+    most = power_of_two(-(-len(order) // shards))
     while len(order):
         width = min(w for w in widths if w >= length_B[order[0]])
         fitting = max(micro_tokens // width // shards, 1)
-        count = shards * min(fitting, power_of_two(-(-len(order) // shards)))
+        count = shards * min(fitting, most)
         taken, order = order[:count], order[count:]
         row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
         index = np.concatenate([taken, np.zeros(count - len(taken), taken.dtype)])
