@@ -38,7 +38,7 @@ from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, parts, rollout, 
 from rapo_jax.rollout.spans import Boundary
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
-from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
@@ -176,18 +176,8 @@ def _shape(sharding: NamedSharding, *sides: int, dtype: type = np.int32) -> jax.
 
 def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lowered, Lowered]:
     """The trainer's programs: one more micro-batch of the widest rows, and the optimizer's step."""
-    o, here, everywhere = s.optimizer, rows(mesh), replicated(mesh)
-    schedule = learning_rate_schedule(
-        learning_rate=o.learning_rate, warmup=o.warmup, schedule=o.schedule, steps=s.rl.steps
-    )
-    optimizer = make_optimizer(
-        schedule,
-        clip_norm=o.clip_norm,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-    )
+    here, everywhere = rows(mesh), replicated(mesh)
+    optimizer, _ = policy_optimizer(s)
     shapes = policy_shapes(model)
     where = layout(mesh, model, shapes, name="training")
     moments = jax.eval_shape(optimizer.init, shapes)
