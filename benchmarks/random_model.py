@@ -62,11 +62,13 @@ def random_params(model: ModelSettings, mesh: Mesh, *, sampling: bool = False) -
     return jax.tree_util.tree_map_with_path(draw, shapes, where)
 
 
-def write_folder(folder: Path, model: ModelSettings, params: Params) -> None:
+def write_folder(
+    folder: Path, model: ModelSettings, params: Params, *, dtype: str = "bfloat16"
+) -> None:
     """A Hugging Face folder of `params`, and a tokenizer of bytes in FOLDER/tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder, model, params, dtype="bfloat16", limit=round(5e9))
-    config = config_of(model, max_positions=32_768) | {"torch_dtype": "bfloat16"}
+    save_weights(folder, model, params, dtype=dtype, limit=round(5e9))
+    config = config_of(model, max_positions=32_768) | {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     build_tokenizer(folder / "tokenizer", CORPUS, vocab_size=1024)
 
