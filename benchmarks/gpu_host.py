@@ -43,7 +43,7 @@ def make_host(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         retrieved_tokens=z.ticks,
         max_tokens=max(z.prompt, 128) + (s.rollout.max_calls + 1) * 3 * z.ticks,
         chunks=1,
-        driver="scan",
+        driver="jit",
     )
     build_tokenizer(workdir / "tokenizer", CORPUS, vocab_size=1024)
     tokens = calling(load_tokens(workdir / "tokenizer", vocab_size=model.vocab))

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import parse_step, render_result, render_retrieved, without_retrieved
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.tools.observation import Tool
+from rapo_jax.tools.observation import Observation, Tool
 
 CACHED_TEXTS = 65_536
 """Tokenized observations and traces that are cached: most texts occur many times."""
@@ -31,7 +32,13 @@ Query = Callable[[Sequence[str]], np.ndarray]
 """Key texts -> what the device turns into keys: embeddings, or the tokens of an encoder."""
 
 Texts = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""token_BX, length_B and healthy_B of a text for each row; length 0 for none."""
+"""healthy_U, token_UX and length_U of a text for each slot; length 0 for none."""
+
+Acted = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""ready_U, a text for each slot, and query_U."""
+
+THREADS = 128
+"""Calls of tools at a time, those that wait for a service included."""
 
 
 def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
@@ -82,6 +89,8 @@ class Environment:
         self._history: list[str] = []
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tools")
+        self._running: dict[int, Future[tuple[str, Observation]]] = {}
         self.calls: list[list[tuple[str, str]]] = []
         """Of each row: (tool, outcome) of its calls, in their order."""
         self.failure: BaseException | None = None
@@ -108,6 +117,7 @@ class Environment:
         self._questions = list(row_questions)
         self._history = [""] * len(self._questions)
         self.calls = [[] for _ in self._questions]
+        self._running = {}
         self.failure = None
 
     def take_counts(self) -> dict[str, float]:
@@ -121,84 +131,128 @@ class Environment:
         return dict(counts) | {f"buffer/{name}": value for name, value in retrieved.items()}
 
     def act(
-        self, row_B: np.ndarray, token_BX: np.ndarray, length_B: np.ndarray, calls_B: np.ndarray
-    ) -> Texts:
-        """Runs the call that each row's new step closed; returns the observations."""
-        texts = _no_texts(len(row_B), self._observation_tokens)
-        with self._errors_kept(calls_B, texts):
-            calls: dict[str, list[tuple[int, int, str]]] = {}
-            for b in np.flatnonzero(calls_B).tolist():
-                text = self.tokens.decode(token_BX[b, : length_B[b]])
-                row = int(row_B[b])
-                self._history[row] += text
-                step = parse_step(text, self.tokens.user_tools)
-                calls.setdefault(step.kind, []).append((b, row, step.content))
-            for tool, callers in calls.items():
-                observations = self._tools[tool]([content for *_, content in callers])
-                for (b, row, _), observation in zip(callers, observations, strict=True):
-                    self._record_call(row, tool, observation.outcome)
-                    self._give(texts, b, row, self._observation_ids(observation.text))
-        return texts
+        self,
+        row_U: np.ndarray,
+        calls_U: np.ndarray,
+        waits_U: np.ndarray,
+        wants_U: np.ndarray,
+        idle_U: np.ndarray,
+        token_UX: np.ndarray,
+        length_U: np.ndarray,
+        *,
+        query_U: np.ndarray,
+    ) -> Acted:
+        """Starts the calls that the steps of `calls_U` closed; returns what is ready.
 
-    def query(self, row_B: np.ndarray, wants_B: np.ndarray, *, query: np.ndarray) -> np.ndarray:
-        """What the device turns into the key of S_<t, for the rows that want a trace.
-
-        `query` is a blank result, filled in place.
+        A slow call delays its own row: the rows of `waits_U` are asked for again. Where all slots
+        are idle, waits for one of them. The rows of `wants_U` that are ready get what the device
+        turns into the key of S_<t; `query_U` is a blank result, filled in place.
         """
-        with self._errors_kept(wants_B):
-            wanting = np.flatnonzero(wants_B)
-            if wanting.size:
-                assert self._retriever is not None and self._query is not None
-                rows = [int(row_B[b]) for b in wanting]
-                histories = [self._history[row] for row in rows]
-                if self._without_retrieved_history:
-                    histories = list(map(without_retrieved, histories))
-                questions = [self._questions[row].question for row in rows]
-                query[wanting] = self._query(self._retriever.key_texts(questions, histories))
-        return query
+        texts = _no_texts(len(row_U), self._observation_tokens)
+        asked_U = calls_U | waits_U
+        ready_U = np.zeros(len(row_U), bool)
+        with self._errors_kept(asked_U, texts, ready_U):
+            self._start(row_U, calls_U, token_UX, length_U)
+            if idle_U.all():
+                self._wait(row_U[asked_U].tolist())
+            for u in np.flatnonzero(asked_U).tolist():
+                row = int(row_U[u])
+                running = self._running[row]
+                if not running.done():
+                    continue
+                tool, observation = self._running.pop(row).result()
+                ready_U[u] = True
+                self._record_call(row, tool, observation.outcome)
+                self._give(texts, u, row, self._observation_ids(observation.text))
+            self._fill_queries(row_U, ready_U & wants_U, query_U)
+        return ready_U, *texts, query_U
+
+    def _start(
+        self, row_U: np.ndarray, calls_U: np.ndarray, token_UX: np.ndarray, length_U: np.ndarray
+    ) -> None:
+        """Appends the new steps to their rows' histories and hands their calls to the tools."""
+        calls: dict[str, list[tuple[int, str]]] = {}
+        for u in np.flatnonzero(calls_U).tolist():
+            text = self.tokens.decode(token_UX[u, : length_U[u]])
+            row = int(row_U[u])
+            self._history[row] += text
+            step = parse_step(text, self.tokens.user_tools)
+            calls.setdefault(step.kind, []).append((row, step.content))
+        for name, callers in calls.items():
+            tool = self._tools[name]
+            if getattr(tool, "immediate", False):
+                observations = tool([content for _, content in callers])
+                for (row, _), observation in zip(callers, observations, strict=True):
+                    self._running[row] = Future()
+                    self._running[row].set_result((name, observation))
+                continue
+            for row, content in callers:
+                self._running[row] = self._pool.submit(_call_once, name, tool, content)
+
+    def _wait(self, rows: Sequence[int]) -> None:
+        """Waits until one of these rows has its observation."""
+        started = time.perf_counter()
+        wait([self._running[row] for row in rows], return_when=FIRST_COMPLETED)
+        with self._lock:
+            self._counts["waited"] += time.perf_counter() - started
+
+    def _fill_queries(self, row_U: np.ndarray, wants_U: np.ndarray, query_U: np.ndarray) -> None:
+        wanting = np.flatnonzero(wants_U)
+        if not wanting.size:
+            return
+        assert self._retriever is not None and self._query is not None
+        rows = row_U[wanting].tolist()
+        histories = [self._history[row] for row in rows]
+        if self._without_retrieved_history:
+            histories = list(map(without_retrieved, histories))
+        questions = [self._questions[row].question for row in rows]
+        query_U[wanting] = self._query(self._retriever.key_texts(questions, histories))
 
     def search(
         self,
-        row_B: np.ndarray,
-        wants_B: np.ndarray,
-        key_BE: np.ndarray,
-        pick_B: np.ndarray,
-        room_B: np.ndarray,
+        row_U: np.ndarray,
+        wants_U: np.ndarray,
+        key_UE: np.ndarray,
+        pick_U: np.ndarray,
+        room_U: np.ndarray,
     ) -> Texts:
-        """The nearest step trace of the rows that want one; `pick_B` >= 0 asks for a random one.
+        """The nearest step trace of the rows that want one; `pick_U` >= 0 asks for a random one.
 
         A row without room for its trace gets none, and its history does not hold it either.
         """
-        texts = _no_texts(len(row_B), self._retrieved_tokens)
-        with self._errors_kept(wants_B, texts):
-            wanting = np.flatnonzero(wants_B)
+        texts = _no_texts(len(row_U), self._retrieved_tokens)
+        with self._errors_kept(wants_U, texts):
+            wanting = np.flatnonzero(wants_U)
             if wanting.size:
                 assert self._retriever is not None
                 hits = self._retriever.nearest(
-                    key_BE[wanting],
-                    question_ids=[self._questions[int(row_B[b])].id for b in wanting],
+                    key_UE[wanting],
+                    question_ids=[self._questions[int(row_U[u])].id for u in wanting],
                     exclude_same_question=self._exclude_same_question,
-                    pick_B=pick_B[wanting],
+                    pick_B=pick_U[wanting],
                 )
-                for b, hit in zip(wanting.tolist(), hits, strict=True):
+                for u, hit in zip(wanting.tolist(), hits, strict=True):
                     ids = self._retrieved_ids(hit.value) if hit.value else []
-                    if 0 < len(ids) <= room_B[b]:
-                        self._give(texts, b, int(row_B[b]), ids)
+                    if 0 < len(ids) <= room_U[u]:
+                        self._give(texts, u, int(row_U[u]), ids)
         return texts
 
     @contextlib.contextmanager
-    def _errors_kept(self, asked_B: np.ndarray, texts: Texts | None = None) -> Iterator[None]:
-        """Keeps an error instead of raising it, and marks the asked rows of `texts` unhealthy."""
+    def _errors_kept(
+        self, asked_U: np.ndarray, texts: Texts, ready_U: np.ndarray | None = None
+    ) -> Iterator[None]:
+        """Keeps an error instead of raising it: the asked rows are ready, and unhealthy."""
         started = time.perf_counter()
         try:
             yield
         except BaseException as error:  # of any kind: it must not reach the runtime
             with self._lock:
                 self.failure = self.failure or error
-            if texts is not None:
-                _, length_B, healthy_B = texts
-                length_B[:] = 0
-                healthy_B[:] = ~np.asarray(asked_B, bool)
+            healthy_U, _, length_U = texts
+            length_U[:] = 0
+            healthy_U[:] = ~asked_U
+            if ready_U is not None:
+                ready_U[:] = asked_U
         with self._lock:
             self._counts["seconds"] += time.perf_counter() - started
 
@@ -210,13 +264,18 @@ class Environment:
             if tool in self.tokens.user_tools and outcome != "ok":
                 self._counts[f"failed/{tool}"] += 1
 
-    def _give(self, texts: Texts, b: int, row: int, ids: list[int]) -> None:
-        """Writes a text into place b of `texts` and appends it to the row's history."""
-        token_BX, length_B, _ = texts
-        token_BX[b, : len(ids)] = ids
-        length_B[b] = len(ids)
+    def _give(self, texts: Texts, u: int, row: int, ids: list[int]) -> None:
+        """Writes a text into place u of `texts` and appends it to the row's history."""
+        _, token_UX, length_U = texts
+        token_UX[u, : len(ids)] = ids
+        length_U[u] = len(ids)
         self._history[row] += self.tokens.decode(ids)
 
 
-def _no_texts(rows: int, tokens: int) -> Texts:
-    return np.zeros((rows, tokens), np.int32), np.zeros(rows, np.int32), np.ones(rows, bool)
+def _no_texts(slots: int, tokens: int) -> Texts:
+    return np.ones(slots, bool), np.zeros((slots, tokens), np.int32), np.zeros(slots, np.int32)
+
+
+def _call_once(name: str, tool: Tool, content: str) -> tuple[str, Observation]:
+    (observation,) = tool([content])
+    return name, observation

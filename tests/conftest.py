@@ -241,10 +241,10 @@ def make_sampler(house) -> Callable[..., Playing]:
         fsdp: int = 1,
         tensor: int = 1,
         absorb_chunk: int = 256,
-        chunks: int = 1,
+        slots: int = 0,
     ) -> Playing:
         r = dataclasses.replace(
-            house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk, chunks=chunks
+            house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk, slots=slots
         )
         environment = Environment(
             house.tokens,

@@ -116,7 +116,6 @@ def _model(s: Settings) -> Iterator[Rule]:
 def _rollout(s: Settings) -> Iterator[Rule]:
     r, buckets = s.rollout, s.rl.buckets
     divides = f"must divide rollout.questions={r.questions}"
-    yield "rollout.chunks", r.questions % r.chunks == 0, divides
     yield (
         "rollout.n_hybrid",
         0 <= r.n_hybrid <= r.group_size,

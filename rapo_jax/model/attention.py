@@ -1,8 +1,8 @@
 """Causal grouped-query attention: in plain XLA, or by a fused kernel of the platform.
 
-`attend` is plain XLA and takes any mask; decoding always uses it. Scoring, training and prefill
-read whole rows from their start; there `model.attention` may name a fused kernel, which never
-writes the attention scores to memory.
+`attend_whole` is that of whole rows, which scoring, training and prefill read from their start;
+there `model.attention` may name a fused kernel, which never writes the attention scores to memory.
+`attend_written` is that of decoding, over the written part of a KV cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sharding import ambient_mesh, spec_of
 
+BLOCK = 128
+"""Positions of a cache that are attended to at a time, see `attend_written`."""
 LANES = 128
 """Smallest block of splash attention: rows are padded to a multiple of it."""
 LARGEST_BLOCK = 512
@@ -168,6 +170,16 @@ def kernel_of(settings: ModelSettings) -> Kernel | None:
     return KERNELS.get(name)
 
 
+def attend_whole(
+    settings: ModelSettings, query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array
+) -> jax.Array:
+    """Causal attention of whole rows, as `model.attention` says."""
+    kernel = kernel_of(settings)
+    if kernel is None:
+        return plain(query_BTNH, key_BTKH, value_BTKH)
+    return on_shards(kernel.attend, query_BTNH, key_BTKH, value_BTKH)
+
+
 def on_shards(
     kernel: Callable[..., jax.Array],
     query_BTNH: jax.Array,
@@ -185,7 +197,115 @@ def on_shards(
     N, K = query_BTNH.shape[2], key_BTKH.shape[2]
     if K % mesh.shape["tensor"]:
         key_BTKH, value_BTKH = (jnp.repeat(x, N // K, axis=2) for x in (key_BTKH, value_BTKH))
-    spec = spec_of("rows", None, "heads")
-    return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
-        query_BTNH, key_BTKH, value_BTKH
+    spec = spec_of(mesh, "rows", None, "heads")
+    return jax.shard_map(
+        kernel,
+        mesh=mesh,
+        axis_names=set(mesh.auto_axes),
+        in_specs=(spec,) * 3,
+        out_specs=spec,
+        check_vma=False,
+    )(query_BTNH, key_BTKH, value_BTKH)
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer; place t of a row holds its position t."""
+
+    key_BKHT: jax.Array
+    value_BKTH: jax.Array
+
+
+def padded_positions(positions: int) -> int:
+    """Positions of a cache: whole blocks."""
+    return -(-positions // BLOCK) * BLOCK
+
+
+def empty_layer(settings: ModelSettings, rows: int, positions: int) -> LayerCache:
+    K, H, dtype = settings.kv_heads, settings.head_width, jnp.dtype(settings.dtype)
+    return LayerCache(
+        jnp.zeros((rows, K, H, positions), dtype), jnp.zeros((rows, K, positions, H), dtype)
     )
+
+
+def cache_of(key_BXKH: jax.Array, value_BXKH: jax.Array) -> LayerCache:
+    """The cache of rows that have just these keys and values."""
+    return LayerCache(key_BXKH.transpose(0, 2, 3, 1), value_BXKH.transpose(0, 2, 1, 3))
+
+
+def write_layer(
+    layer: LayerCache,
+    key_BXKH: jax.Array,
+    value_BXKH: jax.Array,
+    *,
+    first: jax.Array | int,
+    start_B: jax.Array,
+) -> LayerCache:
+    """Writes X positions of rows `first`, `first + 1`, ... from `start_B`, which must have room."""
+    new = cache_of(key_BXKH, value_BXKH)
+    if len(start_B) == 1:
+        start = start_B[0]
+        return LayerCache(
+            jax.lax.dynamic_update_slice(layer.key_BKHT, new.key_BKHT, (first, 0, 0, start)),
+            jax.lax.dynamic_update_slice(layer.value_BKTH, new.value_BKTH, (first, 0, start, 0)),
+        )
+
+    def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
+        def row(old: jax.Array, fresh: jax.Array, start: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, fresh, start, axis)
+
+        return jax.vmap(row)(old, fresh, start_B)
+
+    return LayerCache(
+        put(layer.key_BKHT, new.key_BKHT, 2), put(layer.value_BKTH, new.value_BKTH, 1)
+    )
+
+
+def attend_written(
+    query_BXNH: jax.Array,
+    layer: LayerCache,
+    *,
+    first: jax.Array | int,
+    start_B: jax.Array,
+    longest: jax.Array,
+) -> jax.Array:
+    """Attention of X queries, at positions from `start_B` on, over positions below `longest`.
+
+    The rows are `first`, `first + 1`, ... of the cache. Blocks of positions are attended to one
+    after another with a running softmax, so that the cost follows the longest row, not the
+    allocation. A block beyond a row's end leaves its result as it is, bit for bit. Scores, softmax
+    and sums are float32.
+    """
+    B, X, N, H = query_BXNH.shape
+    K = layer.key_BKHT.shape[1]
+    query_BKXH = query_BXNH.reshape(B, X, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
+    position_BX = start_B[:, None] + jnp.arange(X)
+    position_BX = jnp.repeat(position_BX, N // K, axis=1)  # of the queries of one kv head
+
+    def block(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        highest_BKX1, total_BKX1, mixed_BKXH = sums
+        at = index * BLOCK
+        key_BKHT = jax.lax.dynamic_slice(layer.key_BKHT, (first, 0, 0, at), (B, K, H, BLOCK))
+        value_BKTH = jax.lax.dynamic_slice(layer.value_BKTH, (first, 0, at, 0), (B, K, BLOCK, H))
+        score = jnp.einsum(
+            "BKXH,BKHT->BKXT", query_BKXH, key_BKHT, preferred_element_type=jnp.float32
+        )
+        visible_BXT = at + jnp.arange(BLOCK) <= position_BX[:, :, None]
+        score = jnp.where(visible_BXT[:, None], score * H**-0.5, jnp.finfo(jnp.float32).min)
+        higher_BKX1 = jnp.maximum(highest_BKX1, score.max(axis=-1, keepdims=True))
+        weight = jnp.exp(score - higher_BKX1)
+        scale_BKX1 = jnp.exp(highest_BKX1 - higher_BKX1)
+        mixed = jnp.einsum(
+            "BKXT,BKTH->BKXH",
+            weight.astype(value_BKTH.dtype),
+            value_BKTH,
+            preferred_element_type=jnp.float32,
+        )
+        total_BKX1 = total_BKX1 * scale_BKX1 + weight.sum(axis=-1, keepdims=True)
+        return higher_BKX1, total_BKX1, mixed_BKXH * scale_BKX1 + mixed
+
+    none = jnp.full((*query_BKXH.shape[:3], 1), jnp.finfo(jnp.float32).min)
+    zero = jnp.zeros(query_BKXH.shape, jnp.float32)
+    sums = (none, jnp.zeros_like(none), zero)
+    _, total_BKX1, mixed_BKXH = jax.lax.fori_loop(0, -(-longest // BLOCK), block, sums)
+    mixed = (mixed_BKXH / total_BKX1).astype(query_BXNH.dtype)
+    return mixed.reshape(B, K, X, N // K, H).swapaxes(1, 2).reshape(B, X, N, H)

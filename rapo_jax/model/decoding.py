@@ -7,38 +7,35 @@ their stacks holds them twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.attention import kernel_of
+from rapo_jax.model.attention import (
+    LayerCache,
+    attend_whole,
+    attend_written,
+    cache_of,
+    empty_layer,
+    padded_positions,
+    write_layer,
+)
 from rapo_jax.model.lora import ADAPTERS
 from rapo_jax.model.sharding import compute_copy
-from rapo_jax.model.transformer import (
-    LayerCache,
-    angles,
-    apply_block,
-    embed,
-    final_norm,
-    stacked_blocks,
-)
+from rapo_jax.model.transformer import Mixed, angles, apply_block, embed, final_norm, stacked_blocks
 from rapo_jax.types import Params
 
 Cache: TypeAlias = tuple[LayerCache, ...]
 
 
-def empty_cache(settings: ModelSettings, *, rows: int, slots: int) -> Cache:
-    """A cache of `slots` positions for each of `rows` rows, in the compute dtype."""
-    K, H, dtype = settings.kv_heads, settings.head_width, jnp.dtype(settings.dtype)
-
-    def layer() -> LayerCache:
-        return LayerCache(
-            jnp.zeros((rows, K, H, slots), dtype), jnp.zeros((rows, K, slots, H), dtype)
-        )
-
-    return tuple(layer() for _ in range(settings.layers))
+def empty_cache(settings: ModelSettings, *, rows: int, positions: int) -> Cache:
+    """A cache of at least `positions` positions for each of `rows` rows, in the compute dtype."""
+    positions = padded_positions(positions)
+    return tuple(empty_layer(settings, rows, positions) for _ in range(settings.layers))
 
 
 def sampling_copy(settings: ModelSettings, params: Params) -> Params:
@@ -54,45 +51,58 @@ def sampling_copy(settings: ModelSettings, params: Params) -> Params:
     return {name: x for name, x in copy.items() if name not in stacked} | {"layers": layers}
 
 
-def extend(
-    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array, start_B: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Reads X more tokens of each row from position `start_B`; returns hidden_BXD and the cache.
-
-    `params` are a `sampling_copy`.
-
-    Slots beyond a row's valid tokens hold garbage that the causal mask hides until it is
-    overwritten, so rows of different lengths need no padding logic.
-    """
-    return _read(settings, params, cache, token_BX, start_B, masked=True)
-
-
 def prefill(
-    settings: ModelSettings, params: Params, cache: Cache, token_BX: jax.Array
+    settings: ModelSettings, params: Params, token_BX: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """`extend` from the start of every row, by the platform's kernel if there is one."""
+    """Reads whole rows from their start; returns hidden_BXD and a cache of X positions."""
+
+    def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
+        return attend_whole(settings, query, key, value), cache_of(key, value)
+
     start_B = jnp.zeros(token_BX.shape[:1], jnp.int32)
-    masked = kernel_of(settings) is None
-    return _read(settings, params, cache, token_BX, start_B, masked=masked)
+    mixes = [mix] * settings.layers
+    return _read(settings, params, token_BX, start_B, mixes)
 
 
-def _read(
+def extend(
     settings: ModelSettings,
     params: Params,
     cache: Cache,
     token_BX: jax.Array,
     start_B: jax.Array,
     *,
-    masked: bool,
+    first: jax.Array | int,
+    longest: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    X, T = token_BX.shape[1], cache[0].key_BKHT.shape[3]
-    position_BX = start_B[:, None] + jnp.arange(X)
-    visible_BXT = jnp.arange(T) <= position_BX[:, :, None] if masked else None
-    x_BXD, at = embed(settings, params, token_BX), angles(settings, position_BX)
+    """Reads X more tokens of B rows from position `start_B`; returns hidden_BXD and the cache.
+
+    The rows are `first`, `first + 1`, ... of the cache. `params` are a `sampling_copy`. Positions
+    from `longest` on are not attended to: rows that reach beyond it get a hidden state of no use.
+
+    Positions beyond a row's valid tokens hold garbage that the causal mask hides until it is
+    overwritten, so rows of different lengths need no padding logic.
+    """
+
+    def mix(layer: LayerCache, query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
+        layer = write_layer(layer, key, value, first=first, start_B=start_B)
+        return attend_written(query, layer, first=first, start_B=start_B, longest=longest), layer
+
+    mixes = [partial(mix, layer) for layer in cache]
+    return _read(settings, params, token_BX, start_B, mixes)
+
+
+def _read(
+    settings: ModelSettings,
+    params: Params,
+    token_BX: jax.Array,
+    start_B: jax.Array,
+    mixes: Sequence[Callable[..., Mixed]],
+) -> tuple[jax.Array, Cache]:
+    x_BXD = embed(settings, params, token_BX)
+    at = angles(settings, start_B[:, None] + jnp.arange(token_BX.shape[1]))
     layers: list[LayerCache] = []
-    for weights, layer_cache in zip(params["layers"], cache, strict=True):
-        x_BXD, layer_cache = apply_block(
-            settings, weights, x_BXD, at, visible_BXT, layer_cache, start_B
-        )
-        layers.append(layer_cache)
+    for weights, mix in zip(params["layers"], mixes, strict=True):
+        x_BXD, layer = apply_block(settings, weights, x_BXD, at, mix)
+        assert layer is not None
+        layers.append(layer)
     return final_norm(settings, params, x_BXD), tuple(layers)

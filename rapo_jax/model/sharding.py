@@ -115,14 +115,23 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def ambient_mesh() -> AbstractMesh | None:
-    """The mesh of the enclosing `on_mesh`, or None."""
+    """The mesh of the enclosing `on_mesh`; None outside, and where all axes are mapped by hand."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else mesh
+    return None if mesh.empty or not mesh.auto_axes else mesh
 
 
-def spec_of(*logical: str | None) -> PartitionSpec:
-    """The partition of an activation with these logical axes (ACTIVATIONS); None is not split."""
-    return PartitionSpec(*(None if axis is None else ACTIVATIONS[axis] for axis in logical))
+def spec_of(mesh: AbstractMesh, *logical: str | None) -> PartitionSpec:
+    """The partition of an activation with these logical axes (ACTIVATIONS); None is not split.
+
+    Axes that are mapped by hand (`rollout/bridge.py`) split nothing more.
+    """
+
+    def parts(axis: str | None) -> tuple[str, ...] | str | None:
+        wanted = () if axis is None else ACTIVATIONS[axis]
+        names = (wanted,) if isinstance(wanted, str) else wanted
+        return tuple(name for name in names if name in mesh.auto_axes) or None
+
+    return PartitionSpec(*map(parts, logical))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -135,7 +144,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
         return x
     spec = [
         None if parts is None or size % _ways(mesh, parts) else parts
-        for parts, size in zip(spec_of(*logical), x.shape, strict=False)
+        for parts, size in zip(spec_of(mesh, *logical), x.shape, strict=False)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 

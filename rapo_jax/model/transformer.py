@@ -7,7 +7,7 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import flax.linen as nn
@@ -15,18 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.attention import attend, causal_mask, kernel_of, on_shards
+from rapo_jax.model.attention import LayerCache, attend_whole
 from rapo_jax.model.lora import ADAPTERS, adapted
 from rapo_jax.model.remat import remat
 from rapo_jax.model.sharding import constrain
 from rapo_jax.types import Params
 
-
-class LayerCache(NamedTuple):
-    """Keys and values of one layer; slot t holds position t of each row."""
-
-    key_BKHT: jax.Array
-    value_BKTH: jax.Array
+Mixed = tuple[jax.Array, LayerCache | None]
+"""Attention's output [B, X, N, H], and the layer's cache; None where there is none."""
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
@@ -85,26 +81,11 @@ def rotate(x_BXNH: jax.Array, at: Angles) -> jax.Array:
     return turned.astype(x_BXNH.dtype)
 
 
-def write_cache(cache: LayerCache, new: LayerCache, start_B: jax.Array) -> LayerCache:
-    """Writes X new slots of every row from its `start_B`; there must be room for all of them."""
-
-    def put(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
-        def row(old: jax.Array, fresh: jax.Array, start: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, fresh, start, axis)
-
-        return jax.vmap(row)(old, fresh, start_B)
-
-    return LayerCache(
-        put(cache.key_BKHT, new.key_BKHT, 2), put(cache.value_BKTH, new.value_BKTH, 1)
-    )
-
-
 class Block(nn.Module):
-    """One pre-norm layer; returns its output and the keys and values that it attends over.
+    """One pre-norm layer; `mix` is its attention: (query, key, value) -> (output, cache).
 
-    With a cache, X new tokens are written into it at `start_B` and attend over it. Without a mask
-    (`visible` None) rows are whole, and the platform's kernel computes causal attention. Adapters
-    are a Flax collection beside the parameters (`lora.py`).
+    Query has the axes BXNH, key and value BXKH. Adapters are a Flax collection beside the
+    parameters (`lora.py`).
 
     Projections take the tokens of all rows as one axis: XLA's weight gradients are twice as fast on
     CPU than with rows and slots apart.
@@ -117,10 +98,8 @@ class Block(nn.Module):
         self,
         x_BXD: jax.Array,
         at: Angles,
-        visible: jax.Array | None,
-        cache: LayerCache | None,
-        start_B: jax.Array | None,
-    ) -> tuple[jax.Array, LayerCache]:
+        mix: Callable[..., Mixed],
+    ) -> Mixed:
         s = self.settings
         B, X, D = x_BXD.shape
         init = normal(s.init_scale)
@@ -148,22 +127,13 @@ class Block(nn.Module):
         query = constrain(rotate(query, at), "rows", None, "heads")
         key = constrain(rotate(key, at), "rows", None, "kv_heads")
         value = constrain(value, "rows", None, "kv_heads")
-        attended = LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
-        if cache is not None:
-            assert start_B is not None
-            attended = write_cache(cache, attended, start_B)
-        if visible is None:
-            kernel = kernel_of(s)
-            assert kernel is not None
-            mixed = on_shards(kernel.attend, query, key, value)
-        else:
-            mixed = attend(query, *attended, visible)
+        mixed, cache = mix(query, key, value)
         x_BXD = x_BXD + dense(mixed, D, "output").reshape(B, X, D)
         normed = RMSNorm(s.norm_eps, name="ffn_norm")(x_BXD)
         gated = nn.silu(dense(normed, s.ffn, "gate")) * dense(normed, s.ffn, "up")
         gated = constrain(gated, "rows", "ffn")
         x_BXD = x_BXD + dense(gated, D, "down").reshape(B, X, D)
-        return constrain(x_BXD, "rows"), attended
+        return constrain(x_BXD, "rows"), cache
 
 
 def apply_block(
@@ -171,13 +141,10 @@ def apply_block(
     variables: Params,
     x_BXD: jax.Array,
     at: Angles,
-    visible: jax.Array | None,
-    cache: LayerCache | None,
-    start_B: jax.Array | None,
-) -> tuple[jax.Array, LayerCache]:
+    mix: Callable[..., Mixed],
+) -> Mixed:
     """`Block` with the given parameters (and adapters)."""
-    output = Block(settings).apply(variables, x_BXD, at, visible, cache, start_B)
-    return cast(tuple[jax.Array, LayerCache], output)
+    return cast(Mixed, Block(settings).apply(variables, x_BXD, at, mix))
 
 
 def normal(scale: float) -> nn.initializers.Initializer:
@@ -200,7 +167,7 @@ def init_params(settings: ModelSettings, key: jax.Array) -> Params:
 
     def init_block(layer_key: jax.Array) -> Params:
         at = angles(settings, jnp.zeros((1, 1), jnp.int32))
-        return block.init(layer_key, x, at, jnp.ones((1, 1, 1), bool), None, None)["params"]
+        return block.init(layer_key, x, at, lambda query, *_: (query, None))["params"]
 
     params = {
         "embed_VD": draw(embed_key, shape),
@@ -239,10 +206,12 @@ def forward(settings: ModelSettings, params: Params, token_BT: jax.Array) -> jax
     """Hidden states hidden_BTD of whole rows, teacher-forced; padding at the end is harmless."""
     T = token_BT.shape[1]
     at = angles(settings, jnp.arange(T)[None])
-    visible_1TT = causal_mask(T) if kernel_of(settings) is None else None
+
+    def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
+        return attend_whole(settings, query, key, value), None
 
     def layer(x_BTD: jax.Array, variables: Params) -> tuple[jax.Array, None]:
-        return apply_block(settings, variables, x_BTD, at, visible_1TT, None, None)[0], None
+        return apply_block(settings, variables, x_BTD, at, mix)[0], None
 
     x_BTD = constrain(embed(settings, params, token_BT), "rows")
     x_BTD, _ = jax.lax.scan(

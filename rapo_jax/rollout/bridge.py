@@ -1,48 +1,65 @@
-"""The only host callback of the package: each device calls its own host with its own rows.
+"""Each shard of rows as a program of its own, and its host callback: the only one of the package.
 
 Plain `io_callback` under `jit` gathers the whole batch to one device and, on several processes,
-runs on the first process only. So it is wrapped, alone, in a fully manual `shard_map`.
+runs on the first process only. So a rollout is mapped over the row axes by hand (`on_row_shards`):
+each shard works through its own rows and calls its own host, and none waits for another. Inside,
+the compiler still splits heads over the tensor axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
 """Mesh axes that rows are spread over; rows are replicated over every other axis."""
+ROWS = PartitionSpec(ROW_AXES)
+EVERYWHERE = PartitionSpec()
 
 Answer = TypeVar("Answer")
 """A pytree of arrays, rows first."""
 
 
-def host_call(
-    mesh: Mesh, callback: Callable[..., Answer], shapes: Answer, *row_arrays: jax.Array
-) -> Answer:
-    """Calls `callback` on the host from inside a program, with this device's rows of each array.
+def on_row_shards(
+    mesh: Mesh, function: Callable[..., Answer], specs: tuple[object, ...]
+) -> Callable[..., Answer]:
+    """`function` of each shard's part of the arguments, whose results have rows first.
 
     Args:
-      mesh: devices that the rows are on, axes `(data, fsdp, tensor)`.
+      mesh: axes `(data, fsdp, tensor)`.
+      specs: ROWS or EVERYWHERE for each argument, or a pytree (or prefix) of them.
+    """
+    by_hand = set(ROW_AXES if mesh.shape["tensor"] > 1 else mesh.axis_names)
+    return jax.shard_map(
+        function, mesh=mesh, axis_names=by_hand, in_specs=specs, out_specs=ROWS, check_vma=False
+    )
+
+
+def host_call(
+    mesh: Mesh,
+    callback: Callable[..., Answer],
+    shapes: Answer,
+    needed_B: jax.Array,
+    *row_arrays: jax.Array,
+) -> Answer:
+    """Calls `callback` on this shard's host, from inside `on_row_shards`; zeros if not needed.
+
+    Args:
       callback: numpy in, numpy out; never raises, for that would break the runtime.
-      shapes: pytree of `ShapeDtypeStruct` of the whole answer, rows first.
+      shapes: pytree of `ShapeDtypeStruct` of the answer, rows first.
+      needed_B: rows that need an answer; the host is called if there is one.
       row_arrays: arrays with rows first.
     """
-    rows = PartitionSpec(ROW_AXES)
-    shards = mesh.shape[ROW_AXES[0]] * mesh.shape[ROW_AXES[1]]
-
-    def local_shape(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((x.shape[0] // shards, *x.shape[1:]), x.dtype)
-
-    local = jax.tree.map(local_shape, shapes)
     # A TPU takes back no answers of different ranks: vectors are sent as one column.
     tables = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), local
+        lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), shapes
     )
 
     def on_host(*arrays: jax.Array) -> Answer:
@@ -52,21 +69,26 @@ def host_call(
 
     def call(*arrays: jax.Array) -> Answer:
         answer = io_callback(on_host, tables, *arrays, ordered=False)
-        return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, local)
+        return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, shapes)
+
+    def zeros(*_: jax.Array) -> Answer:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def call_once(*arrays: jax.Array) -> Answer:
         """Rows replicated over the tensor axis are sent once, and their answer shared by a sum."""
-
-        def zeros(*_: jax.Array) -> Answer:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), local)
-
         first = jax.lax.axis_index("tensor") == 0
         answer = jax.lax.cond(first, call, zeros, *arrays)
         # a sum of booleans is an integer
         return jax.tree.map(lambda x: jax.lax.psum(x, "tensor").astype(x.dtype), answer)
 
-    function = call if mesh.shape["tensor"] == 1 else call_once
-    answer = jax.shard_map(
-        function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-    )(*row_arrays)  # fmt: skip
-    return jax.lax.with_sharding_constraint(answer, NamedSharding(mesh, rows))
+    if mesh.shape["tensor"] > 1:
+        call_shard = partial(
+            jax.shard_map,
+            axis_names={"tensor"},
+            in_specs=EVERYWHERE,
+            out_specs=EVERYWHERE,
+            check_vma=False,
+        )(call_once)
+    else:
+        call_shard = call
+    return jax.lax.cond(needed_B.any(), call_shard, zeros, *row_arrays)

@@ -1,8 +1,8 @@
 """The hybrid-policy rollout (paper, Algorithm 1): think -> act -> (perhaps) retrieve -> think ...
 
-One pure function, `agent_step`, is a step of every row. `rollout` repeats it: by `scan_steps` in a
-program that calls the host through the bridge, or by `loop_steps` from Python with its parts
-compiled one by one. Both write identical tapes for the same key.
+One pure function, `agent_turn`, is a turn of every slot. `rollout` repeats it: `while_unfinished`
+in a program that calls the host through the bridge, or `loop_unfinished` from Python with its parts
+compiled one by one. Both write the same tapes for the same key.
 """
 
 from __future__ import annotations
@@ -11,182 +11,189 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.rollout.spans import Boundary, Tape, absorb, decode, open_tape
-from rapo_jax.types import Array, Params, Source, Span, Status, Trajectory
+from rapo_jax.rollout.slots import (
+    Boundary,
+    Counts,
+    Phase,
+    RolloutInputs,
+    Slots,
+    Texts,
+    closed,
+    draw,
+    open_slots,
+    read,
+    step_of,
+    think,
+)
+from rapo_jax.types import Array, Params, Span, Trajectory
 
 Answer = TypeVar("Answer")
 CallHost = Callable[..., Answer]
-"""(callback, shapes of its answer, *row arrays) -> answer: the bridge, or `call_directly`."""
+"""(callback, shapes of its answer, needed_U, *slot arrays) -> answer.
+
+Where no slot needs it, the callback is not called and the answer is zeros. The bridge, or
+`call_directly`.
+"""
 
 
 class HostCallbacks(NamedTuple):
-    """The host's side of a step.
+    """The host's side of a turn.
 
-    Every callback takes numpy arrays with rows first, the row numbers being the first array, and
-    answers for every row; rows that are not asked for get an empty answer. Callbacks never raise.
+    Every callback takes numpy arrays with slots first, the row numbers being the first array, and
+    answers for every slot; slots that are not asked for get an empty answer. Callbacks never raise.
     """
 
-    act: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """(row_B, token_BX, length_B, calls_B) -> (token_BX, length_B, healthy_B) observation."""
-    query: Callable[..., np.ndarray]
-    """(row_B, wants_B) -> query_BX: what `embed` turns into the key of S_<t."""
-    search: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """(row_B, wants_B, key_BE, pick_B, room_B) -> (token_BX, length_B, healthy_B) trace; pick_B in
-    [0, 1) asks for that random trace, -1 for the nearest; one of more than room_B tokens is left
+    act: Callable[..., tuple[np.ndarray, ...]]
+    """(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U) -> (ready_U, healthy_U,
+    token_UX, length_U, query_U): starts the calls of the steps calls_U, and brings the observations
+    that are ready of these and of waits_U; it waits for one where idle_U. A row of wants_U gets
+    the query besides, which `embed` turns into the key of S_<t."""
+    search: Callable[..., tuple[np.ndarray, ...]]
+    """(row_U, wants_U, key_UE, pick_U, room_U) -> (healthy_U, token_UX, length_U) trace; pick_U in
+    [0, 1) asks for that random trace, -1 for the nearest; one of more than room_U tokens is left
     out."""
     query_shape: jax.ShapeDtypeStruct
-    """Shape and dtype of one row of `query`'s answer."""
-
-
-class RolloutInputs(flax.struct.PyTreeNode):
-    """What a rollout is asked for; all of it may change without compiling again."""
-
-    key: Array
-    hybrid_B: Array  # rows that may retrieve; the others are pure on-policy rollouts
-    probability: Array  # of retrieving at a step boundary of a hybrid rollout
-    noise: Array  # share of retrievals that bring a random trace
-    temperature: Array
-    last_retrieval: Array  # last boundary of a retrieval: 1 for whole trajectories
-    row_B: Array | None = None  # numbers of a chunk's rows in their batch; None is 0, 1, 2, …
+    """Shape and dtype of one row's query."""
 
 
 class Parts(NamedTuple):
-    """The device's side of a step. The scan inlines them; the Python driver compiles each."""
+    """The device's side of a turn. The program inlines them; the loop in Python compiles each."""
 
-    open: Callable[[Params, Span, int], Tape]
-    """(params, prompts, group_size): the rows behind their prompts."""
-    think: Callable[[Params, RolloutInputs, Tape], tuple[Tape, Span, jax.Array]]
-    read: Callable[[Params, Tape, Span, jax.Array, int], Tape]
-    draw: Callable[[RolloutInputs, Tape, jax.Array], tuple[jax.Array, jax.Array]]
-    embed: Callable[[jax.Array], jax.Array]
-
-
-def row_numbers(inputs: RolloutInputs, rows: int) -> jax.Array:
-    return jnp.arange(rows, dtype=jnp.int32) if inputs.row_B is None else inputs.row_B
-
-
-def row_keys(key: jax.Array, inputs: RolloutInputs, rows: int) -> jax.Array:
-    """One key per row: what a row draws does not depend on how many rows there are."""
-    return jax.vmap(partial(jax.random.fold_in, key))(row_numbers(inputs, rows))
-
-
-def draw(inputs: RolloutInputs, tape: Tape, boundary: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Algorithm 1's coin at boundary t > 0 of each running hybrid row.
-
-    Returns wants_B, whether to retrieve, and pick_B, which random trace in [0, 1), -1 for none.
-    """
-    boundary_key = jax.random.fold_in(jax.random.fold_in(inputs.key, 1), boundary)
-    key_B = row_keys(boundary_key, inputs, tape.step_B.shape[0])
-    coin_B, noisy_B, pick_B = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_B).T
-    wants_B = tape.running_B & inputs.hybrid_B & (coin_B < inputs.probability)
-    wants_B &= boundary <= inputs.last_retrieval
-    return wants_B, jnp.where(noisy_B < inputs.noise, pick_B, -1.0)
+    open: Callable[..., Slots]
+    """(params, prompts, *, group_size) -> slots: no row has begun."""
+    think: Callable[..., Slots]
+    """(params, inputs, slots) -> slots."""
+    ask: Callable[..., tuple[Array, ...]]
+    """(inputs, slots) -> (row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, pick_U)."""
+    embed: Callable[..., Array]
+    """(query_U, wants_U) -> key_UE."""
+    read: Callable[..., Slots]
+    """(params, slots, texts) -> slots."""
+    close: Callable[..., Trajectory]
+    """(slots) -> trajectory."""
 
 
 def parts(
     model: ModelSettings,
     settings: RolloutSettings,
     boundary: Boundary,
-    embed: Callable[[jax.Array], jax.Array],
+    embed: Callable[[Array], Array],
+    *,
+    slots: int,
 ) -> Parts:
-    """The device's side of a step for one model; `embed` turns the host's queries into keys."""
-    s = settings
+    """The device's side of a turn for one model, with so many slots in each shard of rows.
 
-    def open_rows(params: Params, prompt_QX: Span, group_size: int) -> Tape:
-        slack = max(s.step_tokens, s.observation_tokens, s.retrieved_tokens)
-        sizes = {"group_size": group_size, "max_tokens": s.max_tokens, "slack": slack}
-        return open_tape(model, params, prompt_QX, **sizes)
+    `embed` turns the host's queries into keys.
+    """
 
-    def think(params: Params, inputs: RolloutInputs, tape: Tape) -> tuple[Tape, Span, jax.Array]:
-        key_B = row_keys(jax.random.fold_in(inputs.key, 0), inputs, tape.step_B.shape[0])
-        how = {"step_tokens": s.step_tokens, "temperature": inputs.temperature}
-        return decode(model, params, tape, key_B, boundary, **how)
+    def ask(inputs: RolloutInputs, slots: Slots) -> tuple[Array, ...]:
+        step, (wants_U, pick_U) = step_of(settings, slots), draw(inputs, slots)
+        calls_U, waits_U = slots.has(Phase.CALLING), slots.has(Phase.WAITING)
+        idle_U = jnp.broadcast_to(~slots.has(Phase.THINKING).any(), calls_U.shape)
+        row_U = inputs.row_B[slots.row_U]
+        return row_U, calls_U, waits_U, wants_U, idle_U, step.token_BX, step.length_B, pick_U
 
-    def read(params: Params, tape: Tape, span: Span, healthy_B: jax.Array, source: int) -> Tape:
-        def absorbed(tape: Tape) -> Tape:
-            return absorb(model, params, tape, span, Source(source), chunk=s.absorb_chunk)
+    return Parts(
+        partial(open_slots, model, settings, slots=slots),
+        partial(think, model, settings, boundary),
+        ask,
+        partial(embed_wanted, embed),
+        partial(read, model, settings),
+        partial(closed, settings),
+    )
 
-        tape = jax.lax.cond((span.length_B > 0).any(), absorbed, lambda tape: tape, tape)
-        return tape.with_status(jnp.where(healthy_B, tape.trajectory.status_B, Status.MALFORMED))
 
-    return Parts(open_rows, think, read, draw, embed)
+def embed_wanted(embed: Callable[[Array], Array], query_U: Array, wants_U: Array) -> Array:
+    """The keys [U, E] of the slots that want one, one after another; zeros for the others."""
+    order_U = jnp.argsort(~wants_U)
+    shape = jax.eval_shape(embed, query_U[:1])
+
+    def one(index: Array, key_UE: Array) -> Array:
+        u = order_U[index]
+        return key_UE.at[u].set(embed(jax.lax.dynamic_slice_in_dim(query_U, u, 1))[0])
+
+    keys = jnp.zeros((len(wants_U), *shape.shape[1:]), shape.dtype)
+    return jax.lax.fori_loop(0, wants_U.sum(), one, keys)
 
 
-def agent_step(
+def agent_turn(
     parts: Parts,
     call_host: CallHost,
     callbacks: HostCallbacks,
     settings: RolloutSettings,
     params: Params,
     inputs: RolloutInputs,
-    tape: Tape,
-    index: jax.Array,
+    slots: Slots,
     *,
     retrieves: bool,
-) -> Tape:
-    """Policy step `index` of every running row, its observation, and perhaps a retrieval.
+) -> Slots:
+    """Think, act, perhaps retrieve, read: one turn of all slots.
 
-    A row whose call would be one too many ends as OUT_OF_STEPS. `retrieves` is false for GRPO and
-    evaluation, whose programs hold no retrieval at all.
+    `retrieves` is false for GRPO and evaluation, whose programs hold no retrieval at all.
     """
-    rows = tape.step_B.shape[0]
-    row_B = row_numbers(inputs, rows)
+    U = len(slots.row_U)
 
-    def span_shapes(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        shapes = (((rows, tokens), jnp.int32), ((rows,), jnp.int32), ((rows,), jnp.bool_))
+    def texts(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        shapes = (((U,), jnp.bool_), ((U, tokens), jnp.int32), ((U,), jnp.int32))
         return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
 
-    tape, step, _ = parts.think(params, inputs, tape)
-    calls_B = tape.running_B & (index < settings.max_calls)
-    over_B = tape.running_B & ~calls_B
-    tape = tape.with_status(jnp.where(over_B, Status.OUT_OF_STEPS, tape.trajectory.status_B))
-    shapes = span_shapes(settings.observation_tokens)
-    token_BX, length_B, healthy_B = call_host(
-        callbacks.act, shapes, row_B, step.token_BX, step.length_B, calls_B
+    slots = parts.think(params, inputs, slots)
+    row_U, calls_U, waits_U, wants_U, *step, pick_U = parts.ask(inputs, slots)
+    asks_U = calls_U | waits_U
+    wants_U = wants_U & asks_U & retrieves
+    ready = jax.ShapeDtypeStruct((U,), jnp.bool_)
+    query = jax.ShapeDtypeStruct((U, *callbacks.query_shape.shape), callbacks.query_shape.dtype)
+    shapes = (ready, *texts(settings.observation_tokens), query)
+    ready_U, healthy_U, token_UX, length_U, query_U = call_host(
+        callbacks.act, shapes, asks_U, row_U, calls_U, waits_U, wants_U, *step
     )
-    tape = parts.read(params, tape, Span(token_BX, length_B), healthy_B, int(Source.TOOL))
-    tape = tape.replace(step_B=tape.step_B + tape.running_B)
-    if not retrieves:
-        return tape
-    wants_B, pick_B = parts.draw(inputs, tape, index + 1)
-    query = callbacks.query_shape
-    shape = jax.ShapeDtypeStruct((rows, *query.shape), query.dtype)
-    key_BE = parts.embed(call_host(callbacks.query, shape, row_B, wants_B))
-    room_B = tape.trajectory.token_BT.shape[1] - tape.trajectory.length_B
-    shapes = span_shapes(settings.retrieved_tokens)
-    token_BX, length_B, healthy_B = call_host(
-        callbacks.search, shapes, row_B, wants_B, key_BE, pick_B, room_B
-    )
-    tape = parts.read(params, tape, Span(token_BX, length_B), healthy_B, int(Source.RETRIEVED))
-    return tape.replace(step_B=tape.step_B + (length_B > 0))
+    observation = Span(token_UX, length_U)
+    trace = Span(jnp.zeros((U, 0), jnp.int32), jnp.zeros((U,), jnp.int32))
+    if retrieves:
+        wants_U = wants_U & ready_U & healthy_U
+        room_U = settings.max_tokens - slots.length_U - observation.length_B
+        wants_U = wants_U & (room_U > 0)
+        key_UE = parts.embed(query_U, wants_U)
+        healthy_too_U, token_UX, length_U = call_host(
+            callbacks.search,
+            texts(settings.retrieved_tokens),
+            wants_U,
+            *(row_U, wants_U, key_UE, pick_U, room_U),
+        )
+        healthy_U = healthy_U & (healthy_too_U | ~wants_U)
+        trace = Span(token_UX, length_U)
+    return parts.read(params, slots, Texts(ready_U, healthy_U, observation, trace))
 
 
-Step = Callable[[Tape, jax.Array], Tape]
+Turn = Callable[[Slots], Slots]
 
 
-def scan_steps(step: Step, tape: Tape, count: int) -> Tape:
-    """Repeats a step inside a program."""
-    return jax.lax.scan(lambda tape, index: (step(tape, index), None), tape, jnp.arange(count))[0]
+def while_unfinished(turn: Turn, slots: Slots) -> Slots:
+    """Repeats a turn inside a program."""
+    return jax.lax.while_loop(lambda slots: slots.unfinished, turn, slots)
 
 
-def loop_steps(step: Step, tape: Tape, count: int) -> Tape:
-    """Repeats a step from Python: easy to debug, and the reference of the scan."""
-    for index in range(count):
-        tape = step(tape, jnp.int32(index))
-    return tape
+def loop_unfinished(turn: Turn, slots: Slots) -> Slots:
+    """Repeats a turn from Python: easy to debug, and kept by the compilation cache."""
+    while slots.unfinished:
+        slots = turn(slots)
+    return slots
 
 
 def call_directly(
-    callback: Callable[..., Answer], shapes: Answer, *row_arrays: jax.Array
+    callback: Callable[..., Answer], shapes: Answer, needed_U: Array, *slot_arrays: Array
 ) -> Answer:
     """Calls a host callback from Python, outside any program."""
-    return jax.tree.map(jnp.asarray, callback(*map(np.asarray, row_arrays)))
+    if np.asarray(needed_U).any():
+        answer = callback(*map(np.asarray, slot_arrays))
+    else:
+        answer = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return jax.tree.map(jnp.asarray, answer)
 
 
 def rollout(
@@ -200,10 +207,10 @@ def rollout(
     *,
     group_size: int,
     retrieves: bool,
-    repeat: Callable[[Step, Tape, int], Tape],
-) -> Trajectory:
-    """Q * G trajectories; `repeat` is `scan_steps` inside a program, or `loop_steps`."""
+    repeat: Callable[[Turn, Slots], Slots],
+) -> tuple[Trajectory, Counts]:
+    """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`."""
     fixed = (parts, call_host, callbacks, settings, params, inputs)
-    step = partial(agent_step, *fixed, retrieves=retrieves)
-    tape = parts.open(params, prompt_QX, group_size)
-    return repeat(step, tape, settings.max_calls + 1).trajectory
+    turn = partial(agent_turn, *fixed, retrieves=retrieves)
+    slots = repeat(turn, parts.open(params, prompt_QX, group_size=group_size))
+    return parts.close(slots), slots.counts

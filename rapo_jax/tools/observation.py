@@ -14,4 +14,8 @@ class Observation(NamedTuple):
 
 
 Tool = Callable[[list[str]], list[Observation]]
-"""A tool never raises: every failure is an observation with its outcome."""
+"""A tool never raises: every failure is an observation with its outcome.
+
+Concurrent threads call it, each with one call; a tool with a true attribute `immediate`, which
+answers in less time than a thread takes to start, gets all calls there are at once.
+"""

@@ -26,7 +26,7 @@ def local_search(documents: Sequence[str], encode: Encode, *, passages: int) -> 
         results = index.search(queries, passages)
         return [" ; ".join(documents[i] for i, _ in hits) for hits in results]
 
-    return _cached(find)
+    return CachedSearch(find)
 
 
 def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
@@ -38,18 +38,24 @@ def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
             for hits in index(queries, passages)
         ]
 
-    return _cached(find)
+    return CachedSearch(find)
 
 
-def _cached(find: Callable[[list[str]], list[str]]) -> Tool:
+class CachedSearch:
     """A search tool over `find` (queries -> texts), which keeps the texts of the last queries."""
-    known: OrderedDict[str, str] = OrderedDict()
-    lock = threading.Lock()
 
-    def search(queries: list[str]) -> list[Observation]:
+    immediate = True
+
+    def __init__(self, find: Callable[[list[str]], list[str]]) -> None:
+        self._find = find
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, queries: list[str]) -> list[Observation]:
         queries = [clean_query(query) for query in queries]
         wanted = [query for query in dict.fromkeys(queries) if query]
-        with lock:
+        known = self._known
+        with self._lock:
             answers = {query: known[query] for query in wanted if query in known}
             for query in answers:
                 known.move_to_end(query)
@@ -57,18 +63,16 @@ def _cached(find: Callable[[list[str]], list[str]]) -> Tool:
         failure = ""
         if missing:
             try:
-                new = dict(zip(missing, find(missing), strict=True))
+                new = dict(zip(missing, self._find(missing), strict=True))
             except Exception as error:  # a tool never raises: see Tool
                 failure = f"error: search failed: {type(error).__name__}: {error}"
                 new = {}
             answers |= new
-            with lock:
+            with self._lock:
                 known.update(new)
                 while len(known) > CACHED_QUERIES:
                     known.popitem(last=False)
         return [_observation(query, answers, failure) for query in queries]
-
-    return search
 
 
 def _observation(query: str, answers: dict[str, str], failure: str) -> Observation:

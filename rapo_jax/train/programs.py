@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +12,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import RolloutSettings
-from rapo_jax.environment import Environment
+from rapo_jax.environment import Acted, Environment, Texts
 from rapo_jax.model.sharding import on_mesh
-from rapo_jax.rollout.bridge import host_call
+from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, host_call, on_row_shards
 from rapo_jax.rollout.loop import (
-    CallHost,
     HostCallbacks,
     Parts,
-    RolloutInputs,
     call_directly,
-    loop_steps,
+    loop_unfinished,
     rollout,
-    scan_steps,
+    while_unfinished,
 )
-from rapo_jax.rollout.spans import Boundary, Tape
+from rapo_jax.rollout.slots import Boundary, Counts, RolloutInputs, Slots
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import Tokens, boundary_automaton
 from rapo_jax.types import Params, Span, Trajectory
 
-Program = Callable[[Params, RolloutInputs, Span], Trajectory]
+Rolled = tuple[Trajectory, Counts]
+Result = TypeVar("Result")
+Program = Callable[[Params, RolloutInputs, Span], Rolled]
 
 
 class RolloutSetup(NamedTuple):
@@ -51,20 +51,17 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
     """
     process = jax.process_index()
 
-    def local(row_B: np.ndarray) -> np.ndarray:
-        return row_B - process * len(environment.calls)
+    def local(row_U: np.ndarray) -> np.ndarray:
+        return row_U - process * len(environment.calls)
 
-    def act(row_B: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return environment.act(local(row_B), *arrays)
+    def act(row_U: np.ndarray, *arrays: np.ndarray) -> Acted:
+        query_U = np.zeros((len(row_U), *query_E.shape), query_E.dtype)
+        return environment.act(local(row_U), *arrays, query_U=query_U)
 
-    def query(row_B: np.ndarray, wants_B: np.ndarray) -> np.ndarray:
-        blank = np.zeros((len(row_B), *query_E.shape), query_E.dtype)
-        return environment.query(local(row_B), wants_B, query=blank)
+    def search(row_U: np.ndarray, *arrays: np.ndarray) -> Texts:
+        return environment.search(local(row_U), *arrays)
 
-    def search(row_B: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return environment.search(local(row_B), *arrays)
-
-    return HostCallbacks(act, query, search, query_E)
+    return HostCallbacks(act, search, query_E)
 
 
 def boundary(tokens: Tokens) -> Boundary:
@@ -79,45 +76,59 @@ def boundary(tokens: Tokens) -> Boundary:
     )
 
 
-def compiled(parts: Parts) -> Parts:
-    """The parts, each compiled, for the loop in Python."""
+INPUTS = RolloutInputs(
+    key=EVERYWHERE,
+    row_B=ROWS,
+    hybrid_B=ROWS,
+    probability=EVERYWHERE,
+    noise=EVERYWHERE,
+    temperature=EVERYWHERE,
+    last_retrieval=EVERYWHERE,
+)
+"""How the inputs of a rollout are spread over shards of rows."""
+
+
+def compiled(parts: Parts, mesh: Mesh) -> Parts:
+    """The parts, each a compiled program of all shards, for the loop in Python."""
+
+    def shards(part: Callable[..., Result], *specs: object) -> Callable[..., Result]:
+        return jax.jit(on_row_shards(mesh, part, specs))
+
+    @partial(jax.jit, static_argnames="group_size")
+    def open_slots(params: Params, prompt: Span, *, group_size: int) -> Slots:
+        open_shard = partial(parts.open, group_size=group_size)
+        return on_row_shards(mesh, open_shard, (EVERYWHERE, ROWS))(params, prompt)
+
     return Parts(
-        jax.jit(parts.open, static_argnums=2),
-        jax.jit(parts.think),
-        jax.jit(parts.read, static_argnums=4),
-        jax.jit(parts.draw),
-        jax.jit(parts.embed),
+        open_slots,
+        shards(parts.think, EVERYWHERE, INPUTS, ROWS),
+        shards(parts.ask, INPUTS, ROWS),
+        shards(parts.embed, ROWS, ROWS),
+        shards(parts.read, EVERYWHERE, ROWS, ROWS),
+        shards(parts.close, ROWS),
     )
 
 
 def make_program(
     setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
 ) -> Program:
-    """The rollout of `rollout.driver`; `count_compile` is called for each compilation of a scan."""
-    parts, call_host, repeat = DRIVERS[setup.settings.driver](setup)
+    """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
+    how = partial(rollout, group_size=group_size, retrieves=retrieves)
+    callbacks, settings, mesh = setup.callbacks, setup.settings, setup.mesh
 
-    def program(params: Params, inputs: RolloutInputs, prompt: Span) -> Trajectory:
-        if repeat is scan_steps:
-            count_compile()  # runs while tracing
+    def in_program(*arguments: object) -> Rolled:
+        count_compile()  # runs while tracing
+        call_host = partial(host_call, mesh)
+        run = partial(how, setup.parts, call_host, callbacks, settings, repeat=while_unfinished)
         with on_mesh(setup.kernel_mesh):
-            return rollout(
-                parts,
-                call_host,
-                setup.callbacks,
-                setup.settings,
-                params,
-                inputs,
-                prompt,
-                group_size=group_size,
-                retrieves=retrieves,
-                repeat=repeat,
-            )
+            return on_row_shards(mesh, run, (EVERYWHERE, INPUTS, ROWS))(*arguments)
 
-    return jax.jit(program) if repeat is scan_steps else program
+    parts = compiled(setup.parts, mesh)
 
+    def from_python(*arguments: object) -> Rolled:
+        run = partial(how, parts, call_directly, callbacks, settings, repeat=loop_unfinished)
+        with on_mesh(setup.kernel_mesh):
+            return run(*arguments)
 
-DRIVERS: dict[str, Callable[[RolloutSetup], tuple[Parts, CallHost, Callable[..., Tape]]]] = {
-    "scan": lambda setup: (setup.parts, partial(host_call, setup.mesh), scan_steps),
-    "host": lambda setup: (compiled(setup.parts), call_directly, loop_steps),
-}
-"""Parts, bridge and loop of a rollout: one program, or a loop in Python of compiled parts."""
+    drivers: dict[str, Program] = {"jit": jax.jit(in_program), "host": from_python}
+    return drivers[settings.driver]

@@ -246,15 +246,15 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
                 "over (mesh.data x mesh.fsdp)"
             )
-    if r.questions % (shards * r.chunks):
+    if r.slots % shards:
         raise ValueError(
-            f"rollout.chunks={r.chunks}: each chunk of rollout.questions={r.questions} must be a "
-            f"multiple of the {shards} devices that rows are spread over"
+            f"rollout.slots={r.slots}: must be a multiple of the {shards} devices that rows are "
+            "spread over (mesh.data x mesh.fsdp)"
         )
     if jax.process_count() > 1 and r.driver == "host":
         raise ValueError(
             f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "
-            "use 'scan'"
+            "use 'jit'"
         )
 
 

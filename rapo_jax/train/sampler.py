@@ -1,10 +1,10 @@
-"""Samples trajectories of a policy for questions, in chunks and on several processes."""
+"""Samples trajectories of a policy for questions, on several processes."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -17,7 +17,8 @@ from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import layout, place, place_local_rows, replicated, row_shards, rows
-from rapo_jax.rollout.loop import RolloutInputs, parts
+from rapo_jax.rollout.loop import parts
+from rapo_jax.rollout.slots import RolloutInputs
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import allgather_json
@@ -48,7 +49,13 @@ class Sampler:
         self._tokens, self._environment, self._system = tokens, environment, system
         self._model, self._mesh = model, mesh
         self._setup = RolloutSetup(
-            parts(model, settings, boundary(tokens), embed),
+            parts(
+                model,
+                settings,
+                boundary(tokens),
+                embed,
+                slots=settings.slots // row_shards(mesh),
+            ),
             host_callbacks(environment, query_E),
             settings,
             mesh,
@@ -57,6 +64,7 @@ class Sampler:
         self._everywhere = jax.jit(lambda tape: tape, out_shardings=replicated(mesh))
         self._loaders: dict[bool, Callable[[Params], Params]] = {}
         self._program = functools.cache(self._make_program)
+        self._counts: dict[str, int] = {}
         self.compiled = 0
         """Rollout programs compiled so far."""
 
@@ -99,30 +107,36 @@ class Sampler:
         """
         mesh = self._mesh
         self._environment.begin([q for q in questions for _ in range(group_size)])
-        chunks = self._chunks(len(questions))
-        questions_each = len(questions) * jax.process_count() // chunks
-        hybrid_B = hybrid_mask(questions_each, group_size=group_size, n_hybrid=n_hybrid)
+        everyone = len(questions) * jax.process_count()
+        hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
+        scalars = {
+            "probability": np.float32(probability),
+            "noise": np.float32(noise),
+            "temperature": np.float32(temperature),
+            "last_retrieval": np.int32(last_retrieval),
+        }
+        row_B = np.arange(len(hybrid_B), dtype=np.int32)
         inputs = RolloutInputs(
-            key=key,
-            hybrid_B=hybrid_B,
-            probability=np.float32(probability),
-            noise=np.float32(noise),
-            temperature=np.float32(temperature),
-            last_retrieval=np.int32(last_retrieval),
+            place(key, replicated(mesh)),
+            *place((row_B, hybrid_B), rows(mesh)),
+            **place(scalars, replicated(mesh)),
         )
-        inputs = place(inputs, replicated(mesh)).replace(hybrid_B=place(hybrid_B, rows(mesh)))
         program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
-        tapes = []
-        for prompt, row_B in self._cut(self._prompts(questions), chunks, group_size):
-            prompt = place_local_rows(prompt, rows(mesh))
-            if chunks > 1:
-                inputs = inputs.replace(row_B=place(row_B, rows(mesh)))
-            tape = program(params, inputs, prompt)
-            if jax.process_count() > 1:
-                tape = self._everywhere(tape)
-            tapes.append(jax.device_get(tape))
+        prompt = place_local_rows(self._prompts(questions), rows(mesh))
+        tape, counts = program(params, inputs, prompt)
+        if jax.process_count() > 1:
+            tape, counts = self._everywhere((tape, counts))
+        tape, counts = jax.device_get((tape, counts))
+        self._counts = {
+            field.name: int(getattr(counts, field.name).sum())
+            for field in dataclasses.fields(counts)
+        }
         self._raise_failure()
-        return tapes[0] if chunks == 1 else _join(tapes)
+        return tape
+
+    def take_counts(self) -> dict[str, int]:
+        """The counts of the last rollout, see `rollout.slots.Counts`."""
+        return self._counts
 
     def _raise_failure(self) -> None:
         """Raises on all processes what failed on any: none could continue without the others."""
@@ -130,29 +144,6 @@ class Sampler:
         failures = [each for each in allgather_json(repr(failure) if failure else "") if each]
         if failures:
             raise RuntimeError(f"the callbacks failed during a rollout: {failures[0]}") from failure
-
-    def _chunks(self, questions: int) -> int:
-        """Parts to sample in turn: the largest divisor of `rollout.chunks` that comes out even.
-
-        `questions` is the number of this process; every device needs one of each chunk.
-        """
-        local_shards = row_shards(self._mesh) // jax.process_count()
-        return math.gcd(self._setup.settings.chunks, max(questions // local_shards, 1))
-
-    def _cut(
-        self, prompts: Span, chunks: int, group_size: int
-    ) -> Iterator[tuple[Span, np.ndarray]]:
-        """Of each chunk this process's prompts, and the row numbers of all processes."""
-        size = len(prompts.length_B) // chunks
-        local_B = np.arange(size * group_size, dtype=np.int32)
-        processes = np.arange(jax.process_count(), dtype=np.int32)
-        for chunk in range(chunks):
-            part = slice(chunk * size, (chunk + 1) * size)
-            first_row = (processes * chunks + chunk) * local_B.size
-            yield (
-                Span(prompts.token_BX[part], prompts.length_B[part]),
-                (first_row[:, None] + local_B).reshape(-1),
-            )
 
     def _prompts(self, questions: Sequence[Question]) -> Span:
         limit = self._setup.settings.prompt_tokens
@@ -173,14 +164,3 @@ class Sampler:
             self.compiled += 1
 
         return make_program(self._setup, count_compile, retrieves=retrieves, group_size=group_size)
-
-
-def _join(chunks: Sequence[Trajectory]) -> Trajectory:
-    """Rows of all chunks, process by process."""
-
-    def join(*parts: np.ndarray) -> np.ndarray:
-        shape = (jax.process_count(), -1, *parts[0].shape[1:])
-        together = np.concatenate([x.reshape(shape) for x in parts], axis=1)
-        return together.reshape(-1, *parts[0].shape[1:])
-
-    return jax.tree.map(join, *chunks)

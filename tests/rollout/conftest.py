@@ -13,7 +13,7 @@ import pytest
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.transformer import init_params
-from rapo_jax.rollout.spans import Boundary
+from rapo_jax.rollout.slots import Boundary
 from rapo_jax.text.protocol import STOPS
 from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span
@@ -89,7 +89,7 @@ def stage() -> Stage:
         retrieved_tokens=5,
         max_tokens=SLOTS,
         temperature=0.0,
-        chunks=1,
+        slots=0,
         absorb_chunk=5,
         driver="host",
     )
@@ -123,7 +123,7 @@ def tape_text(stage) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def scan(make_sampler):
-    return make_sampler(devices=1, driver="scan")
+    return make_sampler(devices=1, driver="jit")
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def spread_tools(house):
 
 @pytest.fixture(scope="session")
 def spread_scan(make_sampler, spread_tools):
-    return make_sampler(devices=8, driver="scan", tools=spread_tools)
+    return make_sampler(devices=8, driver="jit", tools=spread_tools)
 
 
 @pytest.fixture(scope="session")

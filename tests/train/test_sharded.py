@@ -107,7 +107,7 @@ def test_no_device_holds_a_whole_weight_or_adam_moment(house, batch, tapes, shap
 @pytest.mark.parametrize("shape", MESHES[1:])
 def test_a_rollout_on_any_mesh_writes_the_tapes_of_one_device(house, make_sampler, tapes, shape):
     _, fsdp, tensor = shape
-    playing = make_sampler(devices=8, driver="scan", fsdp=fsdp, tensor=tensor)
+    playing = make_sampler(devices=8, driver="jit", fsdp=fsdp, tensor=tensor)
     found = playing.sampler.sample(
         playing.params,
         jax.random.key(0),

@@ -27,7 +27,12 @@ class RolloutSettings:
     retrieved_tokens: int = key(1024, "longest retrieved trace", unit="tokens", at_least=1)
     max_tokens: int = key(5632, "longest trajectory, prompt included", unit="tokens")
     temperature: float = key(1.0, "sampling temperature in training", at_least=0)
-    chunks: int = key(1, "equal parts of a batch, sampled in turn: a smaller cache", at_least=1)
+    slots: int = key(
+        0,
+        "rollouts at a time, of all devices together; each slot holds a KV cache and takes the "
+        "next rollout when its own has ended; 0 = as many as rollouts",
+        at_least=0,
+    )
     absorb_chunk: int = key(
         256,
         "tokens of a tool result or a trace that are read at a time; fewer take less memory",
@@ -35,9 +40,9 @@ class RolloutSettings:
         at_least=1,
     )
     driver: str = key(
-        "scan",
-        "what repeats the step of a rollout",
-        choices={"scan": "one jitted program", "host": "a Python loop over the same step"},
+        "jit",
+        "what repeats the turns of a rollout",
+        choices={"jit": "one jitted program", "host": "a Python loop over the same turn"},
     )
 
 
