@@ -158,7 +158,7 @@ def measure(world: World, seed: int) -> tuple[Trajectory, dict[str, float]]:
         "sampled": sampled,
         "tokens_per_cpu_s": sampled / cpu,
         "host_s": counts["seconds"],
-        **world.sampler.take_counts(),
+        **world.sampler.counts,
     }
 
 

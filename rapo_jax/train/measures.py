@@ -47,7 +47,7 @@ def score_rows(
 
 
 def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
-    """Counts of all processes together; `seconds` stay those of this one."""
+    """Counts of all processes together; `seconds` and `waited` stay those of this one."""
     parts: list[dict[str, float]] = allgather_json(dict(local_counts))
     if len(parts) == 1:
         return parts[0]
@@ -57,7 +57,7 @@ def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
     if mean in counts:
         total = sum(each.get(mean, 0) * each.get("buffer/hits", 0) for each in parts)
         counts[mean] = total / max(counts["buffer/hits"], 1)
-    return counts | {"seconds": local_counts.get("seconds", 0.0)}
+    return counts | {name: local_counts.get(name, 0.0) for name in ("seconds", "waited")}
 
 
 def rollout_metrics(
@@ -109,6 +109,20 @@ def host_metrics(
         "buffer/similarity": counts.get("buffer/similarity_mean", 0.0),
         "buffer/same_question": count("buffer/same_question") / queries,
         **{name: float(x) for name, x in counts.items() if name.startswith(ORIGIN)},
+    }
+
+
+def schedule_metrics(counts: Mapping[str, int], *, rows: int) -> dict[str, float]:
+    """How the slots of a rollout batch of `rows` rows were used, from `Sampler.counts`.
+
+    Those named time/... change from run to run with the time that tools take.
+    """
+    slot_ticks = max(counts["slot_ticks"], 1)
+    return {
+        "rollout/absorbed_tokens": counts["absorbed"] / rows,
+        "time/slots_used": counts["sampled"] / slot_ticks,
+        "time/slots_waiting": counts["waiting"] / slot_ticks,
+        "time/host_calls": float(counts["host_calls"]),
     }
 
 

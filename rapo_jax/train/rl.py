@@ -23,7 +23,13 @@ from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
 from rapo_jax.train.distributed import allgather_rows, is_first
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
-from rapo_jax.train.measures import host_metrics, rollout_metrics, score_rows, shared_counts
+from rapo_jax.train.measures import (
+    host_metrics,
+    rollout_metrics,
+    schedule_metrics,
+    score_rows,
+    shared_counts,
+)
 from rapo_jax.train.metrics import open_to_append
 from rapo_jax.train.mini_batches import train_on_rollouts
 from rapo_jax.train.policy import load_policy, start_state
@@ -144,16 +150,19 @@ def rl_step(
         _write_skipped(run, step, skipped_rows, row_questions, batch, length_B, reward_B)
     if s.log.trajectories and step % s.log.trajectory_every == 0:
         _write_trajectories(run, step, trajectory, row_questions, hybrid_B, reward_B, calibration)
-    host_seconds = counts.get("seconds", 0.0)
+    waited = counts.get("waited", 0.0)
+    host_seconds = counts.get("seconds", 0.0) - waited
     return state, {
         **rollout_metrics(trajectory, scores, hybrid_B, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
+        **schedule_metrics(run.sampler.counts, rows=len(reward_B)),
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
         **updates,
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
         "time/reshard": loaded - started,
         "time/rollout": sampled - loaded - host_seconds,
+        "time/waiting": waited,
         "time/host": host_seconds + scored - sampled,
         "time/update": updated - scored,
     }

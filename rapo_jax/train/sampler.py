@@ -64,9 +64,10 @@ class Sampler:
         self._everywhere = jax.jit(lambda tape: tape, out_shardings=replicated(mesh))
         self._loaders: dict[bool, Callable[[Params], Params]] = {}
         self._program = functools.cache(self._make_program)
-        self._counts: dict[str, int] = {}
         self.compiled = 0
         """Rollout programs compiled so far."""
+        self.counts: dict[str, int] = {}
+        """Of the last rollout of all processes, see `rollout.slots.Counts`."""
 
     def load(self, params: Params) -> Params:
         """Weights in the training layout -> those that `sample` takes: once for each phase."""
@@ -127,16 +128,12 @@ class Sampler:
         if jax.process_count() > 1:
             tape, counts = self._everywhere((tape, counts))
         tape, counts = jax.device_get((tape, counts))
-        self._counts = {
+        self.counts = {
             field.name: int(getattr(counts, field.name).sum())
             for field in dataclasses.fields(counts)
         }
         self._raise_failure()
         return tape
-
-    def take_counts(self) -> dict[str, int]:
-        """The counts of the last rollout, see `rollout.slots.Counts`."""
-        return self._counts
 
     def _raise_failure(self) -> None:
         """Raises on all processes what failed on any: none could continue without the others."""

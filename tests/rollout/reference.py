@@ -49,7 +49,8 @@ def reference_rows(house: Any, key: jax.Array, *, group_size: int, n_hybrid: int
 
         def write(ids, source: Source, logp: float = 0.0, entropy: float = 0.0) -> None:
             for id in ids:
-                for values, value in zip(row, (int(id), int(source), step, logp, entropy)):
+                token = (int(id), int(source), step, logp, entropy)
+                for values, value in zip(row[:5], token, strict=True):
                     values.append(value)
 
         write(house.tokens.prompt_ids(house.system, question.question), Source.PROMPT)

@@ -40,6 +40,8 @@ METRICS = {
         "update/zero_advantage_rows",
     ),
     *("time/reshard", "time/rollout", "time/host", "time/update", "time/step", "cpu/total"),
+    *("time/waiting", "time/slots_used", "time/slots_waiting", "time/host_calls"),
+    "rollout/absorbed_tokens",
 }
 
 
