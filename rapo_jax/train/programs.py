@@ -91,8 +91,10 @@ INPUTS = RolloutInputs(
 def compiled(parts: Parts, mesh: Mesh) -> Parts:
     """The parts, each a compiled program of all shards, for the loop in Python."""
 
-    def shards(part: Callable[..., Result], *specs: object) -> Callable[..., Result]:
-        return jax.jit(on_row_shards(mesh, part, specs))
+    def shards(
+        part: Callable[..., Result], *specs: object, donated: int | None = None
+    ) -> Callable[..., Result]:
+        return jax.jit(on_row_shards(mesh, part, specs), donate_argnums=donated)
 
     @partial(jax.jit, static_argnames="group_size")
     def open_slots(params: Params, prompt: Span, *, group_size: int) -> Slots:
@@ -101,10 +103,10 @@ def compiled(parts: Parts, mesh: Mesh) -> Parts:
 
     return Parts(
         open_slots,
-        shards(parts.think, EVERYWHERE, INPUTS, ROWS),
+        shards(parts.think, EVERYWHERE, INPUTS, ROWS, donated=2),
         shards(parts.ask, INPUTS, ROWS),
         shards(parts.embed, ROWS, ROWS),
-        shards(parts.read, EVERYWHERE, ROWS, ROWS),
+        shards(parts.read, EVERYWHERE, ROWS, ROWS, donated=1),
         shards(parts.close, ROWS),
     )
 
