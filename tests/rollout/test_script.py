@@ -1,20 +1,18 @@
-"""The loop over agent steps with a scripted policy and three-line callbacks: exact tapes."""
+"""The loop over turns with a scripted policy and callbacks of a few lines: exact tapes."""
 
 from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.rollout.loop import (
-    HostCallbacks,
-    RolloutInputs,
-    call_directly,
-    loop_steps,
-    parts,
-    rollout,
-)
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.rollout.loop import HostCallbacks, call_directly, loop_unfinished, parts, rollout
+from rapo_jax.rollout.slots import RolloutInputs
 from rapo_jax.train.programs import compiled
 from rapo_jax.types import Status
 
@@ -22,102 +20,185 @@ SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I
 """Observations end in E, traces in G or I: the policy goes on from there."""
 
 
+class Act(NamedTuple):
+    """Rows of one call of `act`."""
+
+    calls: list[int]
+    waits: list[int]
+    wants: list[int]
+    ready: list[int]
+    idle: bool
+
+
+class Search(NamedTuple):
+    """Rows of one call of `search`, and the room of each."""
+
+    wants: list[int]
+    room: list[int]
+
+
+class Played(NamedTuple):
+    """Each row's tape as text and its status; and what the host was asked for."""
+
+    texts: list[str]
+    statuses: list[int]
+    acts: list[Act]
+    searches: list[Search]
+
+
 @pytest.fixture(scope="module")
 def perform(stage, tape_text):
-    """Plays the script in a world; returns each row's tape as text, its status, and what was asked.
+    """Plays the script in a world.
 
-    Rows 0 and 1 ask question A, rows 2 and 3 question B; the second of each pair is hybrid.
+    Rows 0 and 1 ask question A, rows 2 and 3 question B; the second of each pair is hybrid. The
+    first observation of row r is ready when it is asked for the `delays[r]`-th time.
     """
-    made = parts(stage.model, stage.settings, stage.boundary, lambda query_BE: 10 * query_BE)
-    functions = compiled(made)
-    params = stage.policy(*SCRIPT)
+    params, made = stage.policy(*SCRIPT), {}
 
-    def play(*, says="E", trace="G", healthy=True, probability=1.0, last=99, prompts=("A", "B")):
-        asked = []
+    def functions(slots):
+        if slots not in made:
+            plain = parts(stage.model, stage.settings, stage.boundary, ten_times, slots=slots)
+            made[slots] = compiled(plain, make_mesh(jax.devices()[:1]))
+        return made[slots]
 
-        def act(row_B, token_BX, length_B, calls_B):
-            texts = [says if calls else "" for calls in calls_B]
-            asked.append(("act", row_B.tolist(), calls_B.tolist()))
+    def play(
+        *,
+        says="E",
+        trace="G",
+        healthy=True,
+        probability=1.0,
+        last=99,
+        prompts=("A", "B"),
+        slots=0,
+        delays=None,
+    ):
+        acts, searches, asked = [], [], Counter()
+
+        def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U):
+            asked.update(row_U[calls_U | waits_U].tolist())
+            late_U = np.array([asked[row] < (delays or {}).get(row, 1) for row in row_U.tolist()])
+            ready_U = (calls_U | waits_U) & ~late_U
+            rows = (row_U[each].tolist() for each in (calls_U, waits_U, wants_U, ready_U))
+            acts.append(Act(*rows, idle_U.all()))
+            assert idle_U.all() == idle_U.any()
+            texts = [says if ready and healthy else "" for ready in ready_U]
             span = stage.span(*texts, width=stage.settings.observation_tokens)
-            return span.token_BX, span.length_B * healthy, ~calls_B | healthy
+            healthy_U = ~ready_U | healthy
+            return ready_U, healthy_U, span.token_BX, span.length_B, queries(row_U)
 
-        def key(row_B, wants_B):
-            asked.append(("key", wants_B.tolist()))
-            return np.stack([row_B, wants_B], axis=1).astype(np.float32)
-
-        def search(row_B, wants_B, key_BE, pick_B, room_B):
-            np.testing.assert_array_equal(key_BE, 10 * np.stack([row_B, wants_B], axis=1))
-            asked.append(("search", room_B.tolist()))
-            fits_B = wants_B & (len(trace.split()) <= room_B)
-            texts = [trace if fits else "" for fits in fits_B]
+        def search(row_U, wants_U, key_UE, pick_U, room_U):
+            np.testing.assert_array_equal(key_UE, 10 * queries(row_U) * wants_U[:, None])
+            searches.append(Search(row_U[wants_U].tolist(), room_U[wants_U].tolist()))
+            fits_U = wants_U & (len(trace.split()) <= room_U)
+            texts = [trace if fits else "" for fits in fits_U]
             span = stage.span(*texts, width=stage.settings.retrieved_tokens)
-            return span.token_BX, span.length_B, np.ones(len(row_B), bool)
+            return np.ones(len(row_U), bool), span.token_BX, span.length_B
 
         inputs = RolloutInputs(
             key=jax.random.key(0),
+            row_B=jnp.arange(4),
             hybrid_B=jnp.array([False, True] * 2),
             probability=jnp.float32(probability),
             noise=jnp.float32(0),
             temperature=jnp.float32(0),
             last_retrieval=jnp.int32(last),
         )
-        callbacks = HostCallbacks(act, key, search, jax.ShapeDtypeStruct((2,), np.float32))
+        callbacks = HostCallbacks(act, search, jax.ShapeDtypeStruct((2,), np.float32))
         prompt = stage.span(*prompts, width=stage.settings.prompt_tokens)
-        fixed = (functions, call_directly, callbacks, stage.settings, params)
-        how = {"group_size": 2, "retrieves": True, "repeat": loop_steps}
-        found = jax.device_get(rollout(*fixed, inputs, prompt, **how))
-        return tape_text(found), found.status_B.tolist(), asked
+        fixed = (functions(slots), call_directly, callbacks, stage.settings, params)
+        how = {"group_size": 2, "retrieves": True, "repeat": loop_unfinished}
+        found, _ = jax.device_get(rollout(*fixed, inputs, prompt, **how))
+        return Played(tape_text(found), found.status_B.tolist(), acts, searches)
 
     return play
 
 
+def ten_times(query_UE):
+    return 10 * query_UE
+
+
+def queries(row_U):
+    return np.stack([row_U, row_U + 1], axis=1).astype(np.float32)
+
+
 def test_think_act_retrieve_and_go_on(perform):
-    texts, statuses, asked = perform()
+    found = perform()
     hybrid = "[T0] E [R1] G [Q2] H </answer>"
-    assert texts == [
+    assert found.texts == [
         "[P0] A [Q0] C </search> [T0] E [Q1] F </python> [T1] E [Q2] F </python>",
         f"[P0] A [Q0] C </search> {hybrid}",
         "[P0] B [Q0] D </python> [T0] E [Q1] F </python> [T1] E [Q2] F </python>",
         f"[P0] B [Q0] D </python> {hybrid}",
     ]
-    assert statuses == [Status.OUT_OF_STEPS, Status.ANSWERED] * 2
-    assert [call for call in asked if call[0] == "act"] == [
-        ("act", [0, 1, 2, 3], [True] * 4),
-        ("act", [0, 1, 2, 3], [True, False] * 2),
-        ("act", [0, 1, 2, 3], [False] * 4),  # max_calls = 2: the third call is one too many
+    assert found.statuses == [Status.OUT_OF_STEPS, Status.ANSWERED] * 2
+    assert found.acts == [  # max_calls = 2: the third call is one too many
+        Act([0, 1, 2, 3], [], [1, 3], [0, 1, 2, 3], True),
+        Act([0, 2], [], [], [0, 2], True),
     ]
-    wanted = [[False, True] * 2, [False] * 4, [False] * 4]
-    assert [call[1] for call in asked if call[0] == "key"] == wanted
+    assert [search.wants for search in found.searches] == [[1, 3]]
 
 
 def test_no_boundary_retrieves_when_the_coin_says_no_or_the_last_one_is_past(perform):
-    on_policy = perform()[0][0]
+    on_policy = perform().texts[0]
     for inputs in ({"probability": 0.0}, {"last": 0}):
-        assert perform(**inputs)[0][:2] == [on_policy] * 2
-    row = perform(trace="I", last=1)[0][1]  # a second boundary follows, and retrieves nothing
+        found = perform(**inputs)
+        assert found.texts[:2] == [on_policy] * 2
+        assert not found.searches and not any(act.wants for act in found.acts)
+    row = perform(trace="I", last=1).texts[1]  # a second boundary follows, and retrieves nothing
     assert row.endswith("[R1] I [Q2] J </search> [T2] E [Q3] F </python>")
-    row = perform(trace="I")[0][1]
+    row = perform(trace="I").texts[1]
     assert row.endswith("[R1] I [Q2] J </search> [T2] E [R3] I [Q4] J </search>")
 
 
 def test_rows_that_the_host_could_not_serve_are_malformed_and_end_there(perform):
-    texts, statuses, asked = perform(healthy=False)
-    assert texts[0] == texts[1] == "[P0] A [Q0] C </search>"
-    assert statuses == [Status.MALFORMED] * 4
-    assert not any(any(call[2]) for call in asked[1:] if call[0] == "act")
+    found = perform(healthy=False)
+    assert found.texts[0] == found.texts[1] == "[P0] A [Q0] C </search>"
+    assert found.statuses == [Status.MALFORMED] * 4
+    assert len(found.acts) == 1 and not found.searches
 
 
 def test_an_observation_that_does_not_fit_ends_its_row(perform):
-    # of 18 slots 3 + 2 + 4 + 5 + 2 = 16 are taken when the second observation wants 4
-    texts, statuses, _ = perform(says="K L M E", trace="K L M N I", prompts=("U U A", "B"))
-    assert texts[1] == "[P0] U U A [Q0] C </search> [T0] K L M E [R1] K L M N I [Q2] J </search>"
-    assert statuses[1] == Status.OUT_OF_TOKENS
+    # of 18 tokens 3 + 2 + 4 + 5 + 2 = 16 are taken when the second observation wants 4
+    found = perform(says="K L M E", trace="K L M N I", prompts=("U U A", "B"))
+    wanted = "[P0] U U A [Q0] C </search> [T0] K L M E [R1] K L M N I [Q2] J </search>"
+    assert found.texts[1] == wanted
+    assert found.statuses[1] == Status.OUT_OF_TOKENS
 
 
 def test_a_trace_that_does_not_fit_is_left_out_and_the_row_goes_on(perform):
     # 3 + 2 + 2 + 5 + 2 + 2 = 16 are taken when the second trace wants 5
-    texts, statuses, asked = perform(says="K E", trace="K L M N I", prompts=("U U A", "B"))
-    assert texts[1].endswith("[R1] K L M N I [Q2] J </search> [T2] K E [Q3] F </python>")
-    assert statuses[1] == Status.OUT_OF_STEPS
-    rooms = [call[1][1] for call in asked if call[0] == "search"]
-    assert rooms == [18 - 7, 18 - 16, 0]
+    found = perform(says="K E", trace="K L M N I", prompts=("U U A", "B"))
+    assert found.texts[1].endswith("[R1] K L M N I [Q2] J </search> [T2] K E [Q3] F </python>")
+    assert found.statuses[1] == Status.OUT_OF_STEPS
+    rooms = [dict(zip(*search, strict=True))[1] for search in found.searches]
+    assert rooms == [18 - 7, 18 - 16]
+
+
+def test_a_row_whose_observation_is_late_waits_and_the_others_go_on(perform):
+    prompt, late = perform(), perform(delays={0: 5})
+    assert (late.texts, late.statuses) == (prompt.texts, prompt.statuses)
+    assert late.acts[0] == Act([0, 1, 2, 3], [], [1, 3], [1, 2, 3], True)
+    assert late.acts[1] == Act([2], [0], [], [2], True)  # row 2 is a call further
+    assert late.acts[2:5] == [Act([], [0], [], ready, True) for ready in ([], [], [0])]
+    assert late.acts[5:] == [Act([0], [], [], [0], True)]
+
+
+def test_a_trace_is_retrieved_when_the_observation_is_there(perform):
+    prompt, late = perform(), perform(delays={1: 3, 3: 2})
+    assert (late.texts, late.statuses) == (prompt.texts, prompt.statuses)
+    assert [search.wants for search in late.searches] == [[3], [1]]
+
+
+def test_the_host_is_called_while_others_sample_and_knows_that_they_do(perform):
+    found = perform(prompts=("A", "J"), probability=0.0)  # rows 2 and 3 call a token earlier
+    assert found.acts == [Act(rows, [], [], rows, False) for rows in ([2, 3], [0, 1]) * 2]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_fewer_slots_than_rows_write_the_same_tapes(perform, slots):
+    for world in ({}, {"trace": "I"}, {"says": "K L M E", "trace": "K L M N I"}):
+        whole = perform(**world)
+        for delays in ({}, {0: 3, 2: 2, 3: 6}):
+            found = perform(**world, slots=slots, delays=delays)
+            assert (found.texts, found.statuses) == (whole.texts, whole.statuses)
+            assert all(len(act.calls + act.waits) <= slots for act in found.acts)

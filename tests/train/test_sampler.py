@@ -1,4 +1,4 @@
-"""The sampler: prompts, keys, chunks, and what it refuses."""
+"""The sampler: prompts, keys, slots, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+
+from rapo_jax.types import Source
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,25 @@ def test_the_same_key_gives_the_same_tapes_and_another_key_others(playing, house
     assert (first.token_BT != sample(playing, house.asked, seed=1).token_BT).any()
 
 
-def test_chunks_write_the_tapes_of_one_batch(playing, make_sampler, house):
-    in_two = make_sampler(devices=1, driver="host", chunks=2)
-    found = sample(in_two, house.asked, probability=0.5)
+@pytest.mark.parametrize(("slots", "used"), [(5, 5), (100, 32)])
+def test_rows_through_few_slots_get_the_tapes_of_one_slot_each(
+    playing, make_sampler, house, slots, used
+):
+    few = make_sampler(devices=1, driver="host", slots=slots)
+    found = sample(few, house.asked, probability=0.5)
+    counts = few.sampler.counts
+    assert counts["slot_ticks"] == used * counts["ticks"]
     whole = sample(playing, house.asked, probability=0.5)
     for name in ("token_BT", "source_BT", "step_BT", "status_B", "length_B"):
         assert (getattr(found, name) == getattr(whole, name)).all(), name
     np.testing.assert_allclose(found.logp_BT, whole.logp_BT, atol=1e-5)
+
+
+def test_counts_are_those_of_the_tapes(playing, house):
+    tape = sample(playing, house.asked, probability=0.5)
+    counts = playing.sampler.counts
+    assert counts["sampled"] == (tape.source_BT == Source.POLICY).sum()
+    absorbed_BT = (tape.source_BT == Source.TOOL) | (tape.source_BT == Source.RETRIEVED)
+    assert counts["absorbed"] == absorbed_BT.sum()
+    assert counts["host_calls"] > 1 and counts["waiting"] >= 0
+    assert counts["slot_ticks"] == len(tape.length_B) * counts["ticks"] > counts["sampled"]

@@ -1,0 +1,153 @@
+"""Tool calls: what each tool is given, its observations, and its failures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rapo_jax.environment import observation_ids
+from rapo_jax.text.protocol import render_result
+from rapo_jax.tools.observation import Observation
+from tests.environment.stand_ins import ROOM, Immediate, echo
+
+
+def recorder(name, heard):
+    def call(calls):
+        heard.append((name, calls))
+        return [Observation(f"{name} {i}", "ok") for i in range(len(calls))]
+
+    return call
+
+
+STEPS = ["<search> A</search>", "<python>1</python>", "x<search>B </search>", "</python>"]
+
+
+def test_an_immediate_tool_is_called_once_with_the_batch_of_its_calls(make, act_once):
+    heard = []
+    tools = {name: Immediate(recorder(name, heard)) for name in ("search", "python")}
+    found = act_once(make(tools), STEPS, idle=False)
+    assert heard == [("search", ["A", "B"]), ("python", ["1", ""])]
+    wanted = ("search 0", "python 0", "search 1", "python 1")
+    assert found.texts == [render_result(text) for text in wanted]
+    assert found.ready == found.healthy == [True] * 4
+
+
+def test_any_other_tool_is_called_once_for_each_call(make, act):
+    heard = []
+    tools = {name: recorder(name, heard) for name in ("search", "python")}
+    texts, healthy = act(make(tools), STEPS)
+    assert sorted(heard) == [
+        *[("python", [""]), ("python", ["1"])],
+        *[("search", ["A"]), ("search", ["B"])],
+    ]
+    wanted = ("search 0", "python 0", "search 0", "python 0")
+    assert texts == [render_result(text) for text in wanted] and healthy == [True] * 4
+
+
+def test_rows_without_a_call_get_an_empty_answer_and_run_no_tool(make, act):
+    environment = make({"search": echo})
+    texts, healthy = act(environment, ["<search>a</search>"] * 3, calls=[False, True, False])
+    assert texts == ["", render_result("heard a"), ""]
+    assert healthy == [True] * 3
+    assert environment.take_counts()["search"] == 1
+
+
+def test_a_long_observation_is_cut_but_keeps_both_its_tags(house, make, act):
+    flood = "friend " * 50
+    environment = make({"search": lambda calls: [Observation(flood, "flooded") for _ in calls]})
+    (text,), _ = act(environment, ["<search>a</search>"])
+    assert text.startswith("<result> friend") and text.endswith("</result>")
+    assert len(observation_ids(house.tokens, flood, room=ROOM)) == ROOM
+
+
+def test_an_observation_cannot_close_its_tag_nor_open_another(make, act):
+    said = "</result><answer>"
+    environment = make({"search": lambda calls: [Observation(said, "ok") for _ in calls]})
+    (text,), _ = act(environment, ["<search>a</search>"])
+    assert text.count("</result>") == 1 and "<answer>" not in text
+
+
+@pytest.mark.parametrize("outcome", ["error", "timeout", "flooded", "crashed", "empty"])
+def test_a_failed_call_is_an_observation_and_is_counted(make, act, outcome):
+    environment = make({"python": lambda calls: [Observation("no", outcome) for _ in calls]})
+    texts, healthy = act(environment, ["<python>x</python>"] * 2)
+    assert texts == [render_result("no")] * 2 and healthy == [True, True]
+    counts = environment.take_counts()
+    assert counts[f"outcome/{outcome}"] == counts["python"] == 2
+    assert environment.failure is None
+
+
+def raising(calls):
+    raise SystemExit("the tool left")
+
+
+def short(calls):
+    return echo(calls)[1:]
+
+
+@pytest.mark.parametrize("tool", [raising, short])
+@pytest.mark.parametrize("immediate", [False, True])
+def test_a_tool_that_raises_or_returns_too_few_results_leaves_its_rows_unhealthy(
+    make, act, tool, immediate
+):
+    environment = make({"search": Immediate(tool) if immediate else tool})
+    texts, healthy = act(environment, ["<search>a</search>"] * 3, calls=[True, False, True])
+    assert texts == ["", "", ""] and healthy == [False, True, False]
+    assert isinstance(environment.failure, SystemExit | ValueError)
+
+
+def test_a_query_that_fails_leaves_its_rows_unhealthy(make, act_once):
+    environment = make({"search": Immediate(echo)}, query=broken_query)
+    found = act_once(environment, ["<search>a</search>"] * 2, wants=[True, False])
+    assert found.ready == [True, True] and found.healthy == [False, False]
+    assert found.texts == ["", ""] and isinstance(environment.failure, MemoryError)
+
+
+def broken_query(texts):
+    raise MemoryError
+
+
+def test_the_first_failure_is_kept_until_the_next_rollout_begins(make, act, act_once, house):
+    environment = make({"search": raising, "python": echo}, query=broken_query)
+    act(environment, ["<search>a</search>"])
+    act_once(environment, ["<python>a</python>"], wants=[True])
+    assert isinstance(environment.failure, SystemExit)
+    environment.begin(house.asked)
+    assert environment.failure is None
+    act_once(environment, ["<python>a</python>"], wants=[True])
+    assert isinstance(environment.failure, MemoryError)
+
+
+def test_counts_are_taken_once(make, act, search):
+    environment = make({"search": echo})
+    environment.take_counts()
+    act(environment, ["<search>a</search>", "<search></search>"])
+    search(environment, [0])
+    counts = environment.take_counts()
+    assert counts["search"] == counts["outcome/ok"] == 2
+    assert counts["buffer/queries"] == counts["buffer/hits"] == 1
+    assert counts["seconds"] > 0
+    assert environment.take_counts().get("search", 0) == 0
+
+
+def test_a_users_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cut(house, make, act):
+    said = {"a": "A</loud>", "b": "friend " * 50, "c": "error: no"}
+    outcomes = {"a": "ok", "b": "flooded", "c": "error"}
+
+    def loud(calls):
+        return [Observation(said[call], outcomes[call]) for call in calls]
+
+    tokens = dataclasses.replace(house.tokens, user_tools=("loud",))
+    environment = make({"search": echo, "loud": loud}, tokens=tokens)
+    steps = ["<loud>a</loud>", "<search>q</search>", "<loud>c</loud>", "<loud>b</loud>"]
+    texts, healthy = act(environment, steps)
+    assert texts[:3] == [
+        "<result> A< /loud></result>",
+        render_result("heard q"),
+        render_result("error: no"),
+    ]
+    assert texts[3].startswith("<result> friend") and texts[3].endswith("</result>")
+    assert len(tokens.encode_protocol(texts[3])) == ROOM and healthy == [True] * 4
+    counts = environment.take_counts()
+    assert (counts["loud"], counts["failed/loud"], counts["search"]) == (3, 2, 1)

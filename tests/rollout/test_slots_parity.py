@@ -1,0 +1,143 @@
+"""Slots of random models: parity with one pass over whole rows, and the memory of programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax.model.decoding import sampling_copy
+from rapo_jax.model.scoring import score
+from rapo_jax.model.transformer import forward, init_params
+from rapo_jax.rollout.slots import (
+    Texts,
+    fill,
+    open_slots,
+    read,
+    think,
+    think_token,
+)
+from rapo_jax.types import Source, Span
+from tests.models import SMALL_MODEL
+from tests.rollout.programs import inputs_of
+
+BASE = dataclasses.replace(SMALL_MODEL, vocab=31, width=12, ffn=16, init_scale=0.4)
+
+
+GROUPED = "grouped queries, bias, tied"
+
+
+NORMED = "one kv head, query and key norms, untied"
+
+
+VARIANTS = {
+    GROUPED: BASE,
+    NORMED: dataclasses.replace(BASE, kv_heads=1, qkv_bias=False, qk_norm=True, tied=False),
+}
+
+
+def endless(stage, model):
+    """A boundary that no token is at: rows sample for ever."""
+    next_state_AV = 0 * stage.boundary.next_state_AV[:, : model.vocab]
+    return stage.boundary._replace(next_state_AV=next_state_AV, eos_W=jnp.array([model.vocab]))
+
+
+@pytest.mark.parametrize(("name", "chunk"), [(GROUPED, 8), (GROUPED, 3), (NORMED, 4)])
+def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(stage, name, chunk):
+    model, boundary = VARIANTS[name], endless(stage, VARIANTS[name])
+    settings = dataclasses.replace(
+        stage.settings, max_tokens=60, step_tokens=60, absorb_chunk=chunk
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.float32(0.4 * rng.standard_normal(leaf.shape)) + (leaf.ndim == 1),
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0))),
+    )
+
+    def span(length_B):
+        token_BX = rng.integers(0, model.vocab, (len(length_B), 8), np.int32)
+        return Span(token_BX, np.array(length_B, np.int32))
+
+    def play(params, prompt, observation, trace):
+        copy = sampling_copy(model, params)
+        slots = open_slots(model, settings, copy, prompt, slots=0, group_size=2)
+        inputs = inputs_of(4, temperature=jnp.float32(1))
+        think_once = partial(think_token, model, settings, boundary, copy, inputs)
+        slots = jax.lax.fori_loop(0, 6, lambda _, now: think_once(now), fill(slots))
+        every = jnp.ones(4, bool)
+        ready = every.at[3].set(False)
+        slots = read(model, settings, copy, slots, Texts(ready, every, observation, trace))
+        slots = jax.lax.fori_loop(0, 3, lambda _, now: think_once(now), slots)
+        token_BT = slots.trajectory.token_BT
+        return slots, forward(model, params, token_BT), score(model, params, token_BT)
+
+    arguments = (params, span([3, 8]), span([0, 7, 2, 8]), span([8, 0, 5, 1]))
+    slots, hidden_BTD, (logp_BT, entropy_BT) = jax.device_get(jax.jit(play)(*arguments))
+    assert slots.length_U.tolist() == [3 + 8 + 9, 3 + 7 + 9, 8 + 7 + 9, 8 + 9]
+    for u, length in enumerate(slots.length_U):
+        np.testing.assert_allclose(slots.hidden_UD[u], hidden_BTD[u, length - 1], atol=1e-5)
+    found = slots.trajectory
+    policy_BT = found.source_BT == Source.POLICY
+    assert (policy_BT.sum(axis=1) == 9).all()
+    np.testing.assert_allclose(found.logp_BT[policy_BT], logp_BT[policy_BT], atol=1e-5)
+    np.testing.assert_allclose(found.entropy_BT[policy_BT], entropy_BT[policy_BT], atol=1e-5)
+    for b in range(4):
+        prompt = arguments[1]
+        length = prompt.length_B[b // 2]
+        np.testing.assert_array_equal(found.token_BT[b, :length], prompt.token_BX[b // 2, :length])
+
+
+def shapes_of(model):
+    return jax.eval_shape(lambda: sampling_copy(model, init_params(model, jax.random.key(0))))
+
+
+def temporaries(program, *arguments):
+    return jax.jit(program).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_reading_a_text_takes_the_memory_of_one_chunk_of_one_row(stage):
+    model = dataclasses.replace(BASE, heads=4, kv_heads=2)
+    params, shapes = shapes_of(model), jax.ShapeDtypeStruct
+
+    def needed(chunk, *, rows):
+        settings = dataclasses.replace(stage.settings, max_tokens=768, absorb_chunk=chunk)
+        prompt, text = (
+            Span(shapes((rows, width), np.int32), shapes((rows,), np.int32)) for width in (8, 256)
+        )
+        opening = partial(open_slots, model, settings, slots=0, group_size=1)
+        slots, flags = jax.eval_shape(opening, params, prompt), shapes((rows,), np.bool_)
+        arguments = (params, slots, Texts(flags, flags, text, text))
+        return temporaries(partial(read, model, settings), *arguments)
+
+    whole, cut, many = needed(256, rows=2), needed(32, rows=2), needed(32, rows=8)
+    scores = 4 * 256 * 128 * 4  # of a row's heads over a block of positions, float32
+    assert whole > 2 * scores and cut < whole / 7  # an eighth, and what both have
+    assert many < 1.2 * cut
+
+
+def test_sampling_holds_its_weights_once(stage):
+    """A program that takes layers out of their stacks keeps both through its loop."""
+    model = dataclasses.replace(BASE, width=64, ffn=1024, layers=4)
+    settings = dataclasses.replace(stage.settings, max_tokens=16, prompt_tokens=8)
+    shapes = jax.ShapeDtypeStruct
+    prompt = Span(shapes((2, 8), np.int32), shapes((2,), np.int32))
+    stacked = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    copy = shapes_of(model)
+    opening = partial(open_slots, model, settings, slots=0, group_size=1)
+    slots = jax.eval_shape(opening, copy, prompt)
+    thinking = partial(think, model, settings, endless(stage, model))
+    inputs = inputs_of(2)
+
+    def sampling(params, slots):
+        return thinking(params, inputs, slots)
+
+    def cutting(params, slots):
+        return thinking(sampling_copy(model, params), inputs, slots)
+
+    weights = 4 * sum(x.size for x in jax.tree.leaves(copy["layers"]))
+    assert temporaries(sampling, copy, slots) < weights / 4
+    assert temporaries(cutting, stacked, slots) > weights
