@@ -211,7 +211,7 @@ class Bench:
 
             def update() -> float:
                 self.state, metrics = updater.update(self.state, batch, length_B, None)
-                return metrics["loss"]
+                return float(metrics["loss"])
 
             return update
 

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     c.rl.update(
         steps=160,
         mini_batches=2,
-        micro_tokens=512,
+        micro_tokens=384,
         buckets=(32, 40, 48, 56, 64, 72, 80, 96, 112, 144),
     )
     c.evaluate.update(every=20)

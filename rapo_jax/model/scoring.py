@@ -1,4 +1,4 @@
-"""Teacher-forced log-probabilities and entropies of whole rows."""
+"""Teacher-forced log-probabilities of whole rows: of chosen tokens, or of all with entropies."""
 
 from __future__ import annotations
 
@@ -7,8 +7,83 @@ import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sampling import log_softmax_entropy
+from rapo_jax.model.sharding import ambient_mesh, constrain, row_shards
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.types import Params
+
+FEWEST_CHUNKS = 8
+"""Of the slots of a shard in `log_probs`: at most one of them is computed in vain."""
+
+
+def log_probs(
+    settings: ModelSettings, params: Params, token_BT: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+    """logp_BT of the tokens in `mask_BT` as `score` gives them, 0 elsewhere.
+
+    Rows of at most `score_chunk` slots are unembedded whole: choosing among them costs as much as
+    it saves on CPU, and seconds of compilation. Of longer rows only the slots that predict a token
+    of the mask are.
+    """
+    hidden_BTD = forward(settings, params, token_BT)
+    # the slot before a token predicts it
+    target_BT, wanted_BT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (token_BT, mask_BT))
+    if token_BT.shape[1] <= settings.score_chunk:
+        logp_BT = _log_prob(unembed(settings, params, hidden_BTD), target_BT)
+    else:
+        logp_BT = _chunked_log_probs(settings, params, hidden_BTD, target_BT, wanted_BT)
+    return jnp.where(mask_BT, jnp.pad(logp_BT[:, :-1], ((0, 0), (1, 0))), 0)
+
+
+def _chunked_log_probs(
+    settings: ModelSettings,
+    params: Params,
+    hidden_BTD: jax.Array,
+    target_BT: jax.Array,
+    wanted_BT: jax.Array,
+) -> jax.Array:
+    """Log-probabilities of `target_BT` at the slots of `wanted_BT`, by chunk; 0 at some others.
+
+    Each row shard (P) brings its wanted slots to the front of one axis, so that no slot crosses
+    devices. Chunks of it are unembedded in turn and recomputed in the backward pass; those
+    without a wanted slot on any shard are skipped.
+    """
+    B, T, _ = hidden_BTD.shape
+    mesh = ambient_mesh()
+    shards = row_shards(mesh) if mesh else 1
+    slots = B // shards * T
+    size = -(-slots // max(-(-T // settings.score_chunk), FEWEST_CHUNKS))
+
+    def by_shard(x: jax.Array) -> jax.Array:
+        return constrain(x.reshape(shards, slots, *x.shape[2:]), "rows")
+
+    wanted = by_shard(wanted_BT)
+    before = jnp.cumsum(wanted, axis=1)
+    after = before[:, -1:] + jnp.arange(slots) - before
+    place = jnp.where(wanted, before - 1, after)  # where a stable sort puts each slot
+    order = jax.vmap(lambda at: jnp.zeros_like(at).at[at].set(jnp.arange(slots)))(place)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jax.vmap(lambda row, order: row[order])(by_shard(x), order)
+        x = jnp.pad(x, ((0, 0), (0, -slots % size), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(shards, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def chunk(hidden_PXD: jax.Array, target_PX: jax.Array, wanted_PX: jax.Array) -> jax.Array:
+        def unembedded() -> jax.Array:
+            return _log_prob(unembed(settings, params, hidden_PXD), target_PX)
+
+        return jax.lax.cond(wanted_PX.any(), unembedded, lambda: jnp.zeros(wanted_PX.shape))
+
+    arrays = [chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)]
+    logp = jax.lax.map(lambda each: chunk(*each), arrays).swapaxes(0, 1).reshape(shards, -1)
+    return jnp.take_along_axis(logp, place, axis=1).reshape(B, T)
+
+
+def _log_prob(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Log-probability of each token `target` `[...]` under float32 logits `[..., V]`."""
+    vocab = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.sum(jnp.where(vocab == target[..., None], logits, 0), axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def score(

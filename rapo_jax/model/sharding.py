@@ -158,7 +158,7 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["rows"]))
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of parts that rows are split into; batches of rows are multiples of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

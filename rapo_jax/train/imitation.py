@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
+
 import numpy as np
 
 from rapo_jax.config import Settings
@@ -10,7 +13,7 @@ from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run
 from rapo_jax.train.sft import Examples, as_segments, batch_of, examples_of, imitation_updater
-from rapo_jax.train.update import Updater
+from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import TrainState
 
 
@@ -23,28 +26,37 @@ def train_imitation(run: Run) -> PolicyTraining:
     state = start_state(run, load_policy(run, run.cold_start), optimizer)
     updater = imitation_updater(run, optimizer, state)
     training = PolicyTraining(run, state, buffer=buffer.identity)
-    for step in training.steps():
-        training.end_step(
-            step, *train_on_examples(updater, s, training.state, examples, step.number)
-        )
+    with closing(training):
+        for step in training.steps():
+            training.end_step(
+                step, *train_on_examples(updater, s, training.state, examples, step.number)
+            )
     return training
 
 
 def train_on_examples(
     updater: Updater, s: Settings, state: TrainState, examples: Examples, step: int
-) -> tuple[TrainState, dict[str, float]]:
-    """As many updates of as many rows as a step of RL takes, on examples drawn at random."""
+) -> tuple[TrainState, Callable[[], dict[str, float]]]:
+    """As many updates of as many rows as a step of RL takes, on examples drawn at random.
+
+    Returns the new state, which may still be computed, and a function that waits for it and returns
+    the step's metrics.
+    """
     rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
-    losses, skipped = [], 0.0
+    records = []
     for part in range(s.rl.mini_batches * s.rl.epochs):
         rng = np.random.default_rng([s.seed, step, part])
         count = len(examples.length_B)
         index = rng.choice(count, rows_each, replace=rows_each > count)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
-        losses.append(metrics["loss"])
-        skipped += metrics["skipped"]
-    return state, {
-        "loss/sft": float(np.mean(losses)),
-        "loss/skipped": skipped,
-        "update/padding": metrics["padding"],
-    }
+        records.append(metrics)
+
+    def means() -> dict[str, float]:
+        updates = [fetched(metrics) for metrics in records]
+        return {
+            "loss/sft": float(np.mean([metrics["loss"] for metrics in updates])),
+            "loss/skipped": sum(metrics["skipped"] for metrics in updates),
+            "update/padding": updates[-1]["padding"],
+        }
+
+    return state, means

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import optax
@@ -91,10 +91,21 @@ class Step(NamedTuple):
     cpu: float
 
 
+class EndedStep(NamedTuple):
+    """A step whose updates may still be running: wall and CPU-seconds without the wait for them."""
+
+    step: Step
+    metrics: Callable[[], dict[str, float]]
+    wall: float
+    cpu: float
+
+
 class PolicyTraining:
     """A policy's training to `rl.steps`, resumed from the newest checkpoint if there is one.
 
-    A loop takes each of `steps()` and hands its new state and metrics to `end_step`.
+    A loop takes each of `steps()` and hands its new state and metrics to `end_step`. A step's
+    metrics are fetched and written when the next step has ended, or before an evaluation, a
+    checkpoint or `close`: until then its updates run while the host works.
 
     Raises:
         ValueError: the checkpoint was made with another buffer or with other adapters; or see
@@ -110,6 +121,7 @@ class PolicyTraining:
         self.seconds, self.cpu_seconds = dict.fromkeys(PHASES, 0.0), 0.0
         """Of all steps, also those before a resume; wall seconds by phase of a step."""
         self._buffer, self._stream, self._skips = buffer, stream, 0
+        self._ended: EndedStep | None = None
         self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
         self._store = Checkpoints(
             run.workdir / "checkpoints", keep=s.checkpoint.keep, lora=run.model.lora
@@ -131,22 +143,47 @@ class PolicyTraining:
         for number in checkpointed_steps(
             self.step, s.rl.steps, every=s.checkpoint.every, save=self._save
         ):
-            held_out = self._evaluate() if every and number % every == 0 else {}
+            held_out = {}
+            if every and number % every == 0:
+                self._write_ended()
+                held_out = self._evaluate()
             yield Step(number, held_out, time.perf_counter(), cpu_seconds())
         if every:
             values = self._evaluate() | {"cpu/total": self.cpu_seconds}
             self.run.metrics.write("rl", s.rl.steps, values)
-        self._store.close()
 
-    def end_step(self, step: Step, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics; those named time/... are added up in `seconds`."""
+    def end_step(
+        self, step: Step, state: TrainState, metrics: Callable[[], dict[str, float]]
+    ) -> None:
+        """Takes the new state; `metrics` waits for it and returns the step's metrics."""
         self.state = state
-        self._skips = count_skips(self._skips, metrics["loss/skipped"], step=step.number)
-        values = {**step.held_out, **metrics, "time/step": time.perf_counter() - step.wall}
-        self.cpu_seconds += cpu_seconds() - step.cpu
+        ended = EndedStep(step, metrics, time.perf_counter() - step.wall, cpu_seconds() - step.cpu)
+        self._write_ended()
+        self._ended = ended
+
+    def close(self) -> None:
+        """Writes the metrics of the last step, also where a later one failed."""
+        try:
+            self._write_ended()
+        finally:
+            self._store.close()
+
+    def _write_ended(self) -> None:
+        """Writes the metrics of the step before; those named time/... are added up in `seconds`."""
+        if self._ended is None:
+            return
+        (step, metrics, wall, cpu), self._ended = self._ended, None
+        waited, cpu_before = time.perf_counter(), cpu_seconds()
+        values = {**step.held_out, **metrics()}
+        waited = time.perf_counter() - waited
+        if "time/update" in values:
+            values["time/update"] += waited
+        values["time/step"] = wall + waited
+        self.cpu_seconds += cpu + cpu_seconds() - cpu_before
         values["cpu/total"] = self.cpu_seconds
         for phase in PHASES:
             self.seconds[phase] += values.get(f"time/{phase}", 0.0)
+        self._skips = count_skips(self._skips, values["loss/skipped"], step=step.number)
         self.run.metrics.write("rl", step.number, values)
         shown = {name.split("/")[1]: values[name] for name in values if name in SHOWN}
         self._progress.show(step.number + 1, **shown)
@@ -157,6 +194,7 @@ class PolicyTraining:
         return {"heldout/accuracy": scores["accuracy"], **hidden}
 
     def _save(self, step: int) -> None:
+        self._write_ended()
         metadata = {
             "buffer": self._buffer,
             "tokenizer": self.run.tokens.fingerprint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,20 +20,23 @@ def micro_batches(
     micro_tokens: int,
     shards: int,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Rows from the longest to the shortest, as many at a time as fit `micro_tokens`.
+    """Rows from the longest to the shortest, in micro-batches of at most `micro_tokens` slots.
 
-    A micro-batch is as wide as its longest row, rounded up to a bucket. Its rows are a multiple of
-    `shards`, and no more than the power of two above all rows of the batch: by those that are left,
-    there would be a program more for nearly every update. Yields it with row_mask_B, float32, 0 at
+    A micro-batch is as wide as a bucket, and a width has one number of rows: as many as fit, a
+    multiple of `shards`, and no more than the power of two above all rows of the batch. By those
+    that are left, there would be a program more for nearly every update. Widths are chosen so that
+    all micro-batches together have the fewest slots. Yields each with row_mask_B, float32, 0 at
     rows that only pad.
     """
-    widths = {*buckets, *(width for width in NARROW_WIDTHS if width < buckets[0])}
+    narrow = [width for width in NARROW_WIDTHS if width < buckets[0]]
+    most = power_of_two(-(-len(length_B) // shards))
+    rows_of = {
+        width: shards * min(max(micro_tokens // width // shards, 1), most)
+        for width in (*narrow, *buckets)
+    }
     order = np.argsort(-length_B, kind="stable")
-    most = power_of_two(-(-len(order) // shards))
-    while len(order):
-        width = min(w for w in widths if w >= length_B[order[0]])
-        fitting = max(micro_tokens // width // shards, 1)
-        count = shards * min(fitting, most)
+    for width in fewest_slots(length_B[order].tolist(), rows_of):
+        count = rows_of[width]
         taken, order = order[:count], order[count:]
         row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
         index = np.concatenate([taken, np.zeros(count - len(taken), taken.dtype)])
@@ -43,6 +46,27 @@ def micro_batches(
             return x[:, :width] if x.ndim == 2 else x
 
         yield jax.tree.map(pick, batch), row_mask_B
+
+
+def fewest_slots(lengths: Sequence[int], rows_of: Mapping[int, int]) -> list[int]:
+    """The widths of micro-batches that hold rows of falling `lengths` in the fewest slots.
+
+    `rows_of[width]` rows fit into one. Wider than its longest row is a micro-batch where its fewer
+    rows leave less empty. Of equal numbers of slots, that with the fewest micro-batches is chosen.
+    """
+    best = [(0, 0, 0)]  # of the last n rows: slots, micro-batches, width of the first of them
+    for length in reversed(lengths):
+        choices = []
+        for width, rows in rows_of.items():
+            if width >= length:
+                slots, count, _ = best[max(len(best) - rows, 0)]
+                choices.append((slots + rows * width, count + 1, width))
+        best.append(min(choices))
+    widths, left = [], len(lengths)
+    while left > 0:
+        widths.append(best[left][2])
+        left -= rows_of[widths[-1]]
+    return widths
 
 
 def power_of_two(count: int) -> int:

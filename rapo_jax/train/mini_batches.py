@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.method.objective import row_weight
-from rapo_jax.train.update import Updater
-from rapo_jax.types import Batch, Params, Source, TrainState
+from rapo_jax.train.update import Updater, fetched
+from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 _row_weight = jax.jit(row_weight, static_argnames="aggregation")
 
@@ -30,6 +33,15 @@ def without_zero_advantage_rows(
     return jax.tree.map(lambda x: np.asarray(x)[keep_B], batch), length_B[keep_B], weight
 
 
+class UpdateRecord(NamedTuple):
+    """One update of a step, which may still be running."""
+
+    row_numbers: np.ndarray
+    """Its rows in the rollout batch, those of advantage 0 included."""
+    metrics: dict[str, Array]
+    """Scalars on the devices; see `Updater.update`."""
+
+
 def train_on_rollouts(
     updater: Updater,
     s: Settings,
@@ -38,18 +50,15 @@ def train_on_rollouts(
     length_B: np.ndarray,
     key: jax.Array,
     reference: Params | None,
-) -> tuple[TrainState, dict[str, float], np.ndarray]:
+) -> tuple[TrainState, list[UpdateRecord]]:
     """`rl.epochs` passes over a batch of Q * G rows, in `rl.mini_batches` updates of whole groups.
 
-    Without a KL penalty, rows of advantage 0 are not computed (`without_zero_advantage_rows`);
-    ratios, gaps and clip fractions are means over the others. An update that is not finite is
-    skipped (`Updater.update`) and left out of the means.
-
-    Returns the state, metrics, and the rows of the skipped updates.
+    Without a KL penalty, rows of advantage 0 are not computed (`without_zero_advantage_rows`). An
+    update that is not finite is skipped (`Updater.update`). Nothing here waits for the
+    updates: `update_metrics` does.
     """
     Q, G = s.rollout.questions, s.rollout.group_size
-    history: list[dict[str, float]] = []
-    skipped: list[np.ndarray] = []
+    parts = []  # all of them before the first update, which would be waited for
     for epoch in range(s.rl.epochs):
         order_Q = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), Q))
         for part in np.split(order_Q, s.rl.mini_batches):
@@ -60,12 +69,29 @@ def train_on_rollouts(
                 mini, lengths, zero_advantage_weight = without_zero_advantage_rows(
                     mini, lengths, aggregation=s.rl.aggregation
                 )
-            state, metrics = updater.update(
-                state, mini, lengths, reference, zero_advantage_weight=zero_advantage_weight
-            )
-            history.append(metrics | {"zero_advantage_rows": 1.0 - len(lengths) / len(index)})
-            if metrics["skipped"]:
-                skipped.append(index)
+            parts.append((index, mini, lengths, zero_advantage_weight))
+    records = []
+    for index, mini, lengths, zero_advantage_weight in parts:
+        state, metrics = updater.update(
+            state, mini, lengths, reference, zero_advantage_weight=zero_advantage_weight
+        )
+        metrics["zero_advantage_rows"] = 1.0 - len(lengths) / len(index)
+        records.append(UpdateRecord(index, metrics))
+    return state, records
+
+
+def update_metrics(records: Sequence[UpdateRecord]) -> tuple[dict[str, float], np.ndarray]:
+    """Waits for the updates of a step; returns their mean metrics and the rows of skipped ones.
+
+    Skipped updates are left out of the means, unless all were. Ratios, gaps and clip fractions
+    are means over the rows that were computed.
+    """
+    history = [fetched(record.metrics) for record in records]
+    skipped = [
+        record.row_numbers
+        for record, metrics in zip(records, history, strict=True)
+        if metrics["skipped"]
+    ]
     sound = [metrics for metrics in history if not metrics["skipped"]] or history
     mean = {k: float(np.mean([m[k] for m in sound])) for k in sound[0]}
     scalars = {
@@ -81,4 +107,4 @@ def train_on_rollouts(
         "loss/skipped": float(len(skipped)),
         "update/zero_advantage_rows": mean["zero_advantage_rows"],
     }
-    return state, scalars, np.concatenate(skipped) if skipped else np.zeros(0, np.int64)
+    return scalars, np.concatenate(skipped) if skipped else np.zeros(0, np.int64)

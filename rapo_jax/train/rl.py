@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
@@ -31,7 +33,7 @@ from rapo_jax.train.measures import (
     shared_counts,
 )
 from rapo_jax.train.metrics import open_to_append
-from rapo_jax.train.mini_batches import train_on_rollouts
+from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run
 from rapo_jax.train.sampler import FOREVER
@@ -67,8 +69,9 @@ def train_rl(run: Run) -> PolicyTraining:
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
     parts, training = open_rl(run)
-    for step in training.steps():
-        training.end_step(step, *rl_step(run, parts, training.state, step.number))
+    with closing(training):
+        for step in training.steps():
+            training.end_step(step, *rl_step(run, parts, training.state, step.number))
     return training
 
 
@@ -100,8 +103,12 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
 
 def rl_step(
     run: Run, parts: RlParts, state: TrainState, step: int
-) -> tuple[TrainState, dict[str, float]]:
-    """One rollout batch and the updates on it; returns the new state and the step's metrics."""
+) -> tuple[TrainState, Callable[[], dict[str, float]]]:
+    """One rollout batch and the updates on it.
+
+    Returns the new state, which may still be computed, and a function that waits for it and returns
+    the step's metrics.
+    """
     s = run.settings
     questions = next(parts.stream)
     row_questions = [q for q in questions for _ in range(s.rollout.group_size)]
@@ -109,6 +116,8 @@ def rl_step(
     started = time.perf_counter()
     rollout_key, order_key = jax.random.split(key)
     probability = probability_at(s, step) if s.n_hybrid else 0.0
+    jax.block_until_ready(state.params)  # the updates of the last step
+    ready = time.perf_counter()
     weights = jax.block_until_ready(run.sampler.load(state.params))
     loaded = time.perf_counter()
     trajectory = run.sampler.sample(
@@ -139,33 +148,38 @@ def rl_step(
         calibration.retrieved_share_B.astype(np.float32),
     )
     length_B = np.asarray(trajectory.length_B, np.int64)
-    state, updates, skipped_rows = train_on_rollouts(
+    state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
-    updated = time.perf_counter()
+    dispatched = time.perf_counter()
     hybrid_B = hybrid_mask(
         s.rollout.questions, group_size=s.rollout.group_size, n_hybrid=s.n_hybrid
     )
-    if skipped_rows.size:
-        _write_skipped(run, step, skipped_rows, row_questions, batch, length_B, reward_B)
     if s.log.trajectories and step % s.log.trajectory_every == 0:
         _write_trajectories(run, step, trajectory, row_questions, hybrid_B, reward_B, calibration)
     waited = counts.get("waited", 0.0)
     host_seconds = counts.get("seconds", 0.0) - waited
-    return state, {
+    known = {
         **rollout_metrics(trajectory, scores, hybrid_B, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
         **schedule_metrics(run.sampler.counts, rows=len(reward_B)),
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
-        **updates,
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
-        "time/reshard": loaded - started,
+        "time/reshard": loaded - ready,
         "time/rollout": sampled - loaded - host_seconds,
         "time/waiting": waited,
         "time/host": host_seconds + scored - sampled,
-        "time/update": updated - scored,
+        "time/update": dispatched - scored + ready - started,
     }
+
+    def metrics() -> dict[str, float]:
+        updates, skipped_rows = update_metrics(records)
+        if skipped_rows.size:
+            _write_skipped(run, step, skipped_rows, row_questions, batch, length_B, reward_B)
+        return known | updates
+
+    return state, metrics
 
 
 def _write_skipped(

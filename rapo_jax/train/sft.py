@@ -20,7 +20,7 @@ from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings
 from rapo_jax.environment import observation_ids, retrieved_ids
-from rapo_jax.model.scoring import score
+from rapo_jax.model.scoring import log_probs
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
@@ -31,7 +31,7 @@ from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.policy import fresh_state
 from rapo_jax.train.run import Run
-from rapo_jax.train.update import LossSums, Updater
+from rapo_jax.train.update import LossSums, Updater, fetched
 from rapo_jax.types import Batch, Params, Source, TrainState
 
 
@@ -178,6 +178,7 @@ def train_cold_start(run: Run) -> None:
     for step in checkpointed_steps(first, s.sft.steps, every=s.sft.checkpoint_every, save=save):
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
+        metrics = fetched(metrics)
         skips = count_skips(skips, metrics["skipped"], step=step)
         losses.append(metrics["loss"])
         progress.show(step + 1, loss=float(np.mean(losses)))
@@ -233,10 +234,9 @@ def imitation_loss(model: ModelSettings) -> LossSums:
     """Mean negative log-likelihood of POLICY tokens: the cold start, and the SFT baseline."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        logp_BT, _ = score(model, params, batch.token_BT)
         mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
         tokens = mask_BT.sum().astype(jnp.float32)
-        nll = -jnp.where(mask_BT, logp_BT, 0.0).sum()
+        nll = -log_probs(model, params, batch.token_BT, mask_BT).sum()
         return nll, (tokens, {"tokens": tokens, "nll": jax.lax.stop_gradient(nll)})
 
     return loss

@@ -6,7 +6,7 @@ on how rows were split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import flax.struct
@@ -24,7 +24,7 @@ from rapo_jax.method.objective import (
     policy_loss_sums,
 )
 from rapo_jax.model.lora import trained, with_trained
-from rapo_jax.model.scoring import score
+from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
 from rapo_jax.train.micro_batches import micro_batches
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
@@ -47,8 +47,8 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
     """Eq. 11 on a micro-batch: shaped, clipped policy loss, and the KL penalty where beta > 0."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        logp_BT, _ = score(model, params, batch.token_BT)
-        mask_BT = batch.source_BT == Source.POLICY
+        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        logp_BT = log_probs(model, params, batch.token_BT, mask_BT)
         loss_sum, weight, metrics = policy_loss_sums(
             logp_BT,
             batch.old_logp_BT,
@@ -62,7 +62,8 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             aggregation=rl.aggregation,
         )
         if reference is not None:
-            reference_BT = jax.lax.stop_gradient(score(model, reference, batch.token_BT)[0])
+            reference_BT = log_probs(model, reference, batch.token_BT, mask_BT)
+            reference_BT = jax.lax.stop_gradient(reference_BT)
             kl_sum, _ = kl_penalty_sums(
                 logp_BT, reference_BT, mask_BT, row_mask_B, aggregation=rl.aggregation
             )
@@ -122,8 +123,10 @@ class Updater:
         reference: Params | None,
         *,
         zero_advantage_weight: float = 0.0,
-    ) -> tuple[TrainState, dict[str, float]]:
+    ) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step on all rows of `batch`, numpy arrays of `length_B` valid tokens.
+
+        Waits for nothing: the metrics are scalars on the devices, which `fetched` waits for.
 
         Where the loss or the norm of its gradient is not finite, parameters and moments stay as
         they were, the step counts all the same, and the metric `skipped` is 1.
@@ -144,8 +147,12 @@ class Updater:
         params = state.params
         state, metrics = self.apply(_trained_state(state), sums, np.float32(zero_advantage_weight))
         state = state.replace(params=with_trained(params, state.params))
-        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        return state, scalars | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
+        return state, metrics | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
+
+
+def fetched(metrics: Mapping[str, Array]) -> dict[str, float]:
+    """Metrics of an update as numbers; waits until it is done."""
+    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
 
 
 def _apply(

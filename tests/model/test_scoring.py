@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.model.scoring import score
+from rapo_jax.model.scoring import _chunked_log_probs, log_probs, score
+from rapo_jax.model.sharding import layout, make_mesh, on_mesh, place, rows
 from rapo_jax.model.transformer import forward, init_params, unembed
 from tests.models import SMALL_MODEL
 
@@ -93,3 +94,64 @@ def test_no_array_of_all_slots_times_the_vocabulary_is_ever_in_memory():
     small, larger, whole = temporaries(2), temporaries(8), temporaries(LONG)
     assert small < all_slots / 4
     assert small < larger < all_slots < whole
+
+
+MASK = RNG.random((B, T)) < 0.4
+
+
+def masked_value_and_grad(params, token_BT, mask_BT, *, chunk, mesh=None):
+    """`log_probs`, and the gradient of one weighted sum of them."""
+    settings = dataclasses.replace(SETTINGS, score_chunk=chunk)
+    weight_BT = np.resize(WEIGHTS[0], token_BT.shape)
+
+    def weighted(params):
+        with on_mesh(mesh):
+            found = log_probs(settings, params, token_BT, mask_BT)
+        return (weight_BT * found).sum(), found
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(weighted, has_aux=True))(params)
+    return jax.device_get((found, gradient))
+
+
+@pytest.mark.parametrize("chunk", [100, 5])
+@pytest.mark.parametrize("mask_BT", [MASK, np.ones_like(MASK), np.zeros_like(MASK)])
+def test_the_log_probs_of_chosen_tokens_are_those_of_the_score(chunk, mask_BT):
+    def weighted(params):
+        logp_BT = jnp.where(mask_BT, score(SETTINGS, params, TOKENS)[0], 0)
+        return (WEIGHTS[0] * logp_BT).sum(), logp_BT
+
+    (_, logp_BT), gradient = jax.jit(jax.value_and_grad(weighted, has_aux=True))(PARAMS)
+    found = masked_value_and_grad(PARAMS, TOKENS, mask_BT, chunk=chunk)
+    for left, right in zip(
+        jax.tree.leaves(found), jax.tree.leaves((logp_BT, gradient)), strict=True
+    ):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+    assert not found[0][~mask_BT].any() and not found[0][:, 0].any()
+
+
+def test_row_shards_choose_their_slots_apart():
+    token_BT, mask_BT = (np.tile(x, (4, 1))[:8] for x in (TOKENS, MASK))
+    mask_BT[:2] = False  # a shard without any
+    alone = masked_value_and_grad(PARAMS, token_BT, mask_BT, chunk=5)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    placed = [place(x, rows(mesh)) for x in (token_BT, mask_BT)]
+    params = place(PARAMS, layout(mesh, SETTINGS, PARAMS, name="training"))
+    spread = masked_value_and_grad(params, *placed, chunk=5, mesh=mesh)
+    for left, right in zip(jax.tree.leaves(spread), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_slots_that_predict_no_chosen_token_are_never_unembedded():
+    """Their hidden states are NaN, as is every logit made of them, so one would show."""
+    settings = dataclasses.replace(SETTINGS, score_chunk=2)
+    hidden_BTD = jnp.full((1, 64, SETTINGS.width), jnp.nan).at[0, 9:17].set(1.0)
+    wanted_BT = np.zeros((1, 64), bool)
+    wanted_BT[0, 9:17] = True
+
+    def summed(params, hidden_BTD):
+        target_BT = jnp.zeros((1, 64), jnp.int32)
+        return _chunked_log_probs(settings, params, hidden_BTD, target_BT, wanted_BT).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(summed, argnums=(0, 1)))(PARAMS, hidden_BTD)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -13,14 +13,16 @@ import pytest
 
 from rapo_jax.stages import table
 from rapo_jax.stages.job import run_stages
-from rapo_jax.train import programs
+from rapo_jax.train import programs, rl
 from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.loop import PolicyTraining
+from rapo_jax.train.metrics import Metrics
 from rapo_jax.train.rl import probability_at, train_rl
 from rapo_jax.train.run import Run
+from rapo_jax.train.sampler import Sampler
 
 METRICS = {
     *("reward/mean", "reward/on_policy", "reward/hybrid", "reward/accuracy", "reward/format_bad"),
@@ -112,6 +114,51 @@ def test_a_run_killed_between_checkpoints_takes_the_lost_steps_again(
     identical(train(run), four_steps["state"])
     assert "[rl] resumed at step 2" in capsys.readouterr().out
     assert timeless(metrics_of(run.workdir)) == timeless(four_steps["metrics"])[2:]
+
+
+def test_a_steps_metrics_are_fetched_after_the_next_rollout_was_sampled(branch, monkeypatch):
+    run = branch({"rl.steps": 3, "checkpoint.every": 3})
+    events = []
+
+    def noting(name, function):
+        def noted(*arguments, **others):
+            events.append(name)
+            return function(*arguments, **others)
+
+        return noted
+
+    monkeypatch.setattr(rl, "update_metrics", noting("fetched", rl.update_metrics))
+    monkeypatch.setattr(Sampler, "sample", noting("sampled", Sampler.sample))
+    monkeypatch.setattr(Checkpoints, "save", noting("saved", Checkpoints.save))
+    train(run)
+    steps = ["sampled", "sampled", "fetched", "sampled", "fetched", "fetched", "saved"]
+    assert events == steps
+
+
+def test_a_run_that_fails_writes_the_metrics_of_every_step_that_it_took(
+    branch, metrics_of, monkeypatch
+):
+    run = branch({"checkpoint.every": 4})
+    scored = rl.score_rows
+
+    def fails_in_its_third_step(*arguments):
+        if run.metrics.written == 1:
+            raise Killed
+        return scored(*arguments)
+
+    class Counting(Metrics):
+        written = 0
+
+        def write(self, stage, step, values):
+            super().write(stage, step, values)
+            self.written += 1
+
+    object.__setattr__(run, "metrics", Counting(run.workdir, tensorboard=False))
+    monkeypatch.setattr(rl, "score_rows", fails_in_its_third_step)
+    with pytest.raises(Killed):
+        train(run)
+    run.metrics.close()
+    assert [row["step"] for row in metrics_of(run.workdir)] == [0, 1]
 
 
 def test_a_finished_training_is_left_as_it_is(branch, four_steps, metrics_of):

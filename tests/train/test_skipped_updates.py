@@ -13,7 +13,7 @@ import pytest
 
 from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.loop import MOST_SKIPS, count_skips
-from rapo_jax.train.mini_batches import train_on_rollouts
+from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.rl import _write_skipped
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
@@ -50,7 +50,8 @@ def train(updating, tapes, advantage_B):
     share_B = np.zeros(len(advantage_B), np.float32)
     batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, share_B)
     lengths = tapes.length_B.astype(np.int64)
-    return batch, train_on_rollouts(updater, s, state, batch, lengths, jax.random.key(0), None)
+    state, records = train_on_rollouts(updater, s, state, batch, lengths, jax.random.key(0), None)
+    return state, *update_metrics(records)
 
 
 def leaves(tree):
@@ -61,7 +62,7 @@ def leaves(tree):
 def test_one_row_that_is_not_finite_skips_its_update_and_no_other(updating, tapes, bad):
     advantage_B = np.where(np.arange(32) % 2, 1, -1).astype(np.float32)
     advantage_B[5] = bad
-    _, (state, metrics, rows) = train(updating, tapes, advantage_B)
+    state, metrics, rows = train(updating, tapes, advantage_B)
     assert metrics["loss/skipped"] == 1
     assert 5 in rows and len(rows) == 16  # the rows of one of the two mini-batches
     assert all(np.isfinite(leaf).all() for leaf in leaves((state.params, state.opt_state)))
@@ -75,7 +76,7 @@ def test_one_row_that_is_not_finite_skips_its_update_and_no_other(updating, tape
 
 
 def test_where_every_update_is_skipped_the_state_is_bit_for_bit_the_old_one(updating, tapes):
-    _, (state, metrics, rows) = train(updating, tapes, np.full(32, np.nan, np.float32))
+    state, metrics, rows = train(updating, tapes, np.full(32, np.nan, np.float32))
     assert metrics["loss/skipped"] == 2 and len(rows) == 32
     for new, old in zip(leaves(state.params), leaves(updating[1].params), strict=True):
         np.testing.assert_array_equal(new, old)
@@ -84,7 +85,7 @@ def test_where_every_update_is_skipped_the_state_is_bit_for_bit_the_old_one(upda
 
 
 def test_finite_updates_are_not_skipped(updating, tapes):
-    _, (_, metrics, rows) = train(updating, tapes, np.linspace(-1, 1, 32).astype(np.float32))
+    _, metrics, rows = train(updating, tapes, np.linspace(-1, 1, 32).astype(np.float32))
     assert metrics["loss/skipped"] == 0 and rows.size == 0
 
 
@@ -114,3 +115,39 @@ def test_several_steps_in_a_row_with_a_skipped_update_end_the_run():
     assert skips == MOST_SKIPS - 1
     with pytest.raises(ValueError, match=r"loss/skipped=1: 3 steps in a row, up to step 9, had an"):
         count_skips(skips, 1.0, step=9)
+
+
+class Unfetchable:
+    """Stands for a scalar that is still being computed: who reads it waits."""
+
+    def __float__(self):
+        raise AssertionError("fetched")
+
+    __bool__ = __array__ = __float__
+
+
+def test_a_steps_updates_are_dispatched_without_a_look_at_their_metrics(
+    updating, tapes, monkeypatch
+):
+    updater, state, s = updating
+    apply = updater.apply
+
+    def applied(*arguments):
+        state, metrics = apply(*arguments)
+        return state, {name: Unfetchable() for name in metrics}
+
+    monkeypatch.setattr(updater, "apply", applied)
+    advantage_B = np.where(np.arange(32) % 2, 1, -1).astype(np.float32)
+    batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, 0 * advantage_B)
+    _, records = train_on_rollouts(
+        updater,
+        s,
+        jax.tree.map(jnp.copy, state),
+        batch,
+        tapes.length_B.astype(np.int64),
+        jax.random.key(0),
+        None,
+    )
+    assert len(records) == 2
+    with pytest.raises(AssertionError, match="fetched"):
+        update_metrics(records)

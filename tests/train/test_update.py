@@ -17,7 +17,7 @@ from rapo_jax.train.calibration import make_calibrator
 from rapo_jax.train.mini_batches import without_zero_advantage_rows
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.sft import imitation_loss
-from rapo_jax.train.update import Updater, rapo_loss
+from rapo_jax.train.update import Updater, fetched, rapo_loss
 from rapo_jax.types import Batch, Source, TrainState
 
 GROUP = 4
@@ -77,7 +77,7 @@ def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_ad
     updater = Updater(loss, optimizer, state, mesh=mesh, buckets=BUCKETS, micro_tokens=micro_tokens)
     length_B = length_B.astype(np.int64)
     state, metrics = updater.update(state, batch, length_B, None, **zero_advantage_weight)
-    return jax.device_get(state), metrics
+    return jax.device_get(state), fetched(metrics)
 
 
 @pytest.fixture(scope="module")
