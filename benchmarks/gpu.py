@@ -49,12 +49,13 @@ from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.plan.programs import byte_boundary
-from rapo_jax.rollout.loop import RolloutInputs, parts
+from rapo_jax.rollout.loop import parts
+from rapo_jax.rollout.slots import RolloutInputs
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.policy import start_state
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, Params, Source, Span
+from rapo_jax.types import Array, Batch, Params, Source, Span
 
 RANK = 32
 OPTIMIZER = {"clip_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
@@ -116,17 +117,16 @@ class Bench:
         r = dataclasses.replace(
             self.s.rollout,
             step_tokens=z.ticks,
-            observation_tokens=z.ticks,
-            retrieved_tokens=z.ticks,
             max_tokens=z.prompt + z.ticks,
         )
-        step = parts(model, r, byte_boundary(model.vocab), lambda key_BE: key_BE)
-        opened = jax.jit(lambda params, prompt: step.open(params, prompt, 1))
-        decoded = jax.jit(
-            lambda params, inputs, prompt: (
-                step.think(params, inputs, step.open(params, prompt, 1))[0].trajectory.length_B
-            )
-        )
+        turn = parts(model, r, byte_boundary(model.vocab), lambda key_UE: key_UE, slots=0)
+        opened = jax.jit(lambda params, prompt: turn.open(params, prompt, group_size=1))
+
+        @jax.jit
+        def decoded(params: Params, inputs: RolloutInputs, prompt: Span) -> Array:
+            slots = turn.open(params, prompt, group_size=1)
+            return turn.think(params, inputs, slots).trajectory.length_B
+
         works: dict[str, Callable[[], object]] = {}
         for count in z.batches:
             prompt, inputs = self.prompt(count), self.inputs(count)
@@ -161,6 +161,7 @@ class Bench:
         zero = np.float32(0)
         inputs = RolloutInputs(
             key=jax.random.key(0),
+            row_B=np.arange(count, dtype=np.int32),
             hybrid_B=np.zeros(count, bool),
             probability=zero,
             noise=zero,

@@ -42,7 +42,7 @@ def make_host(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         observation_tokens=z.ticks,
         retrieved_tokens=z.ticks,
         max_tokens=max(z.prompt, 128) + (s.rollout.max_calls + 1) * 3 * z.ticks,
-        chunks=1,
+        slots=0,
         driver="jit",
     )
     build_tokenizer(workdir / "tokenizer", CORPUS, vocab_size=1024)
@@ -62,7 +62,7 @@ def make_host(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         environment,
         mesh,
         system="Answer the question.",
-        embed=lambda key_BE: key_BE,
+        embed=lambda key_UE: key_UE,
         query_E=jax.ShapeDtypeStruct((8,), np.float32),
     )
     return Host(sampler, environment)
