@@ -14,6 +14,9 @@ def test_rows_that_cannot_be_spread_over_the_devices_are_refused(small_settings,
     changes = {"rollout.questions": 8, "evaluate.rows": 12}
     with pytest.raises(ValueError, match="evaluate.rows=12: must be a multiple of the 8 devices"):
         open_run(small_settings(changes), tmp_path)
+    changes = {"rollout.questions": 8, "evaluate.rows": 16, "rollout.slots": 12}
+    with pytest.raises(ValueError, match="rollout.slots=12: must be a multiple of the 8 devices"):
+        open_run(small_settings(changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
