@@ -7,10 +7,10 @@ Data is read from $RAPO_DATA ('data' if unset): models/, questions/ (one folder 
 set), traces/. launch/prepare.sh lists what is missing and how to get it.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU, by arithmetic
-(docs/plan.md; not measured), 46 GB: weights and moments in float32, split over all GPUs, 11 GB; a
-bfloat16 copy for sampling, split over tensor=4, 4 GB; and for a rollout in two chunks the cache, 13
-GB, and temporaries, 18 GB. The update with remat="full" needs 33 GB in all. A chip of v5e:8x8 needs
-9 of its 16 GB. For fewer or other chips bash launch/plan.sh shows which mesh and chunks fit.
+(docs/plan.md; not measured), 33 GB: weights and moments in float32, split over all GPUs, 11 GB; a
+bfloat16 copy for sampling, split over tensor=4, 4 GB; the cache of 256 slots 11 GB, and prompts and
+temporaries of a rollout, 2 GB. The update with remat="full" needs 33 GB in all. A chip of v5e:8x8
+needs 9 of its 16 GB. For fewer or other chips bash launch/plan.sh shows which mesh and slots fit.
 Paper's average over the ten sets: 51.3 (GRPO 46.7).
 """
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     c.model.update(folder=f"{DATA_DIR}/models/Qwen2.5-7B-Instruct", dtype="bfloat16", remat="full")
     c.mesh.update(data=1, fsdp=-1, tensor=4)  # weights, gradients and moments over all devices
-    c.rollout.chunks = 2
+    c.rollout.slots = 256  # of 512 rollouts; with 512 the cache takes 22 GB
     c.tools.passages = 3
     c.tools.search.update(  # Wikipedia, dump of 2018
         kind="retrieval", url="http://127.0.0.1:8000", cache=f"{DATA_DIR}/search.sqlite"

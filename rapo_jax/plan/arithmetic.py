@@ -21,11 +21,15 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.model.attention import BLOCK, padded_positions
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.types import Params
+
+TAPE_BYTES = 5 * 4
+"""Bytes of a position of a tape: token, source, step, log-probability, entropy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +38,20 @@ class Way:
 
     fsdp: int
     tensor: int
-    chunks: int
+    slots: int
+    """Rollouts at a time in each shard of rows."""
     remat: str
+
+    @property
+    def all_slots(self) -> int:
+        """The slots of all chips together, `rollout.slots`."""
+        return self.slots * self.fsdp
 
     @property
     def flags(self) -> str:
         return (
             f"--config.mesh.data=1 --config.mesh.fsdp={self.fsdp} "
-            f"--config.mesh.tensor={self.tensor} --config.rollout.chunks={self.chunks} "
+            f"--config.mesh.tensor={self.tensor} --config.rollout.slots={self.all_slots} "
             f"--config.model.remat={self.remat}"
         )
 
@@ -55,15 +65,18 @@ class Bytes(NamedTuple):
     """The sums over micro-batches, and those of the current one."""
     copy: float
     cache: float
-    """Keys and values of one chunk of questions."""
+    """Keys and values of the slots."""
+    prompts: float
+    """Keys and values of all prompts, which are read once and kept."""
     rollout: float
-    """Temporaries of the rollout."""
+    """Tapes and temporaries of the rollout."""
     update: float
     """Temporaries of the update."""
 
     @property
     def rollout_peak(self) -> float:
-        return self.parameters + self.optimizer + self.copy + self.cache + self.rollout
+        held = self.parameters + self.optimizer + self.copy
+        return held + self.cache + self.prompts + self.rollout
 
     @property
     def update_peak(self) -> float:
@@ -158,11 +171,14 @@ def cache_bytes(model: ModelSettings, shape: Shape) -> float:
     return 2 * shape.kv_heads * model.head_width * shape.itemsize * model.layers
 
 
-def cache_slots(s: Settings) -> int:
-    """Token slots of a row's cache: those of a row, and of the widest span (see `open_tape`)."""
-    r = s.rollout
-    spans = (r.prompt_tokens, r.step_tokens, r.observation_tokens, r.retrieved_tokens)
-    return r.max_tokens + max(spans)
+def tape_positions(s: Settings) -> int:
+    """Positions of a tape that is being written, see `rollout.slots.open_slots`."""
+    return s.rollout.max_tokens + s.rollout.absorb_chunk
+
+
+def shard_rows(s: Settings, way: Way) -> int:
+    """Rollouts of a shard of rows."""
+    return s.rollout.questions * s.rollout.group_size // way.fsdp
 
 
 def sampled_tokens(s: Settings) -> int:
@@ -181,25 +197,41 @@ def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain
     """Bytes on one chip of the run of `s`, split as `way` says.
 
     With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
-    Decoding and reading a span always do; a span is read in chunks of `rollout.absorb_chunk` slots.
     """
-    r, rows = s.rollout, s.rollout.questions * s.rollout.group_size // way.chunks // way.fsdp
-    item, D, slots = shape.itemsize, model.width, cache_slots(s)
-    span = max(r.observation_tokens, r.retrieved_tokens if s.n_hybrid else 0)
-    scores, others = shape.heads * slots * (4 + 4 + item), (2 * shape.ffn + 4 * D) * item
-    prompts = rows / r.group_size * r.prompt_tokens * (scores * plain + others)
-    read = rows * min(span, r.absorb_chunk) * (scores + others)
-    logits = rows * shape.vocab * 3 * 4
+    r, a_token = s.rollout, cache_bytes(model, shape)
     micro, width = micro_rows(s, way.fsdp) // way.fsdp, s.rl.buckets[-1]
     return Bytes(
         parameters=4 * shape.trained + shape.frozen,
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
         copy=shape.sampled,
-        cache=rows * slots * cache_bytes(model, shape),
-        rollout=max(prompts, read, logits),
+        cache=way.slots * padded_positions(tape_positions(s)) * a_token,
+        prompts=r.questions // way.fsdp * r.prompt_tokens * a_token,
+        rollout=_rollout_bytes(s, model, shape, way, plain=plain),
         update=_update_bytes(model, shape, way.remat, rows=micro, width=width, plain=plain),
     )
+
+
+def _rollout_bytes(
+    s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain: bool
+) -> float:
+    """Tapes, and the largest of what all prompts, a tick, or a chunk of one row needs besides.
+
+    A tape is written with `absorb_chunk` positions more than it is returned with.
+    """
+    r, item, D = s.rollout, shape.itemsize, model.width
+    tapes = shard_rows(s, way) * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
+    others = (2 * shape.ffn + 4 * D) * item
+    score = shape.heads * (4 + 4 + item)  # of a query and a key, its weight, and a copy
+    questions, X = r.questions // way.fsdp, r.prompt_tokens
+    prompts = questions * X * (score * X * plain + others)
+    # Ticks and chunks attend to one block of the cache after another.
+    block = BLOCK * 2 * shape.kv_heads * model.head_width * item
+    sums = 2 * shape.heads * model.head_width * 4
+    a_token = score * BLOCK + sums + others
+    tick = way.slots * (max(a_token + block, shape.vocab * 3 * 4))
+    chunk = r.absorb_chunk * a_token + block
+    return tapes + max(prompts, tick, chunk)
 
 
 def _update_bytes(

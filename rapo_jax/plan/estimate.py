@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -13,10 +14,10 @@ from rapo_jax.plan.arithmetic import (
     Way,
     bytes_on,
     cache_bytes,
-    cache_slots,
     micro_rows,
     sampled_tokens,
     shape_on,
+    shard_rows,
 )
 from rapo_jax.plan.chips import Slice
 
@@ -47,25 +48,35 @@ class Estimate(NamedTuple):
 
 
 def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Slice) -> Work:
-    """The work of one chip of `chips`, at its published peak numbers."""
+    """The work of one chip of `chips`, at its published peak numbers.
+
+    Rows are sampled without a pause in the slots of their shard. A token attends to half of the
+    largest row: the mean of a row that is written to its end.
+    """
     r, chip, L = s.rollout, chips.chip, model.layers
-    rows = r.questions * r.group_size // way.chunks // way.fsdp  # of a chunk of questions
-    slots, item = cache_slots(s), shape.itemsize
+    rows, item, mean = shard_rows(s, way), shape.itemsize, r.max_tokens / 2
     base, adapters = shape.matrix / way.tensor, shape.adapters / way.tensor
     matrix = base if model.lora.merge else base + adapters  # in a rollout
     attention = 4 * shape.heads * model.head_width * L  # FLOPs of a query and a key
+    a_token = 2 * matrix + attention * mean
 
-    ticks = sampled_tokens(s)
-    tick_flops = rows * (2 * matrix + attention * slots)
-    tick_bytes = shape.sampled + rows * slots * cache_bytes(model, shape)
-    tick = max(tick_flops / chip.flops, tick_bytes / chip.bandwidth)
-    spans = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
-    read = rows * spans * r.max_calls * (2 * matrix + attention * slots)
-    prompts = rows / r.group_size * r.prompt_tokens * (2 * matrix + attention * r.prompt_tokens)
+    def seconds_of(flops: float, *, attended: float) -> float:
+        """Of one pass over the weights, whose rows attend to so many positions."""
+        read = shape.sampled + attended * cache_bytes(model, shape)
+        return max(flops / chip.flops, read / chip.bandwidth)
+
+    sampled = rows * sampled_tokens(s)
+    ticks = sampled / way.slots
+    tick_seconds = seconds_of(way.slots * a_token, attended=way.slots * mean)
+    texts = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
+    chunks = rows * r.max_calls * math.ceil(texts / r.absorb_chunk)  # each of one row
+    chunk_seconds = seconds_of(r.absorb_chunk * a_token, attended=mean)
+    prompts = r.questions // way.fsdp * r.prompt_tokens
+    prompt_flops = prompts * (2 * matrix + attention * r.prompt_tokens)
     all_reduce = 2 * (way.tensor - 1) / way.tensor
-    tokens = rows * (ticks + spans * r.max_calls) + rows / r.group_size * r.prompt_tokens
-    sent = tokens * 2 * L * model.width * item * all_reduce
-    seconds = ticks * tick + (read + prompts) / chip.flops + sent / chip.link
+    read = chunks * r.absorb_chunk
+    sent = (sampled + read + prompts) * 2 * L * model.width * item * all_reduce
+    seconds = ticks * tick_seconds + chunks * chunk_seconds + prompt_flops / chip.flops
     weights = shape.sampled * (way.fsdp - 1) / way.fsdp  # gathered for the copy
 
     width, micro = s.rl.buckets[-1], micro_rows(s, way.fsdp)
@@ -79,36 +90,35 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     gathers = (2 * shape.sampled + reduced) * (way.fsdp - 1) / way.fsdp
     update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * all_reduce)
     return Work(
-        rollout_flops=way.chunks * (ticks * tick_flops + read + prompts),
+        rollout_flops=(sampled + read) * a_token + prompt_flops,
         update_flops=flops,
-        rollout_sent=way.chunks * sent + weights,
+        rollout_sent=sent + weights,
         update_sent=update_sent,
-        rollout_seconds=way.chunks * seconds + weights / chip.link,
+        rollout_seconds=seconds + (sent + weights) / chip.link,
         update_seconds=max(flops / chip.flops, update_sent / chip.link),
     )
 
 
 def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
-    """Every way to split rows, heads and chunks of questions on a slice."""
+    """Every way to split rows and heads on a slice, with 1, 2, 4, ... slots up to all rows."""
     ways: list[Way] = []
+    remats = REMATS[REMATS.index(s.model.remat) :] if s.model.remat in REMATS else (s.model.remat,)
     for tensor in (1, 2, 4, 8):
-        if chips.host % tensor or model.heads % tensor:
-            continue
         fsdp = chips.chips // tensor
-        for chunks in range(1, s.rollout.questions + 1):
-            if s.rollout.questions % chunks or (s.rollout.questions // chunks) % fsdp:
-                continue
-            remats = REMATS[REMATS.index(s.model.remat) :] if s.model.remat in REMATS else ()
-            ways += [Way(fsdp, tensor, chunks, remat) for remat in remats or (s.model.remat,)]
+        if chips.host % tensor or model.heads % tensor or s.rollout.questions % fsdp:
+            continue
+        rows = s.rollout.questions * s.rollout.group_size // fsdp
+        powers = (2**n for n in range((rows - 1).bit_length()))
+        ways += [Way(fsdp, tensor, n, remat) for n in (*powers, rows) for remat in remats]
     return ways
 
 
 def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None:
     """The fastest way that fits, else that of the least bytes; None if rows cannot be split so.
 
-    Each chip along fsdp samples at least one question, so `rollout.questions` limits their number.
+    Each chip along fsdp has at least one question, so `rollout.questions` limits their number.
     """
-    plain = choose(model, platform=chips.chip.platform).name == "plain"
+    plain = is_plain(model, chips)
     tried = []
     for way in ways_on(s, model, chips):
         shape = shape_on(model, fsdp=way.fsdp, tensor=way.tensor)
@@ -120,9 +130,18 @@ def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None
     return min(tried, key=lambda e: e.bytes.peak, default=None)
 
 
-def rows_at_once(s: Settings, chosen: Estimate) -> int:
-    """The rollouts of one chunk of questions that would fit on all chips together."""
-    b, r = chosen.bytes, s.rollout
-    now = r.questions * r.group_size // chosen.way.chunks
-    free = chosen.slice.usable - b.parameters - b.optimizer - b.copy
-    return max(0, int(free / (b.cache + b.rollout) * now))
+def largest_slots(s: Settings, model: ModelSettings, chosen: Estimate) -> int:
+    """The most slots of all chips together that fit, at most one for each rollout; 0 if none."""
+    way, chips = chosen.way, chosen.slice
+    plain = is_plain(model, chips)
+    shape = shape_on(model, fsdp=way.fsdp, tensor=way.tensor)
+    for slots in range(shard_rows(s, way), 0, -1):
+        larger = dataclasses.replace(way, slots=slots)
+        if bytes_on(s, model, shape, larger, plain=plain).rollout_peak <= chips.usable:
+            return larger.all_slots
+    return 0
+
+
+def is_plain(model: ModelSettings, chips: Slice) -> bool:
+    """Whether these chips have no attention kernel for the whole rows of this model."""
+    return choose(model, platform=chips.chip.platform).name == "plain"

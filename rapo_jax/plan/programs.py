@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.sharding import (
     layout,
@@ -34,17 +35,17 @@ from rapo_jax.model.sharding import (
 from rapo_jax.plan.arithmetic import Way, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
-from rapo_jax.rollout.loop import HostCallbacks, RolloutInputs, parts, rollout, scan_steps
-from rapo_jax.rollout.spans import Boundary
-from rapo_jax.text.protocol import stops
-from rapo_jax.text.tokens import boundary_automaton
+from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
+from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
+from rapo_jax.rollout.slots import Boundary, Counts, RolloutInputs
 from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.policy import policy_shapes
+from rapo_jax.train.programs import INPUTS, boundary
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
 
-Answer = tuple[Array, Array, Array]
-"""(token_BX, length_B, healthy_B) of a host callback."""
+Answer = tuple[Array, ...]
+"""What a host callback answers for all slots, see `HostCallbacks`."""
 
 
 class Program(NamedTuple):
@@ -96,65 +97,57 @@ def placed(tree: Params, shardings: object) -> Params:
 
 def byte_boundary(vocab: int, *, user_tools: Sequence[str] = ()) -> Boundary:
     """The step boundaries of a made-up vocabulary of single bytes without stop tokens."""
-    closing = stops(tuple(user_tools))
-    automaton = boundary_automaton([bytes([i % 256]) for i in range(vocab)], closing)
-    return Boundary(
-        jnp.asarray(automaton.next_state_AV),
-        automaton.first_accept,
-        closing.index("</answer>"),
-        jnp.full(1, -1, jnp.int32),
-    )
+    return boundary([bytes([i % 256]) for i in range(vocab)], eos_ids=[-1], user_tools=user_tools)
 
 
 def lowered_rollout(
-    s: Settings, model: ModelSettings, mesh: Mesh, *, chunks: int, key_width: int
+    s: Settings, model: ModelSettings, mesh: Mesh, *, slots: int, key_width: int
 ) -> Lowered:
-    """The rollout of one of `chunks` chunks of questions.
+    """The rollout of a batch, through `slots` slots in each shard of rows.
 
     The number of states of the boundary automaton is exact: it depends on the closing tags alone.
     """
     r = s.rollout
-    questions, here, everywhere = r.questions // chunks, rows(mesh), replicated(mesh)
-    count = questions * r.group_size
-    boundary = byte_boundary(model.vocab, user_tools=[name for name, *_ in s.tools.user_tools])
-    step_parts = parts(model, r, boundary, lambda key_BE: key_BE)
+    here, everywhere = rows(mesh), replicated(mesh)
+    ends = byte_boundary(model.vocab, user_tools=[name for name, *_ in s.tools.user_tools])
+    rollout_parts = parts(model, r, ends, lambda key_UE: key_UE, slots=slots)
     query = jax.ShapeDtypeStruct((key_width,), jnp.float32)
 
-    def program(
-        params: Params,
-        inputs: RolloutInputs,
-        prompt: Span,
-        observation: Answer,
-        query_BE: Array,
-        trace: Answer,
-    ) -> Trajectory:
-        callbacks = HostCallbacks(
-            lambda *_: observation, lambda *_: query_BE, lambda *_: trace, query
+    def of_shard(
+        params: Params, inputs: RolloutInputs, prompt: Span, acted: Answer, trace: Answer
+    ) -> tuple[Trajectory, Counts]:
+        return rollout(
+            rollout_parts,
+            lambda callback, *_: callback(),
+            HostCallbacks(lambda: acted, lambda: trace, query),
+            r,
+            params,
+            inputs,
+            prompt,
+            group_size=r.group_size,
+            retrieves=s.n_hybrid > 0,
+            repeat=while_unfinished,
         )
-        with on_mesh(mesh):
-            return rollout(
-                step_parts,
-                lambda callback, *_: callback(),
-                callbacks,
-                r,
-                params,
-                inputs,
-                prompt,
-                group_size=r.group_size,
-                retrieves=s.n_hybrid > 0,
-                repeat=scan_steps,
-            )
 
-    def answers(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        int_BX, int_B = _shape(here, count, tokens), _shape(here, count)
-        return int_BX, int_B, _shape(here, count, dtype=bool)
+    def program(*arguments: object) -> tuple[Trajectory, Counts]:
+        with on_mesh(mesh if kernel_of(model) else None):
+            specs = (EVERYWHERE, INPUTS, ROWS, ROWS, ROWS)
+            return on_row_shards(mesh, of_shard, specs)(*arguments)
 
-    number = _shape(everywhere, dtype=np.float32)
-    shapes = policy_shapes(model)
-    copies = jax.eval_shape(partial(sampling_copy, model), shapes)
+    U, B = slots * row_shards(mesh), r.questions * r.group_size
+    flag_U, int_U = _shape(here, U, dtype=bool), _shape(here, U)
+    observation_UX, trace_UX = (
+        _shape(here, U, tokens) for tokens in (r.observation_tokens, r.retrieved_tokens)
+    )
+    query_UE, number = (
+        _shape(here, U, key_width, dtype=np.float32),
+        _shape(everywhere, dtype=np.float32),
+    )
+    copies = jax.eval_shape(partial(sampling_copy, model), policy_shapes(model))
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
-        hybrid_B=_shape(here, count, dtype=bool),
+        row_B=_shape(here, B),
+        hybrid_B=_shape(here, B, dtype=bool),
         probability=number,
         noise=number,
         temperature=number,
@@ -163,10 +156,9 @@ def lowered_rollout(
     return jax.jit(program).lower(
         placed(copies, layout(mesh, model, copies, name="sampling")),
         inputs,
-        Span(_shape(here, questions, r.prompt_tokens), _shape(here, questions)),
-        answers(r.observation_tokens),
-        _shape(here, count, key_width, dtype=np.float32),
-        answers(r.retrieved_tokens),
+        Span(_shape(here, r.questions, r.prompt_tokens), _shape(here, r.questions)),
+        (flag_U, flag_U, observation_UX, int_U, query_UE),
+        (flag_U, trace_UX, int_U),
     )
 
 
@@ -203,10 +195,10 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
     return updater.add.lower(sums, *micro), updater.apply.lower(state, sums, weight)
 
 
-def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int, ticks: int) -> Program:
+def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> Program:
     """Compiles one program; one that is too large is `refused`, with the bytes that it would need.
 
-    `ticks` are the iterations of loops for which the compiler does not give the number.
+    A loop for which the compiler does not give the number of iterations counts once.
     """
     started = time.perf_counter()
     lowered = lower()
@@ -225,7 +217,7 @@ def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int, tick
         m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
         (costs[0] if isinstance(costs, list) else costs).get("flops", 0.0),
-        collective_bytes(text, devices=chips, unknown_trips=ticks),
+        collective_bytes(text, devices=chips, unknown_trips=1),
         time.perf_counter() - started,
         "",
     )
@@ -243,7 +235,7 @@ def _message(text: str) -> str:
 
 
 def compiled_programs(s: Settings, model: ModelSettings, chips: Slice, way: Way) -> list[Program]:
-    """The programs of a micro-batch, of the optimizer's step, and of the rollout of one chunk.
+    """The programs of a micro-batch, of the optimizer's step, and of the rollout.
 
     Prints a line for each one.
     """
@@ -252,11 +244,11 @@ def compiled_programs(s: Settings, model: ModelSettings, chips: Slice, way: Way)
     lowers: dict[str, Callable[[], Lowered]] = {
         "update": lambda: lowered_update(s, model, mesh)[0],
         "optimizer": lambda: lowered_update(s, model, mesh)[1],
-        "rollout": lambda: lowered_rollout(s, model, mesh, chunks=way.chunks, key_width=width),
+        "rollout": lambda: lowered_rollout(s, model, mesh, slots=way.slots, key_width=width),
     }
     programs = []
     for name, lower in lowers.items():
-        program = compile_program(name, lower, chips=chips.chips, ticks=s.rollout.step_tokens)
+        program = compile_program(name, lower, chips=chips.chips)
         line = (
             f"{chips.name}: {name} compiled in {program.seconds:.0f} s: "
             f"{program.argument / 1e9:.2f} GB of arguments, {program.temporary / 1e9:.2f} GB of "

@@ -12,24 +12,25 @@ from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
 from rapo_jax.plan.arithmetic import Way
 from rapo_jax.plan.chips import Slice, slices
-from rapo_jax.plan.estimate import Estimate, estimate, rows_at_once
+from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
 from rapo_jax.plan.programs import Program, compiled_programs, tpu_mesh
 from rapo_jax.train.policy import policy_shapes
 
 GB = 1e9
 HEAD = (
-    "slice", "fits", "mesh", "chunks", "remat", "parameters", "optimizer", "gradients", "copy",
-    "cache", "temporaries", "peak", "of", "headroom", "FLOPs", "sent", "seconds", "rollouts",
+    "slice", "fits", "mesh", "slots", "remat", "parameters", "optimizer", "gradients", "copy",
+    "cache", "temporaries", "peak", "of", "headroom", "FLOPs", "sent", "seconds", "most slots",
 )  # fmt: skip
 NOTES = (
     "GB (1e9 bytes), PFLOPs (1e15) and seconds of one chip and one training step, by arithmetic, "
     "for rows of the largest allowed length and chips at their published peak: a lower bound of "
     "the seconds, not compared with a measured run.",
-    "chunks: parts of a batch of questions, sampled one after another. temporaries: rollout / "
-    "update. peak: the larger of both phases; both hold the copy to sample with. of: the bytes "
-    "that a program may use, 90 % of a GPU. sent: GB of collectives. rollouts: the most that would "
-    "fit at once.",
+    "slots: rollouts at a time on all chips. cache: of the slots / of all prompts. temporaries: "
+    "rollout, tapes included / update. peak: the larger of both phases; both hold the copy to "
+    "sample with. of: the bytes that a program may use, 90 % of a GPU. sent: GB of collectives. "
+    "seconds: of rollout + update; a sampled or read token attends to half of the longest row. "
+    "most slots: those that would fit.",
 )
 
 
@@ -72,7 +73,7 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
         for kind in dict.fromkeys(each.kind for each in group):  # `gpu` is two kinds
             tried = [e for each in group if each.kind == kind and (e := estimate(s, model, each))]
             estimates += [e for e in tried if e.fits][:1] or tried[-1:]
-    lines = [_title(s, model), "", *_table(HEAD, [cells(s, each) for each in estimates])]
+    lines = [_title(s, model), "", *_table(HEAD, [cells(s, model, each) for each in estimates])]
     known = [each.slice for each in estimates]
     for group in wanted:
         if len(group) == 1 and group[0] not in known:
@@ -107,7 +108,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [first, "|" + " --- |" * len(head), *others]
 
 
-def cells(s: Settings, chosen: Estimate) -> tuple[str, ...]:
+def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...]:
     """One row of the table HEAD."""
     b, w, way, memory = chosen.bytes, chosen.work, chosen.way, chosen.slice.usable
 
@@ -118,13 +119,13 @@ def cells(s: Settings, chosen: Estimate) -> tuple[str, ...]:
         chosen.slice.name,
         "yes" if chosen.fits else "no",
         f"1 x {way.fsdp} x {way.tensor}",
-        str(way.chunks),
+        str(way.all_slots),
         way.remat,
         gb(b.parameters),
         gb(b.optimizer),
         gb(b.gradients),
         gb(b.copy),
-        gb(b.cache),
+        gb(b.cache, b.prompts),
         gb(b.rollout, b.update),
         gb(b.peak),
         gb(memory),
@@ -132,7 +133,7 @@ def cells(s: Settings, chosen: Estimate) -> tuple[str, ...]:
         f"{(w.rollout_flops + w.update_flops) / 1e15:.3g}",
         gb(w.rollout_sent + w.update_sent),
         f"{w.rollout_seconds:.0f} + {w.update_seconds:.0f}",
-        str(rows_at_once(s, chosen)),
+        str(largest_slots(s, model, chosen)),
     )
 
 
@@ -145,11 +146,11 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     head = ("program", "arguments", "output", "temporaries", "in memory besides", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
     note = (
-        "GB of one chip and one call: the rollout of one chunk of questions, a micro-batch of the "
-        "widest rows, a step of the optimizer. FLOPs as XLA counts them, the body of a loop once; "
-        "sent counts a loop's body for each iteration, rollout.step_tokens times for decoding. The "
-        "host's answers are arguments here: the host callback itself is not compiled, nor is the "
-        "encoder of keys."
+        "GB of one chip and one call: a rollout, a micro-batch of the widest rows, a step of the "
+        "optimizer. FLOPs as XLA counts them, the body of a loop once; sent counts the body of an "
+        "update's loops for each iteration, of a rollout's once: the prompts, a tick, a chunk "
+        "of one row. The host's answers are arguments here: the host callback itself is not "
+        "compiled, nor is the encoder of keys."
     )
     return [
         f"{chips.name}, {way.flags}: compiled ahead of time",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ from rapo_jax.rollout.loop import (
 )
 from rapo_jax.rollout.slots import Boundary, Counts, RolloutInputs, Slots
 from rapo_jax.text.protocol import stops
-from rapo_jax.text.tokens import Tokens, boundary_automaton
+from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span, Trajectory
 
 Rolled = tuple[Trajectory, Counts]
@@ -64,15 +64,17 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
     return HostCallbacks(act, search, query_E)
 
 
-def boundary(tokens: Tokens) -> Boundary:
+def boundary(
+    bytes_V: Sequence[bytes], *, eos_ids: Sequence[int], user_tools: Sequence[str]
+) -> Boundary:
     """The automaton that finds the end of a step in tokens, on the device."""
-    ends = stops(tokens.user_tools)
-    automaton = boundary_automaton(tokens.bytes_V, ends)
+    ends = stops(tuple(user_tools))
+    automaton = boundary_automaton(bytes_V, ends)
     return Boundary(
         jnp.asarray(automaton.next_state_AV),
         automaton.first_accept,
         ends.index("</answer>"),
-        jnp.asarray(tokens.eos_ids, jnp.int32),
+        jnp.asarray(eos_ids, jnp.int32),
     )
 
 

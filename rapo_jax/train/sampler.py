@@ -52,7 +52,7 @@ class Sampler:
             parts(
                 model,
                 settings,
-                boundary(tokens),
+                boundary(tokens.bytes_V, eos_ids=tokens.eos_ids, user_tools=tokens.user_tools),
                 embed,
                 slots=settings.slots // row_shards(mesh),
             ),

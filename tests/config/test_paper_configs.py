@@ -90,7 +90,7 @@ def test_the_runs_differ_only_by_the_model_and_what_its_size_needs():
         _, s, _ = load(name)
         folders[name] = Path(s.model.folder).name
         model = dataclasses.replace(s.model, folder=base.model.folder)
-        rollout = dataclasses.replace(s.rollout, chunks=base.rollout.chunks)  # of the same tapes
+        rollout = dataclasses.replace(s.rollout, slots=base.rollout.slots)  # of the same tapes
         assert dataclasses.replace(s, model=model, mesh=base.mesh, rollout=rollout) == base
     assert folders == {
         "qwen3b": "Qwen2.5-3B-Instruct",

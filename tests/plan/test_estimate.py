@@ -8,9 +8,9 @@ import pytest
 
 from configs import default, llama8b, qwen3b, qwen7b
 from rapo_jax.config.read import read_settings
-from rapo_jax.plan.arithmetic import Way, bytes_on, cache_slots, micro_rows, shape_on
+from rapo_jax.plan.arithmetic import Way, bytes_on, micro_rows, shape_on
 from rapo_jax.plan.chips import slices
-from rapo_jax.plan.estimate import estimate, rows_at_once, work_on
+from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, ways_on, work_on
 from rapo_jax.plan.models import planned_model
 
 
@@ -53,7 +53,7 @@ def test_published_shapes_have_the_published_number_of_parameters(config, billio
 
 def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
     s, model = qwen
-    way = Way(fsdp=1, tensor=1, chunks=8, remat="full")
+    way = Way(fsdp=1, tensor=1, slots=64, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
     count = parameters_of(model)
     assert (found.parameters, found.optimizer, found.gradients) == (4 * count, 8 * count, 8 * count)
@@ -63,7 +63,7 @@ def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
 
 def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloat16(adapted):
     s, model = adapted
-    way = Way(fsdp=1, tensor=1, chunks=32, remat="full")
+    way = Way(fsdp=1, tensor=1, slots=16, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
     base = 2 * parameters_of(model) + 2 * (2 * model.layers + 1) * model.width
     assert found.parameters == base + 4 * ADAPTERS_7B
@@ -91,28 +91,80 @@ def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
     assert found is not None and found.fits
 
 
-def test_a_cache_holds_keys_and_values_of_every_slot_of_one_chunk_of_questions(qwen):
+def test_a_cache_holds_keys_and_values_of_whole_blocks_of_every_slot_and_of_each_prompt(qwen):
     s, model = qwen
-    slots = 5632 + 1536  # a row, and room for the widest span, the prompt
-    assert cache_slots(s) == slots
-    way = Way(fsdp=16, tensor=4, chunks=2, remat="full")
+    way = Way(fsdp=16, tensor=4, slots=8, remat="full")
     found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
-    rows_here, kv_heads_here = 32 * 16 / 2 / 16, 4 / 4
-    assert found.cache == rows_here * slots * 2 * kv_heads_here * 128 * 2 * 28
+    positions = 46 * 128  # 5632 of a row and 256 of a chunk
+    kv_heads_here = 4 / 4
+    a_token = 2 * kv_heads_here * 128 * 2 * 28
+    assert found.cache == 8 * positions * a_token
+    assert found.prompts == 32 / 16 * 1536 * a_token
+    s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=1))
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    assert found.cache == 8 * 45 * 128 * a_token  # 5633
 
 
-def test_a_span_is_read_with_the_scores_of_one_chunk_of_slots(qwen):
+def rollout_bytes(qwen, *, slots, plain=False, **keys):
     s, model = qwen
-    shape, way = shape_on(model, fsdp=16, tensor=4), Way(16, 4, 2, "full")
+    s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, **keys))
+    shape = shape_on(model, fsdp=16, tensor=4)
+    return bytes_on(s, model, shape, Way(16, 4, slots, "full"), plain=plain).rollout
 
-    def rollout(chunk):
-        r = dataclasses.replace(s.rollout, absorb_chunk=chunk)
-        return bytes_on(dataclasses.replace(s, rollout=r), model, shape, way, plain=False).rollout
 
-    assert s.rollout.absorb_chunk == 256 and s.rollout.retrieved_tokens == 1024
-    rows_here, heads_here, slots = 16, 28 / 4, 5632 + 1536
-    assert rollout(256) > rows_here * 256 * heads_here * slots * (4 + 4 + 2)
-    assert rollout(1024) == rollout(4096) == 4 * rollout(256)  # no span is longer
+def test_tapes_are_held_of_all_rows_whatever_the_slots(qwen):
+    tapes = 32 * (5632 + 256 + 5632) * 5 * 4  # 512 / 16 rows, written and returned
+    both = [rollout_bytes(qwen, slots=n, prompt_tokens=1, absorb_chunk=256) for n in (8, 16)]
+    assert tapes < both[0] == both[1]  # a chunk of one row takes more than a tick
+
+
+def test_a_tick_writes_the_logits_of_its_slots_and_a_chunk_those_of_nothing(qwen):
+    ticks = [rollout_bytes(qwen, slots=n, prompt_tokens=1, absorb_chunk=1) for n in (16, 32)]
+    assert ticks[1] - ticks[0] == 16 * 152_064 / 4 * 3 * 4
+    chunks = [rollout_bytes(qwen, slots=1, prompt_tokens=1, absorb_chunk=n) for n in (256, 512)]
+    scores = 28 / 4 * 128 * (4 + 4 + 2)  # of a query and one block of the cache
+    assert chunks[1] - chunks[0] > 256 * scores
+
+
+def test_prompts_write_their_scores_where_no_kernel_keeps_them(qwen):
+    scores = 2 * 28 / 4 * 1536 * 1536 * (4 + 4 + 2)
+    kernel, plain = (rollout_bytes(qwen, slots=1, plain=plain) for plain in (False, True))
+    assert plain - kernel == scores
+
+
+def test_slots_are_powers_of_two_up_to_the_rows_of_a_shard(qwen):
+    s, model = qwen
+    s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, questions=3))
+    ways = ways_on(s, model, slices("h100x1")[0])
+    assert [way.slots for way in ways] == [1, 2, 4, 8, 16, 32, 48]
+
+
+def test_more_slots_take_less_time_until_a_tick_computes_more_than_it_reads(qwen):
+    s, model = qwen
+    chips, shape = slices("h100x8")[0], shape_on(model, fsdp=2, tensor=4)
+    one, two = (work_on(s, model, shape, Way(2, 4, n, "full"), chips) for n in (1, 2))
+    ticks, chunks = 256 * 4096, 256 * 3 * 6  # of 256 of (512 + 1024) tokens, one row each
+    attended = 5632 / 2 * 2 * 1 * 128 * 2 * 28
+    tick, two_rows = ((shape.sampled + n * attended) / 3350e9 for n in (1, 2))
+    assert one.rollout_seconds > ticks * tick + chunks * tick
+    saved = one.rollout_seconds - two.rollout_seconds
+    assert saved == pytest.approx(ticks * tick - ticks / 2 * two_rows, rel=1e-6)
+    assert one.rollout_flops == two.rollout_flops and one.rollout_sent == two.rollout_sent
+
+
+def test_the_most_slots_are_those_whose_rollout_fits(qwen):
+    s, model = qwen
+    chips, shape = slices("h100x4")[0], shape_on(model, fsdp=1, tensor=4)
+
+    def of(slots):
+        way = Way(1, 4, slots, "full")
+        needed = bytes_on(s, model, shape, way, plain=False)
+        return Estimate(chips, way, needed, work_on(s, model, shape, way, chips))
+
+    most = largest_slots(s, model, of(1))
+    assert 256 < most < 512
+    assert of(most).bytes.rollout_peak <= chips.usable < of(most + 1).bytes.rollout_peak
+    assert largest_slots(s, model, of(1)._replace(slice=slices("v5e:1x1")[0])) == 0
 
 
 def test_the_copy_is_split_over_tensor_alone_and_the_moments_over_both(qwen):
@@ -158,13 +210,13 @@ def test_the_paper_s_batch_of_qwen_7b_fits(qwen, topology):
     found = estimate(*qwen, slices(topology)[0])
     assert found is not None and found.fits
     assert found.bytes.peak <= found.slice.usable
-    assert rows_at_once(qwen[0], found) >= 512 // found.way.chunks
+    assert largest_slots(*qwen, found) >= found.way.all_slots
 
 
 def test_qwen_3b_fits_one_h200():
     s = settings_of(qwen3b)
     found = estimate(s, planned_model(s.model), slices("h200x1")[0])
-    assert found is not None and found.fits and found.way.chunks > 1
+    assert found is not None and found.fits and found.way.slots < 512
 
 
 def test_qwen_7b_does_not_fit_one_chip(qwen):
@@ -178,7 +230,7 @@ def test_more_chips_than_questions_have_no_way(qwen):
 
 def test_a_way_is_printed_as_flags(qwen):
     flags = Way(16, 4, 2, "full").flags.split()
-    assert "--config.mesh.fsdp=16" in flags and "--config.rollout.chunks=2" in flags
+    assert "--config.mesh.fsdp=16" in flags and "--config.rollout.slots=32" in flags
 
 
 def test_a_missing_folder_must_have_the_name_of_a_published_model():

@@ -85,9 +85,9 @@ def test_the_programs_of_a_run_lower_from_shapes_alone():
     model = dataclasses.replace(s.model, layers=1)
     mesh = make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     add, apply = lowered_update(s, model, mesh)
-    rollout = lowered_rollout(s, model, mesh, chunks=2, key_width=8)
+    rollout = lowered_rollout(s, model, mesh, slots=2, key_width=8)
     assert all("sdy.mesh" in each.as_text() for each in (add, rollout))
-    found = compile_program("optimizer", lambda: apply, chips=4, ticks=4)
+    found = compile_program("optimizer", lambda: apply, chips=4)
     assert found.refused == "" and found.argument > 0
     assert found.sent["all-reduce"] > 0  # the norm of the gradient is a sum over all devices
 
@@ -100,7 +100,7 @@ def test_a_program_that_is_too_large_has_the_compiler_s_message():
                 "hbm. Exceeded hbm capacity by 2.75G."
             )
 
-    found = compile_program("update", Large, chips=4, ticks=1)
+    found = compile_program("update", Large, chips=4)
     assert found.temporary == 18.5 * 2**30
     assert found.refused.startswith("Ran out of memory")
 
@@ -111,4 +111,4 @@ def test_other_errors_of_the_compiler_are_raised():
             raise RuntimeError("INTERNAL: no")
 
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        compile_program("update", Wrong, chips=4, ticks=1)
+        compile_program("update", Wrong, chips=4)
