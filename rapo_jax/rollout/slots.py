@@ -130,7 +130,7 @@ def open_slots(
     Q, X = prompt_QX.token_BX.shape
     B = Q * group_size
     U = min(slots, B) if slots else B
-    positions = settings.max_tokens + settings.absorb_chunk
+    positions = settings.max_tokens + chunk_of(settings)
     hidden_QXD, cache = prefill(model, params, prompt_QX.token_BX)
     last_Q11 = (prompt_QX.length_B - 1)[:, None, None]
     hidden_QD = jnp.take_along_axis(hidden_QXD, last_Q11, axis=1)[:, 0]
@@ -163,6 +163,11 @@ def open_slots(
         cache=empty_cache(model, rows=U, positions=positions),
         counts=Counts(*[zero_1] * 6),
     )
+
+
+def chunk_of(settings: RolloutSettings) -> int:
+    """Tokens that `read` reads at a time: `absorb_chunk`, or the longest text if that is less."""
+    return min(settings.absorb_chunk, settings.observation_tokens + settings.retrieved_tokens)
 
 
 def closed(settings: RolloutSettings, slots: Slots) -> Trajectory:
@@ -378,7 +383,7 @@ def read(
     traced_U = jnp.where(reads_U, texts.trace_U.length_B, 0)
     start_U, total_U = slots.length_U, observed_U + traced_U
     token_UX = joined(texts.observation_U.token_BX, texts.trace_U.token_BX, observed_U)
-    chunk = settings.absorb_chunk
+    chunk = chunk_of(settings)
     token_UX = jnp.pad(token_UX, ((0, 0), (0, -token_UX.shape[1] % chunk)))
     last_chunk_U = jnp.cumsum(-(-total_U // chunk))
 

@@ -22,6 +22,9 @@ BONUS = 0.1
 
 _OBSERVED_MARK = "<result></result>"
 
+CACHED_RESPONSES = 1024
+"""Reward, accuracy and format of a response are asked for in turn, and read the same text."""
+
 
 @functools.cache
 def _observed(user_tools: tuple[str, ...]) -> re.Pattern[str]:
@@ -99,6 +102,7 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": _best_f1, "ma
 """Scores of a boxed answer, chosen by task.metric: token F1, or 1 for an equivalent answer."""
 
 
+@functools.lru_cache(maxsize=CACHED_RESPONSES)
 def _judged_text(text: str, user_tools: tuple[str, ...]) -> str:
     """The response without retrieved traces and with the content of observations left out.
 
@@ -117,6 +121,7 @@ def _judged_text(text: str, user_tools: tuple[str, ...]) -> str:
     return _THOUGHT.sub(without_names, response)
 
 
+@functools.lru_cache(maxsize=CACHED_RESPONSES)
 def _format_failure(response: str, user_tools: tuple[str, ...]) -> str:
     opened: dict[str, int] = {}
     pairs: Counter[str] = Counter()
