@@ -16,17 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RolloutSettings
+from rapo_jax.rollout.reading import (
+    Texts,
+    read,
+)
 from rapo_jax.rollout.slots import (
-    Boundary,
     Counts,
     Phase,
     RolloutInputs,
     Slots,
-    Texts,
     closed,
-    draw,
     open_slots,
-    read,
+)
+from rapo_jax.rollout.thinking import (
+    Boundary,
+    draw,
     step_of,
     think,
 )

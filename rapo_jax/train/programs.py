@@ -23,7 +23,14 @@ from rapo_jax.rollout.loop import (
     rollout,
     while_unfinished,
 )
-from rapo_jax.rollout.slots import Boundary, Counts, RolloutInputs, Slots
+from rapo_jax.rollout.slots import (
+    Counts,
+    RolloutInputs,
+    Slots,
+)
+from rapo_jax.rollout.thinking import (
+    Boundary,
+)
 from rapo_jax.text.protocol import stops
 from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span, Trajectory

@@ -13,7 +13,9 @@ import pytest
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.transformer import init_params
-from rapo_jax.rollout.slots import Boundary
+from rapo_jax.rollout.thinking import (
+    Boundary,
+)
 from rapo_jax.text.protocol import STOPS
 from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span

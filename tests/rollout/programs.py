@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rapo_jax.rollout.reading import (
+    Texts,
+    read,
+)
 from rapo_jax.rollout.slots import (
     Phase,
     RolloutInputs,
-    Texts,
     fill,
     open_slots,
-    read,
+)
+from rapo_jax.rollout.thinking import (
     step_of,
     think,
     think_token,

@@ -12,7 +12,9 @@ import pytest
 
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.rollout.loop import HostCallbacks, call_directly, loop_unfinished, parts, rollout
-from rapo_jax.rollout.slots import RolloutInputs
+from rapo_jax.rollout.slots import (
+    RolloutInputs,
+)
 from rapo_jax.train.programs import compiled
 from rapo_jax.types import Status
 

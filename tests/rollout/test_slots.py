@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rapo_jax.rollout.reading import (
+    joined,
+)
 from rapo_jax.rollout.slots import (
     Phase,
     closed,
     end_rows,
     fill,
-    joined,
 )
 from rapo_jax.types import Source, Status
 from tests.rollout.programs import ROWS, TOKENS, WIDTH, Programs, lengths, same

@@ -13,11 +13,15 @@ import pytest
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import forward, init_params
-from rapo_jax.rollout.slots import (
+from rapo_jax.rollout.reading import (
     Texts,
+    read,
+)
+from rapo_jax.rollout.slots import (
     fill,
     open_slots,
-    read,
+)
+from rapo_jax.rollout.thinking import (
     think,
     think_token,
 )

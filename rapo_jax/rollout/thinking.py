@@ -1,0 +1,160 @@
+"""Thinking: sampling in all slots that can, until the host is needed (paper, Algorithm 1)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.config import ModelSettings, RolloutSettings
+from rapo_jax.model.decoding import extend
+from rapo_jax.model.sampling import sample
+from rapo_jax.model.transformer import unembed
+from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, end_rows, fill
+from rapo_jax.types import Array, Params, Source, Span, Status
+
+CALLING_SHARE = 64
+"""The host is called once 1 in this many of the slots that could sample has a call instead."""
+POLL_TICKS = 16
+"""While rows wait, the host is asked for answers after so many sampled tokens of a slot."""
+
+
+class Boundary(NamedTuple):
+    """Where a step ends, on the bytes of the sampled tokens rather than on single ids.
+
+    `next_state_AV` is the byte-level automaton over the closing tags compiled into a token table;
+    states from `first_accept` on mean that closing tag number `state - first_accept` was completed.
+    """
+
+    next_state_AV: jax.Array
+    first_accept: int
+    answer_tag: int
+    eos_W: jax.Array
+
+
+def row_keys(key: Array, inputs: RolloutInputs, slots: Slots) -> Array:
+    """One key per slot, that of its row: a row draws the same in any slot, of any number."""
+    return jax.vmap(partial(jax.random.fold_in, key))(inputs.row_B[slots.row_U])
+
+
+def think(
+    model: ModelSettings,
+    settings: RolloutSettings,
+    boundary: Boundary,
+    params: Params,
+    inputs: RolloutInputs,
+    slots: Slots,
+) -> Slots:
+    """Samples until the host is needed; rows that end make room for the next ones."""
+
+    def needless(carry: tuple[Array, Slots]) -> Array:
+        """Whether enough slots can go on without the host."""
+        ticks, now = carry
+        thinking, calling = now.has(Phase.THINKING).sum(), now.has(Phase.CALLING).sum()
+        late = now.has(Phase.WAITING).any() & (ticks >= POLL_TICKS)
+        return (thinking > 0) & (calling * CALLING_SHARE < thinking + calling) & ~late
+
+    def tick(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
+        ticks, now = carry
+        return ticks + 1, fill(think_token(model, settings, boundary, params, inputs, now))
+
+    return jax.lax.while_loop(needless, tick, (jnp.int32(0), fill(slots)))[1]
+
+
+def think_token(
+    model: ModelSettings,
+    settings: RolloutSettings,
+    boundary: Boundary,
+    params: Params,
+    inputs: RolloutInputs,
+    slots: Slots,
+) -> Slots:
+    """Samples one token in every thinking slot and reads it into the cache.
+
+    Row b's token at position t is drawn with `fold_in(key of row b, t)`. A step ends with a closing
+    tag; one that ends otherwise ends its row, and so does a call beyond `max_calls`.
+    """
+    s, thinking_U, position_U = settings, slots.has(Phase.THINKING), slots.length_U
+    key_U = row_keys(jax.random.fold_in(inputs.key, 0), inputs, slots)
+    key_U = jax.vmap(jax.random.fold_in)(key_U, position_U)
+    drawn = sample(unembed(model, params, slots.hidden_UD), key_U, temperature=inputs.temperature)
+    token_U = jnp.where(thinking_U, drawn.token_B, 0)
+    hidden_UXD, cache = extend(
+        model,
+        params,
+        slots.cache,
+        token_U[:, None],
+        position_U,
+        first=0,
+        longest=jnp.where(thinking_U, position_U + 1, 0).max(),
+    )
+    state_U = boundary.next_state_AV[slots.state_U, token_U].astype(jnp.int32)
+    accepted_U = state_U >= boundary.first_accept
+    answer_U = state_U - boundary.first_accept == boundary.answer_tag
+    eos_U = jnp.isin(token_U, boundary.eos_W)
+    full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
+    over_U = slots.calls_U >= s.max_calls
+    status_U = jnp.where(
+        accepted_U,
+        jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, Status.OUT_OF_STEPS, 0)),
+        jnp.where(eos_U, Status.STOPPED, jnp.where(full_U, Status.OUT_OF_TOKENS, 0)),
+    )
+    calls_U = thinking_U & accepted_U & (status_U == Status.RUNNING)
+    old, row_U = slots.trajectory, jnp.where(thinking_U, slots.row_U, slots.rows)
+
+    def put(table_BT: Array, value_U: Array | int) -> Array:
+        return table_BT.at[row_U, position_U].set(value_U, mode="drop")
+
+    counts, waiting = slots.counts, slots.has(Phase.WAITING).sum()
+    slots = slots.replace(
+        trajectory=old.replace(
+            token_BT=put(old.token_BT, token_U),
+            source_BT=put(old.source_BT, int(Source.POLICY)),
+            step_BT=put(old.step_BT, slots.step_U),
+            logp_BT=put(old.logp_BT, drawn.logp_B),
+            entropy_BT=put(old.entropy_BT, drawn.entropy_B),
+        ),
+        phase_U=jnp.where(calls_U, Phase.CALLING, slots.phase_U),
+        length_U=position_U + thinking_U,
+        calls_U=slots.calls_U + calls_U,
+        state_U=jnp.where(thinking_U, state_U, slots.state_U),
+        hidden_UD=jnp.where(thinking_U[:, None], hidden_UXD[:, 0], slots.hidden_UD),
+        cache=cache,
+        counts=counts.replace(
+            ticks=counts.ticks + 1,
+            slot_ticks=counts.slot_ticks + len(thinking_U),
+            sampled=counts.sampled + thinking_U.sum(),
+            waiting=counts.waiting + waiting,
+        ),
+    )
+    return end_rows(slots, thinking_U & (status_U != Status.RUNNING), status_U)
+
+
+def step_of(settings: RolloutSettings, slots: Slots) -> Span:
+    """The tokens of each slot's current step."""
+
+    def cut(row: Array, begin: Array) -> Array:
+        table_BT = slots.trajectory.token_BT
+        # near the row's end a slice would begin too early: rather shift what it brings
+        first = jnp.minimum(begin, table_BT.shape[1] - width)
+        part_X = jax.lax.dynamic_slice(table_BT, (row, first), (1, width))[0]
+        return jnp.roll(part_X, first - begin)
+
+    width = min(settings.step_tokens, settings.max_tokens)
+    return Span(jax.vmap(cut)(slots.row_U, slots.begin_U), slots.length_U - slots.begin_U)
+
+
+def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
+    """Algorithm 1's coin at the boundary t > 0 that each slot's row is at.
+
+    Returns wants_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
+    """
+    key = jax.random.fold_in(inputs.key, 1)
+    key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
+    key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
+    coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
+    wants_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
+    wants_U &= slots.calls_U <= inputs.last_retrieval
+    return wants_U, jnp.where(noisy_U < inputs.noise, pick_U, -1.0)
