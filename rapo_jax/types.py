@@ -7,7 +7,7 @@ A name ends in the axes of its array; each letter has one meaning in the whole p
     V vocabulary         D width                     F ffn width           I rank of adapters
     L layers             N query heads               K key/value heads     H head width, R = H / 2
     M step traces in the buffer, passages            E embedding width     C candidates of a search
-    A automaton states   W stop tokens               P processes
+    A automaton states   W stop tokens               P processes           U rollout slots of a shard
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Span(flax.struct.PyTreeNode):
 
 
 class Trajectory(flax.struct.PyTreeNode):
-    """The tapes of a batch of rows, written left to right by `absorb` and `decode`.
+    """The tapes of a batch of rows, written left to right by `think` and `read`.
 
     `step_BT` numbers steps from 0 along each row: a policy step with the observation it caused is
     one step, a retrieved trace is a step of its own, the prompt belongs to step 0. `logp_BT` and

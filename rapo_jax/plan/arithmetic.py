@@ -25,6 +25,7 @@ from rapo_jax.model.attention import BLOCK, padded_positions
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
+from rapo_jax.rollout.slots import chunk_of
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.types import Params
 
@@ -173,7 +174,7 @@ def cache_bytes(model: ModelSettings, shape: Shape) -> float:
 
 def tape_positions(s: Settings) -> int:
     """Positions of a tape that is being written, see `rollout.slots.open_slots`."""
-    return s.rollout.max_tokens + s.rollout.absorb_chunk
+    return s.rollout.max_tokens + chunk_of(s.rollout)
 
 
 def shard_rows(s: Settings, way: Way) -> int:
@@ -217,7 +218,7 @@ def _rollout_bytes(
 ) -> float:
     """Tapes, and the largest of what all prompts, a tick, or a chunk of one row needs besides.
 
-    A tape is written with `absorb_chunk` positions more than it is returned with.
+    A tape is written with a chunk's positions more than it is returned with.
     """
     r, item, D = s.rollout, shape.itemsize, model.width
     tapes = shard_rows(s, way) * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
@@ -230,7 +231,7 @@ def _rollout_bytes(
     sums = 2 * shape.heads * model.head_width * 4
     a_token = score * BLOCK + sums + others
     tick = way.slots * (max(a_token + block, shape.vocab * 3 * 4))
-    chunk = r.absorb_chunk * a_token + block
+    chunk = chunk_of(r) * a_token + block
     return tapes + max(prompts, tick, chunk)
 
 

@@ -20,6 +20,7 @@ from rapo_jax.plan.arithmetic import (
     shard_rows,
 )
 from rapo_jax.plan.chips import Slice
+from rapo_jax.rollout.slots import chunk_of
 
 REMATS = ("none", "dots", "dots_no_batch", "full")
 """The values of model.remat that are tried, from the most bytes to the least."""
@@ -69,12 +70,12 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     ticks = sampled / way.slots
     tick_seconds = seconds_of(way.slots * a_token, attended=way.slots * mean)
     texts = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
-    chunks = rows * r.max_calls * math.ceil(texts / r.absorb_chunk)  # each of one row
-    chunk_seconds = seconds_of(r.absorb_chunk * a_token, attended=mean)
+    chunks = rows * r.max_calls * math.ceil(texts / chunk_of(r))  # each of one row
+    chunk_seconds = seconds_of(chunk_of(r) * a_token, attended=mean)
     prompts = r.questions // way.fsdp * r.prompt_tokens
     prompt_flops = prompts * (2 * matrix + attention * r.prompt_tokens)
     all_reduce = 2 * (way.tensor - 1) / way.tensor
-    read = chunks * r.absorb_chunk
+    read = chunks * chunk_of(r)
     sent = (sampled + read + prompts) * 2 * L * model.width * item * all_reduce
     seconds = ticks * tick_seconds + chunks * chunk_seconds + prompt_flops / chip.flops
     weights = shape.sampled * (way.fsdp - 1) / way.fsdp  # gathered for the copy

@@ -37,13 +37,8 @@ from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
 from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
-from rapo_jax.rollout.slots import (
-    Counts,
-    RolloutInputs,
-)
-from rapo_jax.rollout.thinking import (
-    Boundary,
-)
+from rapo_jax.rollout.slots import Counts, RolloutInputs
+from rapo_jax.rollout.thinking import Boundary
 from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.train.programs import INPUTS, boundary

@@ -103,6 +103,9 @@ def test_a_cache_holds_keys_and_values_of_whole_blocks_of_every_slot_and_of_each
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=1))
     found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
     assert found.cache == 8 * 45 * 128 * a_token  # 5633
+    s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=9999))
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    assert found.cache == 8 * 56 * 128 * a_token  # no longer than a result and a trace, 512 + 1024
 
 
 def rollout_bytes(qwen, *, slots, plain=False, **keys):
