@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rapo_jax.rollout import thinking
+from rapo_jax.rollout import thinking as thinking_module
 from rapo_jax.rollout.slots import (
     Phase,
     closed,
@@ -79,7 +79,7 @@ LATER = ("A B </search>", "C D E </search>", "F G H I </search>", "J K L M N O P
 def test_the_host_is_asked_once_enough_of_the_slots_that_could_sample_call(stage, monkeypatch):
     params = stage.policy(*LATER)
     for share, calling, thinking, ticks in ((64, 1, 3, 2), (2, 2, 2, 3), (0, 3, 0, 9)):
-        monkeypatch.setattr(thinking, "CALLING_SHARE", share)
+        monkeypatch.setattr(thinking_module, "CALLING_SHARE", share)
         programs = Programs(stage, rows=4)
         slots = programs.think(params, programs.open(params, *"ACFJ"))
         phases = slots.phase_U.tolist()
@@ -88,7 +88,7 @@ def test_the_host_is_asked_once_enough_of_the_slots_that_could_sample_call(stage
 
 
 def test_while_rows_wait_the_host_is_asked_again_after_some_tokens(stage, monkeypatch):
-    monkeypatch.setattr(thinking, "POLL_TICKS", 3)
+    monkeypatch.setattr(thinking_module, "POLL_TICKS", 3)
     params = stage.policy(*LATER)
     programs = Programs(stage, rows=4)
     slots = programs.think(params, programs.open(params, "A", "J", "J", "J"))
