@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
+from rapo_jax.model.decoding import empty_cache, extend, prefill, sampling_copy
 from rapo_jax.model.transformer import angles, forward, init_params, rotate, unembed
 from tests.models import SMALL_MODEL
 
@@ -121,8 +121,9 @@ def test_the_decoder_is_the_one_written_out_in_numpy(model):
 
 def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_states(model):
     settings, params, token_BT, hidden_BTD = model
-    read, copy = jax.jit(partial(extend, settings)), sampling_copy(settings, params)
-    cache = jax.tree.map(np.asarray, empty_cache(settings, rows=B, slots=T + 4))
+    copy = sampling_copy(settings, params)
+    read = jax.jit(partial(extend, settings, first=0, longest=T + 4))
+    cache = jax.tree.map(np.asarray, empty_cache(settings, rows=B, positions=T + 4))
     length_B = np.zeros(B, np.int32)
     pieces = [[] for _ in range(B)]
     for taken_B in ([2, 4, 3], [3, 3, 1], [4, 0, 4], [2, 4, 3]):  # rows apart, then all full
@@ -135,6 +136,29 @@ def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_sta
         length_B = length_B + np.int32(taken_B)
     assert length_B.tolist() == [T] * B
     np.testing.assert_allclose([np.concatenate(row) for row in pieces], hidden_BTD, atol=2e-5)
+
+
+def test_a_prompt_read_at_once_can_be_extended_row_by_row(model):
+    settings, params, token_BT, hidden_BTD = model
+    copy, X = sampling_copy(settings, params), 5
+    hidden_BXD, prompts = jax.jit(partial(prefill, settings))(copy, token_BT[:, :X])
+    np.testing.assert_allclose(hidden_BXD, hidden_BTD[:, :X], atol=2e-5)
+
+    def copied(old, read_once):  # into the middle of a larger cache
+        return jax.lax.dynamic_update_slice(old, read_once, (1, 0, 0, 0))
+
+    cache = jax.tree.map(copied, empty_cache(settings, rows=B + 2, positions=T), prompts)
+    read = jax.jit(partial(extend, settings))
+    start_1 = np.full(1, X, np.int32)
+    for row in (2, 0, 1):
+        how = {"first": row + 1, "longest": T}
+        before = cache
+        found_1XD, cache = read(copy, cache, token_BT[row : row + 1, X:], start_1, **how)
+        assert found_1XD.shape[1] == T - X
+        np.testing.assert_allclose(found_1XD[0], hidden_BTD[row, X:], atol=2e-5)
+        others = np.arange(B + 2) != row + 1
+        for left, right in zip(jax.tree.leaves(cache), jax.tree.leaves(before), strict=True):
+            np.testing.assert_array_equal(left[others], right[others])
 
 
 def test_a_token_changes_no_state_before_it_and_every_state_from_it_on(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from rapo_jax.model.attention import BLOCK
 from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.sharding import (
     layout,
@@ -24,7 +26,7 @@ from rapo_jax.model.sharding import (
 from rapo_jax.model.transformer import init_params
 from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, TrainState
+from rapo_jax.types import Batch, TrainState, Trajectory
 
 GROUP, HYBRID = 4, 2
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
@@ -104,11 +106,31 @@ def test_no_device_holds_a_whole_weight_or_adam_moment(house, batch, tapes, shap
     assert cut >= 3 * 5
 
 
-@pytest.mark.parametrize("shape", MESHES[1:])
-def test_a_rollout_on_any_mesh_writes_the_tapes_of_one_device(house, make_sampler, tapes, shape):
-    _, fsdp, tensor = shape
+class Rolled(NamedTuple):
+    """A rollout of eight devices, and its compiled program."""
+
+    tape: Trajectory
+    hlo: str
+    tensor: int
+
+
+@pytest.fixture(scope="module", params=MESHES, ids=str)
+def rolled(house, make_sampler, request):
+    _, fsdp, tensor = request.param
     playing = make_sampler(devices=8, driver="jit", fsdp=fsdp, tensor=tensor)
-    found = playing.sampler.sample(
+    sampler, texts = playing.sampler, []
+    make_program = sampler._program
+
+    def keeping(**how):
+        def run(*arguments):
+            program = make_program(**how).lower(*arguments).compile()
+            texts.append(program.as_text())
+            return program(*arguments)
+
+        return run
+
+    sampler._program = keeping
+    tape = sampler.sample(
         playing.params,
         jax.random.key(0),
         house.asked,
@@ -117,9 +139,53 @@ def test_a_rollout_on_any_mesh_writes_the_tapes_of_one_device(house, make_sample
         temperature=1.0,
         probability=0.7,
     )
+    return Rolled(tape, *texts, tensor)
+
+
+def test_a_rollout_on_any_mesh_writes_the_tapes_of_one_device(rolled, tapes):
     for name in ("token_BT", "source_BT", "step_BT", "status_B", "length_B"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(tapes, name))
-    np.testing.assert_allclose(found.logp_BT, tapes.logp_BT, atol=2e-5)
+        np.testing.assert_array_equal(getattr(rolled.tape, name), getattr(tapes, name))
+    np.testing.assert_allclose(rolled.tape.logp_BT, tapes.logp_BT, atol=2e-5)
+
+
+COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\((.*)"
+)
+EXPLICIT = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)+)\}")
+IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+def groups_of(line):
+    """The groups of devices of a collective in compiled HLO, whichever way they are written."""
+    if explicit := EXPLICIT.search(line):
+        return [
+            [int(n) for n in group.split(",")]
+            for group in re.findall(r"[\d,]*\d", explicit[1])
+            if group
+        ]
+    iota = IOTA.search(line)
+    assert iota, line
+    count, size, shape, order = iota.groups()
+    devices = np.arange(int(count) * int(size)).reshape([int(n) for n in shape.split(",")])
+    if order:
+        devices = devices.transpose([int(n) for n in order.split(",")])
+    return devices.reshape(int(count), int(size)).tolist()
+
+
+def test_the_groups_of_a_collective_are_read_in_every_notation():
+    assert groups_of("all-reduce(x), replica_groups=[2,2]<=[4], y") == [[0, 1], [2, 3]]
+    assert groups_of("all-reduce(x), replica_groups=[2,2]<=[2,2]T(1,0)") == [[0, 2], [1, 3]]
+    assert groups_of("all-gather(x), replica_groups={{0,2},{1,3}}, z={1}") == [[0, 2], [1, 3]]
+    assert groups_of("collective-permute(x), source_target_pairs={{0,1}}") == [[0, 1]]
+
+
+def test_no_collective_of_a_rollout_crosses_shards_of_rows(rolled):
+    lines = [line for line in rolled.hlo.splitlines() if COLLECTIVE.search(line)]
+    assert "while(" in rolled.hlo and bool(lines) is (rolled.tensor > 1)
+    for line in lines:
+        for group in groups_of(line):
+            # tensor is the mesh's last axis: its neighbours have consecutive numbers
+            assert len({device // rolled.tensor for device in group}) == 1, line
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -129,17 +195,18 @@ def test_a_decode_step_gathers_no_cache(house, kv_heads):
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     params = sampling_copy(model, params)
     params = jax.device_put(params, layout(mesh, model, params, name="sampling"))
-    slots = 173  # a number that no other axis has
-    cache = place(empty_cache(model, rows=8, slots=slots), rows(mesh))
+    positions = 5 * BLOCK  # a number that no other axis has
+    cache = place(empty_cache(model, rows=8, positions=positions), rows(mesh))
     token_B1, start_B = place((np.zeros((8, 1), np.int32), np.zeros(8, np.int32)), rows(mesh))
 
     def decode_step(params, cache, token_B1, start_B):
-        return extend(model, params, cache, token_B1, start_B)
+        longest = start_B.max() + 1
+        return extend(model, params, cache, token_B1, start_B, first=0, longest=longest)
 
     text = jax.jit(decode_step).lower(params, cache, token_B1, start_B).compile().as_text()
-    assert str(slots) in text
+    assert str(positions) in text
     gathers = re.findall(r"= \S*\[([\d,]*)\]\S* all-gather", text)
-    assert not [shape for shape in gathers if str(slots) in shape.split(",")]
+    assert not [shape for shape in gathers if str(positions) in shape.split(",")]
 
 
 def test_kv_heads_that_tensor_does_not_divide_are_whole_on_every_device(house):
