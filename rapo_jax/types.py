@@ -7,7 +7,7 @@ A name ends in the axes of its array; each letter has one meaning in the whole p
     V vocabulary         D width                     F ffn width           I rank of adapters
     L layers             N query heads               K key/value heads     H head width, R = H / 2
     M step traces in the buffer, passages            E embedding width     C candidates of a search
-    A automaton states   W stop tokens               P processes           U rollout slots of a shard
+    A automaton states   W stop tokens               P processes           U slots of a shard
 """
 
 from __future__ import annotations
