@@ -41,7 +41,7 @@ def test_a_default_is_one_of_its_choices_and_within_its_bounds():
 
 def test_the_reference_shows_choices_bounds_units_and_the_paper():
     rows = {line.split("`")[1]: line for line in reference().splitlines() if line.startswith("| `")}
-    assert "`scan`: one jitted program<br>`host`: a Python loop" in rows["driver"]
+    assert "`jit`: one jitted program<br>`host`: a Python loop" in rows["driver"]
     assert rows["ddof"].endswith("| ≥ 0, ≤ 1 | eqs. 9-10 |")
     assert rows["shard_gb"].endswith("| > 0 |  |")
     assert "| `float`, nats | `1e-06` |" in rows["entropy_floor"]

@@ -73,17 +73,17 @@ def test_config_offers_all_kernels():
     assert tuple(KEYS["model.attention"].choices) == ATTENTIONS
 
 
-def rows_of(*, slots, heads, kv_heads, width, dtype):
+def rows_of(*, positions, heads, kv_heads, width, dtype):
     rng = np.random.default_rng(0)
     return tuple(
-        jnp.asarray(rng.standard_normal((2, slots, count, width)), dtype)
+        jnp.asarray(rng.standard_normal((2, positions, count, width)), dtype)
         for count in (heads, kv_heads, kv_heads)
     )
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("bfloat16", 4e-2)])
 def test_splash_attention_is_plain_attention_and_so_is_its_gradient(dtype, atol):
-    rows = rows_of(slots=200, heads=4, kv_heads=2, width=64, dtype=dtype)  # 256 slots, padded
+    rows = rows_of(positions=200, heads=4, kv_heads=2, width=64, dtype=dtype)  # padded to 256
 
     def both(attend):
         def total(*rows):
@@ -100,7 +100,7 @@ def test_splash_attention_is_plain_attention_and_so_is_its_gradient(dtype, atol)
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_a_kernel_on_a_mesh_gets_the_local_rows_and_heads(kv_heads):
-    rows = rows_of(slots=8, heads=4, kv_heads=kv_heads, width=4, dtype="float32")
+    rows = rows_of(positions=8, heads=4, kv_heads=kv_heads, width=4, dtype="float32")
     shapes = []
 
     def kernel(query, key, value):
@@ -153,7 +153,7 @@ def test_attention_over_what_is_written_is_plain_attention(X, heads, kv_heads, d
 
 
 def test_a_whole_row_attended_to_from_the_cache_is_plain_attention():
-    rows = rows_of(slots=BLOCK + 9, heads=4, kv_heads=2, width=8, dtype="float32")
+    rows = rows_of(positions=BLOCK + 9, heads=4, kv_heads=2, width=8, dtype="float32")
     query, key, value = rows
     layer = write_layer(
         empty_layer(WIDE, rows=2, positions=padded_positions(BLOCK + 9)),

@@ -104,10 +104,12 @@ def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path):
 
     @jax.jit
     def read(cache, token_BX, start_B):
-        hidden_BXD, cache = extend(settings, copy, cache, token_BX, start_B)
+        hidden_BXD, cache = extend(
+            settings, copy, cache, token_BX, start_B, first=0, longest=start_B.max() + 8
+        )
         return unembed(settings, copy, hidden_BXD), cache
 
-    cache = empty_cache(settings, rows=2, slots=48)
+    cache = empty_cache(settings, rows=2, positions=48)
     for start in range(0, 40, 8):
         logits_BXV, cache = read(cache, token_BT[:, start : start + 8], np.full(2, start))
         assert apart(logits_BXV, want_BTV[:, start : start + 8]) < F32

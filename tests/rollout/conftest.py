@@ -26,7 +26,7 @@ NAMES = (
     *("<", "/", "p", "y", "t", "h", "o", "n", ">"),
     *"ABCDEFGHIJKLMNOPQRSTUV",
 )
-SLOTS, PROMPT = 18, 3
+TOKENS, PROMPT = 18, 3
 
 
 class Stage(NamedTuple):
@@ -89,7 +89,7 @@ def stage() -> Stage:
         step_tokens=10,
         observation_tokens=4,
         retrieved_tokens=5,
-        max_tokens=SLOTS,
+        max_tokens=TOKENS,
         temperature=0.0,
         slots=0,
         absorb_chunk=5,
@@ -124,7 +124,7 @@ def tape_text(stage) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def scan(make_sampler):
+def jitted(make_sampler):
     return make_sampler(devices=1, driver="jit")
 
 
@@ -135,7 +135,7 @@ def spread_tools(house):
 
 
 @pytest.fixture(scope="session")
-def spread_scan(make_sampler, spread_tools):
+def spread(make_sampler, spread_tools):
     return make_sampler(devices=8, driver="jit", tools=spread_tools)
 
 
@@ -159,6 +159,6 @@ def play(house):
 
 
 @pytest.fixture(scope="session")
-def many(scan, play):
+def many(jitted, play):
     """Rollouts with several keys; half of each group is hybrid."""
-    return [play(scan, seed=seed) for seed in range(8)]
+    return [play(jitted, seed=seed) for seed in range(8)]

@@ -107,18 +107,18 @@ def test_a_status_says_how_the_row_ended(many, house):
                 assert full or last_B.sum() == house.settings.rollout.step_tokens
 
 
-def test_both_drivers_write_identical_tapes(make_sampler, scan, play):
+def test_both_drivers_write_identical_tapes(make_sampler, jitted, play):
     host = make_sampler(devices=1, driver="host")
     for seed in range(3):
         inputs = {"seed": seed, "probability": 0.7, "noise": 0.3}
-        same(play(scan, **inputs), play(host, **inputs))
+        same(play(jitted, **inputs), play(host, **inputs))
     assert host.sampler.compiled == 0
 
 
-def test_eight_devices_write_the_tapes_of_one(spread_scan, scan, play):
+def test_eight_devices_write_the_tapes_of_one(spread, jitted, play):
     for seed in range(3):
         inputs = {"seed": seed, "probability": 0.7, "noise": 0.3}
-        same(play(spread_scan, **inputs), play(scan, **inputs), rounding=1e-5)
+        same(play(spread, **inputs), play(jitted, **inputs), rounding=1e-5)
 
 
 def test_texts_read_in_chunks_write_the_same_tapes(make_sampler, many, house, play):
@@ -128,11 +128,11 @@ def test_texts_read_in_chunks_write_the_same_tapes(make_sampler, many, house, pl
     same(play(playing, seed=0), many[0], rounding=1e-5)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(scan, many, house, play):
+def test_a_row_does_not_depend_on_its_neighbours(jitted, many, house, play):
     kept = [1, 6]
     others = [q if i in kept else house.questions[-1 - i] for i, q in enumerate(house.asked)]
     assert sum(a != b for a, b in zip(others, house.asked, strict=True)) == 6
-    found = play(scan, seed=0, questions=others)
+    found = play(jitted, seed=0, questions=others)
     for question in kept:
         index = slice(question * GROUP, (question + 1) * GROUP)
         same(rows_of(found, index), rows_of(many[0], index))
@@ -143,9 +143,9 @@ def test_a_row_does_not_depend_on_the_size_of_its_batch(make_sampler, many, hous
     same(small, rows_of(many[0], slice(0, 2 * GROUP)), rounding=1e-5)
 
 
-def test_one_program_serves_every_plan(scan, many, play):
-    play(scan, seed=3, probability=0.1, noise=0.5, hybrid=4, last_retrieval=1)
-    assert many and scan.sampler.compiled == 1
+def test_one_program_serves_every_plan(jitted, many, play):
+    play(jitted, seed=3, probability=0.1, noise=0.5, hybrid=4, last_retrieval=1)
+    assert many and jitted.sampler.compiled == 1
 
 
 def test_on_policy_rows_never_retrieve_and_are_the_first_of_each_group(many):
@@ -154,9 +154,9 @@ def test_on_policy_rows_never_retrieve_and_are_the_first_of_each_group(many):
         assert not retrieves_QG[:, : GROUP - HYBRID].any()
 
 
-def test_nothing_is_retrieved_before_the_first_step_nor_twice_in_a_row(scan, play, house):
+def test_nothing_is_retrieved_before_the_first_step_nor_twice_in_a_row(jitted, play, house):
     widest = house.settings.rollout.retrieved_tokens
-    each = play(scan, seed=11, probability=1.0, hybrid=GROUP)
+    each = play(jitted, seed=11, probability=1.0, hybrid=GROUP)
     retrievals = 0
     for b in range(len(each.length_B)):
         _, first, *rest = pieces(each, b)
@@ -177,10 +177,10 @@ def test_a_retrieved_trace_is_a_step_of_its_own(many):
             assert all(len(kinds) == 1 for kinds in policy_and_retrieved(each, b))
 
 
-def test_about_probability_of_the_boundaries_retrieve(scan, play):
+def test_about_probability_of_the_boundaries_retrieve(jitted, play):
     boundaries = retrieved = 0
     for seed in range(12):
-        each = play(scan, seed=100 + seed, probability=0.3, hybrid=GROUP)
+        each = play(jitted, seed=100 + seed, probability=0.3, hybrid=GROUP)
         for b in range(len(each.length_B)):
             order = [next(iter(kind)) for kind in policy_and_retrieved(each, b)]
             # a boundary is where the row goes on after an observation
@@ -236,13 +236,13 @@ def test_the_nearest_trace_to_the_state_is_retrieved(many, house):
         assert text == shown(house, hit.value)
 
 
-def test_noise_one_retrieves_random_traces_all_over_the_buffer(scan, play, house):
+def test_noise_one_retrieves_random_traces_all_over_the_buffer(jitted, play, house):
     items = house.retriever.buffer.step_traces
     inputs = {"probability": 1.0, "noise": 1.0, "hybrid": GROUP}
     texts = Counter(
         text
         for seed in range(6)
-        for *_, text in retrieved_in(play(scan, seed=200 + seed, **inputs), house)
+        for *_, text in retrieved_in(play(jitted, seed=200 + seed, **inputs), house)
     )
     known = Counter(shown(house, item.value) for item in items)
     assert set(texts) <= set(known)
@@ -253,26 +253,26 @@ def test_noise_one_retrieves_random_traces_all_over_the_buffer(scan, play, house
     assert max(texts[text] / known[text] for text in texts) < 8 * total / len(items)
 
 
-def test_retrieving_whole_trajectories_happens_at_the_first_boundary_only(scan, play):
-    each = play(scan, seed=5, probability=1.0, hybrid=GROUP, last_retrieval=1)
+def test_retrieving_whole_trajectories_happens_at_the_first_boundary_only(jitted, play):
+    each = play(jitted, seed=5, probability=1.0, hybrid=GROUP, last_retrieval=1)
     retrieved_BT = each.source_BT == Source.RETRIEVED
     assert retrieved_BT.any()
     assert (each.step_BT[retrieved_BT] == 1).all()
 
 
 def test_a_tool_that_times_out_is_an_observation_and_a_counter_and_the_row_goes_on(
-    spread_scan, spread_tools, play, house
+    spread, spread_tools, play, house
 ):
     def slow(calls):
         return [Observation("error: timeout", "timeout") for _ in calls]
 
     spread_tools["python"], working = slow, spread_tools["python"]
-    spread_scan.environment.take_counts()
+    spread.environment.take_counts()
     try:
-        each = play(spread_scan, seed=0)
+        each = play(spread, seed=0)
     finally:
         spread_tools["python"] = working
-    counts = spread_scan.environment.take_counts()
+    counts = spread.environment.take_counts()
     assert counts["outcome/timeout"] == counts["python"] > 5
     followed = 0
     for b in range(len(each.length_B)):
@@ -285,7 +285,7 @@ def test_a_tool_that_times_out_is_an_observation_and_a_counter_and_the_row_goes_
 
 
 def test_a_tool_that_breaks_on_the_host_raises_in_the_trainer_and_hangs_nothing(
-    spread_scan, spread_tools, play, many
+    spread, spread_tools, play, many
 ):
     def broken(calls):
         raise OSError("the tool is gone")
@@ -293,7 +293,7 @@ def test_a_tool_that_breaks_on_the_host_raises_in_the_trainer_and_hangs_nothing(
     spread_tools["search"], working = broken, spread_tools["search"]
     try:
         with pytest.raises(RuntimeError, match="the tool is gone"):
-            play(spread_scan, seed=0)
+            play(spread, seed=0)
     finally:
         spread_tools["search"] = working
-    same(play(spread_scan, seed=0), many[0], rounding=1e-5)  # and the next rollout is whole
+    same(play(spread, seed=0), many[0], rounding=1e-5)  # and the next rollout is whole
