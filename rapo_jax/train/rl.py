@@ -104,14 +104,13 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
 def rl_step(
     run: Run, parts: RlParts, state: TrainState, step: int
 ) -> tuple[TrainState, Callable[[], dict[str, float]]]:
-    """One rollout batch and the updates on it.
+    """One rollout batch and the updates on it; returns the new state, which may still be computed.
 
-    Returns the new state, which may still be computed, and a function that waits for it and returns
-    the step's metrics.
+    The function returned with it waits for it and returns the step's metrics.
     """
-    s = run.settings
+    s, r = run.settings, run.settings.rollout
     questions = next(parts.stream)
-    row_questions = [q for q in questions for _ in range(s.rollout.group_size)]
+    row_questions = [q for q in questions for _ in range(r.group_size)]
     key = jax.random.fold_in(stage_key(s, StageKey.RL), step)
     started = time.perf_counter()
     rollout_key, order_key = jax.random.split(key)
@@ -124,9 +123,9 @@ def rl_step(
         weights,
         rollout_key,
         questions,
-        group_size=s.rollout.group_size,
+        group_size=r.group_size,
         n_hybrid=s.n_hybrid,
-        temperature=s.rollout.temperature,
+        temperature=r.temperature,
         probability=probability,
         noise=s.retrieval.noise,
         last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
@@ -140,21 +139,13 @@ def rl_step(
     scored = time.perf_counter()
     calibration, diagnostics = jax.device_get(parts.calibrate(trajectory, reward_B))
     rate = float(parts.schedule(int(state.step)))
-    batch = Batch(
-        trajectory.token_BT,
-        trajectory.source_BT,
-        trajectory.logp_BT,
-        calibration.advantage_B,
-        calibration.retrieved_share_B.astype(np.float32),
-    )
+    batch = _batch(trajectory, calibration)
     length_B = np.asarray(trajectory.length_B, np.int64)
     state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
     dispatched = time.perf_counter()
-    hybrid_B = hybrid_mask(
-        s.rollout.questions, group_size=s.rollout.group_size, n_hybrid=s.n_hybrid
-    )
+    hybrid_B = hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
     if s.log.trajectories and step % s.log.trajectory_every == 0:
         _write_trajectories(run, step, trajectory, row_questions, hybrid_B, reward_B, calibration)
     waited = counts.get("waited", 0.0)
@@ -180,6 +171,16 @@ def rl_step(
         return known | updates
 
     return state, metrics
+
+
+def _batch(trajectory: Trajectory, calibration: Calibration) -> Batch:
+    return Batch(
+        trajectory.token_BT,
+        trajectory.source_BT,
+        trajectory.logp_BT,
+        calibration.advantage_B,
+        calibration.retrieved_share_B.astype(np.float32),
+    )
 
 
 def _write_skipped(

@@ -214,9 +214,16 @@ def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monke
             run_stages(run.settings, run.workdir, fresh=False)
         return [x.name for x in reached.traceback if x.path.is_relative_to(package)]
 
-    assert frames() == ["run_stages", "_rl", "check_cold_start", "evaluate", "sample", "program"]
+    assert frames() == [
+        "run_stages",
+        "_rl",
+        "check_cold_start",
+        "evaluate",
+        "sample",
+        "from_python",
+    ]
     monkeypatch.setattr(table, "check_cold_start", lambda run: {})
-    assert frames() == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "program"]
+    assert frames() == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "from_python"]
 
 
 def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
