@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import random
 import statistics
 import sys
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_host import no_python
 from benchmarks.gpu_sizes import settings_of
+from benchmarks.peers import machine
 from benchmarks.random_model import CORPUS, random_params
 from rapo_jax.config import ModelSettings
 from rapo_jax.environment import Environment
@@ -52,17 +52,21 @@ STEP_TOKENS = 64
 class World(NamedTuple):
     sampler: Sampler
     environment: Environment
-    search: SlowSearch | Tool
+    search: SlowSearch
     params: object
     questions: list[Question]
 
 
 class SlowSearch:
-    """A search whose calls take a time between two bounds that depends on the call alone."""
+    """A search whose calls take a time between two bounds that depends on the call alone.
+
+    Without a delay it is answered at once, as a search in memory is.
+    """
 
     def __init__(self, search: Tool, low: float, high: float) -> None:
         self._search, self._low, self._high = search, low, high
         self.asleep = False
+        self.immediate = not high
 
     def seconds(self, call: str) -> float:
         return random.Random(call).uniform(self._low, self._high) if self.asleep else 0.0
@@ -79,14 +83,10 @@ def model_settings(layers: int) -> ModelSettings:
     return dataclasses.replace(model, layers=layers, dtype="float32", tied=True, **sizes)
 
 
-def machine() -> dict[str, object]:
-    return {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "cpu": platform.machine()}
-
-
 def make_world(
-    folder: Path, *, rows: int, slots: int, driver: str, delay: tuple[float, ...]
+    folder: Path, *, rows: int, slots: int, driver: str, delay: tuple[float, ...], layers: int = 4
 ) -> World:
-    model = model_settings(layers=4)
+    model = model_settings(layers=layers)
     settings, _ = settings_of("tiny", adapters=0)
     r = dataclasses.replace(
         settings.rollout,
@@ -103,9 +103,7 @@ def make_world(
     tokens = with_calls(load_tokens(folder / "tokenizer", vocab_size=model.vocab))
     documents = [f"fact {n}: this is about word number {n}" for n in range(1000)]
     encode = NgramEncoder.fit(documents, width=256, orders=(1, 2))
-    search = local_search(documents, encode, passages=3)
-    if delay[1]:
-        search = SlowSearch(search, *delay)
+    search = SlowSearch(local_search(documents, encode, passages=3), *delay)
     environment = Environment(
         tokens,
         {"search": search, "python": no_python},
@@ -159,6 +157,7 @@ def measure(world: World, seed: int) -> tuple[Trajectory, dict[str, float]]:
         "tokens_per_cpu_s": sampled / cpu,
         "host_s": counts["seconds"],
         **world.sampler.counts,
+        "slots_used": world.sampler.counts["sampled"] / world.sampler.counts["slot_ticks"],
     }
 
 
