@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rapo_jax.model.attention import KERNELS, plain
+from rapo_jax.model.attention import KERNELS
+from rapo_jax.model.whole_attention import plain
 
 Rows = tuple[jax.Array, jax.Array, jax.Array]
 ALLOWED = 2.0

@@ -15,15 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.attention import (
-    LayerCache,
-    attend_whole,
-    attend_written,
-    cache_of,
-    empty_layer,
-    padded_positions,
-    write_layer,
-)
+from rapo_jax.model.attention import attend_whole, cache_form
+from rapo_jax.model.cached_attention import LayerCache, attend_cached
 from rapo_jax.model.lora import ADAPTERS
 from rapo_jax.model.sharding import compute_copy
 from rapo_jax.model.transformer import Mixed, angles, apply_block, embed, final_norm, stacked_blocks
@@ -34,8 +27,8 @@ Cache: TypeAlias = tuple[LayerCache, ...]
 
 def empty_cache(settings: ModelSettings, *, rows: int, positions: int) -> Cache:
     """A cache of at least `positions` positions for each of `rows` rows, in the compute dtype."""
-    positions = padded_positions(positions)
-    return tuple(empty_layer(settings, rows, positions) for _ in range(settings.layers))
+    form = cache_form(settings)
+    return tuple(form.empty(settings, rows, positions) for _ in range(settings.layers))
 
 
 def sampling_copy(settings: ModelSettings, params: Params) -> Params:
@@ -55,9 +48,10 @@ def prefill(
     settings: ModelSettings, params: Params, token_BX: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Reads whole rows from their start; returns hidden_BXD and a cache of X positions."""
+    form = cache_form(settings)
 
     def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
-        return attend_whole(settings, query, key, value), cache_of(key, value)
+        return attend_whole(settings, query, key, value), form.layer(key, value)
 
     start_B = jnp.zeros(token_BX.shape[:1], jnp.int32)
     mixes = [mix] * settings.layers
@@ -72,20 +66,23 @@ def extend(
     start_B: jax.Array,
     *,
     first: jax.Array | int,
-    longest: jax.Array,
+    length_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Reads X more tokens of B rows from position `start_B`; returns hidden_BXD and the cache.
 
-    The rows are `first`, `first + 1`, ... of the cache. `params` are a `sampling_copy`. Positions
-    from `longest` on are not attended to: rows that reach beyond it get a hidden state of no use.
+    The rows are `first`, `first + 1`, ... of the cache. `params` are a `sampling_copy`. At most
+    `length_B` positions of a row are attended to: a row that reaches beyond, such as one of length
+    0, which costs least, gets a hidden state of no use.
 
     Positions beyond a row's valid tokens hold garbage that the causal mask hides until it is
     overwritten, so rows of different lengths need no padding logic.
     """
+    form = cache_form(settings)
 
     def mix(layer: LayerCache, query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
-        layer = write_layer(layer, key, value, first=first, start_B=start_B)
-        return attend_written(query, layer, first=first, start_B=start_B, longest=longest), layer
+        layer = form.write(layer, key, value, first=first, start_B=start_B)
+        mixed = attend_cached(form, query, layer, first=first, start_B=start_B, length_B=length_B)
+        return mixed, layer
 
     mixes = [partial(mix, layer) for layer in cache]
     return _read(settings, params, token_BX, start_B, mixes)

@@ -58,7 +58,8 @@ def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str
             "every device holds them all"
         )
     attention = choose(model, platform=mesh.devices.flat[0].platform)
-    notes.append(attention.note or f"attention of whole rows: {attention.name}")
+    chosen = f"attention: {attention.name} of whole rows, {attention.form} in decoding"
+    notes.append(attention.note or chosen)
     return table, notes
 
 

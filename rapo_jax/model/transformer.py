@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
-from rapo_jax.model.attention import LayerCache, attend_whole
+from rapo_jax.model.attention import attend_whole
+from rapo_jax.model.cached_attention import LayerCache
 from rapo_jax.model.lora import ADAPTERS, adapted
 from rapo_jax.model.remat import remat
 from rapo_jax.model.sharding import constrain

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.model.attention import BLOCK, padded_positions
+from rapo_jax.model.cached_attention import BLOCK, padded_positions
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout

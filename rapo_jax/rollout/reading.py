@@ -47,8 +47,9 @@ def read(
         part_1X = jax.lax.dynamic_slice(token_UX, (u, at), (1, chunk))
         start = start_U[u] + at
         count = jnp.minimum(total_U[u] - at, chunk)
+        start_1 = start[None]
         hidden_1XD, cache = extend(
-            model, params, now.cache, part_1X, start[None], first=u, longest=start + chunk
+            model, params, now.cache, part_1X, start_1, first=u, length_B=start_1 + chunk
         )
         is_trace_X = at + jnp.arange(chunk) >= observed_U[u]
         old, row = now.trajectory, now.row_U[u]

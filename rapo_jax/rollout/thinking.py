@@ -88,7 +88,7 @@ def think_token(
         token_U[:, None],
         position_U,
         first=0,
-        longest=jnp.where(thinking_U, position_U + 1, 0).max(),
+        length_B=jnp.where(thinking_U, position_U + 1, 0),
     )
     state_U = boundary.next_state_AV[slots.state_U, token_U].astype(jnp.int32)
     accepted_U = state_U >= boundary.first_accept

@@ -122,7 +122,7 @@ def test_the_decoder_is_the_one_written_out_in_numpy(model):
 def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_states(model):
     settings, params, token_BT, hidden_BTD = model
     copy = sampling_copy(settings, params)
-    read = jax.jit(partial(extend, settings, first=0, longest=T + 4))
+    read = jax.jit(partial(extend, settings, first=0, length_B=np.full(B, T + 4)))
     cache = jax.tree.map(np.asarray, empty_cache(settings, rows=B, positions=T + 4))
     length_B = np.zeros(B, np.int32)
     pieces = [[] for _ in range(B)]
@@ -151,7 +151,7 @@ def test_a_prompt_read_at_once_can_be_extended_row_by_row(model):
     read = jax.jit(partial(extend, settings))
     start_1 = np.full(1, X, np.int32)
     for row in (2, 0, 1):
-        how = {"first": row + 1, "longest": T}
+        how = {"first": row + 1, "length_B": np.full(1, T)}
         before = cache
         found_1XD, cache = read(copy, cache, token_BT[row : row + 1, X:], start_1, **how)
         assert found_1XD.shape[1] == T - X

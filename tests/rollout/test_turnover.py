@@ -46,8 +46,8 @@ def test_free_slots_take_the_next_rows_and_get_copies_of_their_prompts(stage):
     for u, q in ((0, 0), (1, 2), (2, 1), (3, 1)):
         np.testing.assert_array_equal(again.hidden_UD[u], slots.prompts.hidden_QD[q])
         for layer, read_once in zip(again.cache, slots.prompts.cache, strict=True):
-            same(layer.key_BKHT[u, :, :, :X], read_once.key_BKHT[q])
-            same(layer.value_BKTH[u, :, :X], read_once.value_BKTH[q])
+            same(layer.key[u, :, :, :X], read_once.key[q])
+            same(layer.value[u, :, :X], read_once.value[q])
 
 
 def test_rows_that_end_make_room_for_the_next_while_others_sample(stage):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from rapo_jax.model.attention import BLOCK
+from rapo_jax.model.cached_attention import BLOCK
 from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.sharding import (
     layout,
@@ -200,8 +200,7 @@ def test_a_decode_step_gathers_no_cache(house, kv_heads):
     token_B1, start_B = place((np.zeros((8, 1), np.int32), np.zeros(8, np.int32)), rows(mesh))
 
     def decode_step(params, cache, token_B1, start_B):
-        longest = start_B.max() + 1
-        return extend(model, params, cache, token_B1, start_B, first=0, longest=longest)
+        return extend(model, params, cache, token_B1, start_B, first=0, length_B=start_B + 1)
 
     text = jax.jit(decode_step).lower(params, cache, token_B1, start_B).compile().as_text()
     assert str(positions) in text

@@ -119,12 +119,12 @@ class ModelSettings:
     )
     attention: str = key(
         "auto",
-        "attention over whole rows; decoding is always plain",
+        "attention over whole rows, and over the KV cache in decoding",
         choices={
             "auto": "cudnn on GPUs, splash on TPUs, plain elsewhere",
-            "plain": "all scores in memory",
+            "plain": "no kernel: all scores of whole rows in memory",
             "cudnn": "flash attention of cuDNN",
-            "splash": "flash attention of Pallas on TPUs",
+            "splash": "splash attention of Pallas on TPUs, and paged attention in decoding",
         },
     )
     lora: LoraSettings = LoraSettings()
