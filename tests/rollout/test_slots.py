@@ -137,7 +137,8 @@ def written(slots, u):
     """Keys and values of a slot's row."""
     end = slots.length_U[u]
     for layer in slots.cache:
-        yield from (layer.key_BKHT[u, :, :, :end], layer.value_BKTH[u, :, :end])
+        key_BKHT, value_BKTH = layer
+        yield from (key_BKHT[u, :, :, :end], value_BKTH[u, :, :end])
 
 
 def test_a_text_that_does_not_fit_ends_its_row_and_is_not_read(programs, stage):
