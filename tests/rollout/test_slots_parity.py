@@ -108,7 +108,8 @@ def test_reading_a_text_takes_the_memory_of_one_chunk_of_one_row(stage):
     params, shapes = shapes_of(model), jax.ShapeDtypeStruct
 
     def needed(chunk, *, rows):
-        settings = dataclasses.replace(stage.settings, max_tokens=768, absorb_chunk=chunk)
+        texts = {"observation_tokens": 256, "retrieved_tokens": 256, "absorb_chunk": chunk}
+        settings = dataclasses.replace(stage.settings, max_tokens=768, **texts)
         prompt, text = (
             Span(shapes((rows, width), np.int32), shapes((rows,), np.int32)) for width in (8, 256)
         )
