@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         observation_tokens=8,
         retrieved_tokens=18,
         max_tokens=144,
-        slots=64,
+        slots=128,
     )
     c.retrieval.update(history="without_retrieved", index="brute", mask=r"\b[A-Z][a-z]+\b|\d+")
     c.optimizer.update(learning_rate=6e-4, schedule="cosine")
