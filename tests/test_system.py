@@ -158,9 +158,9 @@ def test_a_run_ended_by_a_signal_and_started_again_ends_as_if_nothing_had_happen
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start(tmp_path / "run", *flags)
     deadline = time.monotonic() + PATIENCE_S
-    lines = 2 if every == 1 else 1  # a step's line is written with its checkpoint, or a step later
+    enough = 2 if every == 1 else 1  # a step's line is written with its checkpoint, or a step later
     while process.poll() is None and time.monotonic() < deadline:
-        if metrics.is_file() and metrics.read_text().count("\n") >= lines:
+        if metrics.is_file() and metrics.read_text().count("\n") >= enough:
             break
         time.sleep(0.02)
     process.send_signal(number)

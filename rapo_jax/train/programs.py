@@ -124,22 +124,42 @@ def make_program(
     setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
 ) -> Program:
     """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
-    how = partial(rollout, group_size=group_size, retrieves=retrieves)
     callbacks, settings, mesh = setup.callbacks, setup.settings, setup.mesh
+    parts = compiled(setup.parts, mesh)
+
+    def shard(params: Params, inputs: RolloutInputs, prompt: Span) -> Rolled:
+        return rollout(
+            setup.parts,
+            partial(host_call, mesh),
+            callbacks,
+            settings,
+            params,
+            inputs,
+            prompt,
+            group_size=group_size,
+            retrieves=retrieves,
+            repeat=while_unfinished,
+        )
 
     def in_program(*arguments: object) -> Rolled:
         count_compile()  # runs while tracing
-        call_host = partial(host_call, mesh)
-        run = partial(how, setup.parts, call_host, callbacks, settings, repeat=while_unfinished)
         with on_mesh(setup.kernel_mesh):
-            return on_row_shards(mesh, run, (EVERYWHERE, INPUTS, ROWS))(*arguments)
+            return on_row_shards(mesh, shard, (EVERYWHERE, INPUTS, ROWS))(*arguments)
 
-    parts = compiled(setup.parts, mesh)
-
-    def from_python(*arguments: object) -> Rolled:
-        run = partial(how, parts, call_directly, callbacks, settings, repeat=loop_unfinished)
+    def from_python(params: Params, inputs: RolloutInputs, prompt: Span) -> Rolled:
         with on_mesh(setup.kernel_mesh):
-            return run(*arguments)
+            return rollout(
+                parts,
+                call_directly,
+                callbacks,
+                settings,
+                params,
+                inputs,
+                prompt,
+                group_size=group_size,
+                retrieves=retrieves,
+                repeat=loop_unfinished,
+            )
 
     drivers: dict[str, Program] = {"jit": jax.jit(in_program), "host": from_python}
     return drivers[settings.driver]

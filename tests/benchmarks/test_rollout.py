@@ -14,14 +14,14 @@ def slow_world(tmp_path_factory):
 
 
 def test_sixteen_rows_keep_four_slots_busy(slow_world):
-    slow_world.search.asleep = False
+    slow_world.search.asleep, slow_world.search.immediate = False, True
     _, run = measure(slow_world, seed=1)
     assert run["sampled"] > 1000
     assert run["slots_used"] > 0.8  # the rest is the end, when fewer rows than slots are left
 
 
 def test_the_critical_path_is_that_of_the_row_whose_searches_take_longest(slow_world):
-    slow_world.search.asleep = True
+    slow_world.search.asleep, slow_world.search.immediate = True, False
     trajectory, run = measure(slow_world, seed=1)
     least = critical_seconds(slow_world, trajectory, token_s=0.0)
     assert 0.01 <= least <= 3 * 0.02
