@@ -49,6 +49,7 @@ class Conversation:
         self._endpoint, self._system = endpoint, system
         self._messages: list[Message] = []
         self._read_chars = 0
+        self._steps: list[str] = []  # of the last message, still to be done
 
     def __call__(self, question: str, history: str, rng: np.random.Generator) -> str:
         if not self._messages:
@@ -58,7 +59,8 @@ class Conversation:
             ]
         else:
             self._messages.append({"role": "user", "content": history[self._read_chars :]})
-        text = self._endpoint.step(self._messages)
+        self._steps = self._steps or self._endpoint.steps(self._messages)
+        text = self._steps.pop(0)
         self._messages.append({"role": "assistant", "content": text})
         self._read_chars = len(history) + len(text)
         return text

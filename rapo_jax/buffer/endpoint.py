@@ -13,9 +13,10 @@ from pathlib import Path
 
 from rapo_jax.config import EndpointSettings
 from rapo_jax.io.api_keys import read_api_key
+from rapo_jax.io.chat import ChatReply, read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
-from rapo_jax.text.protocol import STEP_KINDS, neutralise, stops, tags
+from rapo_jax.text.protocol import CALLS, STEP_KINDS, neutralise, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
 """Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
@@ -25,8 +26,6 @@ MAX_STOPS = 4
 MAX_REPLY_BYTES = 8 << 20
 CHARS_PER_TOKEN = 3
 """To estimate what a call reads; estimates are rather high for English."""
-REASONING = ("reasoning_content", "reasoning")
-"""Keys under which servers return a thought that they cut out of the message."""
 
 Message = dict[str, str]
 
@@ -104,8 +103,8 @@ class Endpoint:
             connections=settings.concurrency,
         )
 
-    def step(self, messages: Sequence[Message]) -> str:
-        """The model's next step.
+    def steps(self, messages: Sequence[Message]) -> list[str]:
+        """The model's next step, and further calls that follow it in the same message.
 
         Raises:
             Spent: the spending cap is reached.
@@ -118,7 +117,7 @@ class Endpoint:
         sent = json.dumps(list(messages), ensure_ascii=False).encode("utf-8", "replace")
         most = len(sent) + s.step_tokens  # a token is a byte or more
         self._budget.take(estimate)
-        body = {
+        fields: dict[str, Json] = {
             "model": s.model,
             "messages": list(messages),
             "temperature": s.temperature,
@@ -131,41 +130,51 @@ class Endpoint:
             return read + len(text) // CHARS_PER_TOKEN if count is None else min(count, most)
 
         def check(reply: Json) -> None:
-            text, _ = self._read(reply)
-            if not text.strip():  # it is paid for, and the estimate reserves the next attempt
-                self._budget.take(used(reply, text), calls=0)
-                raise HttpFailure("empty", "the answer holds no message")
+            try:
+                read_reply(reply)
+            except HttpFailure as failure:
+                if failure.kind != "status" or _tokens_of(reply):  # it is paid for, and the
+                    self._budget.take(used(reply, ""), calls=0)  # estimate reserves the next one
+                raise
 
         try:
-            reply = self._client.post(self._url, body, check=check)
+            reply = self._client.post(self._url, with_extra(fields, s.extra_body), check=check)
         except HttpFailure as failure:
-            if failure.kind in ("status", "empty"):  # others may have been served
+            if failure.kind in ("status", "empty", "refused"):  # others may have been served
                 self._budget.correct(-estimate)
             if failure.status in HOPELESS:
                 raise ValueError(f"buffer.endpoint.model={s.model!r}: {failure}") from None
             raise
-        text, ended = self._read(reply)
+        answer = read_reply(reply)
+        text = self._with_thought(answer)
         self._budget.correct(used(reply, text) - estimate)
-        return whole_step(text, ended=ended, user_tools=self._user_tools)
+        return whole_steps(text, ended=answer.ended, user_tools=self._user_tools)
 
     def close(self) -> None:
         self._client.close()
 
-    def _read(self, reply: Json) -> tuple[str, bool]:
-        """(text, whether the model ended it and not the token limit)."""
-        try:
-            choice = reply["choices"][0]
-            message = choice["message"]
-            text = message.get("content") or ""
-            thought = next((x for name in REASONING if (x := message.get(name))), "")
-            ended = choice.get("finish_reason") != "length"
-        except (KeyError, IndexError, TypeError, AttributeError):
-            return "", False
-        if not isinstance(text, str):
-            return "", False
-        if isinstance(thought, str) and thought.strip() and "<think>" not in text:
-            text = f"<think>{neutralise(thought.strip(), self._user_tools)}</think>{text}"
-        return text, ended
+    def _with_thought(self, answer: ChatReply) -> str:
+        if not answer.thought or "<think>" in answer.text:
+            return answer.text
+        return f"<think>{neutralise(answer.thought, self._user_tools)}</think>{answer.text}"
+
+
+def whole_steps(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> list[str]:
+    """`whole_step`, and the calls that follow its call with nothing but space between them.
+
+    Anything else behind a call, such as a result that the model made up, is cut.
+    """
+    opening = tuple(f"<{name}>" for name in (*CALLS, *user_tools))
+    closing = tuple(f"</{name}>" for name in (*CALLS, *user_tools))
+    text = text.replace("<|", "< |")
+    steps = [whole_step(text, ended=ended, user_tools=user_tools)]
+    while steps[-1].endswith(closing):
+        text = text.partition(steps[-1])[2].lstrip()
+        step = whole_step(text, ended=ended, user_tools=user_tools)
+        if not text.startswith(opening) or not step.endswith(closing):
+            break
+        steps.append(step)
+    return steps
 
 
 def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:

@@ -12,6 +12,12 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+EXTRA_BODY = (
+    "more fields of each request, such as {'max_completion_tokens': 2048} (in place of max_tokens) "
+    "or {'temperature': None}: None takes a field out"
+)
+"""Meaning of the keys of that name."""
+
 
 class Key(NamedTuple):
     """One key of a group of settings, with its value there."""

@@ -30,8 +30,8 @@ from rapo_jax.io.api_keys import SHOWN_CHARS as KEY_CHARS
 from rapo_jax.io.api_keys import mask, mask_keys
 from rapo_jax.io.files import Json
 
-BUSY = (408, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses after which another attempt may succeed."""
+BUSY = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
+"""Statuses after which another attempt may succeed; those from 520 on are of Cloudflare."""
 SHOWN_CHARS = 200
 READ_CHARS = 4000
 """Of a failure's text, before it is masked: the time of masking is bounded."""
@@ -52,7 +52,8 @@ class Limits(NamedTuple):
 
 
 class HttpFailure(Exception):
-    """A failed call, in one line. `kind` is timeout, status, network, body or empty."""
+    """A failed call, in one line. `kind` is timeout, status, network, body, empty or
+    refused."""
 
     def __init__(
         self, kind: str, text: str, *, status: int = 0, retry: bool = True, wait_s: float = 0.0

@@ -8,7 +8,7 @@ from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report.runs import Run, as_number
 from rapo_jax.suites.paper import reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
-from rapo_jax.suites.table import DASH, average, percent
+from rapo_jax.suites.table import DASH, average, judge_percent, percent
 
 Row = dict[str, str]
 """A suite of a run: column -> text; the last columns count samples by kind."""
@@ -47,13 +47,23 @@ def _row(run: str, name: str, x: JsonObject) -> Row:
         "Scoring": _text(x.get("scoring")),
         "Score": percent(as_number(x.get("score")), _interval(x.get("interval"))),
         "Pass@1": percent(as_number(x.get("pass@1")), _interval(x.get("pass@1_interval"))),
-        "Judge": percent(as_number(_object(x, "scores").get("judge"))),
+        "Judge": _judge(x),
         "Paper: GRPO": f"{paper.grpo:.1f}" if paper else DASH,
         "Paper: RAPO": f"{paper.rapo:.1f}" if paper else DASH,
         "Calls": _number(x.get("calls"), 1),
         "Tokens": _number(x.get("tokens"), 0),
         **{kind: _number(kinds.get(kind), 0) for kind in (RIGHT, *FAILURES)},
     }
+
+
+def _judge(x: JsonObject) -> str:
+    score = as_number(_object(x, "scores").get("judge"))
+    questions, samples, unjudged = (
+        as_number(x.get(k)) for k in ("questions", "samples", "unjudged")
+    )
+    if questions is None or samples is None or unjudged is None or (score, unjudged) == (None, 0):
+        return percent(score)
+    return judge_percent(score, samples=questions * samples, unjudged=unjudged)
 
 
 def _text(value: object) -> str:

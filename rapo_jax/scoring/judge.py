@@ -1,7 +1,7 @@
 """A language model as judge of answers, through an OpenAI-compatible chat endpoint.
 
 The prompt is part of every cache key, so that verdicts of another prompt or model are never mixed
-in. A failed call is no verdict and is not cached.
+in. A failed call, a refusal and a reply that its limit cut off are no verdicts and are not cached.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from rapo_jax.config import JudgeSettings
 from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
+from rapo_jax.io.chat import read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.scoring.answers import RULES
@@ -42,10 +43,14 @@ Reply with one word: Correct or Incorrect."""
 VERDICTS = ("correct", "incorrect", "unclear", "failed")
 ATTEMPTS = 4
 MAX_PREDICTION_CHARS = 2000
-MAX_REPLY_TOKENS = 16
-MAX_REPLY_BYTES = 1 << 20
-HOPELESS = (400, 401, 403, 404, 405)
-"""Statuses that any question would get: the endpoint is set up wrongly."""
+GROWTH, ENLARGEMENTS = 4, 2
+"""A reply that is cut off is tried again with GROWTH times its limit, so many times."""
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+MAX_REPLY_BYTES = 8 << 20
+HOPELESS = (401, 402, 403, 404, 405)
+"""Statuses that any question would get: the endpoint is set up wrongly, or unpaid."""
+BAD_REQUEST = 400
+"""Of a wrong field, which every call would get, or of one question that a filter refuses."""
 
 
 class Answered(NamedTuple):
@@ -82,7 +87,7 @@ class ChatJudge:
             raise ValueError(f"evaluate.judge.url={mask(url)!r}: expected http://… or https://…")
         key = read_api_key(settings.key_variable, key="evaluate.judge.key_variable")
         self._url = f"{url.rstrip('/')}/chat/completions"
-        self._model, self._rule, self._concurrency = settings.model, rule, settings.concurrency
+        self._settings, self._rule = settings, rule
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, backoff_s, MAX_REPLY_BYTES),
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -93,15 +98,22 @@ class ChatJudge:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
         self.calls = 0
+        self._replies = 0  # of this run or of the cache
+        self._bad_request = ""
 
     def __call__(self, answered: Sequence[Answered]) -> list[Judgement]:
         """Judgements in the order of `answered`.
 
-        Raises ValueError if the endpoint refuses every call (a wrong key, model or address); any
-        other failed call is the judgement 'failed'.
+        Raises ValueError if the endpoint refuses every call (a wrong key, model, address or field);
+        any other failed call is the judgement 'failed'.
         """
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge") as threads:
+        with ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="judge") as threads:
             judgements = list(threads.map(self._judge, answered))
+        if self._bad_request and not self._replies:
+            raise ValueError(
+                f"evaluate.judge.model={self._settings.model!r}: {self._bad_request}; "
+                "evaluate.judge.extra_body changes the fields of a request"
+            )
         self.counts.update(judgement.verdict for judgement in judgements)
         return judgements
 
@@ -123,9 +135,14 @@ class ChatJudge:
                 text = self._ask(body)
             except HttpFailure as failure:
                 if failure.status in HOPELESS:
-                    raise ValueError(f"evaluate.judge.model={self._model!r}: {failure}") from None
+                    model = self._settings.model
+                    raise ValueError(f"evaluate.judge.model={model!r}: {failure}") from None
+                if failure.status == BAD_REQUEST:
+                    self._bad_request = str(failure)
                 return Judgement("failed", str(failure))
             self._cache.put(key, text)
+        with self._lock:
+            self._replies += 1
         return Judgement(read_verdict(text, rule=self._rule), text)
 
     def _same(self, prediction: str, gold: str) -> bool:
@@ -139,27 +156,43 @@ class ChatJudge:
             answers="\n".join(f"- {neutralise(gold)}" for gold in answered.gold_answers),
             prediction=neutralise(prediction[:MAX_PREDICTION_CHARS]),
         )
-        return {
-            "model": self._model,
+        body: dict[str, Json] = {
+            "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
-            "max_tokens": MAX_REPLY_TOKENS,
+            "max_tokens": self._settings.reply_tokens,
         }
+        return with_extra(body, self._settings.extra_body)
 
     def _ask(self, body: dict[str, Json]) -> str:
-        with self._lock:
-            self.calls += 1
-        return _content(self._client.post(self._url, body, check=_content))
+        """The reply without its thought. Raises HttpFailure if there is none, or it is cut off."""
+        limits = {name: body[name] for name in TOKEN_LIMITS if isinstance(body.get(name), int)}
+        for enlargement in range(ENLARGEMENTS + 1 if limits else 1):
+            larger = {name: limit * GROWTH**enlargement for name, limit in limits.items()}
+            with self._lock:
+                self.calls += 1
+            try:
+                reply = read_reply(self._client.post(self._url, body | larger, check=read_reply))
+            except HttpFailure as failure:
+                if enlargement and failure.status == BAD_REQUEST:
+                    break  # more than the model can hold
+                raise
+            text = _without_thought(reply.text)
+            if text and (reply.ended or self._is_verdict(text)):
+                return text
+        key = "evaluate.judge.reply_tokens"
+        raise HttpFailure("empty", f"the reply is cut off, or a thought alone: raise {key}")
+
+    def _is_verdict(self, text: str) -> bool:
+        """Whether a text that is cut off holds its verdict all the same."""
+        tagged = self._rule == "official" and "</judgment>" in text.lower()
+        return tagged or read_verdict(text, rule="strict") != "unclear"
 
 
-def _content(reply: Json) -> str:
-    try:
-        text = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        text = None
-    if not isinstance(text, str) or not text.strip():
-        raise HttpFailure("empty", "the answer holds no message")
-    return text
+def _without_thought(text: str) -> str:
+    """What follows the thought; '' while it is open. Its opening tag may be in the prompt."""
+    rest = text.rpartition("</think>")[2]
+    return "" if "<think>" in rest else rest.strip()
 
 
 def read_verdict(text: str, *, rule: str) -> str:

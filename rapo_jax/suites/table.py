@@ -47,7 +47,8 @@ def _header(suites: Mapping[str, Summary]) -> str:
             "",
             f"Weights: {weights}. Without retrieval. In percent, with 95 % intervals over "
             "questions (Wilson for pass@1 and maths, bootstrap for the rest); calls and tokens are "
-            "means of a sample.",
+            "means of a sample. The judge's score is of the samples in brackets: those with a "
+            "verdict.",
             f"Scoring: {rules}.",
             f"Paper: {backbones or 'none of its backbones has this shape'}; a dash is an "
             "unknown figure.",
@@ -58,6 +59,8 @@ def _header(suites: Mapping[str, Summary]) -> str:
 def _scores(suites: Mapping[str, Summary]) -> str:
     several = any(x["samples"] > 1 for x in suites.values())
     others = [name for name in OTHERS if any(name in x["scores"] for x in suites.values())]
+    if any(x["unjudged"] for x in suites.values()):
+        others = list(dict.fromkeys([*others, "judge"]))
     head = ["suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several)]
     rows = []
     for name, x in suites.items():
@@ -66,7 +69,7 @@ def _scores(suites: Mapping[str, Summary]) -> str:
             [
                 name, str(x["questions"]), x["metric"],
                 percent(x["score"], x["interval"]), percent(x["pass@1"], x["pass@1_interval"]),
-                *([_rates(x)] * several), *(percent(x["scores"].get(other)) for other in others),
+                *([_rates(x)] * several), *(_other(x, other) for other in others),
                 f"{x['calls']:.1f}", f"{x['tokens']:.0f}",
                 *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH]),
             ]
@@ -94,6 +97,19 @@ def _groups(suites: Mapping[str, Summary]) -> str:
         for group, of in x["groups"].items()
     ]
     return markdown_table(["suite", "group", "questions", "score"], rows) if rows else ""
+
+
+def _other(x: Summary, name: str) -> str:
+    """A metric beside the suite's."""
+    score = x["scores"].get(name)
+    if name != "judge" or (score is None and not x["unjudged"]):
+        return percent(score)
+    return judge_percent(score, samples=x["questions"] * x["samples"], unjudged=x["unjudged"])
+
+
+def judge_percent(score: float | None, *, samples: float, unjudged: float) -> str:
+    """The judge's score, and of how many samples it is: those with a verdict."""
+    return f"{percent(score)} ({samples - unjudged:.0f} of {samples:.0f})"
 
 
 def _rates(x: Summary) -> str:

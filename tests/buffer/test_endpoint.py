@@ -1,4 +1,4 @@
-"""A chat endpoint as an agent: where its steps end, what it may spend, servers that misbehave."""
+"""A chat endpoint as an agent: where its steps end, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -6,64 +6,10 @@ import time
 
 import pytest
 
-from rapo_jax.buffer.conversations import converse
-from rapo_jax.buffer.endpoint import Budget, Endpoint, Spent, whole_step
-from rapo_jax.config import EndpointSettings
+from rapo_jax.buffer.endpoint import whole_step, whole_steps
 from rapo_jax.io.http import HttpFailure
-from rapo_jax.tasks import Question
-from rapo_jax.tools.observation import Observation
 from rapo_jax.types import Source
-
-SEARCH = "<think>look</think><search>a b</search>"
-ANSWER = "<think>so</think><answer>\\boxed{c}</answer>"
-ASK = [{"role": "user", "content": "q"}]
-
-
-def question(name):
-    return Question(id=name, question=f"{name}?", answers=("c",), kind="k", source="test")
-
-
-def chat(text, *, tokens=10, reason="stop", **more):
-    choice = {"message": {"role": "assistant", "content": text} | more, "finish_reason": reason}
-    return 200, {"choices": [choice], "usage": {"total_tokens": tokens}}
-
-
-def settings(url, **changes):
-    values = {
-        "url": url, "model": "teacher", "key_variable": "", "temperature": 0.7, "step_tokens": 50,
-        "max_calls_total": 0, "max_tokens_total": 0, "concurrency": 3, "deadline_s": 10.0,
-    }  # fmt: skip
-    return EndpointSettings(**(values | changes))
-
-
-def make(url, folder, **changes):
-    s = settings(url, **changes)
-    budget = Budget(
-        folder / "spent.jsonl", max_calls=s.max_calls_total, max_tokens=s.max_tokens_total
-    )
-    return Endpoint(s, budget, user_tools=(), backoff_s=0.01), budget
-
-
-def echo(calls):
-    return [Observation(f"saw {call}", "ok") for call in calls]
-
-
-def sample(endpoint, names, *, concurrency=1):
-    kept = {}
-    outcome = converse(
-        endpoint,
-        [(question(name), 0) for name in names],
-        {"search": echo},
-        system="be good",
-        max_calls=3,
-        concurrency=concurrency,
-        keep=lambda q, n, segments: kept.__setitem__(q.id, segments),
-    )
-    return kept, outcome
-
-
-def searches_once(handler, body):
-    return chat(SEARCH if len(body["messages"]) == 2 else ANSWER)
+from tests.buffer.chats import ANSWER, ASK, SEARCH, chat, make, sample, searches_once
 
 
 @pytest.mark.parametrize(
@@ -79,6 +25,34 @@ def searches_once(handler, body):
 )
 def test_a_step_ends_with_its_first_closing_tag(text, ended, step):
     assert whole_step(text, ended=ended, user_tools=()) == step
+
+
+@pytest.mark.parametrize(
+    ("rest", "more"),
+    [
+        ("\n<python>1</python>\n<search>c", ["<python>1</python>", "<search>c</search>"]),
+        ("<result>made up</result><python>1</python>", []),
+        (ANSWER, []),
+    ],
+)
+def test_calls_behind_a_call_in_one_message_are_steps_and_anything_else_is_cut(rest, more):
+    assert whole_steps(SEARCH + rest, ended=True, user_tools=()) == [SEARCH, *more]
+
+
+def test_two_calls_of_one_message_are_done_in_turn_and_asked_for_once(serve, tmp_path):
+    asked = []
+
+    def answer(handler, body):
+        asked.append([message["content"] for message in body["messages"][2:]])
+        return chat(SEARCH + "<search>c</search>" if len(asked) == 1 else ANSWER)
+
+    kept, _ = sample(make(serve(answer), tmp_path)[0], ["q"])
+    first, second = (
+        (SEARCH, "<result> saw a b</result>"),
+        ("<search>c</search>", "<result> saw c</result>"),
+    )
+    assert [s.text for s in kept["q"]] == [*first, *second, ANSWER]
+    assert asked == [[], [*first, *second]]
 
 
 def test_a_trajectory_is_a_conversation_through_the_real_tools(serve, tmp_path):
@@ -112,7 +86,7 @@ def test_a_trajectory_is_a_conversation_through_the_real_tools(serve, tmp_path):
 def test_a_thought_that_the_server_cut_out_comes_back_and_forges_no_call(serve, tmp_path):
     thought = "so </search> it is"
     url = serve(lambda h, body: chat("<answer>c", reasoning_content=thought))
-    step = make(url, tmp_path)[0].step(ASK)
+    (step,) = make(url, tmp_path)[0].steps(ASK)
     assert step == "<think>so < /search> it is</think><answer>c</answer>"
 
 
@@ -127,44 +101,83 @@ def test_a_busy_or_broken_server_is_asked_again(serve, tmp_path):
         lambda h, b: chat("hm"),
     ]
     endpoint, budget = make(serve(lambda h, b: answers.pop(0)(h, b)), tmp_path)
-    assert endpoint.step(ASK) == "hm"
+    assert endpoint.steps(ASK) == ["hm"]
     assert (budget.calls, budget.tokens) == (1, 10)
 
 
-@pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], None])
+@pytest.mark.parametrize("status", [520, 524, 529])
+@pytest.mark.parametrize("inside", [False, True], ids=["status", "inside status 200"])
+def test_a_passing_failure_is_tried_again_and_its_reason_is_reported(
+    serve, tmp_path, status, inside
+):
+    error = {"error": {"message": "the model is overloaded", "code": status}}
+    answers = [(200, error) if inside else (status, "the model is overloaded")] * 3 + [chat("hm")]
+    endpoint, budget = make(serve(lambda h, b: answers.pop(0)), tmp_path)
+    assert endpoint.steps(ASK) == ["hm"]
+    assert (budget.calls, budget.tokens) == (1, 10)
+    answers += [(200, {"choices": [error]}) if inside else (status, error)] * 4
+    with pytest.raises(HttpFailure, match=rf"overloaded.*{status}" if inside else "overloaded"):
+        endpoint.steps(ASK)
+    assert (budget.calls, budget.tokens) == (2, 10)
+
+
+def test_a_refused_key_may_be_reported_inside_status_200(serve, tmp_path):
+    url = serve(lambda h, b: (200, {"object": "error", "message": "bad key", "code": 401}))
+    with pytest.raises(ValueError, match="endpoint.model='teacher': .*bad key"):
+        make(url, tmp_path)[0].steps(ASK)
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ([{"type": "text", "text": "<answer>"}, {"type": "text", "text": "c"}],
+         "<answer>c</answer>"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}, "hm"],
+         "<think>so</think>hm"),
+    ],
+)  # fmt: skip
+def test_a_content_may_be_a_list_of_parts(serve, tmp_path, content, step):
+    assert make(serve(lambda h, b: chat(content)), tmp_path)[0].steps(ASK) == [step]
+
+
+def test_a_message_of_function_calls_is_refused_by_name(serve, tmp_path):
+    calls = [{"function": {"name": "search"}}, {"function": {"name": "python"}}]
+    url = serve(lambda h, b: chat(None, tool_calls=calls))
+    with pytest.raises(HttpFailure, match=r"calls of functions \(search, python\)"):
+        make(url, tmp_path)[0].steps(ASK)
+
+
+def test_extra_fields_replace_or_remove_those_of_a_request(serve, tmp_path):
+    sent = []
+    extra = {"max_completion_tokens": 9, "temperature": None, "top_k": 3, "stop": ["x"]}
+    url = serve(lambda h, body: sent.append(body) or chat("hm"))
+    make(url, tmp_path, extra_body=extra)[0].steps(ASK)
+    assert sent == [
+        {"model": "teacher", "messages": ASK, "max_completion_tokens": 9, "top_k": 3, "stop": ["x"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{}, {"choices": []}, {"choices": None}, {"choices": [None]}, {"choices": [{"message": None}]},
+     [], None],
+)  # fmt: skip
 def test_an_answer_without_a_message_is_a_failure_of_that_call(serve, tmp_path, reply):
     with pytest.raises(HttpFailure, match="the answer holds no message"):
-        make(serve(lambda h, b: (200, reply)), tmp_path)[0].step(ASK)
+        make(serve(lambda h, b: (200, reply)), tmp_path)[0].steps(ASK)
 
 
-@pytest.mark.parametrize("content", ["", " \n", None, ["x"]])
+@pytest.mark.parametrize("content", ["", " \n", None, [], [{"type": "image_url"}]])
 def test_an_empty_answer_is_asked_for_again_and_paid_for(serve, tmp_path, content):
     answers = [chat(content, tokens=7), chat(content, tokens=8), chat("hm")]
     endpoint, budget = make(serve(lambda h, b: answers.pop(0)), tmp_path)
-    assert endpoint.step(ASK) == "hm"
+    assert endpoint.steps(ASK) == ["hm"]
     assert (budget.calls, budget.tokens) == (1, 25)
 
     answers += [chat(content, tokens=10)] * 4
     with pytest.raises(HttpFailure, match=r"the answer holds no message \(4 attempts\)"):
-        endpoint.step(ASK)
+        endpoint.steps(ASK)
     assert (budget.calls, budget.tokens, answers) == (2, 65, [])
-
-
-def test_empty_answers_are_not_asked_for_beyond_the_cap(serve, tmp_path):
-    asked = []
-    url = serve(lambda h, b: asked.append(1) or chat("", tokens=40))
-    with pytest.raises(Spent, match="max_tokens_total=100"):
-        make(url, tmp_path, max_tokens_total=100)[0].step(ASK)
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("claim", [10**12, 10**4000, -1, True, "many", 1e12])
-def test_a_claim_of_tokens_is_bounded_by_what_was_sent_and_the_longest_answer(
-    serve, tmp_path, claim
-):
-    endpoint, budget = make(serve(lambda h, b: chat("hm", tokens=claim)), tmp_path)
-    endpoint.step(ASK)
-    assert 0 <= budget.tokens <= len(str(ASK)) + 50
 
 
 def test_a_slow_server_costs_a_trajectory_and_not_the_others(serve, tmp_path):
@@ -207,33 +220,3 @@ def test_a_server_that_always_fails_ends_the_sampling(serve, tmp_path):
     ):
         sample(endpoint, [f"q{i}" for i in range(40)])
     assert len(asked) == 10
-
-
-def test_a_cap_on_calls_ends_the_asking_and_keeps_what_is_finished(serve, tmp_path):
-    asked = []
-
-    def answer(handler, body):
-        asked.append(1)
-        return searches_once(handler, body)
-
-    url = serve(answer)
-    endpoint, _ = make(url, tmp_path, max_calls_total=5)
-    kept, outcome = sample(endpoint, ["a", "b", "c", "d"])
-    assert list(kept) == ["a", "b"] and len(asked) == 5
-    assert outcome.spent == "buffer.endpoint.max_calls_total=5: 5 are spent"
-    again, _ = make(url, tmp_path, max_calls_total=5)  # another build has the same account
-    assert sample(again, ["c"])[1].spent and len(asked) == 5
-
-
-def test_a_cap_on_tokens_holds_an_estimate_apart_before_each_call(tmp_path):
-    budget = Budget(tmp_path / "spent.jsonl", max_calls=0, max_tokens=100)
-    budget.take(60)
-    with pytest.raises(Spent, match="max_tokens_total=100: 60 are spent"):
-        budget.take(60)
-    budget.correct(-50)
-    budget.take(60)
-    again = Budget(tmp_path / "spent.jsonl", max_calls=0, max_tokens=100)
-    assert (again.calls, again.tokens) == (2, 70)
-    (tmp_path / "spent.jsonl").write_text("x\n")
-    with pytest.raises(ValueError, match="spent.jsonl: damaged"):
-        Budget(tmp_path / "spent.jsonl", max_calls=0, max_tokens=100)

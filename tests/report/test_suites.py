@@ -19,7 +19,7 @@ SUITE = {
     "suite": "gsm8k:test", "metric": "math", "scoring": "official", "weights": "made",
     "backbone": "Qwen2.5-7B-Instruct", "questions": 10, "samples": 1, "score": 0.8,
     "interval": [0.49, 0.943], "pass@1": 0.8, "pass@1_interval": [0.49, 0.943],
-    "scores": {"math": 0.8, "judge": 0.7}, "calls": 1.25, "tokens": 100.4,
+    "scores": {"math": 0.8, "judge": 0.7}, "unjudged": 1, "calls": 1.25, "tokens": 100.4,
     "kinds": dict.fromkeys(KINDS, 0) | {"right": 8, "wrong": 2},
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_a_suite_is_a_row_with_its_interval_and_its_failures_by_kind(with_suites
     (row,) = suite_rows([load_run(with_suites("a", {"gsm8k": SUITE}))])
     assert row == {
         "Suite": "gsm8k", "Run": "a", "Questions": "10", "Metric": "math", "Scoring": "official",
-        "Score": "80.0 [49.0, 94.3]", "Pass@1": "80.0 [49.0, 94.3]", "Judge": "70.0",
+        "Score": "80.0 [49.0, 94.3]", "Pass@1": "80.0 [49.0, 94.3]", "Judge": "70.0 (9 of 10)",
         "Paper: GRPO": "–", "Paper: RAPO": "–", "Calls": "1.2", "Tokens": "100",
     } | dict.fromkeys(KINDS, "0") | {"right": "8", "wrong": "2"}  # fmt: skip
 

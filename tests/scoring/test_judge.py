@@ -19,12 +19,15 @@ from rapo_jax.scoring.judge import (
 CURIE = Answered("Who found radium?", ["Marie Curie"], "Madame Curie")
 
 
-def chat(text):
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+def chat(text, *, reason="stop", **more):
+    message = {"role": "assistant", "content": text} | more
+    return 200, {"choices": [{"message": message, "finish_reason": reason}]}
 
 
 NO_MESSAGE = [
     (200, {"choices": []}),
+    (200, {"choices": None}),
+    (200, {"error": {"message": "overloaded", "code": 503}}),
     (200, {"choices": [{"message": {"content": None}}]}),
     (200, {"choices": [{"message": {"content": " "}}]}),
     (200, ["wrong type"]),
@@ -32,8 +35,9 @@ NO_MESSAGE = [
 ]
 
 
-def judge(url, folder, *, model="judge-1", rule="strict", key_variable="", deadline_s=10.0):
-    settings = JudgeSettings(url, model, key_variable, deadline_s=deadline_s, concurrency=3)
+def judge(url, folder, *, model="judge-1", rule="strict", key_variable="", **keys):
+    keys = {"deadline_s": 10.0, "concurrency": 3, **keys}
+    settings = JudgeSettings(url, model, key_variable, **keys)
     return ChatJudge(settings, cache=folder / "judge.sqlite", rule=rule, backoff_s=0.01)
 
 
@@ -102,6 +106,84 @@ def test_a_reply_without_a_message_is_asked_for_again(serve, tmp_path, reply):
     replies = [reply] * 3 + [chat("Correct")]
     found = judge(serve(lambda handler, body: replies.pop(0)), tmp_path)([CURIE])
     assert found == [Judgement("correct", "Correct")]
+
+
+CUT_OFF = [
+    chat("<think>it may be incorrect, let me", reason="length"),
+    chat(None, reason="length", reasoning_content="it may be incorrect, let me"),
+    chat("<think>a server that names no reason", reason=None),
+    chat("The predicted answer is incorrect as far as", reason="length"),
+]
+
+
+@pytest.mark.parametrize("rule", ["strict", "official"])
+@pytest.mark.parametrize("reply", CUT_OFF, ids=str)
+def test_a_reply_that_is_cut_off_is_no_verdict_and_is_tried_with_more_tokens(
+    serve, tmp_path, reply, rule
+):
+    limits = []
+
+    def answer(handler, body):
+        limits.append(body["max_tokens"])
+        return chat("<think>not incorrect</think>Correct") if limits[-1] > 300 else reply
+
+    found = judge(serve(answer), tmp_path, rule=rule, reply_tokens=100)([CURIE])
+    assert (found, limits) == ([Judgement("correct", "Correct")], [100, 400])
+
+    asking = judge(serve(lambda h, b: limits.append(b["max_tokens"]) or reply), tmp_path / "other")
+    del limits[:]
+    for _ in range(2):  # it is not kept
+        (found,) = asking([CURIE])
+        assert found.verdict == "failed" and "evaluate.judge.reply_tokens" in found.text
+    assert limits == [1024, 4096, 16384] * 2
+
+
+def test_more_tokens_than_the_model_holds_are_a_failure_of_that_answer(serve, tmp_path):
+    def answer(handler, body):
+        return (400, "too long") if body["max_tokens"] > 2000 else CUT_OFF[0]
+
+    assert judge(serve(answer), tmp_path)([CURIE])[0].verdict == "failed"
+
+
+@pytest.mark.parametrize("text", ["so</think>\n\nIncorrect", "<think>correct?</think> Incorrect."])
+def test_a_thought_is_dropped(serve, tmp_path, text):
+    assert judge(serve(lambda h, b: chat(text)), tmp_path)([CURIE])[0].verdict == "incorrect"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [chat(None, refusal="I cannot help"), chat("I can", reason="content_filter")],
+    ids=["refusal", "filter"],
+)
+def test_a_refusal_is_a_failure_that_is_sent_once_and_not_kept(serve, tmp_path, reply):
+    asking = judge(serve(lambda h, b: reply), tmp_path, rule="official")
+    for calls in (1, 2):
+        (found,) = asking([CURIE])
+        assert found.verdict == "failed" and "the model refuses" in found.text
+        assert asking.calls == calls
+
+
+def test_extra_fields_change_the_request(serve, tmp_path):
+    sent = []
+    extra = {"max_completion_tokens": 7, "temperature": None, "reasoning": {"effort": "low"}}
+    url = serve(lambda h, body: sent.append(body) or chat("Correct"))
+    judge(url, tmp_path, extra_body=extra)([CURIE])
+    assert sent[0] | {"messages": 0} == {
+        "model": "judge-1", "messages": 0, "max_completion_tokens": 7,
+        "reasoning": {"effort": "low"},
+    }  # fmt: skip
+
+
+def test_one_bad_request_is_a_failure_and_nothing_but_bad_requests_an_error(serve, tmp_path):
+    def answer(handler, body):
+        filtered = "Madame" in body["messages"][0]["content"]
+        return (400, "a filter refuses it") if filtered else chat("Incorrect")
+
+    asking = judge(serve(answer), tmp_path)
+    found = asking([CURIE, Answered("q", ["x"], "y")])
+    assert [j.verdict for j in found] == ["failed", "incorrect"]
+    with pytest.raises(ValueError, match="filter refuses it.*extra_body changes the fields"):
+        judge(serve(answer), tmp_path / "other")([CURIE])
 
 
 @pytest.mark.parametrize("bad", ["NULL", "3", "x'00ff'", "CAST(x'ff41' AS TEXT)", "''", "' '"])

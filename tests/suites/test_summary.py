@@ -99,6 +99,16 @@ def test_the_table_has_the_papers_average_and_a_dash_for_unknown_figures():
     assert not any("average" in x for x in table({"gsm8k": found["gsm8k"]}).splitlines()[5:])
 
 
+def test_the_table_names_of_how_many_samples_the_judges_score_is():
+    one = summary([1.0, 0.0, 0.0])
+    assert "| 100.0 (1 of 3) |" in table({"made": one})
+    scores = {name: x for name, x in one["scores"].items() if name != "judge"}
+    none = one | {"scores": scores, "unjudged": 3}
+    assert "| – (0 of 3) |" in table({"made": none})
+    without = one | {"scores": scores, "unjudged": 0}
+    assert "judge" not in next(x for x in table({"a": without}).splitlines() if "| exact" in x)
+
+
 def test_the_table_names_weights_scoring_and_every_kind_of_failure():
     found = table({"made": summary([1.0, 0.5, 0.0], metric="f1")})
     assert "Weights: checkpoint of step 3" in found and "Scoring: strict: as the outcome" in found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from rapo_jax.config.keys import fraction, key, names
+from rapo_jax.config.keys import EXTRA_BODY, fraction, key, names
 from rapo_jax.config.schema.task import MALFORMED
 from rapo_jax.config.schema.tools import ENCODERS, MINILM_FOLDER
 
@@ -64,6 +65,7 @@ class EndpointSettings:
     key_variable: str = key("", "environment variable with the API key; '' = no key is sent")
     temperature: float = key(1.0, "sampling temperature", at_least=0)
     step_tokens: int = key(1024, "most of one answer", unit="tokens", at_least=1)
+    extra_body: Mapping[str, object] = key({}, EXTRA_BODY)
     max_calls_total: int = key(100_000, "most calls in all builds; 0 = no limit", at_least=0)
     max_tokens_total: int = key(
         100_000_000,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from rapo_jax.config.keys import key
+from rapo_jax.config.keys import EXTRA_BODY, key
 
 SUITE_KEYS = ("suites", "manual_dir", "scoring", "samples", "temperature", "judge")
 """Keys of `evaluate` that may change between calls on one workdir: the files of each suite name
@@ -18,6 +19,14 @@ class JudgeSettings:
     url: str = key("", "base of an OpenAI-compatible endpoint, http://host:8000/v1; '' = no judge")
     model: str = key("", "name of the model there")
     key_variable: str = key("", "environment variable with the API key; '' = no key is sent")
+    reply_tokens: int = key(
+        1024,
+        "most of one reply, thoughts included; one that is cut off is tried again with 4 and 16 "
+        "times as many",
+        unit="tokens",
+        at_least=1,
+    )
+    extra_body: Mapping[str, object] = key({}, EXTRA_BODY)
     cache: str = key("", "SQLite file of its replies; '' = WORKDIR/suites/judge.sqlite")
     deadline_s: float = key(60.0, "time of one call with its retries", unit="seconds", above=0)
     concurrency: int = key(8, "calls at the same time", at_least=1)
