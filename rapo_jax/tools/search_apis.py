@@ -63,6 +63,8 @@ def _bing(client: JsonClient, url: str, queries: Sequence[str], passages: int) -
     answer = client.get(url, {"q": queries[0], "count": passages})
     pages = answer.get("webPages") if isinstance(answer, Mapping) else None
     if pages is None and isinstance(answer, Mapping):
+        if errors := answer.get("errors"):
+            raise HttpFailure("refused", f"Bing reports {errors}", retry=False)
         return [[]]  # its response without hits
     return [_pages(_list(pages, "value"), "name", "snippet")[:passages]]
 
@@ -76,7 +78,10 @@ def _searxng(client: JsonClient, url: str, queries: Sequence[str], passages: int
     """A SearXNG instance; it answers with status 403 unless its settings allow the json format."""
     address = url if url.endswith("/search") else f"{url}/search"
     answer = client.get(address, {"q": queries[0], "format": "json"})
-    return [_pages(_list(answer, "results"), "title", "content")[:passages]]
+    results = _list(answer, "results")
+    if not results and (silent := answer.get("unresponsive_engines")):  # pairs of name and reason
+        raise HttpFailure("refused", f"no results, and engines that failed: {silent}", retry=False)
+    return [_pages(results, "title", "content")[:passages]]
 
 
 def _list(answer: Json, name: str) -> list[Json]:

@@ -97,6 +97,27 @@ def test_no_hits_are_an_empty_observation(serve, kind):
     assert search(kind, serve(lambda handler, body: (200, value)))(["q"]) == [EMPTY]
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "reason"),
+    [
+        ("searxng", {"results": [], "unresponsive_engines": [["google", "CAPTCHA"]]}, "CAPTCHA"),
+        ("bing", {"errors": [{"code": "InvalidRequest", "message": "Blocked."}]}, "Blocked."),
+    ],
+)
+def test_engines_that_refuse_are_a_failure_with_its_reason_and_not_an_empty_result(
+    serve, kind, value, reason, caplog
+):
+    found = search(kind, serve(lambda handler, body: (200, value)))(["q"])
+    assert found == [Observation("error: search failed (refused)", "error")]
+    assert reason in caplog.text
+
+
+def test_results_beside_a_blocked_engine_are_results(serve):
+    value = {"results": [{"content": "good"}], "unresponsive_engines": [["google", "CAPTCHA"]]}
+    found = search("searxng", serve(lambda handler, body: (200, value)))(["q"])
+    assert found == [Observation("[1] good", "ok")]
+
+
 def test_a_retrieval_server_that_forgets_a_query_is_an_error(serve):
     found = search("retrieval", serve(lambda handler, body: (200, {"result": [[]]})))(["a", "b"])
     assert [observation.outcome for observation in found] == ["error"] * 2

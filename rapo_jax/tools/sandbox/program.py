@@ -14,12 +14,16 @@ NAME = "<python>"
 ERROR_EXIT = 1
 FRAMES, LINE_CHARS = 3, 80
 LIBRARY = os.path.dirname(os.__file__)
+FENCE = "```"
+# As in a script: this interpreter runs without `site`, which defines them.
+builtins.__dict__.update(exit=sys.exit, quit=sys.exit)
 ORIGINALS = dict(builtins.__dict__)
 ANYTHING, EVALUATE, SHOW = BaseException, eval, repr  # a program may change the builtins
 
 
 def run(code: str) -> int:
     """Runs a program and prints the value of a last expression; returns the exit status."""
+    code = without_fence(code)
     sys.stdin = open(0, closefd=False)
     out = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.stdout = sys.stderr = out
@@ -43,6 +47,13 @@ def run(code: str) -> int:
             exit_status = ERROR_EXIT
     out.flush()
     return exit_status
+
+
+def without_fence(code: str) -> str:
+    """The program without the Markdown fence that encloses the whole of it, if one does."""
+    first, *body = code.strip().split("\n")
+    whole = first.startswith(FENCE) and bool(body) and body.pop().strip() == FENCE
+    return "\n".join(body) if whole else code
 
 
 def rehearse() -> None:

@@ -48,6 +48,26 @@ def test_a_program_prints_and_its_last_expression_is_shown_as_in_a_notebook(tool
     assert run(tool, "None") == Observation("", "ok")
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("```python\nx = 3\nx\n```", "3"),
+        ("\n```\r\nprint('a')\r\n``` \n", "a"),
+        ("```py\nprint('```')\n```", "```"),
+        ("print('a')\nexit()\nprint('b')", "a"),
+        ("def f():\n    print('a')\n    quit()\n\nf()\nprint('b')", "a"),
+        ("print('a')\nexit(0)", "a"),
+    ],
+)
+def test_a_fence_is_taken_off_and_exit_ends_a_program(tool, code, text):
+    assert run(tool, code) == Observation(text, "ok")
+
+
+@pytest.mark.parametrize("code", ["```python\n1", "```\n1\n```\n2", "exit(1)", "exit('no')"])
+def test_a_part_of_a_fence_and_a_bad_exit_are_errors(tool, code):
+    assert run(tool, code).outcome == "error"
+
+
 def test_a_batch_is_answered_in_its_order(tool):
     calls = [f"print({i})" for i in range(20)]
     assert tool(calls) == [Observation(str(i), "ok") for i in range(20)]
