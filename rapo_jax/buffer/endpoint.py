@@ -7,6 +7,8 @@ whole trajectories.
 from __future__ import annotations
 
 import json
+import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from rapo_jax.io.api_keys import read_api_key
 from rapo_jax.io.chat import ChatReply, read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
+from rapo_jax.io.jsonl import append_lines
 from rapo_jax.text.protocol import CALLS, STEP_KINDS, neutralise, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
@@ -26,6 +29,10 @@ MAX_STOPS = 4
 MAX_REPLY_BYTES = 8 << 20
 CHARS_PER_TOKEN = 3
 """To estimate what a call reads; estimates are rather high for English."""
+
+_TORN = re.compile(r"\[?\d*(, ?-?\d*)?")
+"""The beginning of a line of the account."""
+_log = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
@@ -46,8 +53,10 @@ class Budget:
         self._lock = threading.Lock()
         self.calls = self.tokens = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         for line in lines:
+            if _TORN.fullmatch(line):  # by a kill, before its call was made
+                continue
             try:
                 calls, tokens = map(int, json.loads(line))
             except (ValueError, TypeError):
@@ -55,7 +64,12 @@ class Budget:
             self.calls, self.tokens = self.calls + calls, self.tokens + tokens
 
     def take(self, tokens: int, *, calls: int = 1) -> None:
-        """Reserves calls of about `tokens` tokens. Raises Spent if that exceeds a cap."""
+        """Reserves calls of about `tokens` tokens.
+
+        Raises:
+            Spent: that exceeds a cap.
+            ValueError: it cannot be recorded, as on a full disk; the call must not be made.
+        """
         with self._lock:
             for name, used, cap in (
                 ("calls", self.calls + calls, self._max_calls),
@@ -67,14 +81,16 @@ class Budget:
             self._write(calls, tokens)
 
     def correct(self, tokens: int) -> None:
-        """Adds the tokens that a call took beyond its estimate."""
+        """Adds the tokens that a call took beyond its estimate; never fails, it is paid for."""
         with self._lock:
-            self._write(0, tokens)
+            try:
+                self._write(0, tokens)
+            except ValueError as error:
+                _log.warning("%s; its estimates stay uncorrected", error)
 
     def _write(self, calls: int, tokens: int) -> None:
+        append_lines(self._path, json.dumps([calls, tokens]) + "\n")
         self.calls, self.tokens = self.calls + calls, self.tokens + tokens
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([calls, tokens]) + "\n")
 
 
 class Endpoint:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.io.files import write_or_check, write_text
+from rapo_jax.io.jsonl import append_lines
 
 
 class TrajectoryFile:
@@ -41,12 +42,10 @@ class TrajectoryFile:
         return [self._read(n, line) for n, line in enumerate(whole.split(b"\n")[:-1], start=1)]
 
     def append(self, trajectories: Iterable[AgentTrajectory]) -> None:
-        """Writes finished trajectories; they are on disk when this returns."""
+        """Writes finished trajectories; they are on disk when this returns. See `append_lines`."""
         lines = _lines(trajectories)
-        with self._lock, open(self.path, "ab") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            append_lines(self.path, lines, sync=True)
 
     def rewrite(self, trajectories: Sequence[AgentTrajectory]) -> None:
         """Replaces the contents by these trajectories."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rapo_jax.io.files import Json
 
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""Errors of a disk without room, by their primary code."""
 _log = logging.getLogger(__name__)
 
 
@@ -22,20 +24,24 @@ def cache_key(*parts: Json) -> str:
 class DiskCache:
     """Texts by key, from any thread. Raises ValueError for a file that is no such cache.
 
-    A row that cannot be read counts as missing. The first text that cannot be written, as on a
-    full disk, is logged; such texts are not kept.
+    A row that cannot be read counts as missing. A text that cannot be written, as on a full disk,
+    is not kept: it counts in `unkept`, and the first one is logged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._lock = threading.Lock()
-        self._failed = False
+        self.unkept = 0
+        self._warned = False
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
             with self._db:
                 self._db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text)")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
+                self._warn(error)
+                return
             raise ValueError(f"cache {path}: unreadable ({error}); delete it") from error
 
     def get(self, key: str) -> str | None:
@@ -52,6 +58,7 @@ class DiskCache:
             with self._lock, self._db:
                 self._db.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, text))
         except sqlite3.Error as error:
+            self.unkept += 1
             self._warn(error)
 
     def close(self) -> None:
@@ -59,6 +66,6 @@ class DiskCache:
             self._db.close()
 
     def _warn(self, error: sqlite3.Error) -> None:
-        if not self._failed:
-            self._failed = True
+        if not self._warned:
+            self._warned = True
             _log.warning("cache %s: %s; what it cannot keep is asked for again", self._path, error)

@@ -1,4 +1,4 @@
-"""Reader of JSON lines, plain or gzip, that reports every line it cannot use.
+"""JSON lines: a reader, plain or gzip, that reports every line it cannot use, and an appender.
 
 A malformed line is counted with its number and its problem and skipped, or ends the reading, as
 the caller chooses. A file that is damaged as a whole (missing, cut-off gzip, no usable line) always
@@ -7,9 +7,11 @@ ends it: a smaller data set must never pass for the whole one.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -124,6 +126,36 @@ def read_rows(
     if report.records == records and not may_lack_records:
         why = "it is empty" if report.lines == lines else report.summary().partition(", ")[2]
         raise ValueError(f"{path}: no usable {unit} ({why}); is it the right file?")
+
+
+def append_lines(path: Path, text: str, *, sync: bool = False) -> None:
+    """Appends whole lines, all of them or none; a line that a kill cut short is closed off first.
+
+    With `sync` they are on disk when this returns.
+
+    Raises:
+        ValueError: they cannot be written, as on a full disk; the file is as it was.
+    """
+    try:
+        with open(path, "a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            whole = file.read(1) in (b"", b"\n")
+            left = memoryview(text.encode() if whole else b"\n" + text.encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, or mend its "
+            "folder, and start again to continue"
+        ) from None
 
 
 def text_of(record: JsonObject, name: str) -> str:

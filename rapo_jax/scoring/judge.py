@@ -117,6 +117,11 @@ class ChatJudge:
         self.counts.update(judgement.verdict for judgement in judgements)
         return judgements
 
+    @property
+    def unkept(self) -> int:
+        """Replies that the cache could not keep."""
+        return self._cache.unkept
+
     def close(self) -> None:
         self._client.close()
         self._cache.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from rapo_jax.io.files import write_or_check, write_text
+from rapo_jax.io.jsonl import append_lines
 from rapo_jax.tasks.schema import Question
 
 
@@ -111,8 +112,7 @@ class Predictions:
         return keep
 
     def append(self, rows: Sequence[Prediction]) -> None:
-        with open(self._part, "ab") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        append_lines(self._part, "".join(json.dumps(row) + "\n" for row in rows))
 
     def sampled(self) -> list[Prediction]:
         """The rows of all `wanted` samples, scored before or not.

@@ -78,7 +78,8 @@ def score_all(
         print(f"[suites] maths comparisons without a verdict count as wrong: {counts}", flush=True)
     if opened is not None:
         counts = ", ".join(f"{n} {verdict}" for verdict, n in opened.counts.items() if n)
-        print(f"[suites] judge {judge.model}: {counts}; {opened.calls} calls", flush=True)
+        unkept = f", {opened.unkept} replies not cached" if opened.unkept else ""
+        print(f"[suites] judge {judge.model}: {counts}; {opened.calls} calls{unkept}", flush=True)
     return scored
 
 

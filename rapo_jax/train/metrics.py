@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+
+from rapo_jax.io.jsonl import append_lines
 
 
 class Metrics:
@@ -18,7 +18,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
-        self._file = open_to_append(workdir / "metrics.jsonl")
+        self._path = workdir / "metrics.jsonl"
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -28,14 +28,12 @@ class Metrics:
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        self._file.write(json.dumps({"step": step, "stage": stage, **finite}) + "\n")
-        self._file.flush()
+        append_lines(self._path, json.dumps({"step": step, "stage": stage, **finite}) + "\n")
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -48,17 +46,6 @@ class NoMetrics:
 
     def close(self) -> None:
         pass
-
-
-def open_to_append(path: Path) -> TextIO:
-    """Opens a file of JSON lines to append to; a line that a kill cut short gets its line end."""
-    file = path.open("a", encoding="utf-8")
-    if file.tell():
-        with path.open("rb") as written:
-            written.seek(-1, os.SEEK_END)
-            if written.read(1) != b"\n":
-                file.write("\n")
-    return file
 
 
 class Progress:

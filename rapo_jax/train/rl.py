@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from rapo_jax.config import Settings
+from rapo_jax.io.jsonl import append_lines
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.tape import hybrid_mask
 from rapo_jax.tasks import Question
@@ -32,7 +34,6 @@ from rapo_jax.train.measures import (
     score_rows,
     shared_counts,
 )
-from rapo_jax.train.metrics import open_to_append
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run
@@ -197,14 +198,15 @@ def _write_skipped(
     if not is_first():
         return
     path = run.workdir / "skipped.jsonl"
-    with open_to_append(path) as file:
-        for b in sorted(set(skipped_rows.tolist())):
-            numbers = (reward_B[b], batch.advantage_B[b], batch.old_logp_BT[b].sum())
-            # as text: NaN and infinity are no JSON
-            reward, advantage, logp = (str(float(number)) for number in numbers)
-            row = {"step": step, "row": b, "question_id": ids[b], "length": int(length_B[b])}
-            row |= {"reward": reward, "advantage": advantage, "logp": logp}
-            file.write(json.dumps(row) + "\n")
+    lines = ""
+    for b in sorted(set(skipped_rows.tolist())):
+        numbers = (reward_B[b], batch.advantage_B[b], batch.old_logp_BT[b].sum())
+        # as text: NaN and infinity are no JSON
+        reward, advantage, logp = (str(float(number)) for number in numbers)
+        row = {"step": step, "row": b, "question_id": ids[b], "length": int(length_B[b])}
+        row |= {"reward": reward, "advantage": advantage, "logp": logp}
+        lines += json.dumps(row) + "\n"
+    append_lines(path, lines)
     print(
         f"[rl] warning: step {step}: an update was not finite and was skipped; its rows: {path}",
         flush=True,
@@ -223,16 +225,17 @@ def _write_trajectories(
     questions = allgather_rows([dataclasses.asdict(question) for question in local_questions])
     if not is_first():
         return
-    with open_to_append(run.workdir / "trajectories.jsonl") as file:
-        write_trajectories(
-            file,
-            run.tokens,
-            trajectory,
-            [Question(**each) for each in questions],
-            labels={"step": step, "stage": "rl"},
-            hybrid_B=hybrid_B,
-            reward_B=reward_B,
-            advantage_B=calibration.advantage_B,
-            retrieval_B=calibration.retrieval_reward_B,
-            z_BS=calibration.retrieval_reward_BS,
-        )
+    lines = io.StringIO()
+    write_trajectories(
+        lines,
+        run.tokens,
+        trajectory,
+        [Question(**each) for each in questions],
+        labels={"step": step, "stage": "rl"},
+        hybrid_B=hybrid_B,
+        reward_B=reward_B,
+        advantage_B=calibration.advantage_B,
+        retrieval_B=calibration.retrieval_reward_B,
+        z_BS=calibration.retrieval_reward_BS,
+    )
+    append_lines(run.workdir / "trajectories.jsonl", lines.getvalue())

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rapo_jax.io.cache import DiskCache, cache_key
+from tests.io.full_disk import room_for
 
 
 def test_a_text_is_there_after_closing_and_the_last_one_counts(tmp_path):
@@ -42,6 +43,19 @@ def test_a_row_that_is_no_text_counts_as_missing_and_is_replaced(tmp_path, bad):
     assert cache.get("a") is None
     cache.put("a", "good")
     assert cache.get("a") == "good"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, caplog, new):
+    path = tmp_path / "cache"
+    if not new:
+        DiskCache(path).put("old", "1")
+    with room_for(0), caplog.at_level(logging.WARNING):
+        cache = DiskCache(path)
+        for key in "ab":
+            cache.put(key, "1")
+        assert [cache.get(key) for key in ("a", "b", "old")] == [None, None, None if new else "1"]
+    assert cache.unkept == 2 and len(caplog.records) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path, caplog):

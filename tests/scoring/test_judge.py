@@ -15,6 +15,7 @@ from rapo_jax.scoring.judge import (
     Judgement,
     read_verdict,
 )
+from tests.io.full_disk import room_for
 
 CURIE = Answered("Who found radium?", ["Marie Curie"], "Madame Curie")
 
@@ -264,3 +265,10 @@ def test_an_answer_cannot_forge_a_turn_of_the_chat(serve, tmp_path):
 def test_a_reply_is_read_by_its_rule(text, strict, official):
     assert read_verdict(text, rule="strict") == strict
     assert read_verdict(text, rule="official") == official
+
+
+def test_a_judge_whose_cache_has_no_room_grades_all_the_same(serve, tmp_path):
+    with room_for(0):
+        asking = judge(serve(lambda handler, body: chat("Correct")), tmp_path)
+        assert asking([CURIE] * 3) == [Judgement("correct", "Correct")] * 3
+    assert asking.unkept == 3

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rapo_jax.train.metrics import Metrics, Progress, clock, open_to_append
+from rapo_jax.train.metrics import Metrics, Progress, clock
 
 
 def lines(workdir):
@@ -65,11 +65,3 @@ def test_progress_shows_how_far_and_how_long_still_at_first_and_at_the_end(capsy
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("[rl] 1/3  reward 0.500  kind x  ETA ")
     assert last.startswith("[rl] 3/3") and last.endswith("ETA 0:00")
-
-
-def test_a_line_that_a_kill_cut_short_is_closed_off_before_more_are_written(tmp_path):
-    path = tmp_path / "trajectories.jsonl"
-    path.write_text('{"step": 0}\n{"st')
-    with open_to_append(path) as file:
-        file.write('{"step": 1}\n')
-    assert path.read_text().splitlines() == ['{"step": 0}', '{"st', '{"step": 1}']
