@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GRACE_S = 120.0
 """Seconds between SIGTERM, after which a run saves a checkpoint, and SIGKILL."""
+LOCK_S = 60.0
+"""Longest wait for the lock of a workdir."""
 TRAINED = frozenset({"sft", "buffer", "rl"})
 NOTED = TRAINED | {"evaluate", "report"}
 """Stages that a run notes in its done.json."""
@@ -132,16 +135,32 @@ def _on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def environment() -> dict[str, str]:
+    """Of a child, which finds the package in this checkout."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+def _wait_for_lock(job: Job) -> None:
+    """Waits for the run of a killed sweep: it dies too, but may take seconds to."""
+    path, deadline = job.workdir / ".lock", time.monotonic() + LOCK_S
+    while path.exists():
+        with path.open("a") as file, contextlib.suppress(BlockingIOError, PermissionError):
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.monotonic() > deadline:  # the new run says that another one is at work
+            return
+        time.sleep(0.2)
+
+
 def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    _wait_for_lock(job)
     with job.log.open("ab") as log:
         log.write(f"$ {shlex.join(line)}\n".encode())
         log.flush()
         return subprocess.Popen(
             [sys.executable, __file__, str(os.getpid()), *line],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
             start_new_session=True,
         )  # fmt: skip
 

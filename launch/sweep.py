@@ -11,13 +11,14 @@ Each --run is a variant, combined with the values of every --sweep. Flags --conf
 passed to all runs. Lists of values and of settings are split at commas outside brackets and quotes:
 stages=('rl','evaluate') is one setting.
 
-The cold start and the Step-Trace Buffer are made once, in WORKDIR/shared, for all runs. A run that
-changes a key of sft, model, tokenizer or task makes a separate cold start, one that changes a key
-of buffer, tokenizer or task a separate buffer. Finished runs are skipped, so the same command
-continues after an interruption, and seeds or variants can be added later.
+What the runs have in common, by the config's `stages`, is made once in WORKDIR/shared: a cold
+start, a Step-Trace Buffer, both or neither. A run that changes a value on which one of them depends
+makes its own. Every run's config is checked before anything starts; --dry-run checks them and
+prints the commands. Finished runs are skipped, so the same command continues after an interruption,
+and seeds or variants can be added later.
 
 WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. The exit status is
-1 if a run failed.
+1 if a run failed, 2 if a config is not valid.
 """
 
 from __future__ import annotations
@@ -30,20 +31,45 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple, TypeAlias
 
-from jobs import ROOT, Job, run_jobs, say
+from jobs import ROOT, Job, environment, run_jobs, say
 
 PROGRAM = ("-m", "rapo_jax.main")
-COLD_START_KEYS = ("sft", "model", "tokenizer", "task")
-BUFFER_KEYS = (
-    *("buffer", "tokenizer", "task"),
-    *(f"retrieval.{key}" for key in ("unit", "mask", "max_chars", "encoder", "width")),
-)
-"""Keys, or groups of keys, on which the cold start and the buffer depend."""
+
+
+class Part(NamedTuple):
+    """What runs may share, made by the stage of its name."""
+
+    stage: str
+    folder: str
+    """Within the workdir of the run that makes it; the key STAGE.folder names another."""
+    depends: tuple[str, ...]
+    """Keys, or groups of keys, that decide what it is."""
+
+    def depends_on(self, keys: Iterable[str]) -> bool:
+        return any(f"{key}.".startswith(f"{group}.") for key in keys for group in self.depends)
+
+
+AGENTS = ("task", "tokenizer", "prompt", "tools", "rollout.max_calls")
+"""Keys on which the trajectories of agents depend."""
+PARTS = (
+    Part("sft", "coldstart", (
+        *("sft", "model", *AGENTS), *("optimizer.b1", "optimizer.b2", "optimizer.eps"),
+    )),
+    Part("buffer", "buffer", (
+        *("buffer", "model.folder", *AGENTS),
+        *("retrieval.unit", "retrieval.mask", "retrieval.max_chars", "retrieval.encoder"),
+        *("retrieval.encoder_folder", "retrieval.width"),
+    )),
+)  # fmt: skip
+Config: TypeAlias = dict[str, object]
+"""Dotted key -> value."""
 
 
 def split(text: str) -> list[str]:
@@ -74,23 +100,23 @@ def setting(text: str) -> tuple[str, str]:
     return key, value.strip()
 
 
-def plan(workdir: Path, sweeps: Sequence[str], variants: Sequence[str]) -> list[Job]:
-    """Every combination of a variant (slowest) with one value of each swept key."""
+def plan(sweeps: Sequence[str], variants: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The settings of each run by its name: a variant (slowest) with a value of each swept key."""
     axes = [(key, split(values)) for key, values in map(setting, sweeps)]
     explicit = [dict(map(setting, split(variant))) for variant in variants] or [{}]
     swept = [key for key, _ in axes]
     for key in swept:
         if swept.count(key) > 1 or any(key in variant for variant in explicit):
             raise ValueError(f"{key} is given twice: name each key in one --sweep or in --run")
-    jobs: dict[str, Job] = {}
+    runs: dict[str, dict[str, str]] = {}
     for variant in explicit:
         for values in itertools.product(*(values for _, values in axes)):
             settings = variant | dict(zip(swept, values, strict=True))
             name = name_of(settings)
-            if name in jobs or name == "shared":
+            if name in runs or name == "shared":
                 raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
-            jobs[name] = Job(name, workdir / name, settings, stages_of(settings))
-    return list(jobs.values())
+            runs[name] = settings
+    return runs
 
 
 def name_of(settings: dict[str, str]) -> str:
@@ -100,58 +126,91 @@ def name_of(settings: dict[str, str]) -> str:
     return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
 
 
-def shared_job(workdir: Path) -> Job:
-    """The run that makes the shared cold start and buffer, with the seed of the config."""
-    return Job("shared", workdir / "shared", {}, ("sft", "buffer"))
+def make_jobs(
+    workdir: Path, runs: Mapping[str, dict[str, str]], common: Config, configs: Sequence[Config]
+) -> list[Job]:
+    """The jobs of all runs, after one that makes what they share, if they share anything.
 
-
-def stages_of(settings: dict[str, str]) -> tuple[str, ...]:
-    """The stages of a run; cold start and buffer only if it cannot use the shared ones."""
-    if "stages" in settings:
-        return tuple(re.findall(r"\w+", settings["stages"]))
-    sft = ["sft"] * _changes(settings, COLD_START_KEYS)
-    buffer = ["buffer"] * _changes(settings, BUFFER_KEYS)
-    return (*sft, *buffer, "rl", "evaluate", "report")
-
-
-def _changes(settings: dict[str, str], groups: Sequence[str]) -> bool:
-    return any(f"{key}.".startswith(f"{group}.") for key in settings for group in groups)
+    `configs` are those of the runs, `common` is that of the flags for all: its seed makes the
+    shared parts.
+    """
+    jobs, shared = [], set()
+    for (name, settings), config in zip(runs.items(), configs, strict=True):
+        changed = {key for key in common | config if common.get(key) != config.get(key)}
+        taken = [
+            part
+            for part in PARTS
+            if part.stage in common["stages"] and not part.depends_on(changed)
+        ]
+        shared |= {part.stage for part in taken}
+        stages = tuple(config["stages"])
+        if "stages" not in settings:
+            stages = tuple(x for x in stages if x not in [part.stage for part in taken])
+        folders = {
+            f"{part.stage}.folder": str(workdir / "shared" / part.folder)
+            for part in taken
+            if not common[f"{part.stage}.folder"]
+        }
+        jobs.append(Job(name, workdir / name, folders | settings, stages))
+    made = tuple(part.stage for part in PARTS if part.stage in shared)
+    return [Job("shared", workdir / "shared", {}, made), *jobs] if made else jobs
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
-    """The command line of a run; the run's settings come last and override the others."""
-    settings = {"stages": str(job.stages)}
-    shared = job.workdir.parent / "shared"
-    if job.workdir != shared:
-        if not _changes(job.settings, COLD_START_KEYS):
-            settings["sft.folder"] = str(shared / "coldstart")
-        if not _changes(job.settings, BUFFER_KEYS):
-            settings["buffer.folder"] = str(shared / "buffer")
-    given = {setting(flag)[0] for flag in passed}
-    settings = {key: value for key, value in settings.items() if key not in given} | job.settings
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    """The command line of a run; its settings replace the flags for all runs."""
+    settings = job.settings | {"stages": job.settings.get("stages", str(job.stages))}
+    common = [flag for flag in passed if setting(flag)[0] not in settings]
     where = [f"--config={config}", f"--workdir={job.workdir}"]
-    return [sys.executable, *program, *where, *passed, *flags]
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [sys.executable, *program, *where, *common, *flags]
+
+
+def read_configs(
+    config: str, passed: Sequence[str], runs: Mapping[str, dict[str, str]]
+) -> tuple[Config, list[Config]]:
+    """The config of the flags for all runs, and that of each run, all checked.
+
+    Raises:
+        SystemExit: with status 2, after a line for each run whose config cannot work.
+    """
+    common = [f"--config={config}", *passed]
+    lines = [[f"--config.{key}={value}" for key, value in run.items()] for run in runs.values()]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "read_configs.py")],
+        input=json.dumps([common, *(common + line for line in lines)]),
+        env=environment() | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    (base, _), *read = json.loads(done.stdout)
+    wrong = [(name, error) for name, (_, error) in zip(runs, read, strict=True) if error]
+    for name, error in wrong:
+        print(f"error: run {name}: {error}", file=sys.stderr)
+    if wrong:
+        raise SystemExit(2)
+    return base, [each for each, _ in read]
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
     """Runs the sweep of these flags; returns the exit status."""
-    flags, passed, jobs = _read(arguments)
+    flags, passed, runs = _read(arguments)
     folder: Path = flags.workdir.resolve()
-    shared = shared_job(folder)
+    jobs = make_jobs(folder, runs, *read_configs(flags.config, passed, runs))
 
     def line_of(job: Job) -> list[str]:
         return command(job, flags.config, passed, program)
 
     if flags.dry_run:
-        for job in (shared, *jobs):
+        for job in jobs:
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
     _check_same_flags(folder, {"config": flags.config, "flags": passed})
-    failed: list[Job] = []
-    if not shared.finished:
-        say("making the cold start and the buffer for all runs")
-        failed = run_jobs([shared], line_of, 1)
+    shared, failed = [job for job in jobs if job.name == "shared"], []
+    jobs = jobs[len(shared) :]
+    if not all(job.finished for job in shared):
+        say(f"making what all runs share: {' and '.join(shared[0].stages)}")
+        failed = run_jobs(shared, line_of, 1)
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
         say(f"{skipped} of {len(jobs)} runs are finished already")
@@ -164,7 +223,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
     return 1 if failed else 0
 
 
-def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[Job]]:
+def _read(
+    arguments: Sequence[str],
+) -> tuple[argparse.Namespace, list[str], dict[str, dict[str, str]]]:
     parser = argparse.ArgumentParser(
         prog="python launch/sweep.py",
         description=__doc__,
@@ -178,7 +239,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--baseline", default="grpo", help="variant to compare the others with")
-    add("--dry-run", action="store_true", help="print the commands and stop")
+    add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     for flag in passed:
         if not re.match(r"--config\.[\w.]+=", flag):
@@ -186,13 +247,13 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     if flags.jobs < 1:
         parser.error(f"--jobs={flags.jobs}: at least one run at a time")
     try:
-        jobs = plan(flags.workdir.resolve(), flags.sweep, flags.run)
+        runs = plan(flags.sweep, flags.run)
         for key in {setting(flag)[0] for flag in passed}:
-            if any(key in job.settings for job in jobs):
+            if any(key in run for run in runs.values()):
                 raise ValueError(f"{key} is given twice: as --config.{key} and in --sweep or --run")
     except ValueError as error:
         parser.error(str(error))
-    return flags, passed, jobs
+    return flags, passed, runs
 
 
 def _check_same_flags(folder: Path, flags: dict[str, object]) -> None:

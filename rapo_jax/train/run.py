@@ -10,20 +10,20 @@ import jax
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.config.rules import check_unscripted
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.tasks import Task, check_metric, find_reward, find_task
+from rapo_jax.tasks import Task, check_metric, find_reward
 from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.schema import Score
 from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
+from rapo_jax.tasks.user_code import load_user_code
 from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
-from rapo_jax.tools.user import UserTool, load_user_tools
+from rapo_jax.tools.user import UserTool
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import DeviceEncoder, device_encoder
 from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
@@ -91,13 +91,9 @@ def open_run(
     _check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
-    t, r = settings.tools, settings.rollout
-    user_tools = load_user_tools(t)
+    r = settings.rollout
+    task, user_tools = load_user_code(settings)
     tags = user_tool_names(user_tools)
-    find_reward(settings.task.reward, metric=settings.task.metric, user_tools=tags)
-    task = find_task(settings.task.name)
-    if not task.scripted:
-        check_unscripted(settings)
     parameters = _task_parameters(settings)
     world = task.make_world(**parameters)
     questions = _open_questions(settings, workdir, task, world, parameters)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.sweeps import PROGRAM
+
 ROOT = Path(__file__).resolve().parents[2]
 
 RECORDER = '#!/bin/bash\necho "$(basename "$0") $*" >>"$CALLS"\n'
@@ -90,3 +92,10 @@ def place(tmp_path):
     for name in ("gcloud", "docker", "srun", "sbatch", "sudo", "curl", "uv", "hf"):
         place.add(name)
     return place
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return [str(path)]

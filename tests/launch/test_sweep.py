@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -12,54 +10,17 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-
-# A fake of rapo_jax.main that writes the same files: `seed=7` fails, `seed=8` ends early with
-# status 0, `seed=9` starts a grandchild and never ends.
-PROGRAM = """
-import json, os, pathlib, subprocess, sys, time
-flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
-workdir = pathlib.Path(flags["workdir"]); workdir.mkdir(parents=True, exist_ok=True)
-seed = int(flags.get("config.seed", 0)); method = flags.get("config.method", "rapo")
-with (workdir.parent / "order").open("a") as file: file.write(workdir.name + "\\n")
-if seed == 7: sys.exit("seed 7 brings bad luck")
-if seed == 8: sys.exit(0)
-if seed == 9:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (workdir / "pids").write_text(f"{os.getpid()} {child.pid}"); child.wait()
-accuracy = .5 + .01 * seed + .1 * (method == "rapo")
-(workdir / "config.json").write_text(json.dumps({"method": method, "seed": seed}))
-(workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "rl"}) + "\\n")
-(workdir / "result.json").write_text(json.dumps({"accuracy_after": accuracy}))
-(workdir / "done.json").write_text(json.dumps({"stages": list(eval(flags["config.stages"]))}))
-"""
-
-
-def load(name):
-    """A script of launch/ as a module; its neighbours are importable as when it is run."""
-    sys.path.insert(0, str(LAUNCH))
-    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sweep = load("sweep")
-
-
-@pytest.fixture
-def program(tmp_path):
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    return [str(path)]
-
-
-def flags_of(folder, *more):
-    return ["--config=c.py", f"--workdir={folder}", *more]
+from tests.launch.sweeps import LAUNCH, PROGRAM, flags_of, load, sweep
 
 
 def names(sweeps, variants=()):
-    return [job.name for job in sweep.plan(Path("w"), sweeps, variants)]
+    return list(sweep.plan(sweeps, variants))
+
+
+def job_of(workdir, **more):
+    """A run that RL and what follows it make."""
+    more = {"settings": {}, "stages": ("rl", "evaluate", "report")} | more
+    return load("jobs").Job(workdir.name, workdir, **more)
 
 
 def test_sweeps_are_combined():
@@ -94,52 +55,7 @@ def test_a_name_is_safe_as_a_folder():
 )
 def test_a_contradictory_plan_is_refused(sweeps, variants, message):
     with pytest.raises(ValueError, match=message):
-        sweep.plan(Path("w"), sweeps, variants)
-
-
-def command(variant, *passed):
-    (job,) = sweep.plan(Path("/w"), [], [variant])
-    line = sweep.command(job, "c.py", passed, ["-m", "main"])
-    return dict(flag.split("=", 1) for flag in line[3:])
-
-
-def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder():
-    flags = command("method=grpo")
-    assert flags["--config.sft.folder"] == "/w/shared/coldstart"
-    assert flags["--config.buffer.folder"] == "/w/shared/buffer"
-    assert flags["--config.stages"] == "('rl', 'evaluate', 'report')"
-    assert flags["--workdir"] == "/w/grpo"
-
-
-def test_a_run_that_changes_the_cold_start_makes_a_separate_one():
-    flags = command("sft.source=buffer")
-    assert "--config.sft.folder" not in flags
-    assert flags["--config.buffer.folder"] == "/w/shared/buffer"
-    assert flags["--config.stages"] == "('sft', 'rl', 'evaluate', 'report')"
-    assert command("buffer.keep=2")["--config.stages"] == "('buffer', 'rl', 'evaluate', 'report')"
-
-
-def test_settings_of_a_run_or_the_caller_override_those_of_the_sweep():
-    flags = command("method=sft,stages=('sft','evaluate')", "--config.buffer.folder=/b")
-    assert flags["--config.stages"] == "('sft','evaluate')"
-    assert flags["--config.buffer.folder"] == "/b"
-
-
-def test_the_shared_run_makes_both_in_its_own_folder():
-    line = sweep.command(sweep.shared_job(Path("/w")), "c.py", [], ["-m", "main"])
-    assert line[3:] == [
-        "--config=c.py", "--workdir=/w/shared", "--config.stages=('sft', 'buffer')",
-    ]  # fmt: skip
-
-
-def test_a_dry_run_only_prints_commands(tmp_path, program, capsys):
-    folder = tmp_path / "w"
-    more = ("--sweep", "seed=0,1", "--config.rl.steps=3", "--dry-run")
-    assert sweep.main(flags_of(folder, *more), program) == 0
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 3 and not folder.exists()
-    assert all("--config.rl.steps=3" in line for line in lines)
-    assert "--config.stages=('sft', 'buffer')" in lines[0]
+        sweep.plan(sweeps, variants)
 
 
 def test_a_sweep_shares_compares_and_continues_where_it_stopped(tmp_path, program, capsys):
@@ -159,7 +75,7 @@ def test_a_sweep_shares_compares_and_continues_where_it_stopped(tmp_path, progra
 
 
 def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
-    (job,) = sweep.plan(tmp_path, [], ["method=grpo"])
+    job = job_of(tmp_path / "grpo")
     job.workdir.mkdir()
     for text, finished in (
         ('{"stages": ["rl", "eval', False),
@@ -230,7 +146,8 @@ def test_a_run_is_done_by_its_done_json_and_not_by_its_status(tmp_path, program,
 
 
 def test_the_status_decides_on_stages_that_done_json_never_names(tmp_path):
-    jobs = sweep.plan(tmp_path, [], ["stages=('evaluate',)", "stages=('rl','export')"])
+    stages = {"a": ("evaluate",), "b": ("rl", "export")}
+    jobs = [job_of(tmp_path / name, stages=wanted) for name, wanted in stages.items()]
     assert [job.ended_well(0) for job in jobs] == [True, False]
     jobs[1].workdir.mkdir()
     (jobs[1].workdir / "done.json").write_text('{"stages": ["rl"]}')
@@ -248,8 +165,9 @@ def endless(tmp_path, program):
         f"sweep.main({flags!r}, {program!r})"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     pids = tmp_path / "w" / "seed=9" / "pids"
     try:
         assert wait_for(lambda: pids.exists() and pids.read_text())
@@ -272,6 +190,38 @@ def test_a_run_dies_with_a_sweep_that_is_killed(endless):
     dead = wait_for(lambda: not alive(run))
     os.kill(started, signal.SIGKILL)  # the program's own; a run's tools end with the run
     assert dead
+
+
+def test_a_sweep_killed_with_its_process_group_leaves_nothing_and_the_next_one_continues(
+    tmp_path, endless, program
+):
+    parent, run, started = endless
+    os.killpg(parent.pid, signal.SIGKILL)
+    assert wait_for(lambda: not alive(run))
+    os.kill(started, signal.SIGKILL)
+    (tmp_path / "program.py").write_text(PROGRAM.replace("seed == 9", "seed == 99"))
+    assert sweep.main(flags_of(tmp_path / "w", "--sweep=seed=9"), program) == 0
+
+
+def test_a_run_starts_when_the_one_before_in_its_workdir_has_ended(tmp_path, program, capsys):
+    folder = tmp_path / "w" / "seed=1"
+    folder.mkdir(parents=True)
+    hold = (
+        f"import fcntl, time; file = open({str(folder / '.lock')!r}, 'w'); "
+        "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(4)"
+    )
+    former = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    assert former.stdout.readline() == b"held\n"
+    (tmp_path / "program.py").write_text(
+        "import fcntl, pathlib, sys\n"
+        "workdir = pathlib.Path(sys.argv[2].partition('=')[2])\n"
+        "workdir.mkdir(parents=True, exist_ok=True)\n"
+        "file = (workdir / '.lock').open('w')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n" + PROGRAM
+    )
+    assert sweep.main(flags_of(tmp_path / "w", "--sweep=seed=1"), program) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    assert former.wait(10) == 0
 
 
 def test_parallel_jobs_share_the_cores_and_a_single_job_has_all():

@@ -1,0 +1,26 @@
+"""The task, the reward and the tools that a config names, imported and checked."""
+
+from __future__ import annotations
+
+from rapo_jax.config import Settings
+from rapo_jax.config.rules import check_unscripted
+from rapo_jax.tasks import find_reward, find_task
+from rapo_jax.tasks.schema import Task
+from rapo_jax.text.protocol import user_tool_names
+from rapo_jax.tools.user import UserTool, load_user_tools
+
+
+def load_user_code(settings: Settings) -> tuple[Task, dict[str, UserTool]]:
+    """The task and the user's tools by name.
+
+    Raises:
+        ValueError: a path cannot be imported or is of another kind, or the settings need a scripted
+            agent that the task lacks.
+    """
+    tools = load_user_tools(settings.tools)
+    t = settings.task
+    find_reward(t.reward, metric=t.metric, user_tools=user_tool_names(tools))
+    task = find_task(t.name)
+    if not task.scripted:
+        check_unscripted(settings)
+    return task, tools
