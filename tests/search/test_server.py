@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -96,19 +98,83 @@ def test_other_paths_and_methods_are_refused(server, method, path, status):
     assert requests.request(method, server.url + path, timeout=20).status_code == status
 
 
-def raw(server, head: bytes) -> bytes:
+def raw(server, *parts: bytes) -> bytes:
+    """All that the server sends until it closes the connection."""
     place = urlsplit(server.url)
     with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
-        connection.sendall(head)
-        return connection.recv(200)
+        for part in parts:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
-def test_a_body_that_is_too_large_or_of_unknown_length_is_not_read(server):
-    head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
-    large = head + f"Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode()
-    assert b" 413 " in raw(server, large)
-    assert b" 411 " in raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n")
-    assert b" 411 " in raw(server, head + b"Content-Length: -1\r\n\r\n")
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (f"Content-Length: {MAX_BODY_BYTES + 1}", 413),
+        ("Content-Length: " + "9" * 5000, 413),
+        ("Content-Length: -1", 400),
+        ("Content-Length: many", 400),
+        ("Content-Length: 1_0", 400),
+        ("Transfer-Encoding: chunked", 411),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 2", 411),
+        ("X: y", 411),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_a_body_of_bad_length_is_not_read_and_closes_the_connection(server, header, status):
+    head = f"POST /retrieve HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+    answer = raw(server, head, b"GET /health HTTP/1.1\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and answer.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close" in answer
+
+
+def test_a_body_where_none_belongs_is_not_read_as_the_next_request(server):
+    inner = b"POST /retrieve HTTP/1.1\r\n\r\n"
+    head = f"GET /health HTTP/1.1\r\nContent-Length: {len(inner)}\r\n\r\n".encode()
+    assert raw(server, head, inner).count(b"HTTP/1.1 ") == 1
+
+
+def test_the_hits_of_a_request_are_bounded(server):
+    found = post(server, queries=["flour"] * 11, topk=1000)
+    assert found.status_code == 422
+    assert found.json()["detail"] == (
+        "11 queries times a topk of 1000 are more than 10000 hits; send fewer at a time"
+    )
+    assert post(server, queries=["flour"] * 10, topk=1000).status_code == 200
+
+
+def test_many_clients_at_once_are_served(server):
+    place = urlsplit(server.url)
+    connections = [socket.create_connection((place.hostname, place.port)) for _ in range(200)]
+    for connection in connections:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+    for connection in connections:
+        connection.settimeout(20)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+def test_a_server_that_ends_answers_the_requests_that_it_has():
+    begun, ended = threading.Event(), threading.Event()
+
+    def search(queries, topk):
+        begun.set()
+        ended.wait(10)
+        return [[(DOCUMENTS[0], 1.0)] for _ in queries]
+
+    slow = SearchServer(search, passages=1, topk=1, host="127.0.0.1", port=0)
+    idle = requests.Session()
+    assert idle.get(f"{slow.url}/health", timeout=20).status_code == 200  # its connection is kept
+    with ThreadPoolExecutor(2) as threads:
+        answer = threads.submit(post, slow, queries=["q"])
+        begun.wait(10)
+        closing = threads.submit(slow.close)
+        assert not closing.done()
+        ended.set()
+        assert answer.result().json()["result"] == [[DOCUMENTS[0]._asdict()]]
+        closing.result(timeout=5)
+    with pytest.raises(requests.ConnectionError):
+        post(slow, queries=["q"])
 
 
 def test_a_client_that_disconnects_leaves_the_server_running(server):
@@ -145,7 +211,7 @@ def test_the_command_refuses_a_missing_corpus(tmp_path, capsys):
     assert error.startswith("error: ") and "cannot be read" in error
 
 
-def test_the_command_serves_a_file(tmp_path):
+def test_the_command_serves_a_file_until_sigterm_and_ends_with_0(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(document._asdict()) + "\n" for document in DOCUMENTS))
     process = subprocess.Popen(
@@ -161,6 +227,8 @@ def test_the_command_serves_a_file(tmp_path):
         assert line.startswith("[search] 3 passages at http://127.0.0.1:")
         found = requests.post(line.split()[-1], json={"queries": ["flour"]}, timeout=20).json()
         assert found["result"][0][0]["id"] == "3"
-    finally:
         process.terminate()
+        assert process.stdout.readline() == "[search] stopped\n" and process.wait(20) == 0
+    finally:
+        process.kill()
         process.wait()
