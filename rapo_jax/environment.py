@@ -112,10 +112,13 @@ class Environment:
         self._exclude_same_question = exclude_same_question
         self._without_retrieved_history = without_retrieved_history
 
-    def begin(self, row_questions: Sequence[Question]) -> None:
-        """Starts a new trajectory in every row; row b answers `row_questions[b]`."""
+    def begin(self, row_questions: Sequence[Question], *, opened: str = "") -> None:
+        """Starts a new trajectory in every row; row b answers `row_questions[b]`.
+
+        `opened` is what the chat template wrote of the responses, see `Tokens.opened`.
+        """
         self._questions = list(row_questions)
-        self._history = [""] * len(self._questions)
+        self._history = [opened] * len(self._questions)
         self.calls = [[] for _ in self._questions]
         self._running = {}
         self.failure = None

@@ -23,6 +23,7 @@ from rapo_jax.environment import Environment
 from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.tasks import Question
+from rapo_jax.text.chat import known_arguments
 from rapo_jax.text.tokens import Tokens, load_tokens
 from rapo_jax.train.batches import padded_batches
 from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
@@ -108,6 +109,7 @@ def _settings_to_keep(run: Run, checkpoint: str) -> dict[str, object]:
         "temperature": s.buffer.temperature,
         "rollout": json.loads(json.dumps(dataclasses.asdict(s.rollout))),
         "system": run.system,
+        "template_arguments": dict(s.prompt.template_arguments),
     }
 
 
@@ -179,6 +181,9 @@ def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> G
             f"buffer.checkpoint: the tokenizer in {tokenizer} has ids up to "
             f"{len(tokens.bytes_V) - 1}, and the model a vocabulary of {model.vocab}; use its own"
         )
+    template = tokens.tokenizer.get_chat_template()
+    switches = known_arguments(run.settings.prompt.template_arguments, template)
+    tokens = dataclasses.replace(tokens, template_arguments=switches)
     r = run.settings.rollout
     environment = Environment(
         tokens,

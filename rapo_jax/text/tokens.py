@@ -10,13 +10,15 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text
 from rapo_jax.text.protocol import STOPS, neutralise, tags
 from rapo_jax.text.token_bytes import token_bytes
 
@@ -37,6 +39,8 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+OPENED_TOKENS = 64
+"""At the end of a prompt, among which is what the template opens of the response."""
 _PIECE = (  # as in Qwen2, but numbers in groups of at most two digits
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -112,18 +116,21 @@ class Tokens:
     """
 
     tokenizer: PreTrainedTokenizerFast = field(repr=False)
-    """Its chat template alone is used."""
+    """Its chat template alone is used, with the switches `template_arguments`."""
     bytes_V: list[bytes] = field(repr=False)
     eos_ids: tuple[int, ...]
     pad_id: int
     fingerprint: str
     user_tools: tuple[str, ...]
+    template_arguments: Mapping[str, object]
     _exact: Tokenizer = field(repr=False)
     """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's rules."""
     _plain: Tokenizer = field(repr=False)
     """The same without added tokens."""
     _tag_ids: dict[str, int] = field(repr=False)
     _at_tags: re.Pattern[str] = field(repr=False)
+    _key: str
+    _frames: dict[str, Frame] = field(default_factory=dict, repr=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The exact text of a token sequence, chat tokens included; broken UTF-8 becomes '�'."""
@@ -154,25 +161,44 @@ class Tokens:
         return ids
 
     def prompt_ids(self, system: str, question: str) -> list[int]:
-        """The chat-templated prompt up to the assistant's turn; the question is neutralised.
+        """The chat-templated prompt up to the assistant's turn; the question is plain text.
 
         An empty `system` leaves the system turn to the template.
         """
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": neutralise(question, self.user_tools)})
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return self._exact.encode(text, add_special_tokens=False).ids
+        if system not in self._frames:
+            self._frames[system] = make_frame(
+                self.tokenizer,
+                self._exact,
+                system,
+                arguments=self.template_arguments,
+                key=self._key,
+            )
+        return self._frames[system].ids(neutralise(question, self.user_tools), self.encode)
+
+    def opened(self, prompt_ids: Sequence[int] | np.ndarray) -> tuple[str, int]:
+        """The beginning of the response that the template wrote, and its number of tokens.
+
+        They are at the end of the prompt; see `chat.opened_text`.
+        """
+        opened = opened_text(self.decode(prompt_ids[-OPENED_TOKENS:]))
+        for count in range(OPENED_TOKENS + 1 if opened else 0):
+            if self.decode(prompt_ids[len(prompt_ids) - count :]) == opened:
+                return opened, count
+        return "", 0
 
 
 def load_tokens(
-    folder: str | Path, *, vocab_size: int = 0, user_tools: tuple[str, ...] = ()
+    folder: str | Path,
+    *,
+    vocab_size: int = 0,
+    user_tools: tuple[str, ...] = (),
+    template_arguments: Mapping[str, object] = MappingProxyType({}),
 ) -> Tokens:
     """Loads a Hugging Face tokenizer folder; `bytes_V` is padded to a model's `vocab_size`.
 
     Raises:
-        ValueError: no byte-level tokenizer, no chat template, or no id that ends a response.
+        ValueError: no byte-level tokenizer, no chat template or one without these arguments, or no
+            id that ends a response.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -198,6 +224,7 @@ def load_tokens(
             f"{key}: it has no chat template; use an instruction-tuned model's tokenizer, or put a "
             "chat_template.jinja into the folder"
         )
+    check_arguments(template_arguments, tokenizer.get_chat_template())
     spec |= dict.fromkeys(("post_processor", "truncation", "padding"))
     exact = Tokenizer.from_str(json.dumps(spec))
     plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
@@ -216,10 +243,12 @@ def load_tokens(
         pad_id=eos_ids[0] if pad is None else pad,
         fingerprint=hashlib.sha256(content).hexdigest(),
         user_tools=user_tools,
+        template_arguments=template_arguments,
         _exact=exact,
         _plain=plain,
         _tag_ids=tag_ids,
         _at_tags=_splitter(tag_ids),
+        _key=key,
     )
 
 

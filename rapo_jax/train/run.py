@@ -175,7 +175,12 @@ def _open_tokens(
             build_tokenizer(folder, task.corpus(world), vocab_size=size, user_tools=tags)
 
     on_first(make_tokenizer)
-    tokens = load_tokens(folder, vocab_size=model.vocab, user_tools=tags)
+    tokens = load_tokens(
+        folder,
+        vocab_size=model.vocab,
+        user_tools=tags,
+        template_arguments=settings.prompt.template_arguments,
+    )
     if model.folder and len(tokens.bytes_V) > model.vocab:
         raise ValueError(
             f"tokenizer.folder={str(folder)!r}: its ids go up to {len(tokens.bytes_V) - 1}, but "

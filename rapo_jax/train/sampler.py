@@ -109,7 +109,8 @@ class Sampler:
             ValueError: a prompt is longer than `rollout.prompt_tokens`.
         """
         mesh = self._mesh
-        self._environment.begin([q for q in questions for _ in range(group_size)])
+        prompt_QX, opened = self._prompts(questions)
+        self._environment.begin([q for q in questions for _ in range(group_size)], opened=opened)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {
@@ -125,7 +126,7 @@ class Sampler:
             **place(scalars, replicated(mesh)),
         )
         program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
-        prompt = place_local_rows(self._prompts(questions), rows(mesh))
+        prompt = place_local_rows(prompt_QX, rows(mesh))
         tape, counts = program(params, inputs, prompt)
         if jax.process_count() > 1:
             tape, counts = self._everywhere((tape, counts))
@@ -144,7 +145,8 @@ class Sampler:
         if failures:
             raise RuntimeError(f"the callbacks failed during a rollout: {failures[0]}") from failure
 
-    def _prompts(self, questions: Sequence[Question]) -> Span:
+    def _prompts(self, questions: Sequence[Question]) -> tuple[Span, str]:
+        """The prompts, and what the template opens of every response."""
         limit = self._setup.settings.prompt_tokens
         token_QX = np.full((len(questions), limit), self._tokens.pad_id, np.int32)
         length_Q = np.zeros(len(questions), np.int32)
@@ -156,7 +158,8 @@ class Sampler:
                 )
             token_QX[q, : len(ids)] = ids
             length_Q[q] = len(ids)
-        return Span(token_QX, length_Q)
+        opened, _ = self._tokens.opened(token_QX[0, : length_Q[0]])
+        return Span(token_QX, length_Q), opened
 
     def _make_program(self, *, retrieves: bool, group_size: int) -> Program:
         def count_compile() -> None:

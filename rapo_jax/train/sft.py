@@ -22,6 +22,7 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.tasks.stream import load_questions
+from rapo_jax.text.chat import without_opening
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.checkpoint import Checkpoints
@@ -59,8 +60,9 @@ def encode_examples(
     kept = []
     for question, segments in trajectories:
         ids = tokens.prompt_ids(system, question)
+        opened, _ = tokens.opened(ids)
         source = [Source.PROMPT] * len(ids)
-        for segment in segments:
+        for number, segment in enumerate(segments):
             if segment.source == Source.TOOL:
                 text = segment.text.removeprefix("<result> ").removesuffix("</result>")
                 fresh = observation_ids(tokens, text, room=observation_tokens)
@@ -68,7 +70,8 @@ def encode_examples(
                 text = segment.text.removeprefix("<retrieve>").removesuffix("</retrieve>")
                 fresh = retrieved_ids(tokens, text, room=retrieved_tokens)
             else:
-                fresh = tokens.encode_protocol(segment.text)
+                text = segment.text if number else without_opening(segment.text, opened)
+                fresh = tokens.encode_protocol(text)
             ids += fresh
             source += [segment.source] * len(fresh)
         if len(ids) <= max_tokens:

@@ -15,7 +15,11 @@ from rapo_jax.types import Source, Status, Trajectory
 
 
 class Piece(NamedTuple):
-    """Slots [start, stop) of one row that one source wrote in one step."""
+    """Slots [start, stop) of one row that one source wrote in one step.
+
+    The first of POLICY begins with what the chat template opened of the response, if anything:
+    tokens of the prompt by `source_BT`.
+    """
 
     source: Source
     step: int
@@ -23,10 +27,13 @@ class Piece(NamedTuple):
     stop: int
 
 
-def pieces(trajectory: Trajectory, b: int) -> Iterator[Piece]:
+def pieces(tokens: Tokens, trajectory: Trajectory, b: int) -> Iterator[Piece]:
     """The pieces of row b, prompt first."""
     length = int(trajectory.length_B[b])
-    source_T, step_T = trajectory.source_BT[b, :length], trajectory.step_BT[b, :length]
+    source_T, step_T = trajectory.source_BT[b, :length].copy(), trajectory.step_BT[b, :length]
+    prompt = int((source_T == Source.PROMPT).sum())
+    _, opened = tokens.opened(trajectory.token_BT[b, :prompt])
+    source_T[prompt - opened : prompt] = Source.POLICY
     changes = (np.diff(source_T) != 0) | (np.diff(step_T) != 0)
     cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), length]
     for start, stop in zip(cuts, cuts[1:], strict=False):
@@ -38,7 +45,7 @@ def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
     """The response of row b as text, without the prompt."""
     return [
         Segment(p.source, p.step, tokens.decode(trajectory.token_BT[b, p.start : p.stop]))
-        for p in pieces(trajectory, b)
+        for p in pieces(tokens, trajectory, b)
         if p.source != Source.PROMPT
     ]
 
@@ -74,17 +81,18 @@ def write_trajectories(
     and entropies."""
     for b, question in enumerate(questions):
         parts = []
-        for piece in pieces(trajectory, b):
+        for piece in pieces(tokens, trajectory, b):
             ids = trajectory.token_BT[b, piece.start : piece.stop]
             entropy = trajectory.entropy_BT[b, piece.start : piece.stop]
             policy = piece.source == Source.POLICY
+            sampled = trajectory.source_BT[b, piece.start : piece.stop] == Source.POLICY
             retrieved = piece.source == Source.RETRIEVED
             parts.append(
                 {
                     "source": piece.source.name,
                     "step": piece.step,
                     "text": tokens.decode(ids),
-                    "entropy": float(entropy.mean()) if policy else None,
+                    "entropy": float(entropy[sampled].mean()) if sampled.any() else None,
                     "z": float(z_BS[b, piece.step]) if retrieved else None,
                     "tokens": [tokens.decode([i]) for i in ids],
                     "token_entropy": [round(float(x), 4) for x in entropy] if policy else None,

@@ -159,7 +159,7 @@ def test_nothing_is_retrieved_before_the_first_step_nor_twice_in_a_row(jitted, p
     each = play(jitted, seed=11, probability=1.0, hybrid=GROUP)
     retrievals = 0
     for b in range(len(each.length_B)):
-        _, first, *rest = pieces(each, b)
+        _, first, *rest = pieces(house.tokens, each, b)
         assert first.source == Source.POLICY
         for before, after in zip([first, *rest], rest, strict=False):
             if before.source == Source.RETRIEVED:

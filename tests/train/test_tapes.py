@@ -27,9 +27,9 @@ RESPONSE = (
 )
 
 
-def test_pieces_cover_each_row_without_gap_and_each_is_of_one_source_and_step(tapes):
+def test_pieces_cover_each_row_without_gap_and_each_is_of_one_source_and_step(tapes, house):
     for b, length in enumerate(tapes.length_B):
-        found = list(pieces(tapes, b))
+        found = list(pieces(house.tokens, tapes, b))
         assert [found[0].start, found[-1].stop] == [0, length]
         for piece, following in zip(found, found[1:], strict=False):
             assert piece.stop == following.start
@@ -39,14 +39,15 @@ def test_pieces_cover_each_row_without_gap_and_each_is_of_one_source_and_step(ta
             assert set(tapes.step_BT[b, piece.start : piece.stop]) == {piece.step}
 
 
-def test_two_policy_steps_in_a_row_are_two_pieces(tapes):
+def test_two_policy_steps_in_a_row_are_two_pieces(tapes, house):
     # an observation of no token would leave them side by side
     tape = tapes.replace(
         source_BT=np.full((1, 4), Source.POLICY),
         step_BT=np.array([[0, 0, 1, 1]]),
         length_B=np.array([4]),
     )
-    assert [(p.step, p.start, p.stop) for p in pieces(tape, 0)] == [(0, 0, 2), (1, 2, 4)]
+    found = pieces(house.tokens, tape, 0)
+    assert [(p.step, p.start, p.stop) for p in found] == [(0, 0, 2), (1, 2, 4)]
 
 
 def test_segments_are_the_response_without_the_prompt(tapes, house):

@@ -85,6 +85,9 @@ class PromptSettings:
     """What the policy reads before a question."""
 
     system: str = key("", "system prompt; '' = the task's, or the paper's", paper="sec. 4")
+    template_arguments: Mapping[str, object] = key(
+        {}, "switches of the chat template, such as enable_thinking (docs/models.md); any keys"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
