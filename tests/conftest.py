@@ -241,12 +241,13 @@ def make_sampler(house) -> Callable[..., Playing]:
         tensor: int = 1,
         absorb_chunk: int = 256,
         slots: int = 0,
+        tokens: Tokens = house.tokens,
     ) -> Playing:
         r = dataclasses.replace(
             house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk, slots=slots
         )
         environment = Environment(
-            house.tokens,
+            tokens,
             tools or house.tools,
             observation_tokens=r.observation_tokens,
             retrieved_tokens=r.retrieved_tokens,
@@ -259,7 +260,7 @@ def make_sampler(house) -> Callable[..., Playing]:
         sampler = Sampler(
             house.model,
             r,
-            house.tokens,
+            tokens,
             environment,
             mesh,
             system=TASK.system_prompt,

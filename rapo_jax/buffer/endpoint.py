@@ -13,13 +13,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rapo_jax.buffer.messages import answered
 from rapo_jax.config import EndpointSettings
 from rapo_jax.io.api_keys import read_api_key
 from rapo_jax.io.chat import ChatReply, read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.io.jsonl import append_lines
-from rapo_jax.text.protocol import CALLS, STEP_KINDS, neutralise, stops, tags
+from rapo_jax.text.protocol import CALLS, STEP_KINDS, neutralise, opened_thought, stops, tags
 
 HOPELESS = (401, 402, 403, 404, 405)
 """Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
@@ -178,11 +179,12 @@ class Endpoint:
 def whole_steps(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> list[str]:
     """`whole_step`, and the calls that follow its call with nothing but space between them.
 
-    Anything else behind a call, such as a result that the model made up, is cut.
+    Anything else behind a call, such as a result that the model made up, is cut. A thought that is
+    only closed is opened, and plain text behind a thought is the answer.
     """
     opening = tuple(f"<{name}>" for name in (*CALLS, *user_tools))
     closing = tuple(f"</{name}>" for name in (*CALLS, *user_tools))
-    text = text.replace("<|", "< |")
+    text = opened_thought(text.replace("<|", "< |"))
     steps = [whole_step(text, ended=ended, user_tools=user_tools)]
     while steps[-1].endswith(closing):
         text = text.partition(steps[-1])[2].lstrip()
@@ -190,7 +192,8 @@ def whole_steps(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> list[
         if not text.startswith(opening) or not step.endswith(closing):
             break
         steps.append(step)
-    return steps
+    last = steps[-1]
+    return [*steps[:-1], answered(last, user_tools)] if ended else steps
 
 
 def whole_step(text: str, *, ended: bool, user_tools: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rapo_jax.text.protocol import neutralise, render_result, tags
+from rapo_jax.text.protocol import neutralise, opened_thought, render_result, tags
 
 QUERY_NAMES = ("query", "q", "queries", "query_list", "search_query")
 PROGRAM_NAMES = ("code", "program", "script", "source")
@@ -30,7 +30,8 @@ def tagged_text(messages: Sequence[object], user_tools: tuple[str, ...] = ()) ->
     The question is the user's message; a system message is left out, because ours replaces it. An
     assistant's message becomes a thought and its call, the tool's message the result; several calls
     of one message become several steps; a message without calls is the answer. Contents that
-    already hold protocol tags are not changed. Names in `user_tools` are tools too.
+    already hold protocol tags keep them: a thought that is only closed is opened, and plain text
+    behind the last one is the answer. Names in `user_tools` are tools too.
 
     Raises:
         ValueError: several user turns, an unknown tool, a call without a result, or a result
@@ -92,17 +93,31 @@ def _thought(message: Message, user_tools: tuple[str, ...], *, is_answer: bool) 
     if not isinstance(thought, str):
         raise ValueError("messages: reasoning_content is no text")
     if any(tag in content for tag in tags(user_tools)):
-        return (
-            f"<think>{neutralise(thought.strip(), user_tools)}</think>" if thought else ""
-        ) + content
+        content = opened_thought(content)
+        return (f"<think>{neutralise(thought.strip(), user_tools)}</think>" if thought else "") + (
+            answered(content, user_tools) if is_answer else content
+        )
     thought, content = neutralise(thought.strip(), user_tools), neutralise(content, user_tools)
     if not is_answer:
         return f"<think>{' '.join(filter(None, [thought, content]))}</think>"
     if not content:
         raise ValueError("messages: a message of the assistant is empty")
-    if "\\boxed{" not in content and len(content) <= SHORT_ANSWER_CHARS and "\n" not in content:
-        content = f"\\boxed{{{content}}}"
-    return f"<think>{thought}</think><answer>{content}</answer>"
+    return f"<think>{thought}</think>{_answer(content)}"
+
+
+def answered(text: str, user_tools: tuple[str, ...]) -> str:
+    """A last message whose plain text behind its thought is put into answer tags, if it has any."""
+    thought, closing, content = text.rpartition("</think>")
+    content = content.strip()
+    if not closing or not content or any(tag in content for tag in tags(user_tools)):
+        return text
+    return f"{thought}{closing}{_answer(content)}"
+
+
+def _answer(content: str) -> str:
+    short = len(content) <= SHORT_ANSWER_CHARS and "\n" not in content
+    boxed = short and "\\boxed{" not in content
+    return "<answer>" + (f"\\boxed{{{content}}}" if boxed else content) + "</answer>"
 
 
 def _calls(message: Message, user_tools: tuple[str, ...]) -> list[Call]:

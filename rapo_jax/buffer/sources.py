@@ -26,7 +26,7 @@ from rapo_jax.buffer.messages import tagged_text
 from rapo_jax.buffer.trajectories import AgentTrajectory, StepTrace
 from rapo_jax.io.jsonl import LineReport, number_of, read_jsonl, text_of, texts_of
 from rapo_jax.tasks.schema import Question, Score
-from rapo_jax.text.protocol import split_steps, tags
+from rapo_jax.text.protocol import opened_thought, split_steps, tags
 
 _END_TOKENS = re.compile(r"(?:\s*<\|[^|>]*\|>)+\s*$")
 _TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
@@ -133,7 +133,7 @@ class _Parser:
         question = question.rstrip("\n")
         return StepTrace(
             key=self._key_text(question, history),
-            value=value,
+            value=opened_thought(value),
             reward=number_of(record, "reward"),
             question_id=self._question_id(record, question),
             step=history.count("</result>"),
@@ -200,7 +200,8 @@ def _read_trajectory(
             raise ValueError("messages: the question is blank")
         return question, _steps(response, "messages", user_tools)
     if "steps" in record:
-        return text_of(record, "question"), texts_of(record, "steps")
+        steps = texts_of(record, "steps")
+        return text_of(record, "question"), list(map(opened_thought, steps))
     if "response" in record:
         return text_of(record, "question"), _steps(
             text_of(record, "response"), "response", user_tools
@@ -218,7 +219,7 @@ def _steps(response: str, name: str, user_tools: tuple[str, ...]) -> list[str]:
         raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
     if not any(tag in response for tag in tags(user_tools)):
         raise ValueError(f"{name} holds none of the protocol's tags, such as <think>")
-    steps = split_steps(response, user_tools)
+    steps = list(map(opened_thought, split_steps(response, user_tools)))
     if not any(step.strip() for step in steps):
         raise ValueError(f"{name} holds no step")
     return steps

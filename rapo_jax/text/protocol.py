@@ -110,6 +110,12 @@ def _call_and_result(user_tools: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"</(?:{called})>[^<]*<result>.*?</result>\s*", re.DOTALL)
 
 
+def opened_thought(text: str) -> str:
+    """A step with the `<think>` that its model's chat template kept, where it only closes one."""
+    first = re.search("</?think>", text)
+    return f"<think>{text}" if first and first[0] == "</think>" else text
+
+
 def neutralise(text: str, user_tools: tuple[str, ...] = ()) -> str:
     """Foreign text with a space after the `<` of every tag and chat token `<|...|>`.
 

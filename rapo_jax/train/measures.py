@@ -12,22 +12,25 @@ from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.tape import response_mask
 from rapo_jax.tasks import Question, failure_kind, is_correct
 from rapo_jax.text.protocol import CALLS
+from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import allgather_json, allgather_rows
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import segments, text_without_retrieved
-from rapo_jax.types import Source, Trajectory
+from rapo_jax.types import Source, Status, Trajectory
 
 ORIGIN = "buffer/origin/"
+EXAMPLE_CHARS = 200
+"""Shown of a response's beginning and of its end."""
 FAILURES = ("error", "crashed", "empty", "flooded")
 """Outcomes of tool calls that are counted as errors."""
 
 
 class RowScores(NamedTuple):
-    """Of every row: outcome reward (float64), whether right, whether its format is bad."""
+    """Of every row: outcome reward (float64), whether right, why its format is bad ('' if good)."""
 
     reward_B: np.ndarray
     right_B: np.ndarray
-    malformed_B: np.ndarray
+    failure_B: np.ndarray
 
 
 def score_rows(
@@ -40,10 +43,34 @@ def score_rows(
         text = text_without_retrieved(segments(run.tokens, trajectory, b))
         gold = question.answers
         right = is_correct(text, gold, metric=metric, user_tools=user_tools)
-        bad = bool(failure_kind(text, user_tools))
-        scores.append((float(reward(text, gold)), bool(right), bad))
-    rewards, rights, malformed = zip(*allgather_rows(scores), strict=True)
-    return RowScores(np.array(rewards), np.array(rights), np.array(malformed))
+        failure = failure_kind(text, user_tools)
+        scores.append((float(reward(text, gold)), bool(right), failure))
+    rewards, rights, failures = zip(*allgather_rows(scores), strict=True)
+    return RowScores(np.array(rewards), np.array(rights), np.array(failures))
+
+
+def common_failure(tokens: Tokens, trajectory: Trajectory, scores: RowScores) -> str:
+    """A warning where all rows have one reward and their formats are bad for one reason; else ''.
+
+    Nothing can be learned from such a batch: all advantages are 0.
+    """
+    failures = np.unique(scores.failure_B)
+    if len(failures) > 1 or not failures[0] or np.ptp(scores.reward_B):
+        return ""
+    cut = float(np.mean(trajectory.status_B == Status.OUT_OF_TOKENS))
+    if cut > 0.5:
+        remedy = "most are cut off at a token limit: raise rollout.step_tokens and max_tokens"
+    elif "think" in failures[0]:
+        remedy = "set the template's switches (prompt.template_arguments), or use a cold start"
+    else:
+        remedy = "show the protocol in prompt.system, or use a cold start"
+    text = text_without_retrieved(segments(tokens, trajectory, 0))
+    if len(text) > 2 * EXAMPLE_CHARS:
+        text = f"{text[:EXAMPLE_CHARS]} … {text[-EXAMPLE_CHARS:]}"
+    return (
+        f"all {len(scores.reward_B)} responses have the reward {scores.reward_B[0]:g}, for the "
+        f"same reason: {failures[0]}; {remedy}; for example {text!r}"
+    )
 
 
 def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
@@ -75,7 +102,7 @@ def rollout_metrics(
         "reward/on_policy": mean(reward_B[~hybrid_B]),
         "reward/hybrid": mean(reward_B[hybrid_B]),
         "reward/accuracy": mean(scores.right_B),
-        "reward/format_bad": mean(scores.malformed_B),
+        "reward/format_bad": mean(scores.failure_B != ""),
         "reward/retrieval": mean(calibration.retrieval_reward_B[hybrid_B]),
         "entropy/policy": float(trajectory.entropy_BT[policy_BT].mean()),
         "rollout/tokens": mean(response_mask(trajectory.source_BT).sum(1)),

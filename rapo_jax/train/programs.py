@@ -31,8 +31,8 @@ from rapo_jax.rollout.slots import (
 from rapo_jax.rollout.thinking import (
     Boundary,
 )
+from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocol import stops
-from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span, Trajectory
 
 Rolled = tuple[Trajectory, Counts]

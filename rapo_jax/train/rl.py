@@ -28,6 +28,8 @@ from rapo_jax.train.distributed import allgather_rows, is_first
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import (
+    RowScores,
+    common_failure,
     host_metrics,
     rollout_metrics,
     schedule_metrics,
@@ -134,8 +136,7 @@ def rl_step(
     del weights  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
     sampled = time.perf_counter()
-    first_row = jax.process_index() * len(row_questions)
-    scores = score_rows(run, trajectory, enumerate(row_questions, first_row))
+    scores = _score(run, step, trajectory, row_questions)
     reward_B = scores.reward_B.astype(np.float32)
     scored = time.perf_counter()
     calibration, diagnostics = jax.device_get(parts.calibrate(trajectory, reward_B))
@@ -172,6 +173,17 @@ def rl_step(
         return known | updates
 
     return state, metrics
+
+
+def _score(
+    run: Run, step: int, trajectory: Trajectory, local_questions: list[Question]
+) -> RowScores:
+    first_row = jax.process_index() * len(local_questions)
+    scores = score_rows(run, trajectory, enumerate(local_questions, first_row))
+    failure = common_failure(run.tokens, trajectory, scores) if step == 0 else ""
+    if failure and is_first():
+        print(f"[rl] warning: in the first batch {failure}", flush=True)
+    return scores
 
 
 def _batch(trajectory: Trajectory, calibration: Calibration) -> Batch:

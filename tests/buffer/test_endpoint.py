@@ -39,6 +39,20 @@ def test_calls_behind_a_call_in_one_message_are_steps_and_anything_else_is_cut(r
     assert whole_steps(SEARCH + rest, ended=True, user_tools=()) == [SEARCH, *more]
 
 
+@pytest.mark.parametrize(
+    ("text", "ended", "step"),
+    [
+        ("hm</think><search>a", True, "<think>hm</think><search>a</search>"),
+        ("hm</think>\n42", True, "<think>hm</think><answer>\\boxed{42}</answer>"),
+        ("<think>hm</think>\n42", True, "<think>hm</think><answer>\\boxed{42}</answer>"),
+        ("<think>hm</think>\n42", False, "<think>hm</think>\n42"),
+        ("<think>hm</think>", True, "<think>hm</think>"),
+    ],
+)
+def test_a_thought_is_opened_and_plain_text_behind_one_is_the_answer(text, ended, step):
+    assert whole_steps(text, ended=ended, user_tools=()) == [step]
+
+
 def test_two_calls_of_one_message_are_done_in_turn_and_asked_for_once(serve, tmp_path):
     asked = []
 
@@ -133,7 +147,7 @@ def test_a_refused_key_may_be_reported_inside_status_200(serve, tmp_path):
         ([{"type": "text", "text": "<answer>"}, {"type": "text", "text": "c"}],
          "<answer>c</answer>"),
         ([{"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}, "hm"],
-         "<think>so</think>hm"),
+         "<think>so</think><answer>\\boxed{hm}</answer>"),
     ],
 )  # fmt: skip
 def test_a_content_may_be_a_list_of_parts(serve, tmp_path, content, step):

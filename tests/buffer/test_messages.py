@@ -201,3 +201,27 @@ def test_a_call_with_the_name_of_a_users_tool_calls_it():
     assert "<loud>hey < /loud></loud><result> HEY < loud></result>" in response
     with pytest.raises(ValueError, match="tool 'loud' is no search and no python"):
         tagged_text(chat)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["So it is 42.</think>\n\n42", "<think>So it is 42.</think> 42", "So it is 42.</think>"
+     "<answer>\\boxed{42}</answer>", "So it is 42.</think>It is \\boxed{42}."],
+)  # fmt: skip
+def test_a_thought_without_its_opening_tag_and_a_plain_answer_become_a_well_formed_step(content):
+    _, response = tagged_text([*CHAT[:-1], assistant(content)])
+    assert failure_kind(response) == "" and outcome_reward(response, ["42"]) == pytest.approx(1.1)
+    last = split_steps(response)[-1]
+    assert last.startswith("<think>So it is 42.</think><answer>") and last.endswith("</answer>")
+
+
+def test_a_thought_before_a_call_is_opened_too_and_its_text_is_no_answer():
+    chat = [*CHAT[:2], assistant("hm</think>I look.", *CHAT[2]["tool_calls"]), *CHAT[3:]]
+    _, response = tagged_text(chat)
+    assert response.startswith("<think>hm</think>I look.<search>Ada birthplace</search>")
+    assert failure_kind(response) == ""
+
+
+def test_a_thought_without_an_answer_stays_one():
+    _, response = tagged_text([USER, assistant("<think>So it is 42.</think>")])
+    assert response == "<think>So it is 42.</think>"

@@ -224,3 +224,16 @@ def test_any_record_is_used_or_counted(tmp_path_factory, records):
         == report.records
         == report.lines - report.malformed
     )
+
+
+@pytest.mark.parametrize("name", ["response", "steps", "value"])
+def test_steps_whose_thought_is_only_closed_are_opened(tmp_path, name):
+    text = "hm</think><answer>\\boxed{7}</answer>"
+    record = {"question": "q", "answer": "7", name: [text] if name == "steps" else text}
+    if name == "value":
+        record = {"key": "q\n<think>", "value": text, "reward": 1.0}
+    got = read(write(tmp_path / "a.jsonl", record))
+    if name == "value":
+        assert [trace.value for trace in got.step_traces] == [f"<think>{text}"]
+    else:
+        assert [(t.steps, t.reward) for t in got.trajectories] == [([f"<think>{text}"], 1.0)]

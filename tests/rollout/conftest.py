@@ -16,8 +16,8 @@ from rapo_jax.model.transformer import init_params
 from rapo_jax.rollout.thinking import (
     Boundary,
 )
+from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocol import STOPS
-from rapo_jax.text.tokens import boundary_automaton
 from rapo_jax.types import Params, Span
 from tests.models import SMALL_MODEL
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocol import STOPS, TAGS, neutralise, parse_step, render_result, stops
 from rapo_jax.text.tokens import (
     BOXED,
     CHAT_TOKENS,
-    boundary_automaton,
     build_tokenizer,
     load_tokens,
 )

@@ -21,8 +21,9 @@ from tokenizers import (
     trainers,
 )
 
+from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocol import STOPS, TAGS
-from rapo_jax.text.tokens import boundary_automaton, load_tokens
+from rapo_jax.text.tokens import load_tokens
 
 SPLIT = {
     "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
