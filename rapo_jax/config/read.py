@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from rapo_jax.config import Settings
-from rapo_jax.config.rules import check
+from rapo_jax.config.keys import names
+from rapo_jax.config.rules import MODEL_FOLDERS, check
+from rapo_jax.io.hub import cached_folder, is_hub_name
 
 T = TypeVar("T")
 
 
 def read_settings(config: Mapping[str, object]) -> Settings:
     """Frozen, checked settings of a config, before anything is compiled.
+
+    Names of the Hugging Face hub become the folders of its cache on this machine.
 
     Raises:
         ValueError: names the key, its value and the remedy.
@@ -62,4 +66,6 @@ def _convert(kind: object, value: object, path: str) -> object:
     assert isinstance(kind, type)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{path}={value!r}: expected {kind.__name__}")
+    if path in MODEL_FOLDERS and any(map(is_hub_name, names(str(value)))):
+        return ",".join(map(cached_folder, names(str(value))))
     return value

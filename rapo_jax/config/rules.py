@@ -16,8 +16,15 @@ from urllib.parse import urlsplit
 from rapo_jax.config import KEYS, READERS, EndpointSettings, Settings
 from rapo_jax.config.keys import Key, keys_of, names
 from rapo_jax.io.api_keys import mask, read_api_key
+from rapo_jax.io.hub import is_hub_name
 
 Rule: TypeAlias = tuple[str, bool, str]
+
+MODEL_FOLDERS = (
+    *("model.folder", "tokenizer.folder", "buffer.checkpoint"),
+    *("retrieval.encoder_folder", "search_index.encoder_folder"),
+)
+"""Keys that take names of the Hugging Face hub too."""
 
 
 def check(s: Settings) -> None:
@@ -25,7 +32,7 @@ def check(s: Settings) -> None:
     for key in keys_of(s).values():
         _check_choices(key)
         _check_bounds(key)
-    for rules in (_distributed, _model, _rollout, _evaluate, _search, _buffer, _task):
+    for rules in (_distributed, _hub, _model, _rollout, _evaluate, _search, _buffer, _task):
         _enforce(s, rules(s))
 
 
@@ -100,6 +107,28 @@ def _distributed(s: Settings) -> Iterator[Rule]:
         f"{', '.join(READERS[:-1])} and {READERS[-1]} run in one process: set "
         "distributed.mode='off'",
     )
+
+
+def _hub(s: Settings) -> Iterator[Rule]:
+    """Names of the hub that are left are not in the cache."""
+    trains = not set(s.stages) <= {"plan", "search_index"}  # the others need no weights
+    needed = {
+        "model.folder": trains,
+        "tokenizer.folder": trains,
+        "buffer.checkpoint": "buffer" in s.stages and "checkpoint" in s.buffer.agents,
+        "retrieval.encoder_folder": trains and s.retrieval.encoder == "minilm",
+        "search_index.encoder_folder": "search_index" in s.stages,
+    }
+    for key in MODEL_FOLDERS:
+        for folder in names(operator.attrgetter(key)(s)):
+            if needed[key] and is_hub_name(folder):
+                _refuse(
+                    key,
+                    folder,
+                    "there is no such folder, and no model of this name in the Hugging Face cache; "
+                    f"if it is one of the hub, fetch it: hf download {folder}",
+                )
+    yield from ()
 
 
 def _model(s: Settings) -> Iterator[Rule]:

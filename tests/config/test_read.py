@@ -263,7 +263,7 @@ ABLATIONS = {
     "traces from a file": {"buffer.agent": "none", "buffer.files": (__file__,)},
     "traces from a file beside the expert's": {"buffer.files": (__file__,)},
     "maths answers": {"task.metric": "math"},
-    "another agent": {"buffer.agent": "checkpoint", "buffer.checkpoint": "runs/other"},
+    "another agent": {"buffer.agent": "checkpoint", "buffer.checkpoint": "/runs/other"},
 }
 
 
