@@ -61,11 +61,8 @@ class StepTraceBuffer:
             raise ValueError("buffer: no step traces to store; sample trajectories with steps")
         keys = [step_trace.key for step_trace in step_traces]
         key_ME = np.ascontiguousarray(encode(keys), np.float32)
-        if key_ME.ndim != 2 or len(key_ME) != len(keys) or not np.isfinite(key_ME).all():
-            raise ValueError(
-                f"encoder {encoder_identity}: gave shape {key_ME.shape} for {len(keys)} keys, "
-                "or numbers that are not finite; check its weights"
-            )
+        if reason := _wrong_keys(key_ME, len(keys)):
+            raise ValueError(f"encoder {encoder_identity}: gave {reason}; check its weights")
         manifest = {
             "format": FORMAT,
             **splitting._asdict(),
@@ -138,6 +135,8 @@ class StepTraceBuffer:
             )
         if not step_traces:
             raise ValueError(f"buffer {folder}: holds no step traces; build it again")
+        if reason := _wrong_keys(key_ME, len(step_traces)):
+            raise ValueError(f"buffer {folder}: {_KEYS} has {reason}; build it again")
         return cls(step_traces, key_ME, manifest)
 
 
@@ -155,6 +154,13 @@ def _read_manifest(folder: Path) -> Manifest:
     if version != FORMAT:
         raise ValueError(f"buffer {folder}: format={version}, needs {FORMAT}; build it again")
     return manifest
+
+
+def _wrong_keys(key_ME: np.ndarray, count: int) -> str:
+    """Why an array cannot hold the embeddings of `count` keys, "" where it can."""
+    if key_ME.ndim != 2 or len(key_ME) != count:
+        return f"shape {key_ME.shape} for {count} step traces"
+    return "" if np.isfinite(key_ME).all() else "numbers that are not finite"
 
 
 def _lines(step_traces: Sequence[StepTrace]) -> bytes:

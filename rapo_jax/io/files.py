@@ -1,9 +1,10 @@
-"""Files written whole or not at all, files that record metadata, and the lock on a folder."""
+"""Small files written whole or not at all, read with errors that name them; locks on folders."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,39 @@ LOCK = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file in one step: a failure leaves the former one as it was."""
+    """Replaces the file in one step: neither a failure nor a power cut leaves half of it."""
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is on the disk too
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, value: Json) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, default: Json = None) -> Json:
+    """The value in a file of JSON; `default` where there is none.
+
+    Raises:
+        ValueError: it is no JSON, as after a crash of the machine; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: cut off or damaged ({error}); restore it from a copy, or remove it to have "
+            "it made anew"
+        ) from None
 
 
 @contextmanager
@@ -66,7 +92,7 @@ def write_or_check(path: Path, metadata: Mapping[str, Json], *, what: str, remed
         write_json(path, dict(metadata))
         return
     try:
-        former = json.loads(path.read_text(encoding="utf-8"))
+        former = read_json(path)
     except ValueError:
         former = None
     if not isinstance(former, dict):

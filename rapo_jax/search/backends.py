@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rapo_jax.io.digests import check_digests, write_digests
+
 Candidates = Callable[[np.ndarray, int], np.ndarray]
 """(query_BE, n) -> row_BC: n likely nearest rows in any order, -1 where there is none."""
 
@@ -82,7 +84,7 @@ def _tree(key_ME: np.ndarray, folder: Path | None) -> Candidates:
     searched = min(leaves, max(_MIN_SEARCHED, leaves // 2))
     scheme = f"scann {version('scann')} tree {leaves} {searched} ah 2 0.2 reorder {_REORDER} "
     identity = hashlib.sha256(f"{scheme}{key_ME.shape}".encode() + key_ME.tobytes()).hexdigest()
-    if folder is not None and _kept_identity(folder) == identity:
+    if folder is not None and _is_kept(folder, identity):
         searcher = scann.scann_ops_pybind.load_searcher(str(folder))
     else:
         builder = tree_builder(key_ME, searched=searched, trained_on=250_000)
@@ -94,9 +96,17 @@ def _tree(key_ME: np.ndarray, folder: Path | None) -> Candidates:
     )
 
 
-def _kept_identity(folder: Path) -> str | None:
+def _is_kept(folder: Path, identity: str) -> bool:
+    """Whether the folder holds the tree of these keys, undamaged."""
     path = folder / "identity.txt"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    if not path.is_file() or path.read_text(encoding="utf-8") != identity:
+        return False
+    try:
+        check_digests(folder, what="the tree of retrieval in", remedy="it is built again")
+    except ValueError as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def _keep(searcher, folder: Path, identity: str) -> None:
@@ -106,6 +116,7 @@ def _keep(searcher, folder: Path, identity: str) -> None:
     try:
         searcher.serialize(str(draft), relative_path=True)  # else the draft's name is inside
         (draft / "identity.txt").write_text(identity, encoding="utf-8")
+        write_digests(draft)
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)

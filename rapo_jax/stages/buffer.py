@@ -11,6 +11,7 @@ import numpy as np
 from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import best_of, filter_counts, split_all
+from rapo_jax.io.files import write_json
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer_sources import Sampling, import_files, sample_agents
 from rapo_jax.tasks import check_metric
@@ -80,7 +81,7 @@ def _build(
             file.write(json.dumps(trajectory._asdict()) + "\n")
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
-    (folder / "done.json").write_text(json.dumps(done) + "\n")
+    write_json(folder / "done.json", done)
     m = buffer.manifest
     print(
         f"[buffer] {len(step_traces)} step traces of {m['trajectories_kept']} trajectories kept "

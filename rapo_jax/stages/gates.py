@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from rapo_jax.io.files import read_json, write_json
 from rapo_jax.tasks.schema import Task
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
@@ -25,7 +24,7 @@ def check_cold_start(run: Run) -> dict[str, float]:
         a policy that does not follow retrieved steps makes RAPO equal to GRPO.
     """
     path, s = run.cold_start / "gates.json", run.settings
-    gates = on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    gates = on_first(lambda: read_json(path))
     if gates is None:
         params = load_policy(run, run.cold_start)
         easy = [q for q in load_questions(run.questions["eval"]) if q.kind == run.task.kinds[0]]
@@ -33,7 +32,7 @@ def check_cold_start(run: Run) -> dict[str, float]:
         one_hop = evaluate(run, params, some, temperature=1.0, key=StageKey.GATE_ONE_HOP)
         gates = {"one_hop": one_hop["accuracy"], "follow": follow_rate(run, params)}
         if is_first():
-            path.write_text(json.dumps(gates) + "\n")
+            write_json(path, gates)
     print(
         f"[gates] one-hop accuracy {gates['one_hop']:.3f}, retrieved steps followed "
         f"{gates['follow']:.3f} (temperature 1)",

@@ -87,6 +87,7 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     left, suites = _stages_left(settings, workdir, asked)
     if left or suites:
         with open_job(settings, workdir, fresh=fresh) as job:
+            job.check_memory(left)
             for name in left:
                 with job.timed(name):
                     JOB_STAGES[name](job)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rapo_jax.config import Settings
-from rapo_jax.io.files import Json, write_json
+from rapo_jax.io.files import Json, read_json, write_json
 from rapo_jax.model.describe import describe
+from rapo_jax.model.sharding import row_shards
+from rapo_jax.plan.memory import check_memory, device_memory
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.gates import check_cold_start
@@ -19,6 +20,7 @@ from rapo_jax.stages.search_index import index_corpus
 from rapo_jax.stages.suites import evaluate_suites, open_suites
 from rapo_jax.suites.catalogue import Suite
 from rapo_jax.tasks.stream import load_questions
+from rapo_jax.train.batches import even_size
 from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.imitation import train_imitation
@@ -33,17 +35,24 @@ class Job:
 
     def __init__(self, run: Run, suites: Sequence[Suite] = ()) -> None:
         self.run, self.suites = run, suites
-        path = run.workdir / "result.json"
-        self.result: dict[str, Json] = (
-            json.loads(path.read_text())
-            if path.is_file()
-            else {
-                "method": run.settings.method,
-                "seed": run.settings.seed,
-                "counts": {},
-                "seconds": {},
-                "cpu_seconds": {},
-            }
+        fresh = {"method": run.settings.method, "seed": run.settings.seed}
+        fresh |= {"counts": {}, "seconds": {}, "cpu_seconds": {}}
+        self.result: dict[str, Json] = read_json(run.workdir / "result.json", default=fresh)
+
+    def check_memory(self, stages: Sequence[str]) -> None:
+        """Refuses, before anything is compiled, stages that cannot fit; see `plan.memory`."""
+        run, s = self.run, self.run.settings
+        asked = [len(suite.questions) for suite in self.suites]
+        if "evaluate" in stages or s.evaluate.every:
+            asked.append(len(spread(load_questions(run.questions["eval"]), s.evaluate.limit)))
+        shards, most = row_shards(run.mesh), s.evaluate.rows
+        check_memory(
+            s,
+            run.model,
+            run.mesh,
+            training="rl" in stages,
+            evaluation_rows=max((even_size(n, most=most, shards=shards) for n in asked), default=0),
+            available=device_memory(run.mesh),
         )
 
     @contextmanager

@@ -2,10 +2,14 @@
 
 Where there are adapters, only they are saved. The metadata then holds the identity of their base
 and the settings that their effect depends on: rank, alpha and targets.
+
+A digest of every file is saved beside them. A checkpoint whose files differ from it is never read:
+the newest whole one takes its place.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +18,10 @@ import jax
 import numpy as np
 
 from rapo_jax.config import LoraSettings
+from rapo_jax.io.digests import DIGESTS, Digests, damage, digests, files_of
+from rapo_jax.io.files import read_json, write_json
 from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
+from rapo_jax.train.distributed import allgather_json, on_first
 from rapo_jax.types import Array, Params, TrainState
 
 METADATA = "about"
@@ -54,8 +61,8 @@ class Checkpoints:
     """Numbered checkpoints in a folder, of which the newest `keep` (None: all) are kept.
 
     A save that fails loses nothing: the former checkpoint can still be loaded, and the error is
-    raised. Several processes open, save and restore together; another number of processes may
-    restore what they saved. `lora` is needed to save or restore a state with adapters.
+    raised. Several processes open, save, look for the latest and restore together; another number
+    of processes may restore what they saved. `lora` is needed for a state with adapters.
     """
 
     def __init__(
@@ -65,14 +72,36 @@ class Checkpoints:
 
         self._ocp, self._lora = ocp, lora
         # Orbax takes relative paths and fails late, so the path is made absolute here.
+        self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        """Step of the newest checkpoint with undamaged files, None if nothing was saved.
+
+        Raises:
+            ValueError: all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            lines = _damage(self._folder / str(step))
+            if not lines:
+                return step
+            more = f" (and {len(lines) - 1} more files)" if len(lines) > 1 else ""
+            print(
+                f"[checkpoint] {self._folder / str(step)} is damaged: {lines[0]}{more}; "
+                "the one before it is taken",
+                flush=True,
+            )
+        if steps:
+            raise ValueError(
+                f"{self._folder}: every checkpoint there is damaged, the oldest is that "
+                f"of step {steps[-1]}; bring one back from a copy, or start anew with another "
+                "--workdir"
+            )
+        return None
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, object]) -> None:
         """Saves and waits, unless `step` is saved already. `metadata` is small JSON."""
@@ -85,18 +114,27 @@ class Checkpoints:
         items = {"state": args.StandardSave(_plain(state)), METADATA: args.JsonSave(metadata)}
         self._manager.save(step, args=args.Composite(**items))
         self._manager.wait_until_finished()
+        folder = self._folder / str(step)
+        names = on_first(lambda: files_of(folder))
+        found = _shared_digests(folder, names)
+        on_first(lambda: write_json(folder / DIGESTS, found))
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, Metadata]:
-        """State and metadata of the newest checkpoint (or that of `step`), placed like `state`.
+        """State and metadata of the latest checkpoint (or that of `step`), placed like `state`.
+
+        Damaged ones that are newer are renamed, so that their steps can be saved again.
 
         Raises:
             ValueError: its adapters were trained on another base than that of `state`, or with
             another rank, alpha or targets.
         """
-        step = self.latest() if step is None else step
+        if step is None:
+            step = self.latest()
+            on_first(lambda: self._set_aside_after(step))
+            self._manager.reload()
         if ADAPTERS in state.params:  # before arrays of other shapes are read
             assert self._lora is not None, "adapters are restored with their settings"
-            check_lora(self._lora, self.metadata(step), self._manager.directory)
+            check_lora(self._lora, self.metadata(step), self._folder)
         args = self._ocp.args
         shapes = jax.tree.map(_abstract, _plain(state))
         items = {"state": args.StandardRestore(shapes), METADATA: args.JsonRestore()}
@@ -106,7 +144,7 @@ class Checkpoints:
         base = base_identity(state.params) if ADAPTERS in state.params else None
         if metadata.pop("base", None) != base:
             raise ValueError(
-                f"{self._manager.directory}: its adapters were trained on other weights than those "
+                f"{self._folder}: its adapters were trained on other weights than those "
                 "of model.folder or the cold start now; give those back, or start anew"
             )
         params = with_trained(state.params, saved["params"])
@@ -124,7 +162,7 @@ class Checkpoints:
         Every process reads all of them, whatever devices and processes saved them.
         """
         ocp, step = self._ocp, self.latest() if step is None else step
-        path = self._manager.directory / str(step) / "state"
+        path = self._folder / str(step) / "state"
         handler = ocp.PyTreeCheckpointHandler()
         saved = {"params": handler.metadata(path).tree["params"]}
         restore = ocp.args.PyTreeRestore(
@@ -134,8 +172,43 @@ class Checkpoints:
         )
         return handler.restore(path, args=restore)["params"]
 
+    def _set_aside_after(self, step: int | None) -> None:
+        for newer in self._manager.all_steps():
+            if step is not None and newer > step:
+                folder = self._folder / str(newer)
+                folder.rename(folder.with_name(f"damaged-{newer}"))
+
     def close(self) -> None:
         self._manager.close()
+
+
+def _shared_digests(folder: Path, names: list[str]) -> Digests:
+    """Digests of the files, computed by all processes, each of its share."""
+    local = digests(folder, names[jax.process_index() :: jax.process_count()])
+    return {name: digest for part in allgather_json(local) for name, digest in part.items()}
+
+
+def _damage(folder: Path) -> list[str]:
+    """What is wrong with the files of a checkpoint; all processes call it together."""
+    return _checked(folder, tuple(map(tuple, on_first(lambda: _sizes_and_times(folder)))))
+
+
+def _sizes_and_times(folder: Path) -> list[tuple[str, int, int]]:
+    found = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found.items()]
+
+
+@functools.cache  # weights are looked for, named and read in turn, and digests take their time
+def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> list[str]:
+    """`_damage` of a checkpoint with these files."""
+    try:
+        recorded = on_first(lambda: read_json(folder / DIGESTS))
+    except ValueError as error:
+        return [str(error)]
+    if recorded is None:  # killed before they were written, or of a version that had none
+        print(f"[checkpoint] {folder} has no {DIGESTS}: its files are not checked", flush=True)
+        return []
+    return damage(recorded, _shared_digests(folder, sorted(recorded)))
 
 
 def _plain(state: TrainState) -> dict[str, Params]:

@@ -11,10 +11,10 @@ import optax
 from rapo_jax.config import Settings
 from rapo_jax.tasks.stream import QuestionStream, load_questions
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, stop_asked
+from rapo_jax.train.distributed import Stopped, is_first, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.measures import cpu_seconds
-from rapo_jax.train.metrics import Progress
+from rapo_jax.train.metrics import Progress, cut_back
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.run import Run
 from rapo_jax.types import TrainState
@@ -128,6 +128,9 @@ class PolicyTraining:
         )
         if self._store.latest() is not None:
             self._restore()
+        run.metrics.cut_back("rl", self.step)
+        if is_first():
+            cut_back(run.workdir / "trajectories.jsonl", "rl", self.step)
         self._progress = Progress("rl", total=s.rl.steps, done=self.step)
 
     @property

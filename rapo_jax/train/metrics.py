@@ -14,7 +14,7 @@ from rapo_jax.io.jsonl import append_lines
 class Metrics:
     """Writes one JSON object for each step, `{'step', 'stage', 'group/name': number}`.
 
-    After a resume the steps since the checkpoint are written again; readers take the last line.
+    After a resume the steps since the checkpoint are written again; see `cut_back`.
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
@@ -33,6 +33,10 @@ class Metrics:
             for name, value in numbers.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
 
+    def cut_back(self, stage: str, step: int) -> None:
+        """Removes the lines of `stage` from `step` on, which a resumed run writes again."""
+        cut_back(self._path, stage, step)
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
@@ -44,8 +48,28 @@ class NoMetrics:
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         pass
 
+    def cut_back(self, stage: str, step: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+def cut_back(path: Path, stage: str, step: int) -> None:
+    """Removes from a file of JSON lines those of `stage` from `step` on, and unreadable ones."""
+    if not path.is_file():
+        return
+    draft = path.with_name(path.name + ".tmp")
+    with path.open("rb") as written, draft.open("wb") as kept:
+        for line in written:
+            try:
+                row = json.loads(line)
+                later = row["stage"] == stage and row["step"] >= step
+            except (ValueError, KeyError, TypeError):  # cut short by a kill
+                continue
+            if not later:
+                kept.write(line)
+    draft.replace(path)
 
 
 class Progress:

@@ -5,7 +5,6 @@ Only POLICY tokens have a loss; retrieved traces and observations are context, a
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings
 from rapo_jax.environment import observation_ids, retrieved_ids
+from rapo_jax.io.files import write_json
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.chat import without_opening
@@ -172,6 +172,7 @@ def train_cold_start(run: Run) -> None:
         state, _ = store.restore(state)
     updater = imitation_updater(run, optimizer, state)
     first, skips = int(state.step), 0
+    run.metrics.cut_back("sft", first)
     losses: deque[float] = deque(maxlen=64)  # a batch is of one length, so single losses jump
     progress = Progress("sft", total=s.sft.steps, done=first)
 
@@ -192,7 +193,7 @@ def train_cold_start(run: Run) -> None:
     store.close()
     done = {"seconds": time.perf_counter() - started, "examples": len(examples.length_B)}
     if is_first():
-        (folder / "done.json").write_text(json.dumps(done) + "\n")
+        write_json(folder / "done.json", done)
 
 
 def _cold_start_examples(run: Run) -> Examples:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.buffer import StepTraceBuffer
+from rapo_jax.buffer.buffer import StepTraceBuffer, _identity, _lines
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.search.ngram import NgramEncoder
 
@@ -145,6 +146,27 @@ def test_an_edited_trace_or_manifest_is_refused(tmp_path):
         shutil.rmtree(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (np.full((5, 4), np.nan, np.float32), "numbers that are not finite"),
+        (np.ones((4, 4), np.float32), r"shape \(4, 4\) for 5 step traces"),
+        (np.ones(5, np.float32), r"shape \(5,\) for 5 step traces"),
+    ],
+)
+def test_keys_that_cannot_be_searched_are_refused_also_with_an_identity_of_their_own(
+    tmp_path, keys, reason
+):
+    made = build()
+    wrong = dataclasses.replace(made, key_ME=keys)
+    manifest = wrong.manifest | {
+        "identity": _identity(_lines(wrong.step_traces), keys, wrong.manifest)
+    }
+    dataclasses.replace(wrong, manifest=manifest).save(tmp_path / "b")
+    with pytest.raises(ValueError, match=f"keys.npy has {reason}; build it again"):
+        load(tmp_path / "b")
+
+
 def test_another_format_and_a_manifest_that_is_no_object_are_refused(tmp_path):
     build().save(tmp_path / "b")
     path = tmp_path / "b" / "manifest.json"
@@ -165,5 +187,5 @@ def test_a_buffer_without_a_step_trace_is_not_built(trajectories):
 def test_an_encoder_that_gives_nan_or_too_few_rows_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         build(encode=lambda texts: np.full((len(texts), 4), np.nan, np.float32))
-    with pytest.raises(ValueError, match="gave shape \\(1, 4\\) for 5 keys"):
+    with pytest.raises(ValueError, match="gave shape \\(1, 4\\) for 5 step traces"):
         build(encode=lambda texts: np.ones((1, 4), np.float32))

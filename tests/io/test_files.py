@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rapo_jax.io.files import claimed, write_json, write_or_check, write_text
+from rapo_jax.io.files import claimed, read_json, write_json, write_or_check, write_text
 
 HOLDER = """
 import sys
@@ -26,6 +26,15 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_former_one(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "x" * 100 + "\ud800")
     assert path.read_bytes() == before
+
+
+def test_a_torn_file_is_an_error_that_names_it_and_a_missing_one_gives_the_default(tmp_path):
+    path = tmp_path / "done.json"
+    assert read_json(path, default={"stages": []}) == {"stages": []}
+    write_json(path, {"stages": ["rl"]})
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"done\.json: cut off or damaged .* remove it"):
+        read_json(path)
 
 
 def test_files_with_other_metadata_are_refused_with_the_key_and_both_values(tmp_path):

@@ -150,6 +150,21 @@ def test_a_kept_tree_is_loaded_even_after_its_folder_moved(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_damaged_kept_tree_is_reported_and_built_anew(tmp_path, caplog):
+    folder = tmp_path / "tree"
+    built = make_index(KEYS, kind="tree", folder=folder)
+    file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = make_index(KEYS, kind="tree", folder=folder)
+    assert f"{file.name} has other contents than were saved; it is built again" in caplog.text
+    assert len(file.read_bytes()) == len(whole)
+    assert again.size == built.size
+    caplog.clear()
+    make_index(KEYS, kind="tree", folder=folder)
+    assert not caplog.text
+
+
 def test_a_kept_tree_of_other_keys_is_built_anew(tmp_path):
     make_index(KEYS[:200], kind="tree", folder=tmp_path / "tree")
     index = make_index(KEYS, kind="tree", folder=tmp_path / "tree")

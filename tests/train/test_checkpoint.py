@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -149,3 +150,71 @@ def test_a_save_that_finds_the_disk_full_raises_and_leaves_the_former_checkpoint
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("failure")
     assert found == {"latest": 1, "metadata": {"at": 1}, "same": True, "then": 2}
+
+
+def largest_file(folder):
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def flip_bit(path, *, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_after_any_flipped_bit_the_checkpoint_before_is_restored_and_steps_go_on_from_it(
+    open_store, tmp_path, capsys
+):
+    open_store(keep=3).save(1, state_at(1), {"at": 1})
+    newest = tmp_path / "checkpoints" / "2"
+    for share in np.random.default_rng(0).random(6):
+        open_store(keep=3).save(2, state_at(2), {"at": 2})
+        damaged = largest_file(newest)
+        flip_bit(damaged, bit=int(share * 8 * damaged.stat().st_size))
+        store = open_store(keep=3)
+        state, metadata = store.restore(blank())
+        same(state, state_at(1))
+        assert metadata == {"at": 1}
+        said = capsys.readouterr().out
+        assert f"{newest} is damaged: {damaged.relative_to(newest)} has other contents" in said
+        store.save(2, state_at(2), {"at": 2})
+        same(open_store(keep=3).restore(blank())[0], state_at(2))
+        for aside in (tmp_path / "checkpoints").glob("damaged-*"):
+            shutil.rmtree(aside)
+
+
+@pytest.mark.parametrize("how", ["cut", "removed", "digests"])
+def test_a_checkpoint_with_a_file_cut_short_or_lost_is_passed_over(open_store, tmp_path, how):
+    for step in (1, 2):
+        open_store().save(step, state_at(step), {})
+    newest = tmp_path / "checkpoints" / "2"
+    if how == "cut":
+        path = largest_file(newest)
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "removed":
+        largest_file(newest).unlink()
+    else:
+        (newest / "digests.json").write_text('{"state')
+    store = open_store()
+    assert store.latest() == 1
+    same(store.restore_params(), state_at(1).params)
+
+
+def test_where_every_checkpoint_is_damaged_the_error_says_so(open_store, tmp_path):
+    open_store().save(1, state_at(1), {})
+    largest_file(tmp_path / "checkpoints" / "1").unlink()
+    with pytest.raises(
+        ValueError, match=r"checkpoints: every checkpoint there is damaged, .* copy"
+    ):
+        open_store().latest()
+
+
+def test_a_checkpoint_killed_before_its_digests_is_taken_and_said_to_be_unchecked(
+    open_store, tmp_path, capsys
+):
+    open_store().save(1, state_at(1), {})
+    (tmp_path / "checkpoints" / "1" / "digests.json").unlink()
+    same(open_store().restore(blank())[0], state_at(1))
+    assert "has no digests.json: its files are not checked" in capsys.readouterr().out

@@ -65,3 +65,23 @@ def test_progress_shows_how_far_and_how_long_still_at_first_and_at_the_end(capsy
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("[rl] 1/3  reward 0.500  kind x  ETA ")
     assert last.startswith("[rl] 3/3") and last.endswith("ETA 0:00")
+
+
+def test_a_resumed_stage_loses_the_lines_of_the_steps_it_takes_again_and_of_nothing_else(tmp_path):
+    metrics = Metrics(tmp_path, tensorboard=False)
+    for stage, step in (("sft", 9), ("rl", 0), ("rl", 1), ("rl", 2), ("evaluate", 3)):
+        metrics.write(stage, step, {"a": 1.0})
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "sta')
+    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics.cut_back("rl", 1)
+    metrics.write("rl", 1, {"a": 2.0})
+    metrics.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"], row["a"]) for row in rows] == [
+        ("sft", 9, 1.0),
+        ("rl", 0, 1.0),
+        ("evaluate", 3, 1.0),
+        ("rl", 1, 2.0),
+    ]

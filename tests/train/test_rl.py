@@ -99,6 +99,9 @@ class Dying:
         if step == 3:
             raise Killed
 
+    def cut_back(self, stage, step):
+        pass
+
     def close(self):
         pass
 

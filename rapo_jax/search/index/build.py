@@ -12,6 +12,7 @@ from typing import overload
 import numpy as np
 
 from rapo_jax.config import SearchIndexSettings
+from rapo_jax.io.digests import write_digests
 from rapo_jax.io.files import LOCK, Json, write_json, write_or_check
 from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.files import BUILD, ENCODER, MANIFEST, read_json, shard_folder
@@ -90,6 +91,7 @@ def build_index(
         )
     trees = sum(shard.leaves > 0 for shard in index.shards)
     manifest = metadata | counts | {"trees": trees} | measured
+    write_digests(folder, without=[LOCK])
     write_json(folder / MANIFEST, manifest)
     return manifest
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rapo_jax.io.digests import check_digests
 from rapo_jax.io.files import Json
 from rapo_jax.search.backends import scann_available
 from rapo_jax.search.batches import Hits
@@ -135,6 +136,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             "--config.stages=\"('search_index',)\""
         )
     manifest = read_json(folder / MANIFEST)
+    check_digests(folder, what="the search index", remedy="build it again")
     encode = _query_encoder(folder, manifest["encoder"])
     return SearchIndex(folder, encode, share=manifest["leaves_share"])
 

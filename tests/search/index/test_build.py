@@ -205,9 +205,25 @@ def test_a_folder_that_lost_bytes_is_refused(tmp_path):
     (shard / "texts.bin").write_bytes((shard / "texts.bin").read_bytes()[:-1])
     with pytest.raises(ValueError, match="texts.bin: .* build the index again"):
         Texts([shard])
+    with pytest.raises(ValueError, match="texts.bin has .* bytes instead of .*; build it again"):
+        open_index(tmp_path / "index")
+    (tmp_path / "index" / "digests.json").unlink()
     (shard / "keys.npy").write_bytes(b"")
     with pytest.raises(ValueError, match="keys cannot be read"):
         open_index(tmp_path / "index")
+
+
+def test_a_flipped_bit_in_any_file_of_an_index_is_refused_with_the_name_of_the_file(tmp_path):
+    build(write_corpus(tmp_path / "c.jsonl", passages(12)), tmp_path / "index")
+    open_index(tmp_path / "index")
+    files = [path for path in (tmp_path / "index" / "shard-00000").iterdir() if path.is_file()]
+    assert len(files) > 2
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{path.name} has other contents than were saved"):
+            open_index(tmp_path / "index")
+        path.write_bytes(whole)
 
 
 def test_an_embedding_that_is_not_finite_is_refused(tmp_path):
