@@ -1,0 +1,90 @@
+"""A run that cannot fit into the memory of its devices is refused with the key to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from configs import qwen7b
+from rapo_jax.config.read import read_settings
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.plan.memory import check_memory, device_memory, held_bytes, host_memory
+from rapo_jax.plan.models import planned_model
+
+SETTINGS = read_settings(qwen7b.get_config().to_dict() | {"stages": ("plan",)})
+MODEL = planned_model(SETTINGS.model)
+PARAMETERS = 7.62e9
+A_TOKEN = 2 * 4 * 128 * 2 * 28
+"""Bytes of keys and values: 4 key-value heads of 128 numbers in bfloat16, 28 layers."""
+
+
+def check(available, *, training=True, evaluation_rows=0, **rollout):
+    settings = dataclasses.replace(
+        SETTINGS, rollout=dataclasses.replace(SETTINGS.rollout, **rollout)
+    )
+    check_memory(
+        settings,
+        MODEL,
+        make_mesh(data=1, fsdp=8, tensor=1),
+        training=training,
+        evaluation_rows=evaluation_rows,
+        available=available,
+    )
+
+
+def test_weights_moments_and_one_gradient_are_counted_on_each_device():
+    found = held_bytes(SETTINGS, MODEL, make_mesh(data=1, fsdp=8, tensor=1), training=True)
+    # In training 4 bytes of weights, 8 of moments, 4 of a gradient, split over eight devices; the
+    # copy to sample with is bfloat16 and whole on each.
+    assert found.weights == pytest.approx(12 * PARAMETERS / 8 + 2 * PARAMETERS, rel=0.01)
+
+
+def test_a_model_too_large_is_refused_with_more_devices_or_adapters_as_the_remedy():
+    with pytest.raises(ValueError, match=r"^mesh.fsdp=8: training needs at least .* 26\.7 GB of"):
+        check(16e9)
+
+
+def test_too_many_slots_are_refused_with_a_number_that_fits():
+    with pytest.raises(ValueError, match=r"^rollout\.slots=512: .* cache of 512 slots") as refused:
+        check(40e9, slots=512)
+    fits = int(re.search(r"set it to (\d+) or less", str(refused.value))[1])
+    check(40e9, slots=fits)
+    with pytest.raises(ValueError, match=f"set it to {fits} or less"):
+        check(40e9, slots=fits + 8)
+
+
+def test_without_slots_the_rows_of_an_evaluation_are_its_slots():
+    rows = 256
+    positions = SETTINGS.rollout.max_tokens
+    weights = 4 * PARAMETERS / 8 + 2 * PARAMETERS
+    cache = rows / 8 * positions * A_TOKEN
+    check(1.3 * (weights + cache), training=False, evaluation_rows=rows, slots=0)
+    with pytest.raises(ValueError, match=r"^rollout.slots=0: evaluation needs .* of 256 slots"):
+        check(weights + 0.9 * cache, training=False, evaluation_rows=rows, slots=0)
+
+
+def test_where_fewer_slots_would_not_help_the_rows_are_named():
+    with pytest.raises(ValueError, match=r"^rollout.questions=65536: .* tapes of all rows"):
+        check(40e9, questions=65_536, slots=8)
+
+
+def test_what_fits_is_not_refused():
+    check(80e9, evaluation_rows=256)
+
+
+def test_the_memory_of_a_host_is_what_is_free_or_what_its_container_may_take(tmp_path):
+    proc = tmp_path / "meminfo"
+    proc.write_text("MemTotal: 2000 kB\nMemAvailable: 1000 kB\n")
+    assert host_memory(proc, tmp_path) == 1_024_000
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("1300\n")
+    assert host_memory(proc, tmp_path) == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory(proc, tmp_path) == 1_024_000
+    assert host_memory(tmp_path / "none", tmp_path / "none") == float("inf")
+
+
+def test_cpu_devices_share_the_memory_of_their_host():
+    assert device_memory(make_mesh()) == pytest.approx(host_memory() / 8, rel=0.5)
