@@ -165,3 +165,23 @@ def test_a_run_that_cannot_be_opened_does_not_bind_its_workdir_to_the_failed_con
     with pytest.raises(ValueError, match=r"rollout\.questions=2"):
         run_stages(read_settings(config), tmp_path, fresh=fresh)
     assert prepare_workdir(tmp_path, small_config({"rollout.questions": 8}))
+
+
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path, small_config):
+    config = small_config({"rollout.questions": 80_000_000, "stages": ("rl",)})
+    fresh = prepare_workdir(tmp_path, config)
+    with pytest.raises(
+        ValueError, match=r"^rollout\.questions=80000000: training needs .* lower it"
+    ):
+        run_stages(read_settings(config), tmp_path, fresh=fresh)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "done.json", "result.json"])
+def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_config, name):
+    config = small_config({"rollout.questions": 8})
+    prepare_workdir(tmp_path, config)
+    (tmp_path / name).write_text('{"stages": ["r')
+    with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* made anew"):
+        fresh = prepare_workdir(tmp_path, config)
+        run_stages(read_settings(config), tmp_path, fresh=fresh)

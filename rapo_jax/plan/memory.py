@@ -7,6 +7,7 @@ caches and tapes. Temporaries come on top, so a run that passes may still fail; 
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,13 +81,18 @@ def _refuse(s: Settings, model: ModelSettings, mesh: Mesh, available: float, *, 
             "a smaller model"
         )
     most = min(r.slots or r.questions * r.group_size, r.questions * r.group_size)
-    for fewer in range(most - shards, 0, -shards):
-        smaller = dataclasses.replace(s, rollout=dataclasses.replace(r, slots=fewer))
-        if held_bytes(smaller, model, mesh, training=training).total <= available:
-            raise ValueError(
-                f"rollout.slots={r.slots}: {what} {have}, {found.cache / GB:,.1f} GB of them for "
-                f"the cache of {most} slots; set it to {fewer} or less"
-            )
+
+    def too_much(each: int) -> bool:
+        """With so many slots a shard."""
+        smaller = dataclasses.replace(s, rollout=dataclasses.replace(r, slots=each * shards))
+        return held_bytes(smaller, model, mesh, training=training).total > available
+
+    fitting = bisect_left(range(1, most // shards + 1), True, key=too_much) * shards
+    if fitting:
+        raise ValueError(
+            f"rollout.slots={r.slots}: {what} {have}, {found.cache / GB:,.1f} GB of them for the "
+            f"cache of {most} slots; set it to {fitting} or less"
+        )
     raise ValueError(
         f"{key}={r.questions}: {what} {have}, {found.rows / GB:,.1f} GB of them for prompts and "
         "tapes of all rows; lower it"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rapo_jax.config import READERS, STAGES, SUITE_KEYS, Settings
-from rapo_jax.io.files import Json, write_json
+from rapo_jax.io.files import Json, read_json, write_json
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
 from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
@@ -41,7 +41,7 @@ def prepare_workdir(workdir: Path, config: Config) -> bool:
     free = ("stages", "log", "checkpoint", "distributed", "commit", *READERS)
     new = json.loads(json.dumps(config))
     if path.is_file():
-        old, new = _without_suites(json.loads(path.read_text())), _without_suites(new)
+        old, new = _without_suites(read_json(path)), _without_suites(new)
         for key in sorted((old.keys() | new.keys()).difference(free)):
             if old.get(key) != new.get(key):
                 raise ValueError(
@@ -86,8 +86,7 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     asked = [name for name in STAGES if name in settings.stages and name not in READERS]
     left, suites = _stages_left(settings, workdir, asked)
     if left or suites:
-        with open_job(settings, workdir, fresh=fresh) as job:
-            job.check_memory(left)
+        with open_job(settings, workdir, left, fresh=fresh) as job:
             for name in left:
                 with job.timed(name):
                     JOB_STAGES[name](job)
@@ -102,7 +101,7 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
         write_report([workdir], workdir / "report.html")
         note_finished(workdir, "report")
     if asked:
-        result = distributed.on_first(lambda: read_json(workdir / "result.json", {}))
+        result = distributed.on_first(lambda: read_json(workdir / "result.json", default={}))
         summarise(workdir, result, suites=suites, seconds=time.perf_counter() - started)
     for name, read in READER_STAGES.items():
         if name in settings.stages:
@@ -130,17 +129,13 @@ def _stages_left(settings: Settings, workdir: Path, asked: list[str]) -> tuple[l
 
 def finished(workdir: Path) -> list[str]:
     """Stages that need not run again."""
-    return read_json(workdir / "done.json", {"stages": []})["stages"]
+    return read_json(workdir / "done.json", default={"stages": []})["stages"]
 
 
 def note_finished(workdir: Path, stage: str) -> None:
     done = finished(workdir)
     if stage not in done:
         write_json(workdir / "done.json", {"stages": [*done, stage]})
-
-
-def read_json(path: Path, default: dict[str, Json]) -> dict[str, Json]:
-    return json.loads(path.read_text()) if path.is_file() else default
 
 
 def summarise(workdir: Path, result: Mapping[str, Json], *, suites: bool, seconds: float) -> None:

@@ -67,8 +67,10 @@ class Job:
 
 
 @contextmanager
-def open_job(settings: Settings, workdir: Path, *, fresh: bool = False) -> Iterator[Job]:
-    """Opens the run, and prints what of the model each device will hold (in full: layout.txt).
+def open_job(
+    settings: Settings, workdir: Path, stages: Sequence[str], *, fresh: bool = False
+) -> Iterator[Job]:
+    """Opens the run of `stages`, and prints what of the model each device will hold.
 
     A `fresh` workdir whose run cannot be opened loses its config.json, and so takes another config.
     """
@@ -77,6 +79,7 @@ def open_job(settings: Settings, workdir: Path, *, fresh: bool = False) -> Itera
         run = open_run(settings, workdir)
         table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
         job = Job(run, suites)
+        job.check_memory(stages)
     except BaseException:
         if fresh and is_first():
             (workdir / "config.json").unlink()
