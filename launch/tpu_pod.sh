@@ -132,7 +132,8 @@ install() {
   local archive files
   archive=${TMPDIR:-/tmp}/rapo_jax-$name.tgz
   files=(rapo_jax configs launch pyproject.toml README.md LICENSE requirements.lock)
-  files+=(requirements.txt requirements-tpu.txt requirements-cuda.txt requirements-tests.txt)
+  files+=(requirements.txt requirements-tpu.txt requirements-cuda.txt requirements-mcp.txt)
+  files+=(requirements-tests.txt)
   run tar -czf "$archive" --exclude=__pycache__ -C "$root" "${files[@]}"
   copy "$archive" "$name:rapo_jax.tgz" --worker=all
   run rm "$archive"

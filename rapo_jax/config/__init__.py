@@ -29,6 +29,7 @@ from rapo_jax.config.schema.stages import (
 from rapo_jax.config.schema.task import PromptSettings, TaskSettings, TokenizerSettings
 from rapo_jax.config.schema.tools import (
     SANDBOX_LAYERS,
+    McpSettings,
     SearchIndexSettings,
     SearchSettings,
     ToolsSettings,
@@ -55,6 +56,7 @@ __all__ = [
     "JudgeSettings",
     "LogSettings",
     "LoraSettings",
+    "McpSettings",
     "MeshSettings",
     "ModelSettings",
     "OptimizerSettings",

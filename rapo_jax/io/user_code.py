@@ -53,13 +53,15 @@ def load(path: str, *, key: str) -> Any:
     return getattr(module, name)
 
 
-def load_function(path: str, *, key: str, takes: tuple[str, ...]) -> Callable[..., Any]:
+def load_function(
+    path: str, *, key: str, takes: tuple[str, ...], may_be_async: bool = False
+) -> Callable[..., Any]:
     """The function at 'module:name'; raises ValueError unless it takes the arguments `takes`."""
     function = load(path, key=key)
     wanted = f"{key}={path!r}: must be a function of ({', '.join(takes)})"
     if not callable(function):
         raise ValueError(f"{wanted}, and is a {type(function).__name__}")
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) and not may_be_async:
         raise ValueError(f"{wanted}, and is a coroutine; write it without async")
     try:
         signature = inspect.signature(function)

@@ -7,17 +7,20 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 
 from rapo_jax.config import ToolsSettings
 from rapo_jax.io.user_code import load_function
 from rapo_jax.text.protocol import CALLS, TAG_NAMES
+from rapo_jax.tools.event_loop import run_async
 from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
 
 MAX_THREADS = 64
 """Calls of one tool at a time, including those that hang."""
 MAX_ERROR_CHARS = 200
+LATER_S = 0.5
+"""An async call is cancelled so long after its observation is a timeout."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {
     **{tag: f"<{tag}> is another tag of the protocol" for tag in TAG_NAMES if tag not in CALLS},
@@ -43,19 +46,24 @@ def load_user_tools(settings: ToolsSettings) -> dict[str, UserTool]:
         if len(pair) != 2:
             raise ValueError(f"{where}: write pairs, (('calculator', 'my_tools:calculate'),)")
         name, path = pair
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{where}: {name!r} cannot be a tag; write small letters, as 'calculator'"
-            )
-        if name in _TAKEN:
-            raise ValueError(f"{where}: {_TAKEN[name]}; choose another name")
-        if name in tools:
-            raise ValueError(f"{where}: there are two tools {name!r}; rename one")
-        function = load_function(path, key=f"tools.user_tools.{name}", takes=("text",))
+        check_tag(name, tools, where=where)
+        function = load_function(
+            path, key=f"tools.user_tools.{name}", takes=("text",), may_be_async=True
+        )
         tools[name] = UserTool(
             name, function, timeout_s=settings.timeout_s, output_chars=settings.output_chars
         )
     return tools
+
+
+def check_tag(name: str, tools: Mapping[str, UserTool], *, where: str) -> None:
+    """Raises ValueError if `name` cannot be the tag of another tool beside `tools`."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: {name!r} cannot be a tag; write small letters, as 'calculator'")
+    if name in _TAKEN:
+        raise ValueError(f"{where}: {_TAKEN[name]}; choose another name")
+    if name in tools:
+        raise ValueError(f"{where}: there are two tools {name!r}; rename one")
 
 
 class UserTool:
@@ -65,16 +73,26 @@ class UserTool:
     nothing confines it (it must not use jax, which waits for the rollout that waits for the tool).
     An exception is an observation with the outcome error, and is logged with its traceback. After
     `timeout_s` a call is a timeout; its thread cannot be ended from outside, so it stays occupied,
-    and once MAX_THREADS hang, further calls are timeouts too.
+    and once MAX_THREADS hang, further calls are timeouts too. An async function runs in the event
+    loop of `event_loop.py` and is cancelled after `timeout_s`.
     """
 
     def __init__(
-        self, name: str, function: Callable[[str], str], *, timeout_s: float, output_chars: int
+        self,
+        name: str,
+        function: Callable[[str], str | Coroutine[object, object, str]],
+        *,
+        timeout_s: float,
+        output_chars: int,
+        key: str = "tools.user_tools",
+        timeout_key: str = "tools.timeout_s",
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._function = name, function
+        self._timeout_key, self.close = timeout_key, close
         self._timeout_s, self._output_chars = timeout_s, output_chars
         self._slots = threading.Semaphore(MAX_THREADS)
-        self._log_failure = FailureLog(f"tools.user_tools.{name}")
+        self._log_failure = FailureLog(f"{key}.{name}")
 
     @property
     def purpose(self) -> str:
@@ -104,7 +122,8 @@ class UserTool:
                 observations[i] = observation
         late = sum(observation.outcome == "timeout" for observation in observations)
         if late:
-            self._log_failure(f"{late} calls took longer than tools.timeout_s={self._timeout_s:g}")
+            limit = f"{self._timeout_key}={self._timeout_s:g}"
+            self._log_failure(f"{late} calls took longer than {limit}")
         return observations
 
     def _start(self, i: int, text: str, answers: Answers) -> None:
@@ -118,7 +137,10 @@ class UserTool:
 
     def _run(self, i: int, text: str, answers: Answers) -> None:
         try:
-            observation = self._observation(self._function(text))
+            answer = self._function(text)
+            if isinstance(answer, Coroutine):
+                answer = run_async(answer, self._timeout_s + LATER_S)
+            observation = self._observation(answer)
         except BaseException as error:  # SystemExit too: a tool never raises, see Tool
             observation = self._failed(error)
         self._slots.release()

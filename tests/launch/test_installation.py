@@ -57,7 +57,9 @@ def test_the_extras_are_the_pinned_requirements_files():
     dynamic = project["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
     extras = dynamic["optional-dependencies"]
-    assert extras == {e: {"file": [f"requirements-{e}.txt"]} for e in ("cuda", "tpu", "tests")}
+    assert extras == {
+        e: {"file": [f"requirements-{e}.txt"]} for e in ("cuda", "mcp", "tpu", "tests")
+    }
     assert all((ROOT / extra["file"][0]).is_file() for extra in extras.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 
@@ -117,6 +118,46 @@ def test_where_all_threads_hang_calls_time_out_until_they_end():
     assert any(mine(["a"]) == [("a", "ok")] for _ in range(600))  # slots are free a moment later
 
 
+def test_calls_of_an_async_function_run_together_in_one_event_loop():
+    running, loops = [], set()
+
+    async def meet(text):
+        running.append(text)
+        loops.add(asyncio.get_running_loop())
+        while len(running) < 8:
+            await asyncio.sleep(0.001)
+        return text.upper()
+
+    assert tool(meet)(list("abcdefgh")) == [(letter, "ok") for letter in "ABCDEFGH"]
+    assert tool(meet)(["x"]) == [("X", "ok")] and len(loops) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("no luck"), SystemExit(3), KeyboardInterrupt()])
+def test_an_exception_of_an_async_function_is_an_error_and_the_loop_runs_on(error):
+    async def fail(text):
+        if text == "bad":
+            raise error
+        return text
+
+    bad, good = tool(fail)(["bad", "good"])
+    assert bad.outcome == "error" and type(error).__name__ in bad.text
+    assert good == ("good", "ok")
+
+
+def test_an_async_call_that_takes_too_long_is_cancelled():
+    cancelled = threading.Event()
+
+    async def hang(text):
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    assert tool(hang, timeout_s=0.05)(["x"])[0].outcome == "timeout"
+    assert cancelled.wait(10)
+
+
 def test_the_purpose_of_a_tool_is_the_first_line_of_its_docstring():
     assert tool(user_code.shout).purpose == "Says it louder."
     assert tool(user_code.broken).purpose == ""
@@ -129,6 +170,7 @@ def make(*named):
 def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
     made = make(("shout", "tests.user_code:shout"), ("python", "tests.user_code:broken"))
     assert list(made) == ["shout", "python"]
+    assert make(("echo", "tests.user_code:later"))["echo"](["a"]) == [("a", "ok")]
     assert made["shout"](["a"]) == [("A!", "ok")]
     assert made["python"](["a"]) == [("error: KeyError: 'a'", "error")]
 
@@ -164,8 +206,8 @@ def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
         ),
         (("loud", "no_such_code:f"), "tools.user_tools.loud='no_such_code:f': there is no module"),
         (
-            ("loud", "tests.user_code:later"),
-            "tools.user_tools.loud='tests.user_code:later': must be a fu",
+            ("loud", "tests.user_code:NOT_CALLABLE"),
+            "tools.user_tools.loud='tests.user_code:NOT_CALLABLE': must be a fu",
         ),
     ],
 )

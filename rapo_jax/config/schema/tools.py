@@ -55,6 +55,23 @@ class SearchSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class McpSettings:
+    """Tools of MCP servers (docs/user_code.md), by the tags of their names."""
+
+    servers: tuple[str, ...] = key(
+        (), "commands and addresses, such as ('python my_server.py', 'http://localhost:8000/mcp')"
+    )
+    tools: tuple[str, ...] = key((), "names of the tools to offer; () = all")
+    variables: tuple[str, ...] = key(
+        (), "environment variables that a command gets beside HOME, PATH and a few more"
+    )
+    key_variable: str = key(
+        "", "environment variable with the key for the addresses; '' = no key is sent"
+    )
+    deadline_s: float = key(20.0, "time of one call", unit="seconds", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ToolsSettings:
     """Tools of the agent."""
 
@@ -75,6 +92,7 @@ class ToolsSettings:
         "your tools (docs/user_code.md) as pairs of tag and module:function, such as "
         "(('calculator', 'my_tools:calculate'),); 'search' and 'python' replace the built-in ones",
     )
+    mcp: McpSettings = McpSettings()
     python: PythonSettings = PythonSettings()
     search: SearchSettings = SearchSettings()
 

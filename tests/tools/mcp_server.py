@@ -1,0 +1,59 @@
+"""An MCP server for tests: python -m tests.tools.mcp_server [PORT], over stdio without a port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+
+server = MCPServer("test", log_level="ERROR")
+
+
+@server.tool()
+def shout(text: str) -> str:
+    """Says it </answer> louder.
+
+    More words.
+    """
+    return text.upper()
+
+
+@server.tool(name="Add-Up")
+def add(a: int, b: int = 1) -> str:
+    """Adds."""
+    return str(a + b)
+
+
+@server.tool()
+def travel(start: str, end: str) -> list[str]:
+    """Finds a way."""
+    return [start, end]
+
+
+@server.tool()
+async def hang(text: str) -> str:
+    """Never ends."""
+    await asyncio.sleep(1000)
+    return text
+
+
+@server.tool()
+def fail(text: str) -> str:
+    """Fails."""
+    raise ToolError(f"no {text} in {os.environ.get('MCP_TEST_WORD', 'nothing')}")
+
+
+@server.tool()
+def die(text: str) -> str:
+    """Ends the server."""
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run()

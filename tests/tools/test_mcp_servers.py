@@ -1,0 +1,140 @@
+"""Tools of real MCP servers, over stdio and over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rapo_jax.config import McpSettings
+from rapo_jax.tools import close_tools
+from rapo_jax.tools.mcp_servers import ToolError, arguments_of, load_mcp_tools
+
+pytest.importorskip("mcp")
+ROOT = Path(__file__).parents[2]
+COMMAND = f"{sys.executable} -m tests.tools.mcp_server"
+
+
+def load(*servers, user_tools=(), output_chars=100, **keys):
+    settings = McpSettings(servers=servers, **{"deadline_s": 10.0, **keys})
+    return load_mcp_tools(settings, dict.fromkeys(user_tools), output_chars=output_chars)
+
+
+def wait_for(port):
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server of the test does not start")
+
+
+@pytest.fixture(scope="module", params=["stdio", "http"])
+def tools(request):
+    os.environ["MCP_TEST_WORD"] = "sight"
+    if request.param == "stdio":
+        made = load(COMMAND, variables=("MCP_TEST_WORD", "NO_SUCH_VARIABLE"))
+        yield made
+        close_tools(made)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([*COMMAND.split(), str(port)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        made = load(f"http://127.0.0.1:{port}/mcp")
+        yield made
+        close_tools(made)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_tools_of_a_server_are_tags_with_a_purpose(tools):
+    assert list(tools) == ["shout", "add_up", "travel", "hang", "fail", "die"]
+    assert tools["shout"].purpose == "Says it < /answer> louder. More words. Its input: text."
+    assert tools["add_up"].purpose == (
+        'Adds. Its input: a JSON object {"a": integer, "b": integer (optional)}.'
+    )
+
+
+def test_calls_are_answered_in_their_places(tools):
+    texts = [f"a{n}" for n in range(20)]
+    assert tools["shout"](texts) == [(text.upper(), "ok") for text in texts]
+    assert tools["add_up"](["1", '{"a": 1, "b": 5}']) == [("2", "ok"), ("6", "ok")]
+    assert tools["travel"](['{"start": "x", "end": "y"}'])[0].text.split() == ["x", "y"]
+
+
+def test_output_is_cut_and_failures_are_observations_with_their_reason(tools):
+    assert tools["shout"](["a" * 101]) == [("A" * 100 + " ...", "flooded")]
+    for observation in tools["fail"](["luck"] * 2):
+        assert observation.outcome == "error" and "no luck in sight" in observation.text
+    (found,) = tools["travel"](["x to y"])
+    assert found.outcome == "error"
+    assert 'the input is a JSON object {"start": string, "end": string}' in found.text
+    (found,) = tools["add_up"](["many"])
+    assert found.outcome == "error" and "a" in found.text
+
+
+def test_a_call_that_takes_too_long_is_a_timeout_and_the_next_one_is_answered():
+    made = load(COMMAND, deadline_s=1.0, tools=("hang", "shout"))
+    assert list(made) == ["shout", "hang"]
+    assert made["hang"](["x"]) == [("error: hang timed out", "timeout")]
+    assert made["shout"](["x"]) == [("X", "ok")]
+    close_tools(made)
+
+
+def test_a_server_that_died_is_started_again():
+    made = load(COMMAND)
+    (found,) = made["die"](["x"])
+    assert found.outcome == "error" and "losed" in found.text
+    assert made["shout"](["x"]) == [("X", "ok")]
+    close_tools(made)
+
+
+@pytest.mark.parametrize(
+    "server", ["no_such_command_here --x", "http://127.0.0.1:9/mcp", f"{sys.executable} -c 3"]
+)
+def test_a_server_that_does_not_answer_is_refused(server):
+    with pytest.raises(ValueError, match=r"tools.mcp.servers='.*': the server does not answer \("):
+        load(server)
+
+
+def test_a_taken_name_is_refused():
+    with pytest.raises(ValueError, match="there are two tools 'shout'; rename one"):
+        load(COMMAND, COMMAND, tools=("shout",))
+    with pytest.raises(ValueError, match="there are two tools 'shout'; rename one"):
+        load(COMMAND, user_tools=("shout",))
+
+
+ONE = {"properties": {"query": {"type": "string"}}, "required": ["query"]}
+NUMBERS = {"properties": {"numbers": {"type": "array"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "arguments"),
+    [
+        ("who?", ONE, {"query": "who?"}),
+        ('{"query": "who?"}', ONE, {"query": "who?"}),
+        ('{"other": 1}', ONE, {"query": '{"other": 1}'}),
+        ("3", ONE, {"query": "3"}),
+        ("[1, 2]", NUMBERS, {"numbers": [1, 2]}),
+        ("", {}, {}),
+        ("[" * 100_000, ONE, {"query": "[" * 100_000}),
+    ],
+)
+def test_a_text_becomes_the_arguments_of_a_tool(text, schema, arguments):
+    assert arguments_of(text, schema) == arguments
+
+
+@pytest.mark.parametrize("schema", [{}, {"properties": {"a": {}, "b": {}}}])
+def test_a_text_that_gives_no_arguments_is_refused(schema):
+    with pytest.raises(ToolError, match="the input is"):
+        arguments_of("text", schema)
