@@ -12,7 +12,6 @@ disturbs it), `here` has a right one just before the decision (whether it copies
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -22,14 +21,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import default
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
+from rapo_jax.config.sources import resolve
 from rapo_jax.model.scoring import score
 from rapo_jax.tasks.chains import (
     ATTRIBUTE,
@@ -69,11 +67,7 @@ def settings_of(workdirs: Sequence[Path]) -> Settings:
     """Settings of the first folder with a config.json; keys that are not in it have the default."""
     for folder in workdirs:
         if (folder / "config.json").is_file():
-            config = default.get_config()
-            saved = json.loads((folder / "config.json").read_text())
-            del saved["commit"]
-            config.update(ConfigDict(saved, convert_dict=True))
-            return read_settings(config.to_dict())
+            return read_settings(resolve(None, workdir=folder).config)
     raise SystemExit("no config.json in any of these folders; name a run's workdir")
 
 

@@ -13,7 +13,7 @@ Paper's average over the ten sets: 47.0 (GRPO 40.7).
 
 from ml_collections import ConfigDict
 
-from configs import qwen7b
+from rapo_jax.configs import qwen7b
 
 
 def get_config() -> ConfigDict:

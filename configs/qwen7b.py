@@ -18,7 +18,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import default
+from rapo_jax.configs import default
 
 DATA_DIR = os.environ.get("RAPO_DATA", "data")
 

@@ -5,7 +5,7 @@ python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
 from ml_collections import ConfigDict
 
-from configs import default
+from rapo_jax.configs import default
 
 
 def get_config() -> ConfigDict:

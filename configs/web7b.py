@@ -16,7 +16,7 @@ it has no single average.
 
 from ml_collections import ConfigDict
 
-from configs import qwen7b
+from rapo_jax.configs import qwen7b
 
 
 def get_config() -> ConfigDict:

@@ -18,9 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app
-from ml_collections import ConfigDict
-
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 
@@ -242,11 +239,12 @@ def report(needed: Sequence[Need]) -> int:
     return len(missing)
 
 
-def main(argv: list[str], config: ConfigDict | None) -> None:
-    if len(argv) > 1 or config is None:
-        raise app.UsageError("give a config: bash launch/prepare.sh configs/qwen7b.py")
+def main(arguments: Sequence[str]) -> None:
+    from rapo_jax.main import read_flags, resolve_flags
+
+    resolved = resolve_flags(read_flags(arguments))
     try:
-        settings = read(config.to_dict())
+        settings = read(resolved.config)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -254,6 +252,4 @@ def main(argv: list[str], config: ConfigDict | None) -> None:
 
 
 if __name__ == "__main__":
-    from rapo_jax.main import CONFIG, parse_flags
-
-    app.run(lambda argv: main(argv, CONFIG.value), flags_parser=parse_flags)
+    main(sys.argv[1:])

@@ -1,15 +1,16 @@
 """rapo_jax: trains agents with retrieval-augmented policy optimisation (RAPO, arXiv 2603.03078).
 
-    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny
-    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/grpo --config.method=grpo
-    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/tiny \\
-        --config.stages="('evaluate','report')"
-    python -m rapo_jax.main --config=configs/default.py --workdir=runs/score \\
-        --config.stages="('score',)" --config.model.folder=FOLDER \\
-        --config.score.input=tokens.jsonl --config.score.output=logp.jsonl
+    rapo-jax --config=tiny --workdir=runs/tiny
+    rapo-jax --config=tiny --workdir=runs/grpo --config.method=grpo
+    rapo-jax --workdir=runs/tiny --config.rl.steps=320
+    rapo-jax --workdir=runs/tiny --config.stages="('export',)" --config.export.folder=FOLDER
+    rapo-jax --config=my_config.py --override=FILE.yaml --print_config
 
-A finished stage is skipped; a killed one continues from its last checkpoint. score and export take
-the weights of WORKDIR's newest checkpoint, or else those of config.model.folder.
+`rapo-jax` is `python -m rapo_jax.main`. --config is a Python file, such as configs/tiny.py, the
+name of one of this package (tiny, qwen3b, qwen7b, llama8b, web7b, default), or the config.json of a
+workdir. Without it, the run of --workdir continues with the config that it has: a finished stage is
+skipped, a stopped one resumes from its last checkpoint. score and export take the weights of the
+newest checkpoint, or else those of config.model.folder.
 
 SIGTERM, SIGINT (ctrl-C) and SIGHUP end a run after its running step or batch, with a checkpoint
 and status 0; the same command resumes it. A second signal ends it at once with 128 + its number
@@ -24,110 +25,129 @@ A signal to any of them saves a checkpoint on all and ends them with status 0.
 
 from __future__ import annotations
 
+import argparse
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from rapo_jax.config import READERS
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.reference import help_text
-from rapo_jax.io.files import claimed
-from rapo_jax.io.user_code import exit_is_an_error
-from rapo_jax.model.hf_config import refuse_contradictions
-from rapo_jax.stages.job import open_workdir, run_stages
-from rapo_jax.train import distributed
+from rapo_jax.config.sources import FLAG, Resolved, as_yaml, resolve
+from rapo_jax.io import signals
 
-__doc__ = f"{__doc__}\n{help_text()}"  # what --help prints
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder that the run writes into.")
+NO_WEIGHTS = {"plan", "search_index"}
+"""Stages that know a published model by its name, or need none."""
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
-    if CONFIG.value is None or WORKDIR.value is None:
-        raise app.UsageError("--config and --workdir are needed; see --help")
-    if logging.get_verbosity() == logging.INFO:  # absl's default: a line for every file touched
-        logging.set_verbosity(logging.WARNING)
+class CommandLine(NamedTuple):
+    """The flags of the program; `resolve_flags` makes a config of them."""
+
+    config: str | None
+    workdir: Path | None
+    overrides: list[str]
+    print_config: bool
+    flags: list[tuple[str, str]]
+    """(dotted key, text) of each --config.KEY=TEXT."""
+
+
+def read_flags(arguments: Sequence[str]) -> CommandLine:
+    """The flags in `arguments`; a usage error ends the program with status 2 and one line."""
+    parser = argparse.ArgumentParser(
+        prog="rapo-jax",
+        usage="%(prog)s [--config=CONFIG] --workdir=WORKDIR [--config.KEY=VALUE ...]",
+        description=f"{__doc__}\n{help_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--config", help="config file, or the name of one; see above")
+    parser.add_argument("--workdir", type=Path, help="folder that the run writes into")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="FILE", help="YAML or JSON of keys"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print every value and where it is from"
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="print this")
+    known, others = parser.parse_known_args([each for each in arguments if each != "--"])
+    if known.help:
+        _show(parser.format_help())
+        raise SystemExit(0)
+    flags = []
+    while others:
+        name, equals, text = others.pop(0).partition("=")
+        off = name.startswith("--noconfig.")
+        if not name.startswith(FLAG) and not off:
+            _refuse(f"unexpected argument: {name}{equals}{text}; see --help")
+        if not equals:
+            separate = others and not others[0].startswith("--") and not off
+            text = others.pop(0) if separate else str(not off)
+        flags.append((name.removeprefix("--no").removeprefix("--").removeprefix("config."), text))
+    return CommandLine(known.config, known.workdir, known.override, known.print_config, flags)
+
+
+def resolve_flags(line: CommandLine) -> Resolved:
+    """The config of a command line; what cannot be read ends the program with status 2."""
     try:
-        settings = read_settings(CONFIG.value.to_dict())
-        no_weights = {"plan", "search_index"}  # know a published model by its name, or need none
-        if not set(settings.stages) <= no_weights:
-            refuse_contradictions(
-                settings.model, config_flags.get_override_values(flags.FLAGS["config"])
-            )
+        return resolve(
+            line.config, workdir=line.workdir, overrides=line.overrides, flags=line.flags
+        )
     except (ValueError, FileNotFoundError) as error:
-        refuse(error)
-    # User code may be next to the config file; last, so that it hides no installed module.
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    sys.path.append(str(Path(config_file).resolve().parent))
+        _refuse(error)
+
+
+def main(arguments: Sequence[str]) -> None:
+    line = read_flags(arguments)
+    resolved = resolve_flags(line)
+    if line.print_config:
+        _show(as_yaml(resolved) + "\n")
     try:
-        distributed.start(settings.distributed)
-    except ValueError as error:
-        refuse(error)
-    try:
-        fresh = open_workdir(Path(WORKDIR.value), CONFIG.value.to_dict())
-        with exit_is_an_error(), ExitStack() as held:
-            if not set(settings.stages) <= set(READERS):
-                claim = claimed(Path(WORKDIR.value), key="workdir")
-                distributed.on_first(lambda: held.enter_context(claim))
-            run_stages(settings, Path(WORKDIR.value), fresh=fresh)
-    except distributed.Stopped as stopped:
-        print(f"[stop] {stopped}; run the same command to resume", flush=True)
+        settings = read_settings(resolved.config)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        distributed.leave(2)
-        raise SystemExit(2) from error
-    except Exception:
-        distributed.leave(1)
-        raise
+        _refuse(error)
+    if line.print_config:
+        return
+    if line.workdir is None:
+        _refuse("--workdir is missing: name a folder that the run writes into; see --help")
+    if resolved.file is not None:  # user code may be next to it; last, so that it hides no module
+        sys.path.append(str(resolved.file.resolve().parent))
+    from rapo_jax.stages import job  # jax: seconds, which no refusal above waits for
+
+    job.run_job(
+        settings,
+        resolved.config,
+        line.workdir,
+        config_file=str(resolved.file.resolve() if resolved.file else ""),
+        checked=None if set(settings.stages) <= NO_WEIGHTS else resolved.overridden,
+    )
 
 
-def refuse(error: Exception) -> NoReturn:
+def _show(text: str) -> None:
+    """Prints; if the reader, such as `head`, has read enough, that is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from error
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but a --config without a file and an unknown key are refused in one line."""
-    named = (x.partition("=")[2] for x in argv if x.startswith("--config="))
-    for file in (name.partition(":")[0] for name in named):
-        if not Path(file).is_file():
-            refuse(FileNotFoundError(f"--config={file}: there is no such file"))
-    try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError) as error:
-        inner: object = error
-        while isinstance(inner, Exception):
-            inner = inner.args[0]
-        key, _, hint = str(inner).partition("\n")
-        flags_of_key = [x for x in argv if key.strip("'\"") in x.partition("=")[0].split(".")]
-        if not flags_of_key:  # a mistake in the config file itself
-            raise
-        name, hint = flags_of_key[0].partition("=")[0], hint or "docs/config.md has them all."
-        refuse(ValueError(f"{name}: the config has no such key. {hint}"))
+    raise SystemExit(2)
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script `rapo-jax`."""
+    signals.end_in_one_line()
     cache = str(Path.home() / ".cache" / "rapo_jax" / "xla")
-    for key, value in (
-        ("jax_compilation_cache_dir", cache),
-        ("jax_persistent_cache_min_compile_time_secs", 0.5),
-    ):
-        if key.upper() not in os.environ:
-            jax.config.update(key, value)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read at its import, much later
-    sys.path.insert(0, os.getcwd())  # config files import their base as configs.default
-    app.run(main, flags_parser=parse_flags)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # these three: read at imports
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.path.insert(0, os.getcwd())  # user code, and in a checkout config files' own imports
+    faulthandler.enable()
+    main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python -m rapo_jax.main --config=tests/small.py --workdir=...
 
 from ml_collections import ConfigDict
 
-from configs import default
+from rapo_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -24,7 +24,7 @@ HOST_ROOMS = (
     "io", "config", "text", "search", "scoring", "tools", "tasks", "suites", "buffer",
     "environment", "report",
 )  # fmt: skip
-IMPORTED_LATE = (f"{PACKAGE}.tasks.builder",)
+IMPORTED_LATE = (f"{PACKAGE}.tasks.builder", f"{PACKAGE}.stages.job")
 """Our modules that functions import, because they import a heavy package at their top, as that
 package demands."""
 DEVICE_PACKAGES = ("jax", "jaxlib", "flax", "optax")
@@ -181,7 +181,7 @@ def test_the_method_knows_no_model_and_no_strings_of_the_host():
         ("torch", ()),
         # a plan compiles the rollout without its host, which no run does
         ("jax.jit", (f"{PACKAGE}/train/", f"{PACKAGE}/stages/", f"{PACKAGE}/plan/programs.py")),
-        ("ml_collections", (f"{PACKAGE}/main.py", "configs/")),
+        ("ml_collections", ("configs/",)),
     ],
 )
 def test_what_has_one_place_is_used_nowhere_else(name, allowed):

@@ -13,7 +13,7 @@ import pytest
 from rapo_jax.config import STAGES
 from rapo_jax.config.read import read_settings
 from rapo_jax.io.files import claimed
-from rapo_jax.stages.job import commit, prepare_workdir, run_stages
+from rapo_jax.stages.job import commit, finished, prepare_workdir, raise_steps, run_stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def test_help_names_the_stages_and_shows_how_to_call_it():
     shown = run("--help").stdout
     for stage in STAGES:
         assert f"\n    {stage} " in shown
-    assert "python -m rapo_jax.main --config=configs/tiny.py --workdir=" in shown
+    assert "    rapo-jax --config=tiny --workdir=" in shown
     assert "config.rl.steps" in shown
 
 
@@ -81,23 +81,23 @@ def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):
     done = run("--config=tests/small.py", f"--workdir={tmp_path}", "--config.rl.stpes=3")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: --config.rl.stpes: the config has no such key. "
-        'Did you mean "steps" instead of "stpes"?\n',
+        "error: --config.rl.stpes: the config has no such key; did you mean rl.steps?\n",
     )
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--config=tests/nosuch.py", "error: --config=tests/nosuch.py: there is no such file"),
-        ("--config.zz.steps=3", "error: --config.zz.steps: the config has no such key. docs/"),
-        ("--config.rl.steps=abc", "FATAL Flags parsing error: flag --config.rl.steps=abc: "),
+        ("--config.rl.steps=abc", "error: --config.rl.steps=abc: expected int"),
+        ("--wrkdir=x", "error: unexpected argument: --wrkdir=x; see --help"),
+        ("surplus", "error: unexpected argument: surplus; see --help"),
     ],
 )
-def test_a_flag_that_cannot_be_read_is_answered_without_a_traceback(flag, told, tmp_path):
+def test_a_usage_error_is_one_line_and_status_2(flag, message, tmp_path):
     done = run("--config=tests/small.py", f"--workdir={tmp_path}", flag)
-    assert done.returncode in (1, 2)
-    assert told in done.stderr and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == "" and line.startswith(message)
 
 
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
@@ -112,14 +112,14 @@ def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
 def test_both_flags_are_needed(missing, tmp_path):
     flags = {"--config": "tests/small.py", "--workdir": str(tmp_path)}
     done = run(*(f"{name}={value}" for name, value in flags.items() if name != missing))
-    assert done.returncode == 1
-    assert "--config and --workdir are needed" in done.stdout + done.stderr
+    assert done.returncode == 2
+    assert f"error: {missing} is missing: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_workdir_keeps_its_config_and_the_commit(tmp_path, small_config):
-    prepare_workdir(tmp_path / "new" / "run", small_config())
+    prepare_workdir(tmp_path / "new" / "run", small_config(), config_file="mine.py")
     found = json.loads((tmp_path / "new" / "run" / "config.json").read_text())
-    assert found.pop("commit") == commit()
+    assert found.pop("commit") == commit() and found.pop("config_file") == "mine.py"
     assert found == json.loads(json.dumps(small_config()))
 
 
@@ -128,7 +128,9 @@ def test_a_workdir_of_another_config_is_refused_with_what_differs(tmp_path, smal
     prepare_workdir(tmp_path, small_config())
     before = (tmp_path / "config.json").read_text()
     value = "grpo" if key == "method" else 7
-    with pytest.raises(ValueError, match=rf"workdir=.*another config \({key.split('.')[0]} was"):
+    with pytest.raises(
+        ValueError, match=rf"workdir=.*another config \({key} was [^;]*, is {value!r}\)"
+    ):
         prepare_workdir(tmp_path, small_config({key: value}))
     assert (tmp_path / "config.json").read_text() == before
 
@@ -139,8 +141,11 @@ def test_what_changes_no_result_may_differ_between_calls(tmp_path, small_config)
     prepare_workdir(tmp_path, small_config(changes))
     changes = {"evaluate.suites": ("gsm8k",), "evaluate.judge.model": "m", "evaluate.samples": 4}
     prepare_workdir(tmp_path, small_config(changes))
-    with pytest.raises(ValueError, match=r"another config \(evaluate was"):
-        prepare_workdir(tmp_path, small_config({"evaluate.rows": 16}))
+    changes = {"evaluate.rows": 16, "rollout.slots": 4, "rl.micro_tokens": 96, "mesh.data": 1}
+    prepare_workdir(tmp_path, small_config(changes))
+    with pytest.raises(ValueError, match=r"another config \(evaluate.limit was 0, is 2\)"):
+        prepare_workdir(tmp_path, small_config({"evaluate.limit": 2}))
+    assert json.loads((tmp_path / "config.json").read_text())["evaluate"]["rows"] == 8
 
 
 def test_a_workdir_from_before_there_were_suites_goes_on(tmp_path, small_config):
@@ -185,3 +190,70 @@ def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_confi
     with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* made anew"):
         fresh = prepare_workdir(tmp_path, config)
         run_stages(read_settings(config), tmp_path, fresh=fresh)
+
+
+def test_more_rl_steps_are_recorded_and_the_stages_from_rl_on_run_again(
+    tmp_path, small_config, capsys
+):
+    prepare_workdir(tmp_path, small_config())
+    stages = ["sft", "buffer", "rl", "evaluate", "report"]
+    (tmp_path / "done.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "suites").mkdir()
+    changes = {"rl.steps": 5, "optimizer.schedule": "cosine", "retrieval.schedule": "linear"}
+    raise_steps(read_settings(small_config({"rl.steps": 5, "stages": ("export",)})), tmp_path)
+    assert capsys.readouterr().out == ""
+    raise_steps(read_settings(small_config(changes)), tmp_path)
+    assert capsys.readouterr().out == (
+        "[config] rl.steps grows from 2 to 5; optimizer.schedule='cosine' and "
+        "retrieval.schedule='linear' now decay over 5 steps, from the last checkpoint on\n"
+    )
+    assert finished(tmp_path) == ["sft", "buffer"]
+    assert json.loads((tmp_path / "config.json").read_text())["rl"]["steps"] == 5
+    assert (tmp_path / "suites-2").is_dir() and not (tmp_path / "suites").exists()
+    raise_steps(read_settings(small_config(changes)), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--config=tests/small.py", f"--workdir={tmp_path / 'file' / 'w'}")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"error: workdir='{tmp_path}/file/w': cannot be written (")
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line_too(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    done = run("--config=tests/small.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: workdir='{tmp_path}': cannot be written (" in done.stderr
+
+
+def test_print_config_shows_values_with_their_origins_and_needs_no_workdir():
+    done = run("--config=tests/small.py", "--print_config", "--config.rl.m", "0.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = dict(line.split("  # ") for line in done.stdout.splitlines())
+    assert {key.strip(): origin for key, origin in found.items()}["rl.m: 0.5"] == "--config.rl.m"
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    line = f"{sys.executable} -m rapo_jax.main --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("\n") == 1
+
+
+def test_ctrl_c_before_the_run_begins_is_one_line():
+    code = (
+        "import os, signal, rapo_jax.main as program\n"
+        "program.main = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "program.entry()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert (
+        done.stderr == "interrupted before the run began; the same command starts or resumes it\n"
+    )

@@ -17,7 +17,6 @@ from rapo_jax.config.schema.model import (
     ModelSettings,
 )
 from rapo_jax.config.schema.stages import (
-    SUITE_KEYS,
     CheckpointSettings,
     EvaluateSettings,
     ExportSettings,
@@ -46,7 +45,6 @@ __all__ = [
     "READERS",
     "SANDBOX_LAYERS",
     "STAGES",
-    "SUITE_KEYS",
     "BufferSettings",
     "CheckpointSettings",
     "DistributedSettings",
@@ -108,7 +106,10 @@ class Settings:
         },
     )
     stages: tuple[str, ...] = key(
-        ("sft", "buffer", "rl", "evaluate", "report"), "stages to run, each once", choices=STAGES
+        ("sft", "buffer", "rl", "evaluate", "report"),
+        "stages to run, each once",
+        choices=STAGES,
+        per_call=True,
     )
     task: TaskSettings = TaskSettings()
     prompt: PromptSettings = PromptSettings()

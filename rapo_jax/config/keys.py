@@ -39,6 +39,9 @@ class Key(NamedTuple):
     at_most: float | None
     remedy: str
     """What to write instead of a value out of bounds; '' for the bound itself."""
+    per_call: bool
+    """Whether calls on one workdir may differ in it: it changes no result, up to rounding, or the
+    files that it decides name its value. Otherwise it is part of the run's identity."""
 
 
 def key(
@@ -53,11 +56,12 @@ def key(
     above: float | None = None,
     at_most: float | None = None,
     remedy: str = "",
+    per_call: bool = False,
 ) -> T:
     """The declaration of one key: the field of a dataclass. `Key` explains the arguments.
 
     Choices of a tuple are those of each of its elements; a choice with a colon, such as
-    'module:TASK', allows every value with one.
+    'module:TASK', allows every value with one. A group with `PER_CALL = True` has only such keys.
     """
     metadata = {
         "meaning": meaning,
@@ -69,6 +73,7 @@ def key(
         "above": above,
         "at_most": at_most,
         "remedy": remedy,
+        "per_call": per_call,
     }
     # A factory, because a dataclass takes no mapping as a plain default.
     return dataclasses.field(default_factory=lambda: default, metadata=metadata)
@@ -89,7 +94,9 @@ def keys_of(group: object, prefix: str = "") -> dict[str, Key]:
         if dataclasses.is_dataclass(value):
             found |= keys_of(value, f"{name}.")
         else:
-            found[name] = Key(name, str(field.type), value, **field.metadata)
+            metadata = {**field.metadata}
+            metadata["per_call"] |= getattr(group, "PER_CALL", False)
+            found[name] = Key(name, str(field.type), value, **metadata)
     return found
 
 

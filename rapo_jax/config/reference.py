@@ -18,6 +18,10 @@ changes what differs, such as `configs/tiny.py`. On the command line a key is se
 `--config.GROUP.KEY=VALUE`. The defaults below are those of `configs/default.py`. *Paper* names the
 section, equation, table or figure of arXiv 2603.03078 that a key comes from. WORKDIR is the folder
 given by `--workdir`.
+
+*Per call*: calls on one workdir may differ in this key, because it changes no result (up to
+rounding), or because the files that it decides name its value. All other keys belong to the run; of
+these `rl.steps` may grow.
 """
 
 FREQUENT = (
@@ -55,13 +59,14 @@ def _item(text: str, *, indent: int) -> str:
 def _table(name: str, keys: list[Key]) -> str:
     group = attrgetter(name)(Settings()) if name else Settings()
     rows = [
-        ("Key", "Type", "Default", "Meaning", "Values", "Paper"),
-        ("---",) * 6,
+        ("Key", "Type", "Default", "Per call", "Meaning", "Values", "Paper"),
+        ("---",) * 7,
         *(
             (
                 f"`{key.name.rpartition('.')[2]}`",
                 f"`{key.type}`" + (f", {key.unit}" if key.unit else ""),
                 f"`{key.value!r}`",
+                "yes" if key.per_call else "",
                 key.meaning,
                 _values(key),
                 key.paper,

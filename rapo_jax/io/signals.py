@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -20,6 +21,18 @@ REPEAT_S = 1.0
 
 class _Stop:
     requested = False
+
+
+def end_in_one_line() -> None:
+    """Until `install`, ctrl-C ends this process in one line: it has not begun to write anything."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, _: object) -> None:
+    line = "interrupted before the run began; the same command starts or resumes it\n"
+    os.write(2, line.encode())  # not print: the signal may have come within one
+    os._exit(128 + number)
 
 
 def stop_requested() -> bool:
@@ -69,6 +82,9 @@ def _watch(received: int) -> None:
                 flush=True,
             )
         elif time.monotonic() - first > REPEAT_S:
+            line = "[stop] ended at once; the same command resumes from the last checkpoint\n"
+            with contextlib.suppress(OSError):
+                os.write(1, line.encode())  # not print: the main thread may be within one
             os._exit(128 + number)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rapo_jax.report.compare import BASELINE
 from rapo_jax.report.page import write_report
+from rapo_jax.report.runs import load_run
 
 
 def main() -> None:
@@ -15,6 +16,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     parser.add_argument("--baseline", default=BASELINE, help="the variant compared with")
     flags = parser.parse_args()
+    for workdir in flags.workdirs:
+        run = load_run(workdir)
+        if not run.holds_anything():
+            parser.error(f"{workdir}: no workdir of a run ({'; '.join(run.notes)})")
+    if not flags.output.parent.is_dir():
+        parser.error(f"--output={flags.output}: there is no folder {flags.output.parent}")
     print(write_report(flags.workdirs, flags.output, baseline=flags.baseline))
 
 

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapo_jax.config import SUITE_KEYS
+from rapo_jax.config import KEYS
 from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, series
 
 BASELINE = "grpo"
 """The default variant to compare with."""
 
 IGNORED_KEYS = (
-    "seed", "stages", "commit", "task.data_dir", "sft.folder", "buffer.folder",
-    *(f"evaluate.{key}" for key in SUITE_KEYS),
+    "seed", "commit", "config_file", "task.data_dir", "sft.folder", "buffer.folder",
+    *(name for name, key in KEYS.items() if key.per_call),
 )  # fmt: skip
-IGNORED_GROUPS = ("log", "checkpoint")
 """Settings of where, when and how often a run writes do not make a variant."""
 
 Interval = tuple[float, float, float]
@@ -61,7 +60,7 @@ def settings_of(run: Run) -> dict[str, str]:
         if isinstance(value, Mapping):
             for key, child in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), child)
-        elif prefix.split(".")[0] not in IGNORED_GROUPS:
+        else:
             flat[prefix] = value if isinstance(value, str) else json.dumps(value)
 
     walk("", run.config)

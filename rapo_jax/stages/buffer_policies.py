@@ -19,6 +19,7 @@ from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
+from rapo_jax.config.sources import NOTES
 from rapo_jax.environment import Environment
 from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
@@ -216,7 +217,7 @@ def _config_of(folder: Path) -> dict[str, Json]:
 
 def _settings_of(config: dict[str, Json]) -> Settings | None:
     """Settings of another run; None where they cannot be read, as those of an older version."""
-    known = {key: value for key, value in config.items() if key != "commit"}
+    known = {key: value for key, value in config.items() if key not in NOTES}
     try:
         return read_settings(known | {"stages": ["report"]}) if config else None
     except ValueError:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from rapo_jax.config import READERS, STAGES, SUITE_KEYS, Settings
-from rapo_jax.io.files import Json, read_json, write_json
+from rapo_jax.config import READERS, STAGES, Settings
+from rapo_jax.config.sources import STORED, differences, stored_config
+from rapo_jax.io.files import Json, claimed, read_json, write_json
+from rapo_jax.io.user_code import exit_is_an_error
+from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
 from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
@@ -21,43 +26,95 @@ Config: TypeAlias = Mapping[str, Json]
 """As in config.json."""
 
 
-def open_workdir(workdir: Path, config: Config) -> bool:
+def run_job(
+    settings: Settings,
+    config: Config,
+    workdir: Path,
+    *,
+    config_file: str = "",
+    checked: Collection[str] | None = (),
+) -> None:
+    """A whole call of the program on `workdir`; ends the process where it cannot go on.
+
+    Args:
+        config: the config that `settings` are of.
+        config_file: the Python file that it is from, '' if unknown.
+        checked: dotted keys that must not contradict the model's folder; None without weights.
+    """
+    try:
+        if checked is not None:
+            refuse_contradictions(settings.model, checked)
+        distributed.start(settings.distributed)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    try:
+        fresh = open_workdir(workdir, config, config_file=config_file)
+        with exit_is_an_error(), ExitStack() as held:
+            if not set(settings.stages) <= set(READERS):
+                distributed.on_first(lambda: _claim(workdir, held))
+            run_stages(settings, workdir, fresh=fresh)
+    except distributed.Stopped as stopped:
+        print(f"[stop] {stopped}; run the same command to resume", flush=True)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        distributed.leave(2)
+        raise SystemExit(2) from error
+    except Exception:
+        distributed.leave(1)
+        raise
+
+
+def open_workdir(workdir: Path, config: Config, *, config_file: str = "") -> bool:
     """`prepare_workdir` on the first process; all must have one config and one shared workdir."""
     distributed.check_same(config)
-    fresh = distributed.on_first(lambda: prepare_workdir(workdir, config))
+    fresh = distributed.on_first(lambda: prepare_workdir(workdir, config, config_file=config_file))
     distributed.check_shared(workdir)
     distributed.keep_quiet(workdir)
     return fresh
 
 
-def prepare_workdir(workdir: Path, config: Config) -> bool:
+def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> bool:
     """Writes config.json, or refuses a folder that belongs to another config. True if it wrote.
 
-    `stages`, `log`, `checkpoint`, `distributed`, the groups of READERS and the keys of suites may
-    differ between calls: they change no result. A call for READERS alone writes nothing.
+    Calls may differ in the keys declared `per_call`, and `rl.steps` may grow. A call for READERS
+    alone writes nothing.
+
+    Raises:
+        ValueError: the folder belongs to another config, or cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    free = ("stages", "log", "checkpoint", "distributed", "commit", *READERS)
-    new = json.loads(json.dumps(config))
-    if path.is_file():
-        old, new = _without_suites(read_json(path)), _without_suites(new)
-        for key in sorted((old.keys() | new.keys()).difference(free)):
-            if old.get(key) != new.get(key):
+    path = workdir / STORED
+    with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            if found := differences(stored_config(path), config):
                 raise ValueError(
-                    f"workdir={str(workdir)!r}: it belongs to a run with another config ({key} was "
-                    f"{old.get(key)!r}, is {new.get(key)!r}); use a new --workdir"
+                    f"workdir={str(workdir)!r}: it belongs to a run with another config "
+                    f"({'; '.join(found)}); leave these flags and --config out to go on with the "
+                    "run's config, or use a new --workdir"
                 )
-        return False
-    if set(config["stages"]) <= set(READERS):
-        return False
-    write_json(path, new | {"commit": commit()})
-    return True
+            return False
+        if set(config["stages"]) <= set(READERS):
+            return False
+        write_json(path, {**config, "commit": commit(), "config_file": config_file})
+        return True
 
 
-def _without_suites(config: Config) -> dict[str, Json]:
-    group = config.get("evaluate", {})
-    return {**config, "evaluate": {k: x for k, x in group.items() if k not in SUITE_KEYS}}
+def _claim(workdir: Path, held: ExitStack) -> None:
+    with _writing(workdir):
+        held.enter_context(claimed(workdir, key="workdir"))
+
+
+@contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    """Turns the failure of a write in `workdir` into a ValueError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"workdir={str(workdir)!r}: cannot be written ({error.strerror}); name a folder that "
+            "you may write"
+        ) from None
 
 
 def commit() -> str:
@@ -83,6 +140,7 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
         Stopped: a signal asked for it; the same command resumes.
     """
     started = time.perf_counter()
+    distributed.on_first(lambda: raise_steps(settings, workdir))
     asked = [name for name in STAGES if name in settings.stages and name not in READERS]
     left, suites = _stages_left(settings, workdir, asked)
     if left or suites:
@@ -125,6 +183,34 @@ def _stages_left(settings: Settings, workdir: Path, asked: list[str]) -> tuple[l
     if "evaluate" in left and settings.suites_alone:
         left.remove("evaluate")
     return left, "evaluate" in asked and bool(settings.evaluate.suites)
+
+
+def raise_steps(settings: Settings, workdir: Path) -> None:
+    """Records a larger `rl.steps` than that of config.json, whose stages from RL on run again.
+
+    The suites of the weights so far are moved to WORKDIR/suites-STEPS.
+    """
+    config = read_json(workdir / STORED, default={})
+    before, steps = config["rl"]["steps"] if config else settings.rl.steps, settings.rl.steps
+    if "rl" not in settings.stages or steps <= before:
+        return
+    stages = [name for name in finished(workdir) if name not in ("rl", "evaluate", "report")]
+    if finished(workdir):
+        write_json(workdir / "done.json", {"stages": stages})
+    suites = workdir / "suites"
+    if suites.is_dir():
+        suites.rename(suites.with_name(f"suites-{before}"))
+    write_json(workdir / STORED, config | {"rl": config["rl"] | {"steps": steps}})
+    decays = {
+        "optimizer.schedule": settings.optimizer.schedule,
+        "retrieval.schedule": settings.retrieval.schedule,
+    }
+    changed = [f"{key}={kind!r}" for key, kind in decays.items() if kind != "constant"]
+    note = (
+        f"; {' and '.join(changed)} now decay{'s' * (len(changed) == 1)} over {steps} steps, "
+        "from the last checkpoint on"
+    ) * bool(changed)
+    print(f"[config] rl.steps grows from {before} to {steps}{note}", flush=True)
 
 
 def finished(workdir: Path) -> list[str]:

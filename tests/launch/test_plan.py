@@ -6,19 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
+
+from rapo_jax.config.read import read_settings
+from rapo_jax.main import read_flags, resolve_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def parsed(words):
     """(config, workdir) that the program parses from a printed line."""
-    values, argv = flags.FlagValues(), words[words.index("rapo_jax.main") :]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    values(argv)
-    return values.config, values.workdir
+    line = read_flags(words[words.index("rapo_jax.main") + 1 :])
+    return read_settings(resolve_flags(line).config), str(line.workdir)
 
 
 @pytest.mark.parametrize("config", [["--config=C"], ["--config", "C"]])

@@ -178,10 +178,8 @@ def test_the_program_exits_1_if_something_is_missing_and_2_if_the_config_is_not_
     status, output = run("--config.rollout.gruop_size=1")
     assert status == 2 and output.startswith("error: --config.rollout.gruop_size: ")
     assert "Traceback" not in output
-    config = qwen7b.get_config()
-    config.rollout.group_size = 1
     with pytest.raises(SystemExit, match="^2$"):
-        prepare.main([], config)
+        prepare.main(["--config=qwen7b", "--config.rollout.group_size=1"])
     assert capsys.readouterr().err.startswith("error: rollout.group_size=1: ")
 
 

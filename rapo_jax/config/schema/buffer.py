@@ -62,19 +62,26 @@ class EndpointSettings:
 
     url: str = key("", "base of the endpoint, such as http://localhost:8000/v1")
     model: str = key("", "name of the model there")
-    key_variable: str = key("", "environment variable with the API key; '' = no key is sent")
+    key_variable: str = key(
+        "", "environment variable with the API key; '' = no key is sent", per_call=True
+    )
     temperature: float = key(1.0, "sampling temperature", at_least=0)
     step_tokens: int = key(1024, "most of one answer", unit="tokens", at_least=1)
     extra_body: Mapping[str, object] = key({}, EXTRA_BODY)
-    max_calls_total: int = key(100_000, "most calls in all builds; 0 = no limit", at_least=0)
+    max_calls_total: int = key(
+        100_000, "most calls in all builds; 0 = no limit", at_least=0, per_call=True
+    )
     max_tokens_total: int = key(
         100_000_000,
         "most tokens, read and written, in all builds; 0 = no limit",
         unit="tokens",
         at_least=0,
+        per_call=True,
     )
-    concurrency: int = key(16, "trajectories at the same time", at_least=1)
-    deadline_s: float = key(120.0, "time of one call with its retries", unit="seconds", above=0)
+    concurrency: int = key(16, "trajectories at the same time", at_least=1, per_call=True)
+    deadline_s: float = key(
+        120.0, "time of one call with its retries", unit="seconds", above=0, per_call=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

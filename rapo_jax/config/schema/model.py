@@ -11,6 +11,8 @@ from rapo_jax.config.keys import key
 class MeshSettings:
     """The devices as a grid, data x fsdp x tensor. One of them may be -1: as many as remain."""
 
+    PER_CALL = True
+
     data: int = key(-1, "parts that rows are split into")
     fsdp: int = key(1, "parts that rows, weights, gradients and Adam moments are split into")
     tensor: int = key(1, "parts that heads, ffn and vocabulary are split into; divides model.heads")
@@ -19,6 +21,8 @@ class MeshSettings:
 @dataclasses.dataclass(frozen=True)
 class DistributedSettings:
     """One run on several processes, with one config and one shared workdir."""
+
+    PER_CALL = True
 
     mode: str = key(
         "off",
@@ -102,9 +106,15 @@ class ModelSettings:
         "type of the computation; master weights are float32",
         choices=("float32", "bfloat16"),
     )
-    layer_unroll: int = key(1, "layers unrolled in one turn of the scan over layers in training")
+    layer_unroll: int = key(
+        1, "layers unrolled in one turn of the scan over layers in training", per_call=True
+    )
     score_chunk: int = key(
-        512, "positions whose logits are computed at a time in scoring", unit="tokens", at_least=1
+        512,
+        "positions whose logits are computed at a time in scoring",
+        unit="tokens",
+        at_least=1,
+        per_call=True,
     )
     remat: str = key(
         "none",
@@ -116,6 +126,7 @@ class ModelSettings:
             "offload": "the products with weights, in host memory",
             "full": "only the input of each layer",
         },
+        per_call=True,
     )
     attention: str = key(
         "auto",
@@ -126,5 +137,6 @@ class ModelSettings:
             "cudnn": "flash attention of cuDNN",
             "splash": "splash attention of Pallas on TPUs, and paged attention in decoding",
         },
+        per_call=True,
     )
     lora: LoraSettings = LoraSettings()

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 
 from rapo_jax.config.keys import EXTRA_BODY, key
 
-SUITE_KEYS = ("suites", "manual_dir", "scoring", "samples", "temperature", "judge")
-"""Keys of `evaluate` that may change between calls on one workdir: the files of each suite name
-their values."""
-
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
     """A language model as judge of the suites' answers, beside their metric."""
+
+    PER_CALL = True
 
     url: str = key("", "base of an OpenAI-compatible endpoint, http://host:8000/v1; '' = no judge")
     model: str = key("", "name of the model there")
@@ -36,7 +34,7 @@ class JudgeSettings:
 class EvaluateSettings:
     """Held-out questions, and published sets ('suites', docs/evaluation.md).
 
-    The keys from suites on may change between calls on one workdir.
+    The files of each suite name the keys from suites on that they were made with.
     """
 
     every: int = key(
@@ -44,16 +42,20 @@ class EvaluateSettings:
         "time between evaluations on held-out questions; 0 = only at the end",
         unit="RL steps",
         at_least=0,
+        per_call=True,
     )
     limit: int = key(0, "most questions; 0 = all", at_least=0)
-    rows: int = key(256, "most questions at the same time", at_least=1)
+    rows: int = key(256, "most questions at the same time", at_least=1, per_call=True)
     suites: tuple[str, ...] = key(
         (),
         "published sets or files to evaluate the newest weights on, such as "
         "('gsm8k', 'gaia:level1', 'mine.jsonl[:200]')",
         paper="sec. 5.1",
+        per_call=True,
     )
-    manual_dir: str = key("", "their folder, MANUAL_DIR/gsm8k/test.jsonl; '' = task.dataset's")
+    manual_dir: str = key(
+        "", "their folder, MANUAL_DIR/gsm8k/test.jsonl; '' = task.dataset's", per_call=True
+    )
     scoring: str = key(
         "official",
         "how suites are scored",
@@ -61,19 +63,25 @@ class EvaluateSettings:
             "official": "as the papers' evaluation does",
             "strict": "as the outcome reward does",
         },
+        per_call=True,
     )
     samples: int = key(
         1,
         "k, answers of a question, for avg@k and pass@k; more than 1 need a temperature",
         at_least=1,
+        per_call=True,
     )
-    temperature: float = key(0.0, "sampling temperature of the suites; 0 = greedy", at_least=0)
+    temperature: float = key(
+        0.0, "sampling temperature of the suites; 0 = greedy", at_least=0, per_call=True
+    )
     judge: JudgeSettings = JudgeSettings()
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
     """Stage score: log-probabilities and entropies of given tokens under the newest weights."""
+
+    PER_CALL = True
 
     input: str = key("", 'JSON lines {"tokens": [...]}')
     output: str = key(
@@ -87,6 +95,8 @@ class ScoreSettings:
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
     """Stage export: the newest weights as a Hugging Face folder."""
+
+    PER_CALL = True
 
     folder: str = key("", "folder to write")
     dtype: str = key(
@@ -105,6 +115,8 @@ class ExportSettings:
 class PlanSettings:
     """Stage plan: memory and time that the run would need on other chips (docs/plan.md)."""
 
+    PER_CALL = True
+
     topology: str = key(
         "",
         "chips, with commas between several: TPU slices v5e:8x8, v5p:2x2x4, v6e:16x16; GPUs "
@@ -119,6 +131,8 @@ class PlanSettings:
 class CheckpointSettings:
     """Checkpoints of RL."""
 
+    PER_CALL = True
+
     every: int = key(10, "time between checkpoints", unit="RL steps", at_least=1)
     keep: int = key(2, "newest checkpoints that are kept", at_least=1)
 
@@ -126,6 +140,8 @@ class CheckpointSettings:
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
     """Files that are written for people."""
+
+    PER_CALL = True
 
     trajectories: bool = key(False, "write WORKDIR/trajectories.jsonl")
     trajectory_every: int = key(10, "time between trajectories", unit="RL steps", at_least=1)

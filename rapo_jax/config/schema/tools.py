@@ -27,6 +27,7 @@ class PythonSettings:
         (),
         "layers of confinement without which no run starts, such as ('pid', 'network', 'seccomp')",
         choices=("all", *SANDBOX_LAYERS),
+        per_call=True,
     )
 
 
@@ -47,11 +48,13 @@ class SearchSettings:
     )
     url: str = key("", "address of the server; '' = the public one of bing and serper")
     index: str = key("", "local: folder of an index on disk; '' = the task's documents")
-    key_variable: str = key("", "environment variable with the API key")
-    cache: str = key("", "SQLite file of all results; '' = none")
-    deadline_s: float = key(20.0, "time of one call with its retries", unit="seconds", above=0)
-    per_second: float = key(0.0, "most calls in a second; 0 = no limit", at_least=0)
-    concurrency: int = key(8, "calls at the same time", at_least=1)
+    key_variable: str = key("", "environment variable with the API key", per_call=True)
+    cache: str = key("", "SQLite file of all results; '' = none", per_call=True)
+    deadline_s: float = key(
+        20.0, "time of one call with its retries", unit="seconds", above=0, per_call=True
+    )
+    per_second: float = key(0.0, "most calls in a second; 0 = no limit", at_least=0, per_call=True)
+    concurrency: int = key(8, "calls at the same time", at_least=1, per_call=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +79,12 @@ class ToolsSettings:
     """Tools of the agent."""
 
     passages: int = key(3, "passages that a search returns", paper="sec. 5.1", at_least=1)
-    workers: int = key(2, "Python processes kept ready", at_least=1)
+    workers: int = key(2, "Python processes kept ready", at_least=1, per_call=True)
     timeout_s: float = key(
         5.0,
         "time of one call of python, about as much CPU time too, or of your tool",
         unit="seconds",
+        per_call=True,
     )
     memory_mb: int = key(
         512, "address space of a python call, besides the interpreter's", unit="MiB", at_least=1
@@ -103,6 +107,8 @@ class SearchIndexSettings:
 
     tools.search.index and the search server read it.
     """
+
+    PER_CALL = True
 
     corpus: str = key("", "JSON lines {id, contents} or {id, title, text}, plain or gzip")
     folder: str = key("", "folder to write; '' = WORKDIR/search_index")

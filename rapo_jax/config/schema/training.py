@@ -32,17 +32,20 @@ class RolloutSettings:
         "rollouts at a time, of all devices together; each slot holds a KV cache and takes the "
         "next rollout when its own has ended; 0 = as many as rollouts",
         at_least=0,
+        per_call=True,
     )
     absorb_chunk: int = key(
         256,
         "tokens of a tool result or a trace that are read at a time; fewer take less memory",
         unit="tokens",
         at_least=1,
+        per_call=True,
     )
     driver: str = key(
         "jit",
         "what repeats the turns of a rollout",
         choices={"jit": "one jitted program", "host": "a Python loop over the same turn"},
+        per_call=True,
     )
 
 
@@ -57,7 +60,7 @@ class SftSettings:
     learning_rate: float = key(4e-3, "peak learning rate")
     warmup: int = key(50, "linear warm-up of the learning rate", unit="updates")
     clip_norm: float = key(1.0, "largest norm of the whole gradient")
-    checkpoint_every: int = key(200, "time between checkpoints", unit="updates")
+    checkpoint_every: int = key(200, "time between checkpoints", unit="updates", per_call=True)
     inject_share: float = fraction(0.5, "share of trajectories with random retrieved traces")
     inject: float = fraction(0.5, "in these: chance of such a trace at a step boundary")
     follow: float = fraction(0.97, "chance that the demonstrator follows such a trace")
@@ -163,10 +166,15 @@ class RlSettings:
     epochs: int = key(1, "passes over a rollout batch", at_least=1)
     mini_batches: int = key(2, "updates of a pass", at_least=1)
     micro_tokens: int = key(
-        65_536, "size of one forward and backward pass, padding included", unit="tokens", at_least=1
+        65_536,
+        "size of one forward and backward pass, padding included",
+        unit="tokens",
+        at_least=1,
+        per_call=True,
     )
     buckets: tuple[int, ...] = key(
         (1024, 2048, 3072, 4096, 5632),
         "widths that rows are padded to in the update",
         unit="tokens",
+        per_call=True,
     )

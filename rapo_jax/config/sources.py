@@ -1,0 +1,265 @@
+"""Puts a config together: defaults < config file or workdir < override files < flags.
+
+`resolve` is what every command uses that takes `--config`; `read.read_settings` then checks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from rapo_jax.config import KEYS, Settings
+from rapo_jax.io.files import Json, read_json
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+"""The configs of this package: `--config=tiny` is CONFIGS/tiny.py."""
+STORED = "config.json"
+"""The config of a run, in its workdir."""
+NOTES = ("commit", "config_file")
+"""What STORED holds besides the config: commit of the code, and the config file of the run."""
+FLAG = "--config."
+OPEN_KEYS = tuple(name for name, key in KEYS.items() if isinstance(key.value, Mapping))
+"""Keys whose value is a mapping with any keys."""
+
+
+class Resolved(NamedTuple):
+    """A config with every key, and where each value is from."""
+
+    config: dict[str, Json]
+    """Nested groups, as `read_settings` takes it."""
+    origins: dict[str, str]
+    """Dotted key -> 'default', a file, or the flag '--config.KEY'."""
+    base: str
+    """The value of `--config`, or the workdir's config.json."""
+    file: Path | None
+    """The Python file that it started from, also that of a stored config if it is known."""
+
+    @property
+    def overridden(self) -> set[str]:
+        """The dotted keys that override files and flags set."""
+        given = ("default", self.base)
+        return {key for key, origin in self.origins.items() if origin not in given}
+
+
+def resolve(
+    config: str | None,
+    *,
+    workdir: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Iterable[tuple[str, str]] = (),
+) -> Resolved:
+    """The config of a command line.
+
+    Args:
+        config: a Python file with get_config(), the name of a config of this package, or a JSON
+            file such as WORKDIR/config.json; None for the config that `workdir` holds.
+        workdir: used without `config` only.
+        overrides: YAML or JSON files of nested or dotted keys; later ones win.
+        flags: (dotted key, text) of each --config.KEY=TEXT in its order; the last one of a key
+            wins.
+
+    Raises:
+        ValueError, FileNotFoundError: a file or a flag cannot be read, or a key does not exist.
+        RuntimeError: the Python file raised a ValueError or FileNotFoundError of its own.
+    """
+    if config is None:
+        if workdir is None or not (workdir / STORED).is_file():
+            place = f"{workdir} holds no {STORED} yet" if workdir else "without it, --workdir"
+            raise ValueError(f"--config is missing: {place}; name a config, such as --config=tiny")
+        config = str(workdir / STORED)
+    values, file = _load(config)
+    resolved = dataclasses.asdict(Settings())
+    origins = dict.fromkeys(KEYS, "default")
+    for name, value in _pairs(values):
+        if name not in KEYS or value != KEYS[name].value:
+            origins[name] = config
+        _put(resolved, name, value)
+    for path in overrides:
+        for name, value in _pairs(_read_override(Path(path))):
+            _put(resolved, known(name, where=f"--override={path}: {name}"), value)
+            origins[_declared(name)] = path
+    for name, text in flags:
+        for part, value in _pairs({known(name, where=FLAG + name): parse(name, text)}):
+            _put(resolved, known(part, where=FLAG + part), value)
+            origins[_declared(part)] = FLAG + name
+    return Resolved(resolved, origins, config, file)
+
+
+def stored_config(path: Path) -> dict[str, Json]:
+    """The config in a run's config.json. Keys that it lacks have their defaults.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    config = _read_object(path)
+    return {name: value for name, value in config.items() if name not in NOTES}
+
+
+def differences(stored: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
+    """The keys in which a call differs from the run of its workdir, with their two values.
+
+    Keys that any call may set are left out, and `rl.steps` if it grows.
+    """
+    defaults = {name: key.value for name, key in KEYS.items()}
+    old, now = (json.loads(json.dumps(defaults | dict(_pairs(x)))) for x in (stored, new))
+    found = []
+    for name in sorted(old | now):
+        was, value = old.get(name), now.get(name)
+        grows = name == "rl.steps" and isinstance(was, int) and was < value
+        if was != value and not grows and not (name in KEYS and KEYS[name].per_call):
+            found.append(f"{name} was {was!r}, is {value!r}")
+    return found
+
+
+def as_yaml(resolved: Resolved) -> str:
+    """A line for each key with its value and its origin; as a file it is an override file."""
+    lines = []
+    for name, value in _pairs(resolved.config):
+        text = f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        lines.append(f"{text:<56}  # {resolved.origins.get(name, '')}")
+    return "\n".join(lines)
+
+
+def known(name: str, *, where: str) -> str:
+    """`name`, if it is a key or a group; raises ValueError with the nearest key otherwise."""
+    if _declared(name) in KEYS or any(key.startswith(f"{name}.") for key in KEYS):
+        return name
+    near = difflib.get_close_matches(name, KEYS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "docs/config.md has them all"
+    raise ValueError(f"{where}: the config has no such key; {hint}")
+
+
+def parse(name: str, text: str) -> Json:
+    """The value of the flag --config.NAME=TEXT, by the declared type of the key.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
+    kind = KEYS[name].type if name in KEYS else ""
+    if kind == "str":
+        return text
+    try:
+        if kind == "bool":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind in ("int", "float"):
+            return int(text) if kind == "int" else float(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{FLAG}{name}={text}: expected {kind}") from None
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = {"true": True, "false": False}.get(text, text)
+    if kind.startswith("tuple"):
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    return value
+
+
+def _declared(name: str) -> str:
+    """The declared key that a dotted name is or lies within, as task.user_arguments.words does."""
+    return next((key for key in OPEN_KEYS if name.startswith(f"{key}.")), name)
+
+
+def _pairs(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """(dotted key, value) of nested groups."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in OPEN_KEYS:
+            yield from _pairs(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _put(config: dict[str, Json], name: str, value: Json) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = config.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{name}: {group} is a key, not a group of keys")
+        config = inner
+    config[last] = copy.deepcopy(value)
+
+
+def _load(config: str) -> tuple[dict[str, Json], Path | None]:
+    """The values of `--config`, and the Python file that they are from."""
+    name, colon, argument = config.partition(":")
+    path = config_file(name)
+    if path.suffix == ".json":
+        file = _read_object(path).get("config_file")
+        stored = stored_config(path)
+        stored.pop("distributed", None)  # the processes of that call, not of this one
+        return stored, Path(file) if file else None
+    spec = importlib.util.spec_from_file_location("rapo_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={name}: a config is a Python file, or JSON")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        values = module.get_config(argument) if colon else module.get_config()
+        return (values if isinstance(values, dict) else values.to_dict()), path
+    except (ValueError, OSError) as error:  # with its traceback, as any error in a user's code
+        raise RuntimeError(f"--config={name} fails") from error
+
+
+def config_file(name: str) -> Path:
+    """The file of `--config=NAME`. Raises FileNotFoundError if there is none."""
+    packaged = CONFIGS / f"{name}.py"
+    if re.fullmatch(r"\w+", name) and packaged.is_file():
+        return packaged
+    if not Path(name).is_file():
+        names = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
+        raise FileNotFoundError(
+            f"--config={name}: there is no such file; configs by name: {', '.join(names)}"
+        )
+    return Path(name)
+
+
+def _read_object(path: Path) -> dict[str, Json]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected an object with the keys of a config")
+    return value
+
+
+class _Yaml12(yaml.SafeLoader):
+    """YAML 1.2's plain values: `off` is a word, and 1e-6 is a number."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
+_Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def _read_override(path: Path) -> dict[str, Json]:
+    """The nested or dotted keys of an override file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--override={path}: there is no such file")
+    if path.suffix == ".json":
+        return _read_object(path)
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Yaml12)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--override={path}: not YAML ({reason})") from None
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"--override={path}: expected keys, such as rl.steps: 3")
+    return value or {}

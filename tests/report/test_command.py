@@ -1,0 +1,30 @@
+"""`python -m rapo_jax.report`: folders that are no workdirs end it with an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from rapo_jax.report.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("nowhere", "there is no such folder"), ("empty", "config.json is mis")]
+)
+def test_a_folder_that_is_no_workdir_is_refused(folder, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "report.html"
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / folder), f"--output={output}"])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    error = capsys.readouterr().err
+    assert f"{tmp_path / folder}: no workdir of a run (" in error and message in error
+    assert not output.exists()
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "result.json").write_text('{"method": "grpo"}')
+    flags = [str(tmp_path), f"--output={tmp_path / 'no' / 'report.html'}"]
+    monkeypatch.setattr("sys.argv", ["report", *flags])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    assert "there is no folder " in capsys.readouterr().err
