@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -50,10 +51,8 @@ def load_mcp_tools(
     """
     if not settings.servers:
         return {}
-    try:
-        import mcp  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{KEYS}: install the SDK, pip install '.[mcp]' ({error})") from None
+    if importlib.util.find_spec("mcp") is None:
+        raise ValueError(f"{KEYS}: the SDK is missing; install it: pip install '.[mcp]'")
     made: dict[str, UserTool] = {}
     for address in settings.servers:
         server = McpServer(address, settings)

@@ -107,6 +107,13 @@ def test_a_server_that_does_not_answer_is_refused(server):
         load(server)
 
 
+def test_a_missing_sdk_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tools.mcp.servers: the SDK is missing; install it"):
+        load(COMMAND)
+    assert load() == {}
+
+
 def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="there are two tools 'shout'; rename one"):
         load(COMMAND, COMMAND, tools=("shout",))
