@@ -54,6 +54,8 @@ class Job:
             evaluation_rows=max((even_size(n, most=most, shards=shards) for n in asked), default=0),
             available=device_memory(run.mesh),
         )
+        if run.too_long:
+            self.result["counts"]["too_long"] = dict(run.too_long)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

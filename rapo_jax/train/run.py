@@ -17,7 +17,12 @@ from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward
 from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.schema import Score
-from rapo_jax.tasks.stream import QuestionFiles, prepare_questions
+from rapo_jax.tasks.stream import (
+    QuestionFiles,
+    QuestionSource,
+    fitting_questions,
+    prepare_questions,
+)
 from rapo_jax.tasks.user_code import load_user_code
 from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
@@ -44,7 +49,10 @@ class Run:
     task: Task
     world: object
     """What the task's `make_world` returned; only functions of the task read it."""
-    questions: Mapping[str, QuestionFiles]
+    questions: Mapping[str, QuestionSource]
+    """By split; those that are too long for a prompt are left out."""
+    too_long: Mapping[str, int]
+    """Questions left out, of the splits that lack some."""
     tools: Mapping[str, Tool]
     tokens: Tokens
     model: ModelSettings
@@ -100,6 +108,13 @@ def open_run(
     tokens = _open_tokens(settings, workdir, model, task, world, tags)
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     tools = _open_tools(settings, task.documents(world), tokens, user_tools)
+    system = _system_prompt(settings, task, tools)
+    fitting = fitting_questions(
+        questions,
+        lambda question: len(tokens.prompt_ids(system, question.question)),
+        limit=r.prompt_tokens,
+        skip=settings.task.too_long == "skip",
+    )
     environment = Environment(
         tokens,
         tools,
@@ -113,7 +128,7 @@ def open_run(
         tokens,
         environment,
         mesh,
-        system=_system_prompt(settings, task, tools),
+        system=system,
         embed=encoder.embed,
         query_E=encoder.query_E,
     )
@@ -123,7 +138,8 @@ def open_run(
         mesh=mesh,
         task=task,
         world=world,
-        questions=questions,
+        questions=fitting,
+        too_long={k: n for k, q in fitting.items() if (n := len(questions[k]) - len(q))},
         tools=tools,
         tokens=tokens,
         model=model,

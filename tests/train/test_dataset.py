@@ -27,6 +27,9 @@ TRACES = [
 ]
 
 
+TOO_LONG = {"question": "who? " * 40, "answer": "Ann"}
+
+
 def write(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
@@ -42,7 +45,9 @@ def named(tmp_path_factory):
     build_tokenizer(model, lines, vocab_size=320)
     return {
         "task.name": "dataset",
-        "task.dataset.train": write(folder / "train.jsonl", [*TRAIN, {"question": "no answer"}]),
+        "task.dataset.train": write(
+            folder / "train.jsonl", [*TRAIN, TOO_LONG, {"question": "no answer"}]
+        ),
         "task.dataset.eval": write(folder / "eval.jsonl", EVAL),
         "task.dataset.documents": write(folder / "corpus.jsonl", CORPUS),
         "model.folder": str(model),
@@ -78,7 +83,9 @@ def test_rl_and_evaluation_run_on_files_of_questions(named, small_settings, tmp_
     assert len(steps) == 2
     assert all(math.isfinite(row["reward/mean"]) for row in steps if "reward/mean" in row)
     told = capsys.readouterr().out
-    assert "train.jsonl: 4 records of 5 lines, 1 malformed (line 5: no answer and no ans" in told
+    assert found["counts"]["too_long"] == {"train": 1, "expert": 1}
+    assert "1 of the 5 questions of 'train' have a longer prompt" in told
+    assert "train.jsonl: 5 records of 6 lines, 1 malformed (line 6: no answer and no ans" in told
 
 
 def test_the_search_of_a_data_set_finds_its_own_documents(named, small_settings, tmp_path):

@@ -72,6 +72,11 @@ class TaskSettings:
         "your outcome reward as module:function (docs/user_code.md); '' = the paper's",
         paper="sec. 5.1",
     )
+    too_long: str = key(
+        "skip",
+        "what to do with a question whose prompt is longer than rollout.prompt_tokens",
+        choices={"skip": "leave it out, and report how many there are", "fail": "stop the run"},
+    )
     data_dir: str = key("", "folder of the prepared questions; '' = WORKDIR/data")
     chains: ChainsSettings = ChainsSettings()
     dataset: DatasetSettings = DatasetSettings()
