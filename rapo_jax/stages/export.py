@@ -19,7 +19,7 @@ from rapo_jax.model.hf_config import HfConfig, config_of
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.text.tokens import load_tokens
+from rapo_jax.text.tokens import GENERATION_FILE, stop_ids
 from rapo_jax.train.folders import tokenizer_folder
 from rapo_jax.train.metrics import clock
 from rapo_jax.train.policy import Weights, newest_weights
@@ -35,7 +35,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-GENERATION_FILE = "generation_config.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -66,8 +65,10 @@ def export_weights(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_weights(draft, weights.model, params, dtype=dtype, limit=round(s.shard_gb * 1e9))
+    stops = _copy_tokenizer(settings, workdir, draft, known=weights.model.vocab)
+    if stops and "eos_token_id" in config:  # read where there is no generation config
+        config["eos_token_id"] = stops if len(stops) > 1 else stops[0]
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _copy_tokenizer(settings, workdir, draft)
     if folder.exists():
         folder.rmdir()
     draft.replace(folder)
@@ -99,17 +100,31 @@ def _config(settings: Settings, weights: Weights, dtype: str) -> dict[str, Json]
     return config | dict.fromkeys(keys, dtype)
 
 
-def _copy_tokenizer(settings: Settings, workdir: Path, target: Path) -> None:
-    """Copies the run's tokenizer, and writes its stop ids where no generation config names them."""
+def _copy_tokenizer(settings: Settings, workdir: Path, target: Path, *, known: int) -> list[Json]:
+    """Copies the run's tokenizer and generation config, with all ids at which the run stops.
+
+    Returns these; there are none where the folder has no tokenizer.
+    """
     source = tokenizer_folder(settings, workdir)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    for folder in filter(None, (settings.model.folder, str(source))):
-        if (Path(folder) / GENERATION_FILE).is_file():
-            shutil.copyfile(Path(folder) / GENERATION_FILE, target / GENERATION_FILE)
-            return
-    if not settings.model.folder and (source / "tokenizer.json").is_file():
-        tokens = load_tokens(source)
-        ids = {"eos_token_id": list(tokens.eos_ids), "pad_token_id": tokens.pad_id}
-        (target / GENERATION_FILE).write_text(json.dumps(ids, indent=2) + "\n")
+    folders = (Path(folder) for folder in (settings.model.folder, source) if folder)
+    configs = [folder / GENERATION_FILE for folder in folders]
+    given = next((path for path in configs if path.is_file()), None)
+    config: dict[str, Json] = json.loads(given.read_text()) if given else {}
+    stops: list[Json] = []
+    if (source / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source))
+        ids = stop_ids(source, tokenizer, known=max(known, len(tokenizer)))
+        old = config.get("eos_token_id")
+        olds: list[Json] = old if isinstance(old, list) else [] if old is None else [old]
+        stops = list(dict.fromkeys([*ids, *olds]))
+        pad = tokenizer.pad_token_id
+        pads: dict[str, Json] = {"pad_token_id": pad if isinstance(pad, int) else ids[0]}
+        config = pads | config | {"eos_token_id": stops}
+    if config:
+        (target / GENERATION_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    return stops

@@ -39,6 +39,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+GENERATION_FILE = "generation_config.json"
 OPENED_TOKENS = 64
 """At the end of a prompt, among which is what the template opens of the response."""
 _PIECE = (  # as in Qwen2, but numbers in groups of at most two digits
@@ -226,21 +227,19 @@ def load_tokens(
         )
     check_arguments(template_arguments, tokenizer.get_chat_template())
     spec |= dict.fromkeys(("post_processor", "truncation", "padding"))
+    spec["added_tokens"] += _config_tokens(tokenizer, spec["added_tokens"], key, vocab_size)
     exact = Tokenizer.from_str(json.dumps(spec))
     plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     added = {token["content"]: token["id"] for token in spec["added_tokens"]}
     tag_ids = {text: added[text] for text in (*tags(user_tools), BOXED) if text in added}
     bytes_V = token_bytes(spec["model"]["vocab"], added, vocab_size)
-    eos, pad = (
-        None if token is None else exact.token_to_id(token)
-        for token in (tokenizer.eos_token, tokenizer.pad_token)
-    )
-    eos_ids = _eos_ids(Path(folder), eos, known=len(bytes_V))
+    eos_ids = stop_ids(folder, tokenizer, known=len(bytes_V))
+    pad = tokenizer.pad_token_id
     return Tokens(
         tokenizer=tokenizer,
         bytes_V=bytes_V,
         eos_ids=eos_ids,
-        pad_id=eos_ids[0] if pad is None else pad,
+        pad_id=pad if isinstance(pad, int) else eos_ids[0],
         fingerprint=hashlib.sha256(content).hexdigest(),
         user_tools=user_tools,
         template_arguments=template_arguments,
@@ -252,10 +251,50 @@ def load_tokens(
     )
 
 
-def _eos_ids(folder: Path, tokenizer_eos: int | None, *, known: int) -> tuple[int, ...]:
-    """The tokenizer's id, then those of generation_config.json, or without it of config.json."""
-    eos_ids = [] if tokenizer_eos is None else [tokenizer_eos]
-    names = ("generation_config.json", "config.json")
+def _config_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    known: Sequence[Mapping[str, object]],
+    key: str,
+    vocab_size: int,
+) -> list[dict[str, object]]:
+    """Added tokens that tokenizer_config.json alone names, with the ids that transformers gives.
+
+    Raises:
+        ValueError: the file names another id, or the id is beyond the model's vocabulary.
+    """
+    wanted = tokenizer.init_kwargs.get("added_tokens_decoder") or {}
+    wanted_ids = {str(token): int(i) for i, token in wanted.items()}
+    there = {token["content"] for token in known}
+    added: list[dict[str, object]] = []
+    for i, token in tokenizer.added_tokens_decoder.items():
+        if token.content in there:
+            continue
+        wanted_id = wanted_ids.get(token.content, i)
+        if wanted_id != i or 0 < vocab_size <= i:
+            where = f"id {wanted_id}, but transformers gives it {i}"
+            if wanted_id == i:
+                where = f"id {i}, beyond the model's vocabulary of {vocab_size}"
+            raise ValueError(
+                f"{key}: tokenizer_config.json adds the token {token.content!r} as {where}; add it "
+                "to tokenizer.json, or remove it"
+            )
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        added.append(
+            {"id": i, "content": token.content, **{name: getattr(token, name) for name in flags}}
+        )
+    return added
+
+
+def stop_ids(
+    folder: str | Path, tokenizer: PreTrainedTokenizerFast, *, known: int
+) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's, and those of generation_config.json.
+
+    Without the latter, those of config.json. Raises ValueError for an id of `known` or more.
+    """
+    folder, eos = Path(folder), tokenizer.eos_token_id
+    eos_ids = [eos] if isinstance(eos, int) else []
+    names = (GENERATION_FILE, "config.json")
     config = next((folder / name for name in names if (folder / name).is_file()), None)
     if config is not None:  # chat models may list several, of which the tokenizer has one
         ids = json.loads(config.read_text()).get("eos_token_id")

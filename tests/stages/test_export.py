@@ -152,3 +152,25 @@ def test_what_is_missing_is_refused_by_its_key(export, tmp_path):
     with pytest.raises(ValueError, match=r"model\.folder='': there are no weights"):
         export()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [None, {"eos_token_id": 0, "top_p": 0.8}])
+def test_an_export_stops_wherever_the_run_stops(given, export, tmp_path):
+    """transformers reads the generation config, and without one config.json."""
+    source = tmp_path / "source"
+    save_model(make_model("qwen2", vocab_size=320), source)
+    build_tokenizer(source, ["a b a b"], vocab_size=300)
+    (source / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((source / "config.json").read_text()) | {"eos_token_id": 7}
+    (source / "config.json").write_text(json.dumps(config))
+    if given:
+        (source / "generation_config.json").write_text(json.dumps(given))
+    tokens = load_tokens(source)
+    assert len(tokens.eos_ids) == 2
+    made = export(model__folder=str(source))
+    assert set(load_tokens(made).eos_ids) == set(tokens.eos_ids)
+    found = transformers.GenerationConfig.from_pretrained(made)
+    assert found.eos_token_id == list(tokens.eos_ids)
+    assert found.top_p == (0.8 if given else None) and found.pad_token_id == tokens.pad_id
+    assert transformers.AutoConfig.from_pretrained(made).eos_token_id == list(tokens.eos_ids)
+    assert load_model(made).generation_config.eos_token_id == list(tokens.eos_ids)
