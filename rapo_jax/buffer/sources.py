@@ -118,7 +118,8 @@ class _Parser:
         self._user_tools = user_tools
         self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
         self._ids: set[str | int] = set()
-        self._contents: set[bytes] = set()
+        self._contents: dict[bytes, object] = {}
+        """Digest -> the id of the record, None without one."""
 
     def __call__(self, record: Mapping[str, object]) -> AgentTrajectory | StepTrace:
         parsed = self._step(record) if "key" in record else self._trajectory(record)
@@ -182,8 +183,11 @@ class _Parser:
             self._ids.add(name)
         content = hashlib.sha256(repr(tuple(parsed)).encode("utf-8", "surrogatepass")).digest()
         if content in self._contents:
-            raise ValueError("the same record as on an earlier line")
-        self._contents.add(content)
+            first, name = self._contents[content], record.get("id")
+            if first == name:
+                raise ValueError("the same record as on an earlier line")
+            raise ValueError(f"the same trajectory as on an earlier line, whose id is {first!r}")
+        self._contents[content] = record.get("id")
 
 
 def _read_trajectory(

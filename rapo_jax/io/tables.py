@@ -25,10 +25,11 @@ def read_table(
     malformed: str,
     key: str,
     report: LineReport,
+    one_of_many: bool = False,
 ) -> Iterator[Record]:
     """The records of a file in any of the forms; arguments and errors are those of `read_jsonl`.
 
-    The report counts rows as lines. The only object of a file may be malformed, as any row may.
+    The report counts rows as lines. Where each of many files is one object, that may be malformed.
     """
     rows = _rows(Path(path))
     if rows is None:
@@ -41,7 +42,7 @@ def read_table(
         malformed=malformed,
         key=key,
         report=report,
-        may_lack_records=isinstance(rows, tuple),
+        may_lack_records=one_of_many and isinstance(rows, tuple),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
-from rapo_jax.buffer.trajectories import best_of, filter_counts, split_all
+from rapo_jax.buffer.trajectories import StepTrace, best_of, filter_counts, split_all
 from rapo_jax.io.files import write_json
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer_sources import Sampling, import_files, sample_agents
@@ -51,11 +51,10 @@ def _build(
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)
     kept = best_of(trajectories, s.buffer.keep)
-    step_traces = split_all(kept, how)
+    single: list[StepTrace] = []
     if imported:
-        step_traces += imported.usable_step_traces(
-            unit=how.unit, include_answers=how.include_answers
-        )
+        single = imported.usable_step_traces(unit=how.unit, include_answers=how.include_answers)
+    step_traces = split_all(kept, how) + single
     (folder / "encoder").mkdir(parents=True, exist_ok=True)
     if run.encoder.tokenize is None:
         keys = [step_trace.key for step_trace in step_traces]
@@ -82,14 +81,23 @@ def _build(
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
     write_json(folder / "done.json", done)
+    print(f"[buffer] {_summary(buffer, single)}; {seconds:.0f} s", flush=True)
+    return buffer.manifest
+
+
+def _summary(buffer: StepTraceBuffer, single: Sequence[StepTrace]) -> str:
     m = buffer.manifest
-    print(
-        f"[buffer] {len(step_traces)} step traces of {m['trajectories_kept']} trajectories kept "
-        f"of {m['trajectories_sampled']}; mean reward {m['mean_reward_sampled']:.3f} -> "
-        f"{m['mean_reward_kept']:.3f}; {seconds:.0f} s",
-        flush=True,
-    )
-    return m
+    parts = []
+    if m["trajectories_sampled"]:
+        parts.append(
+            f"{len(buffer.step_traces) - len(single)} step traces of {m['trajectories_kept']} "
+            f"trajectories kept of {m['trajectories_sampled']}; mean reward "
+            f"{m['mean_reward_sampled']:.3f} -> {m['mean_reward_kept']:.3f}"
+        )
+    if single:
+        reward = np.mean([step_trace.reward for step_trace in single])
+        parts.append(f"{len(single)} single step traces of files; mean reward {reward:.3f}")
+    return "; ".join(parts)
 
 
 def _with_progress(encode: TextEncoder) -> TextEncoder:

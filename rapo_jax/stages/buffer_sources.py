@@ -72,17 +72,19 @@ def import_files(run: Run) -> Imported | None:
     s = run.settings
     if not s.buffer.files:
         return None
-    imported = read_sources(
-        s.buffer.files,
-        malformed=s.buffer.malformed,
-        questions=[
-            q for split in ("train", "expert") for q in load_questions(run.questions[split])
-        ],
-        score=run.reward,
-        mask=s.retrieval.mask,
-        max_chars=s.retrieval.max_chars,
-        user_tools=run.tokens.user_tools,
-    )
+    known = [q for split in ("train", "expert") for q in load_questions(run.questions[split])]
+    try:
+        imported = read_sources(
+            s.buffer.files,
+            malformed=s.buffer.malformed,
+            questions=known,
+            score=run.reward,
+            mask=s.retrieval.mask,
+            max_chars=s.retrieval.max_chars,
+            user_tools=run.tokens.user_tools,
+        )
+    except ValueError as error:
+        raise ValueError(f"buffer.files: {error}") from None
     for report in imported.reports:
         print(f"[buffer] {report.summary()}", flush=True)
     # before sampling, so that bad files are refused early

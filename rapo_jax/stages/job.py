@@ -232,9 +232,9 @@ def summarise(workdir: Path, result: Mapping[str, Json], *, suites: bool, second
             else ""
         )
         print(
-            f"held-out accuracy, greedy, without retrieval: {result['accuracy_before']:.3f} after "
-            f"the cold start -> {result['accuracy_after']:.3f} after {result['method']} "
-            f"({result['questions']} questions{hidden})"
+            f"held-out accuracy, greedy, without retrieval: {result['accuracy_before']:.3f} "
+            f"{result.get('start', 'after the cold start')} -> {result['accuracy_after']:.3f} "
+            f"after {result['method']} ({result['questions']} questions{hidden})"
         )
     if suites:
         print(f"suites: {workdir / 'suites' / 'table.md'}")

@@ -207,7 +207,7 @@ def _predict(
             files.append(rows)
         answered = sum(row["ending"] == Status.ANSWERED.name for row in rows) / len(rows)
         done = batch.start + len(batch.items)
-        progress.show(done, answered=answered)
+        progress.show(done, answer_tags=answered)
         if stop_asked() and done < len(to_sample):
             raise Stopped(f"{done} of {len(to_sample)} samples of {files.name} saved")
 

@@ -123,6 +123,8 @@ def _evaluate(job: Job) -> None:
     compared = [("before", run.cold_start), ("after", run.workdir)]
     if run.model.folder and not (run.workdir / "checkpoints").is_dir():
         compared.pop()  # nothing was trained: the weights of the folder alone
+    trained = (run.cold_start / "checkpoints").is_dir()
+    job.result["start"] = "after the cold start" if trained else "before training"
     for when, folder in compared:
         scores = evaluate(run, load_policy(run, folder), questions)
         job.result |= {f"{k}_{when}": v for k, v in scores.items() if k != "questions"}

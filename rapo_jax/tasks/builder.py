@@ -90,10 +90,17 @@ def prepared_builder(
 ) -> TaskQuestions:
     """A builder whose files are below `data_dir`, generated now if they are missing.
 
-    `stream.prepare_questions` calls this and checks that no row was lost.
+    `stream.prepare_questions` calls this and checks that no row was lost. Raises ValueError for a
+    split without questions.
     """
     tfds.disable_progress_bar()
     config = QuestionsConfig.of(task, parameters, world)
     builder = TaskQuestions(config=config, data_dir=data_dir, file_format="array_record")
+    for split, questions in builder.generate().items():
+        if not questions:
+            raise ValueError(
+                f"task.name={task!r}: there are no questions in {split!r}; name a file that holds "
+                "some, raise the number of entities, or return some from your task"
+            )
     builder.download_and_prepare()
     return builder

@@ -69,7 +69,10 @@ def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[
             f"task.dataset.documents={path!r}: larger than {MAX_CORPUS_BYTES >> 30} GiB, too much "
             "for the search inside a run; serve it and set tools.search.kind='retrieval'"
         )
-    passages, report = read_corpus(path, malformed="skip")
+    try:
+        passages, report = read_corpus(path, malformed="skip")
+    except ValueError as error:
+        raise ValueError(f"task.dataset.documents: {error}") from None
     if report.malformed and malformed == "fail":
         raise ValueError(
             f"task.dataset.documents={path!r}: {report.summary()}; mend the lines, or set "

@@ -85,7 +85,10 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
 def _read_part(name: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
     if Path(name).is_file():
         report = LineReport(name)
-        questions = list(read_user_file(name, malformed=malformed, report=report))
+        try:
+            questions = list(read_user_file(name, malformed=malformed, report=report))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
         return SetRead(questions, [file_info(report)])
     published = _PUBLISHED.match(name)
     if published and published[1] in SETS:

@@ -171,7 +171,7 @@ def test_an_id_occurs_once_in_a_file(tmp_path):
     found = read(path, malformed="skip")
     assert [tuple(bad) for bad in found.reports[0].malformed_lines] == [
         (2, "duplicate id '7'"),
-        (3, "the same record as on an earlier line"),
+        (3, "the same trajectory as on an earlier line, whose id is '7'"),
     ]
     other = write(tmp_path / "b", first)
     assert len(read(other, other).trajectories) == 2  # of two agents, say
@@ -237,3 +237,12 @@ def test_steps_whose_thought_is_only_closed_are_opened(tmp_path, name):
         assert [trace.value for trace in got.step_traces] == [f"<think>{text}"]
     else:
         assert [(t.steps, t.reward) for t in got.trajectories] == [([f"<think>{text}"], 1.0)]
+
+
+def test_the_same_contents_under_another_id_are_called_so(tmp_path):
+    record = {"question": "q", "response": "<think>so</think>", "reward": 1}
+    path = write(tmp_path / "a.jsonl", record | {"id": 1}, record | {"id": 2}, record | {"id": 2})
+    (report,) = read(path, malformed="skip").reports
+    assert [bad.problem for bad in report.malformed_lines] == [
+        "the same trajectory as on an earlier line, whose id is 1", "duplicate id 2",
+    ]  # fmt: skip

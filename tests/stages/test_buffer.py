@@ -222,6 +222,8 @@ def test_files_alone_can_fill_the_buffer(branch, tmp_path, trunk, capsys):
     assert first["malformed_lines"][0][0] == 2
     assert (second["name"], second["malformed"]) == ("official.jsonl", 0)
     printed = capsys.readouterr().out
+    assert "[buffer] 3 step traces of 1 trajectories kept of 2; mean reward " in printed
+    assert "; 1 single step traces of files; mean reward 1.000; " in printed
     assert "own.jsonl: 2 records of 3 lines, 1 malformed (line 2: none of key, " in printed
     assert [trace.origin for trace in read_trajectories(run)] == ["strong"]
     assert attach_buffer(run).step_traces[-1].value == TRACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -195,3 +196,20 @@ def test_a_scripted_agent_of_this_task_is_refused_with_the_remedy():
             ValueError, match="model.folder.*buffer.files.*buffer.agent='checkpoint"
         ):
             asked(None, error=0.1)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", '{"data": [1]}'), ("b.jsonl", "")])
+def test_a_file_without_any_question_is_refused_by_its_key(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"task\.dataset\.eval: .*{name}: no usable"):
+        make_world(tmp_path, eval=str(tmp_path / name))
+    with pytest.raises(ValueError, match=rf"task\.dataset\.documents: .*{name}: no usable"):
+        make_world(tmp_path, documents=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_task_without_questions_of_a_split_is_refused(tmp_path, split):
+    parameters, world = make_world(tmp_path)
+    empty = dataclasses.replace(world, **{split: []})
+    with pytest.raises(ValueError, match=rf"task\.name='dataset': .* no questions in '{split}'"):
+        prepare_questions("dataset", parameters, empty, data_dir=str(tmp_path / "data"))

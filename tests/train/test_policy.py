@@ -67,12 +67,15 @@ def test_a_run_from_a_folder_has_its_shape_tokenizer_and_weights(opened, folder)
     assert restore(run.workdir) is None
 
 
-def test_a_folder_can_be_evaluated_before_anything_is_trained(opened):
+def test_a_folder_can_be_evaluated_before_anything_is_trained(opened, capsys):
     run = opened({})
     job = Job(run)
     JOB_STAGES["evaluate"](job)
     assert 0 <= job.result["accuracy_before"] <= 1 and "accuracy_after" not in job.result
     summarise(run.workdir, job.result, suites=False, seconds=1.0)
+    trained = job.result | {"accuracy_after": 1.0, "method": "grpo"}
+    summarise(run.workdir, trained, suites=False, seconds=1.0)
+    assert " before training -> 1.000 after grpo" in capsys.readouterr().out
 
 
 def test_a_folder_without_tokenizer_and_a_tokenizer_too_large_are_refused(

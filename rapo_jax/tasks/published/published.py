@@ -123,7 +123,12 @@ def read_rows(
         for path in paths:
             parse.place = f"{path.name}: " if len(paths) > 1 else ""
             for row in read_table(
-                path, parse, malformed=malformed, key="task.dataset.malformed", report=report
+                path,
+                parse,
+                malformed=malformed,
+                key="task.dataset.malformed",
+                report=report,
+                one_of_many=True,
             ):
                 if row is not None:
                     yield row
