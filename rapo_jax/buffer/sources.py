@@ -28,7 +28,7 @@ from rapo_jax.io.jsonl import LineReport, number_of, read_jsonl, text_of, texts_
 from rapo_jax.tasks.schema import Question, Score
 from rapo_jax.text.protocol import opened_thought, split_steps, tags
 
-_END_TOKENS = re.compile(r"(?:\s*<\|[^|>]*\|>)+\s*$")
+_TOKEN_NAME = re.compile(r"[^|>]*")
 _TURN_TOKENS = ("<|im_start|>", "<|start_header_id|>")
 
 
@@ -216,9 +216,22 @@ def _read_trajectory(
     )
 
 
+def _without_end_tokens(text: str) -> str:
+    """The text without the chat tokens <|...|> at its end and the white space around them."""
+    end, left = len(text), len(text.rstrip())
+    while text.endswith("|>", 0, left):
+        start = text.rfind("<|", 0, left - 2)
+        if start < 0 or not _TOKEN_NAME.fullmatch(text, start + 2, left - 2):
+            break
+        while start and text[start - 1].isspace():
+            start -= 1
+        end = left = start
+    return text[:end]
+
+
 def _steps(response: str, name: str, user_tools: tuple[str, ...]) -> list[str]:
     """Step traces of a tagged text, without the tokens that end a turn."""
-    response = _END_TOKENS.sub("", response)
+    response = _without_end_tokens(response)
     if any(token in response for token in _TURN_TOKENS):
         raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
     if not any(tag in response for tag in tags(user_tools)):

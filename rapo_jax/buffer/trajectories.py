@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -12,6 +12,9 @@ import numpy as np
 from rapo_jax.buffer.keys import key_text
 
 UNITS = ("step", "trajectory")
+
+HISTORY_MARGIN = 16
+"""Times `max_chars` of a history are read for a key, for a mask makes texts shorter."""
 
 UNSCORED = math.nan
 """The reward of a trajectory that has not been scored yet."""
@@ -100,11 +103,12 @@ def split(trajectory: AgentTrajectory, how: Splitting) -> list[StepTrace]:
     ]
     if how.unit == "trajectory":
         values = [(0, "".join(step for _, step in values))] if values else []
+    histories = enumerate(_histories(trajectory.steps, HISTORY_MARGIN * how.max_chars))
     return [
         StepTrace(
             key=key_text(
                 trajectory.question,
-                "".join(trajectory.steps[:t]),
+                next(history for number, history in histories if number == t),
                 mask=how.mask,
                 max_chars=how.max_chars,
             ),
@@ -116,6 +120,17 @@ def split(trajectory: AgentTrajectory, how: Splitting) -> list[StepTrace]:
         )
         for t, value in values
     ]
+
+
+def _histories(steps: Sequence[str], chars: int) -> Iterator[str]:
+    """The text before each step: the last steps of it with `chars` characters or more."""
+    first, size = 0, 0
+    for t, step in enumerate(steps):
+        while size - len(steps[first]) >= chars:
+            size -= len(steps[first])
+            first += 1
+        yield "".join(steps[first:t])
+        size += len(step)
 
 
 def split_all(trajectories: Sequence[AgentTrajectory], how: Splitting) -> list[StepTrace]:

@@ -10,12 +10,22 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rapo_jax.io.jsonl import JsonObject, LineReport, Record, Row, checked, read_jsonl, read_rows
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
 
 PARQUET_MAGIC = b"PAR1"
 PARQUET_ROWS = 1024
 """Read at a time."""
+PARQUET_ROOM = 64 << 20
+PARQUET_RATIO = 100
+"""A Parquet file may hold this many bytes, or this many times its size, if that is more."""
+VALUE_BYTES = 16
+"""Counted for each value, a missing one too."""
 
 
 def read_table(
@@ -68,8 +78,13 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     rows = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+        texts, room = _parquet_texts(path)
+        # Texts as dictionaries: a text that occurs in many rows is in memory once until it is due.
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in _batches(file):
+                room -= sum(map(_text_bytes, batch.columns))
+                if room < 0:
+                    raise _too_large(path)
                 for row in batch.to_pylist():
                     rows += 1
                     yield row
@@ -79,6 +94,50 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: damaged after row {rows} ({why}); get the file again") from None
     if rows != wanted:
         raise ValueError(f"{path}: {rows} rows, its footer says {wanted}; get the file again")
+
+
+def _batches(file: pyarrow.parquet.ParquetFile) -> Iterator[pyarrow.RecordBatch]:
+    for group in range(file.num_row_groups):  # each has dictionaries of its own
+        yield from file.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group])
+
+
+def _parquet_texts(path: Path) -> tuple[list[str], int]:
+    """The columns of texts, and the bytes that these may have. Raises ValueError for too much."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        m = file.metadata
+        chunks = [
+            m.row_group(r).column(c) for r in range(m.num_row_groups) for c in range(m.num_columns)
+        ]
+    room = max(PARQUET_ROOM, PARQUET_RATIO * path.stat().st_size)
+    values = VALUE_BYTES * sum(chunk.num_values for chunk in chunks)
+    if values + sum(chunk.total_uncompressed_size for chunk in chunks) > room:
+        raise _too_large(path)
+    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
+    return sorted(texts), room - values
+
+
+def _text_bytes(array: pyarrow.Array) -> int:
+    """Bytes of the texts of a column, repeated ones as often as they occur."""
+    import pyarrow
+    import pyarrow.compute
+
+    if isinstance(array, pyarrow.DictionaryArray):
+        length = pyarrow.compute.binary_length(array.dictionary)
+        return pyarrow.compute.sum(length.take(array.indices)).as_py() or 0
+    if isinstance(array, pyarrow.StructArray):
+        return sum(map(_text_bytes, array.flatten()))
+    nested = pyarrow.ListArray | pyarrow.LargeListArray | pyarrow.FixedSizeListArray
+    return _text_bytes(array.flatten()) if isinstance(array, nested) else 0
+
+
+def _too_large(path: Path) -> ValueError:
+    size = path.stat().st_size
+    return ValueError(
+        f"{path}: its {size} bytes hold more than {max(PARQUET_ROOM, PARQUET_RATIO * size)} bytes "
+        "of texts and values; if they are meant to, write it as JSON lines"
+    )
 
 
 def _csv(path: Path) -> Iterator[Row]:

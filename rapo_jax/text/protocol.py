@@ -35,6 +35,7 @@ SYSTEM_PROMPT = (
 
 USER_TOOL_PROMPT = "Another tool: write its input inside <{name}> and </{name}>."
 _RETRIEVE_TAG = re.compile(r"<(?=/?retrieve>)|<(?=\|)")
+_RESULT_END = re.compile(r"</result>\s*")
 _RETRIEVED = re.compile(r"<retrieve>(?:(?!<retrieve>).)*?</retrieve>", re.DOTALL)
 
 
@@ -106,8 +107,9 @@ def _tag(user_tools: tuple[str, ...]) -> re.Pattern[str]:
 
 @functools.cache
 def _call_and_result(user_tools: tuple[str, ...]) -> re.Pattern[str]:
+    """The end of a call and the beginning of its result."""
     called = "|".join((*CALLS, *user_tools))
-    return re.compile(rf"</(?:{called})>[^<]*<result>.*?</result>\s*", re.DOTALL)
+    return re.compile(rf"</(?:{called})>[^<]*<result>")
 
 
 def opened_thought(text: str) -> str:
@@ -145,6 +147,11 @@ def split_steps(text: str, user_tools: tuple[str, ...] = ()) -> list[str]:
     Retrieved spans are cut out first; the pieces joined are the remaining text.
     """
     text = without_retrieved(text)
-    cuts = [0, *(match.end() for match in _call_and_result(user_tools).finditer(text)), len(text)]
-    pieces = (text[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
-    return [piece for piece in pieces if piece]
+    steps, start = [], 0
+    while match := _call_and_result(user_tools).search(text, start):
+        result = _RESULT_END.search(text, match.end())
+        if not result:  # and none of a later call
+            break
+        steps.append(text[start : result.end()])
+        start = result.end()
+    return [*steps, text[start:]] if start < len(text) else steps

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.buffer import sources
 from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split
 from rapo_jax.tasks import Question, outcome_reward
@@ -246,3 +248,17 @@ def test_the_same_contents_under_another_id_are_called_so(tmp_path):
     assert [bad.problem for bad in report.malformed_lines] == [
         "the same trajectory as on an earlier line, whose id is 1", "duplicate id 2",
     ]  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(["<|a|>", "<|im_end|>", " ", "\n", "x", "<|", "|>", "|", "<", ">"]))
+)
+def test_the_tokens_at_the_end_of_a_turn_are_left_out(parts):
+    text = "".join(parts)
+    assert sources._without_end_tokens(text) == re.sub(r"(?:\s*<\|[^|>]*\|>)+\s*$", "", text)
+
+
+def test_white_space_and_tokens_without_end_are_read_once(tmp_path):
+    """The regular expression above would take hours."""
+    for text in (" " * 4_000_000 + "x", "<|a|>" * 1_000_000 + "x", "<|a|>" * 1_000_000):
+        assert len(sources._without_end_tokens(text)) in (0, len(text))

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.buffer import trajectories
+from rapo_jax.buffer.keys import key_text
 from rapo_jax.buffer.trajectories import (
     UNSCORED,
     AgentTrajectory,
@@ -108,3 +110,30 @@ def test_step_traces_come_from_the_best_trajectories_of_every_question():
         "mean_reward_sampled": pytest.approx((0.1 + 1.0 + 0.9) / 3),
         "mean_reward_kept": pytest.approx((0.9 + 1.0) / 2),
     }
+
+
+@given(
+    st.lists(st.sampled_from(["<think>Ann has 123</think>", "", "12", "x" * 9]), max_size=40),
+    st.booleans(),
+)
+def test_keys_are_those_of_the_whole_history(steps, masked):
+    how = Splitting(
+        "step", include_answers=True, mask=r"[A-Z]\w+|\d+" if masked else "", max_chars=9
+    )
+    traces = split(AgentTrajectory("id", "q?", steps, 1.0, "test"), how)
+    for trace in traces:
+        history = "".join(steps[: trace.step])
+        assert trace.key == key_text("q?", history, mask=how.mask, max_chars=how.max_chars)
+
+
+def test_a_long_trajectory_is_split_without_reading_its_history_again_and_again(monkeypatch):
+    read = []
+
+    def count(question, history, **how):
+        read.append(len(history))
+        return key_text(question, history, **how)
+
+    monkeypatch.setattr(trajectories, "key_text", count)
+    how = Splitting("step", include_answers=True, mask=r"\d+", max_chars=100)
+    split(AgentTrajectory("id", "q?", ["0123456789"] * 3000, 1.0, "test"), how)
+    assert len(read) == 3000 and max(read) <= trajectories.HISTORY_MARGIN * 100 + 10

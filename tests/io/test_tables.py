@@ -127,3 +127,43 @@ def test_a_report_may_cover_several_files_and_each_must_hold_a_record(tmp_path, 
     assert len(list(read_table(paths[0], dict, **options))) == 3
     with pytest.raises(ValueError, match="no usable (row|line) .it is empty"):
         list(read_table(paths[1], dict, **options))
+
+
+LONG = "x" * 200_000
+BOMBS = {  # each of some hundred bytes
+    "a text in every row": {"word": [LONG] * 1024},
+    "a text in every list": {"word": ["one"], "words": [[LONG] * 1024]},
+    "a text in every structure": {"word": ["one"] * 400, "all": [{"text": LONG}] * 400},
+    "a list of nothing": {"word": ["one"], "words": [[None] * 5_000_000]},
+    "rows of nothing": {"word": pyarrow.nulls(5_000_000, pyarrow.string())},
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_parquet_file_that_holds_very_much_is_refused_before_it_is_read(
+    tmp_path, kind, monkeypatch
+):
+    path, read_rows = tmp_path / "bomb.parquet", []
+    pyarrow.parquet.write_table(pyarrow.table(BOMBS[kind]), path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"bomb\.parquet: its \d+ bytes hold more than 67108864"):
+        read(path, parse=read_rows.append)
+    assert read_rows == []
+
+
+def test_repeated_texts_nested_ones_and_several_groups_of_a_parquet_file_are_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [
+        {
+            "word": f"w{n // 3}",
+            "all": [f"a{n // 2}", "long " * 200 + str(n)],  # too many for a dictionary
+            "of": {"text": f"t{n // 9}"},
+            "n": n,
+        }
+        for n in range(3000)
+    ]
+    rows[5] |= {"all": None, "of": None, "word": None}
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, path, row_group_size=1600, compression="zstd")
+    found, _ = read(path, parse=dict)
+    assert found == rows

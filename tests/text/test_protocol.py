@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.text import protocol
 from rapo_jax.text.protocol import (
     STOPS,
     SYSTEM_PROMPT,
@@ -206,3 +210,29 @@ def test_a_system_prompt_names_user_tools_and_stays_as_it_is_without_any():
         "be good\nAnother tool: write its input inside <loud> and </loud>. Says it louder.\n"
         "Another tool: write its input inside <x> and </x>."
     )
+
+
+def slow_split(text):
+    """As one regular expression, which reads to the end of a text at every call."""
+    text = without_retrieved(text)
+    pattern = re.compile(r"</(?:search|python)>[^<]*<result>.*?</result>\s*", re.DOTALL)
+    cuts = [0, *(match.end() for match in pattern.finditer(text)), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]
+
+
+@given(any_text)
+def test_splitting_is_that_of_the_regular_expression(text):
+    assert split_steps(text) == slow_split(text)
+
+
+def test_a_text_of_many_calls_without_results_is_searched_once(monkeypatch):
+    searches = []
+
+    class Count:
+        def search(self, text, start):
+            searches.append(start)
+
+    monkeypatch.setattr(protocol, "_RESULT_END", Count())
+    text = "</search><result>" * 10_000
+    assert split_steps(text) == [text]
+    assert searches == [len("</search><result>")]
