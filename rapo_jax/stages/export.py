@@ -19,7 +19,7 @@ from rapo_jax.model.hf_config import HfConfig, config_of
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.text.tokens import GENERATION_FILE, stop_ids
+from rapo_jax.text.special_tokens import GENERATION_FILE, stop_ids
 from rapo_jax.train.folders import tokenizer_folder
 from rapo_jax.train.metrics import clock
 from rapo_jax.train.policy import Weights, newest_weights

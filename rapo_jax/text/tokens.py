@@ -20,6 +20,7 @@ import numpy as np
 
 from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text
 from rapo_jax.text.protocol import neutralise, tags
+from rapo_jax.text.special_tokens import config_tokens, stop_ids
 from rapo_jax.text.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-GENERATION_FILE = "generation_config.json"
 OPENED_TOKENS = 64
 """At the end of a prompt, among which is what the template opens of the response."""
 _PIECE = (  # as in Qwen2, but numbers in groups of at most two digits
@@ -227,7 +227,7 @@ def load_tokens(
         )
     check_arguments(template_arguments, tokenizer.get_chat_template())
     spec |= dict.fromkeys(("post_processor", "truncation", "padding"))
-    spec["added_tokens"] += _config_tokens(tokenizer, spec["added_tokens"], key, vocab_size)
+    spec["added_tokens"] += config_tokens(tokenizer, spec["added_tokens"], key, vocab_size)
     exact = Tokenizer.from_str(json.dumps(spec))
     plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     added = {token["content"]: token["id"] for token in spec["added_tokens"]}
@@ -249,62 +249,3 @@ def load_tokens(
         _at_tags=_splitter(tag_ids),
         _key=key,
     )
-
-
-def _config_tokens(
-    tokenizer: PreTrainedTokenizerFast,
-    known: Sequence[Mapping[str, object]],
-    key: str,
-    vocab_size: int,
-) -> list[dict[str, object]]:
-    """Added tokens that tokenizer_config.json alone names, with the ids that transformers gives.
-
-    Raises:
-        ValueError: the file names another id, or the id is beyond the model's vocabulary.
-    """
-    wanted = tokenizer.init_kwargs.get("added_tokens_decoder") or {}
-    wanted_ids = {str(token): int(i) for i, token in wanted.items()}
-    there = {token["content"] for token in known}
-    added: list[dict[str, object]] = []
-    for i, token in tokenizer.added_tokens_decoder.items():
-        if token.content in there:
-            continue
-        wanted_id = wanted_ids.get(token.content, i)
-        if wanted_id != i or 0 < vocab_size <= i:
-            where = f"id {wanted_id}, but transformers gives it {i}"
-            if wanted_id == i:
-                where = f"id {i}, beyond the model's vocabulary of {vocab_size}"
-            raise ValueError(
-                f"{key}: tokenizer_config.json adds the token {token.content!r} as {where}; add it "
-                "to tokenizer.json, or remove it"
-            )
-        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        added.append(
-            {"id": i, "content": token.content, **{name: getattr(token, name) for name in flags}}
-        )
-    return added
-
-
-def stop_ids(
-    folder: str | Path, tokenizer: PreTrainedTokenizerFast, *, known: int
-) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's, and those of generation_config.json.
-
-    Without the latter, those of config.json. Raises ValueError for an id of `known` or more.
-    """
-    folder, eos = Path(folder), tokenizer.eos_token_id
-    eos_ids = [eos] if isinstance(eos, int) else []
-    names = (GENERATION_FILE, "config.json")
-    config = next((folder / name for name in names if (folder / name).is_file()), None)
-    if config is not None:  # chat models may list several, of which the tokenizer has one
-        ids = json.loads(config.read_text()).get("eos_token_id")
-        for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-            if type(i) is not int or not 0 <= i < known:
-                raise ValueError(
-                    f"{config}: eos_token_id={i!r}: expected an id of the tokenizer, "
-                    f"0 … {known - 1}"
-                )
-            eos_ids.append(i)
-    if not eos_ids:
-        raise ValueError(f"tokenizer.folder={str(folder)!r}: no eos_token is named in its files")
-    return tuple(dict.fromkeys(eos_ids))

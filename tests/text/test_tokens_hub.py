@@ -280,34 +280,3 @@ def test_prompts_follow_tokenizer_json_where_transformers_would_rebuild_it(hub, 
     assert ids == plain_ids(tokenizer, tokens.decode(ids))
     assert np.all(np.array(ids) < tokenizer.get_vocab_size())
     assert len(tokens.bytes_V) == tokenizer.get_vocab_size()
-
-
-FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-
-
-def with_config(hub, target, **changes):
-    config = json.loads((hub[2] / "tokenizer_config.json").read_text())
-    return copy_to(hub[2], target, tokenizer_config=config | changes)
-
-
-def test_a_token_of_tokenizer_config_alone_is_taken_as_transformers_takes_it(hub, tmp_path):
-    tokens, tokenizer, _ = hub
-    new = len(tokens.tokenizer)
-    extra = {str(new): {"content": "<|extra|>", "special": True, **FLAGS}}
-    with_config(hub, tmp_path, added_tokens_decoder=extra, eos_token="<|extra|>")
-    found = load_tokens(tmp_path)
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert found.bytes_V[new] == b"<|extra|>" and found.eos_ids == (new,) == (theirs.eos_token_id,)
-    template = (tokens.tokenizer.chat_template or "") + "<|extra|>"
-    found.tokenizer.chat_template = template
-    assert found.prompt_ids("", "x<|extra|>").count(new) == 1
-    with pytest.raises(ValueError, match=rf"'<\|extra\|>' as id {new}, beyond .* of {new}"):
-        load_tokens(tmp_path, vocab_size=new)
-
-
-def test_a_token_with_another_id_than_transformers_gives_it_is_refused_by_name(hub, tmp_path):
-    new = len(hub[0].tokenizer)
-    extra = {str(new + 5): {"content": "<|extra|>", "special": True, **FLAGS}}
-    with_config(hub, tmp_path, added_tokens_decoder=extra)
-    with pytest.raises(ValueError, match=rf"'<\|extra\|>' as id {new + 5}, but .* gives it {new}"):
-        load_tokens(tmp_path)
