@@ -2,24 +2,45 @@
 
     python launch/prepare.py --config=configs/qwen7b.py
 
-Takes the same flags as rapo_jax.main. Downloads nothing and makes no paid web search. Exit status:
+Takes the same flags as rapo_jax.main, and makes the checks that a run makes. Opens no accelerator,
+downloads nothing and makes no paid web search. Exit status:
 0 if everything is there, 1 if something is missing, 2 if the config is not valid.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import importlib.util
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no accelerator is opened
+
+from rapo_jax.buffer.sources import read_sources
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
+from rapo_jax.io.api_keys import read_api_key
+from rapo_jax.io.cache import DiskCache
+from rapo_jax.io.hub import is_hub_name
+from rapo_jax.model.hf import check_tensors
+from rapo_jax.model.hf_config import model_settings
+from rapo_jax.model.hf_files import Tensors
+from rapo_jax.scoring.maths import check_math_verify
+from rapo_jax.search.index.search import open_index
+from rapo_jax.suites.catalogue import read_suites
+from rapo_jax.suites.scores import open_judge
+from rapo_jax.tasks import TASKS, check_metric
+from rapo_jax.tasks.dataset_files import read_set
+from rapo_jax.tasks.user_code import load_user_code
+from rapo_jax.text.protocol import user_tool_names
+from rapo_jax.tools.search_client import HttpSearch
+from rapo_jax.train.encoders import device_encoder
+from rapo_jax.train.run import read_tokens
+from rapo_jax.train.weights import newest_step
 
 HUB = {
     "Qwen2.5-3B-Instruct": "Qwen/Qwen2.5-3B-Instruct",
@@ -46,157 +67,145 @@ INDEX = (
 )
 
 
+SERVER = (
+    "serve a corpus (the paper: Wikipedia of 2018, wiki-18.jsonl): python -m "
+    "rapo_jax.search.server --corpus=CORPUS.jsonl, or any server that speaks Search-R1's /retrieve"
+)
+PASSAGES = "JSON lines {id, contents} or {id, title, text} of your passages"
+
+
 class Need(NamedTuple):
     """Something that a run needs."""
 
     key: str
     what: str
     missing: str
-    """How to get it, or '' if it is there."""
+    """Why the run would refuse it, or '' if it is there."""
+    how: str = ""
+    """How to get it, where the reason does not say so."""
+
+
+def need(key: str, what: str, check: Callable[[], object], how: str = "") -> Need:
+    """A need by the check that the run itself makes; `how` to get what is missing."""
+    try:
+        check()
+    except (ValueError, FileNotFoundError) as error:
+        return Need(key, what, str(error).removeprefix(f"{key}={what!r}: "), how)
+    return Need(key, what, "")
 
 
 def needs(s: Settings) -> Iterator[Need]:
     """Everything on disk or on the network that a run with these settings opens."""
+    tags: tuple[str, ...] = ()
+    if ":" in f"{s.task.name}{s.task.reward}" or s.tools.user_tools:
+        yield need("task.name", s.task.name, partial(load_user_code, s))
+        tags = user_tool_names(dict(s.tools.user_tools))
     if s.model.folder:
-        wanted = ("config.json", "*.safetensors", "tokenizer.json")
-        yield _folder("model.folder", s.model.folder, wanted)
-    if s.tokenizer.folder:
-        yield _folder("tokenizer.folder", s.tokenizer.folder, ("tokenizer.json",))
+        folder = s.model.folder
+        yield need("model.folder", folder, partial(_check_model, folder, s), _hub(folder))
+    if folder := s.tokenizer.folder or s.model.folder:
+        yield need("tokenizer.folder", folder, partial(_tokens, folder, s, tags), _hub(folder))
     if s.task.name == "dataset" and not s.suites_alone:
         yield from _questions(s)
-    if "evaluate" in s.stages:
+    if "evaluate" in s.stages and s.evaluate.suites:
         yield from _suites(s)
     yield from _search(s)
     if s.retrieval.encoder == "minilm":
-        yield _encoder(s.retrieval.encoder_folder)
-    yield from _buffer(s)
-    if s.task.metric == "math" and importlib.util.find_spec("math_verify") is None:
-        yield Need("task.metric", "math", "pip install math-verify")
+        folder = s.retrieval.encoder_folder
+        key = "retrieval.encoder_folder" if folder else "retrieval.encoder"
+        yield need(key, folder or "minilm", partial(device_encoder, s.retrieval), _hub(folder))
+    yield from _buffer(s, tags)
+    yield need("task.metric", s.task.metric, partial(check_metric, s.task.metric))
 
 
-def _folder(key: str, folder: str, patterns: tuple[str, ...]) -> Need:
-    absent = [pattern for pattern in patterns if not any(Path(folder).glob(pattern))]
-    if not absent:
-        return Need(key, folder, "")
+def _hub(folder: str) -> str:
+    """How to get a folder with a published model."""
     where = HUB.get(Path(folder).name, "")
-    how = (
-        f"hf download {where} --local-dir {folder}" if where else "put a Hugging Face folder there"
-    )
-    return Need(key, folder, f"no {' and '.join(absent)} in it; {how}")
+    if not folder or is_hub_name(folder):
+        return folder and f"hf download {folder}"
+    return f"hf download {where} --local-dir {folder}" if where else ""
+
+
+def _check_model(folder: str, s: Settings) -> None:
+    model = model_settings(dataclasses.replace(s.model, folder=folder))
+    check_tensors(Tensors(folder), model)
+
+
+def _tokens(folder: str, s: Settings, tags: tuple[str, ...]) -> None:
+    model = s.model
+    if model.folder and (Path(model.folder) / "config.json").is_file():
+        model = model_settings(model)
+    tokens = read_tokens(s, Path(folder), model, tags)
+    tokens.prompt_ids(s.prompt.system or "system", "question")
 
 
 def _questions(s: Settings) -> Iterator[Need]:
     d = s.task.dataset
-    for key, wanted in (("task.dataset.train", d.train), ("task.dataset.eval", d.eval)):
-        for part in filter(None, map(_whole, wanted.split(","))):
-            yield _set(key, part, part, d.manual_dir)
+    for name, wanted in (("train", d.train), ("eval", d.eval)):
+        key = f"task.dataset.{name}"
+        parts = [part.strip() for part in wanted.split(",") if part.strip()]
+        read = partial(read_set, key=key, manual_dir=d.manual_dir, malformed=d.malformed)
+        listed = [need(key, each, partial(read, each)) for each in parts]
+        if len(parts) > 1 and not any(each.missing for each in listed):
+            listed.append(need(key, wanted, partial(read, wanted)))
+        yield from listed
 
 
 def _suites(s: Settings) -> Iterator[Need]:
-    from rapo_jax.suites.catalogue import SUITES
-
-    e = s.evaluate
-    for name in map(_whole, e.suites):
-        listed = SUITES.get(name)
-        source = f"{listed.set}:{listed.split}" if listed else name
-        yield _set("evaluate.suites", name, source, e.manual_dir or s.task.dataset.manual_dir)
-    if e.suites and e.judge.url:
-        yield from _key("evaluate.judge.key_variable", e.judge.key_variable)
-
-
-def _whole(name: str) -> str:
-    """The name without a final '[:N]', which takes the first N questions."""
-    return re.sub(r"\[:\d+\]$", "", name.strip())
-
-
-def _set(key: str, what: str, source: str, manual_dir: str) -> Need:
-    """`source` is a file of questions, or a published set and its split, such as 'gsm8k:test'."""
-    from rapo_jax.tasks.published import SETS, find_files
-
-    published, _, split = source.partition(":")
-    if Path(source).is_file():
-        return Need(key, what, "")
-    if published not in SETS:
-        return Need(key, what, "no such file, and no published set of this name")
-    try:
-        find_files(published, SETS[published], split, manual_dir, key=key)
-    except ValueError as error:
-        return Need(key, what, str(error).partition("': ")[2])
-    return Need(key, what, "")
-
-
-def _key(key: str, variable: str) -> Iterator[Need]:
-    """The environment variable with the key of a service, if it needs one."""
-    if variable:
-        yield Need(key, variable, "" if os.environ.get(variable) else f"export {variable}=…")
+    e, d = s.evaluate, s.task.dataset
+    for name in e.suites:
+        yield need(
+            "evaluate.suites",
+            name,
+            partial(
+                read_suites,
+                (name,),
+                manual_dir=e.manual_dir or d.manual_dir,
+                malformed=d.malformed,
+                metric=s.task.metric,
+            ),
+        )
+    if e.scoring == "strict":
+        yield need("evaluate.scoring", "math-verify", check_math_verify)
+    if e.judge.url:
+        with tempfile.TemporaryDirectory() as folder:
+            yield need(
+                "evaluate.judge",
+                e.judge.model,
+                lambda: open_judge(e.judge, rule=e.scoring, folder=Path(folder)).close(),
+            )
 
 
 def _search(s: Settings) -> Iterator[Need]:
-    if s.tools.search.kind == "local":
-        yield from _local_search(s)
-    else:
-        yield from _search_service(s)
-
-
-def _local_search(s: Settings) -> Iterator[Need]:
-    from rapo_jax.search.index.files import MANIFEST
-
-    index, documents = s.tools.search.index, s.task.dataset.documents
-    if index:
-        yield Need("tools.search.index", index, "" if (Path(index) / MANIFEST).is_file() else INDEX)
-    elif s.task.name == "dataset" and "search" not in dict(s.tools.user_tools):
-        how = "JSON lines {id, contents} or {id, title, text} of your passages"
-        yield Need("task.dataset.documents", documents, "" if Path(documents).is_file() else how)
-
-
-def _search_service(s: Settings) -> Iterator[Need]:
-    from rapo_jax.tools.search_client import HttpSearch
-
-    search = s.tools.search
-    what = f"{search.kind} {search.url or '(its public address)'}"
-    if search.cache:
-        folder = Path(search.cache).absolute().parent
-        how = "" if folder.is_dir() else f"mkdir -p {folder}"
-        yield Need("tools.search.cache", search.cache, how)
-    if search.key_variable and not os.environ.get(search.key_variable):
-        yield from _key("tools.search.key_variable", search.key_variable)
+    search, documents = s.tools.search, s.task.dataset.documents
+    if "search" in dict(s.tools.user_tools):
         return
+    if search.index:
+        yield need("tools.search.index", search.index, partial(open_index, search.index), INDEX)
+    elif search.kind != "local":
+        how = SERVER if search.kind == "retrieval" else ""
+        what = f"{search.kind} {search.url or '(its public address)'}"
+        yield need("tools.search", what, partial(_check_service, s), how)
+        if search.cache and Path(search.cache).exists():
+            yield need("tools.search.cache", search.cache, lambda: DiskCache(search.cache).close())
+    if s.task.name == "dataset" and documents:
+        given = dataclasses.asdict(s.task.dataset) | {"train": "", "eval": ""}
+        make = partial(TASKS["dataset"].make_world, **given)
+        yield need("task.dataset.documents", documents, make, PASSAGES)
+
+
+def _check_service(s: Settings) -> None:
+    """Makes no web search, which costs money, and no cache."""
+    plain = dataclasses.replace(s.tools.search, cache="")
+    tool = HttpSearch(plain, passages=s.tools.passages, fits=lambda text: True)
     try:
-        plain = dataclasses.replace(search, cache="")
-        tool = HttpSearch(plain, passages=s.tools.passages, fits=lambda text: True)
-    except ValueError as error:
-        key, _, how = str(error).partition("=")
-        yield Need(key, what, how.partition(": ")[2])
-        return
-    try:
-        if search.kind == "retrieval":
+        if plain.kind == "retrieval":
             tool.check()
-        yield Need("tools.search", what, "")
-    except ValueError:
-        yield Need(
-            "tools.search.url",
-            what,
-            "no server answers; serve a corpus (the paper: Wikipedia of 2018, wiki-18.jsonl): "
-            "python -m rapo_jax.search.server --corpus=CORPUS.jsonl, or any server "
-            "that speaks Search-R1's /retrieve",
-        )
     finally:
         tool.close()
 
 
-def _encoder(folder: str) -> Need:
-    from rapo_jax.model.encoder import find_minilm
-
-    if folder:
-        wanted = ("config.json", "model.safetensors", "tokenizer.json")
-        return _folder("retrieval.encoder_folder", folder, wanted)
-    try:
-        return Need("retrieval.encoder", str(find_minilm()), "")
-    except FileNotFoundError as error:
-        return Need("retrieval.encoder", "minilm", str(error))
-
-
-def _buffer(s: Settings) -> Iterator[Need]:
+def _buffer(s: Settings, tags: tuple[str, ...]) -> Iterator[Need]:
     b = s.buffer
     if b.folder and (Path(b.folder) / "done.json").is_file():
         yield Need("buffer.folder", b.folder, "")
@@ -204,25 +213,34 @@ def _buffer(s: Settings) -> Iterator[Need]:
     if "buffer" not in s.stages:
         return
     for file in b.files:
-        yield Need("buffer.files", file, "" if Path(file).is_file() else TRACES)
+        yield need(
+            "buffer.files",
+            file,
+            partial(_read_traces, s, file, tags),
+            "" if Path(file).is_file() else TRACES,
+        )
     for folder in b.checkpoints if "checkpoint" in b.agents else ():
-        there = any(any(Path(folder).glob(name)) for name in ("checkpoints", "*.safetensors"))
-        yield Need("buffer.checkpoint", folder, "" if there else AGENT)
+        yield need("buffer.checkpoint", folder, partial(_check_agent, folder, s), AGENT)
     if "endpoint" in b.agents:
-        yield from _key("buffer.endpoint.key_variable", b.endpoint.key_variable)
+        key, variable = "buffer.endpoint.key_variable", b.endpoint.key_variable
+        yield need(key, variable or "no key", partial(read_api_key, variable, key=key))
 
 
-def read(config: dict[str, object]) -> Settings:
-    """Checked settings of a config; traces and the endpoint's key may still be missing."""
-    config = copy.deepcopy(config)
-    wanted = config["buffer"]
-    files, variable = tuple(wanted["files"]), wanted["endpoint"]["key_variable"]
-    wanted["files"] = tuple(__file__ for _ in files)
-    wanted["endpoint"]["key_variable"] = ""
-    settings = read_settings(config)
-    endpoint = dataclasses.replace(settings.buffer.endpoint, key_variable=variable)
-    buffer = dataclasses.replace(settings.buffer, files=files, endpoint=endpoint)
-    return dataclasses.replace(settings, buffer=buffer)
+def _read_traces(s: Settings, file: str, tags: tuple[str, ...]) -> None:
+    read_sources(
+        (file,),
+        malformed=s.buffer.malformed,
+        questions=(),
+        score=lambda text, answers: 0.0,
+        mask=s.retrieval.mask,
+        max_chars=s.retrieval.max_chars,
+        user_tools=tags,
+    ).usable_step_traces(unit=s.retrieval.unit, include_answers=True)
+
+
+def _check_agent(folder: str, s: Settings) -> None:
+    if newest_step(Path(folder)) is None:
+        _check_model(folder, s)
 
 
 def report(needed: Sequence[Need]) -> int:
@@ -231,7 +249,9 @@ def report(needed: Sequence[Need]) -> int:
     for need in needed:
         print(f"{'missing' if need.missing else 'ok':8}{need.key}: {need.what}")
         if need.missing:
-            print(f"        -> {need.missing}")
+            print(f"        {need.missing}")
+        if need.how:
+            print(f"        -> {need.how}")
     if missing:
         print(f"{len(missing)} of {len(needed)} missing")
     else:
@@ -244,10 +264,12 @@ def main(arguments: Sequence[str]) -> None:
 
     resolved = resolve_flags(read_flags(arguments))
     try:
-        settings = read(resolved.config)
+        settings = read_settings(resolved.config, files=False)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    sys.path.append(str(Path(file or "").resolve().parent))  # user code may be beside it
     raise SystemExit(1 if report(list(needs(settings))) else 0)
 
 

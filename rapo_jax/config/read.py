@@ -16,16 +16,17 @@ from rapo_jax.io.hub import cached_folder, is_hub_name
 T = TypeVar("T")
 
 
-def read_settings(config: Mapping[str, object]) -> Settings:
+def read_settings(config: Mapping[str, object], *, files: bool = True) -> Settings:
     """Frozen, checked settings of a config, before anything is compiled.
 
-    Names of the Hugging Face hub become the folders of its cache on this machine.
+    Names of the Hugging Face hub become the folders of its cache on this machine. `files`: see
+    `check`.
 
     Raises:
         ValueError: names the key, its value and the remedy.
     """
     settings = _read_group(Settings, config, "")
-    check(settings)
+    check(settings, files=files)
     return settings
 
 

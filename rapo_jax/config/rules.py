@@ -27,13 +27,18 @@ MODEL_FOLDERS = (
 """Keys that take names of the Hugging Face hub too."""
 
 
-def check(s: Settings) -> None:
-    """Refuses settings that cannot work. Raises ValueError."""
+def check(s: Settings, *, files: bool = True) -> None:
+    """Refuses settings that cannot work. Raises ValueError.
+
+    `files`: also where traces, a model of the hub or an API key are not on this machine.
+    """
     for key in keys_of(s).values():
         _check_choices(key)
         _check_bounds(key)
-    for rules in (_distributed, _hub, _model, _rollout, _evaluate, _search, _buffer, _task):
+    for rules in (_distributed, _model, _rollout, _evaluate, _search, _buffer, _task):
         _enforce(s, rules(s))
+    if files:
+        _check_files(s)
 
 
 def check_unscripted(s: Settings) -> None:
@@ -109,26 +114,27 @@ def _distributed(s: Settings) -> Iterator[Rule]:
     )
 
 
-def _hub(s: Settings) -> Iterator[Rule]:
-    """Names of the hub that are left are not in the cache."""
-    trains = not set(s.stages) <= {"plan", "search_index"}  # the others need no weights
+def _check_files(s: Settings) -> None:
+    b, stages = s.buffer, set(s.stages)
+    weights = not stages <= {"plan", "search_index"}  # those two need none
     needed = {
-        "model.folder": trains,
-        "tokenizer.folder": trains,
-        "buffer.checkpoint": "buffer" in s.stages and "checkpoint" in s.buffer.agents,
-        "retrieval.encoder_folder": trains and s.retrieval.encoder == "minilm",
-        "search_index.encoder_folder": "search_index" in s.stages,
+        "model.folder": weights,
+        "tokenizer.folder": weights,
+        "buffer.checkpoint": "buffer" in stages and "checkpoint" in b.agents,
+        "retrieval.encoder_folder": weights and s.retrieval.encoder == "minilm",
+        "search_index.encoder_folder": "search_index" in stages,
     }
     for key in MODEL_FOLDERS:
-        for folder in names(operator.attrgetter(key)(s)):
-            if needed[key] and is_hub_name(folder):
-                _refuse(
-                    key,
-                    folder,
-                    "there is no such folder, and no model of this name in the Hugging Face cache; "
-                    f"if it is one of the hub, fetch it: hf download {folder}",
-                )
-    yield from ()
+        for folder in names(operator.attrgetter(key)(s)) if needed[key] else ():
+            if is_hub_name(folder):  # a name that is in the cache was replaced by its folder
+                remedy = "there is no such folder, and no model of this name in the Hugging Face "
+                remedy += f"cache; if it is one of the hub, fetch it: hf download {folder}"
+                _refuse(key, folder, remedy)
+    if "buffer" in stages and "endpoint" in b.agents:
+        read_api_key(b.endpoint.key_variable, key="buffer.endpoint.key_variable")
+    for file in b.files if "buffer" in stages else ():
+        if not Path(file).is_file():
+            _refuse("buffer.files", file, "there is no such file")
 
 
 def _model(s: Settings) -> Iterator[Rule]:
@@ -207,18 +213,13 @@ def _buffer(s: Settings) -> Iterator[Rule]:
         "buffer.agent='none' needs files of traces to fill the buffer with",
     )
     if "endpoint" in agents:
-        yield from _endpoint(b.endpoint, will_call="buffer" in s.stages)
-    for file in b.files if "buffer" in s.stages else ():
-        if not Path(file).is_file():
-            _refuse("buffer.files", file, "there is no such file")
+        yield from _endpoint(b.endpoint)
 
 
-def _endpoint(n: EndpointSettings, *, will_call: bool) -> Iterator[Rule]:
+def _endpoint(n: EndpointSettings) -> Iterator[Rule]:
     key = "buffer.endpoint"
     _check_endpoint(key, n.url)
     yield f"{key}.model", bool(n.model), "name the model to ask for"
-    if will_call:
-        read_api_key(n.key_variable, key=f"{key}.key_variable")
 
 
 def _check_endpoint(key: str, url: str) -> None:

@@ -16,6 +16,8 @@ Index = tuple[slice, ...]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Begins what a clone without Git LFS has in place of a large file."""
 FLOATS = ("F32", "BF16", "F16")
 
 
@@ -84,6 +86,10 @@ def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="np")
     except SafetensorError as error:
+        with open(path, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                remedy = "fetch the file itself: git lfs pull, or hf download"
+                raise ValueError(f"{path}: only a pointer of Git LFS; {remedy}") from None
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
 
 

@@ -191,6 +191,17 @@ def _open_tokens(
             build_tokenizer(folder, task.corpus(world), vocab_size=size, user_tools=tags)
 
     on_first(make_tokenizer)
+    return read_tokens(settings, folder, model, tags)
+
+
+def read_tokens(
+    settings: Settings, folder: Path, model: ModelSettings, tags: tuple[str, ...]
+) -> Tokens:
+    """The tokenizer in `folder` with the tags of the user's tools.
+
+    Raises:
+        ValueError: it cannot be used, or has more tokens than the model of model.folder.
+    """
     tokens = load_tokens(
         folder,
         vocab_size=model.vocab,

@@ -10,12 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import qwen7b, web7b
-from rapo_jax.search.corpus import exact_search, read_corpus
-from rapo_jax.search.index.files import MANIFEST
-from rapo_jax.search.server import SearchServer
+from rapo_jax.config.read import read_settings
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.types import TrainState
+from tests.launch.paper import search_server, write_data
+from tests.model.checkpoints import make_model, save_model
+from tests.search.index.corpora import build, write_corpus
+from tests.tasks.published.fixtures import gsm, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -25,8 +30,12 @@ prepare = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(prepare)
 
 
+def needs_list(config):
+    return list(prepare.needs(read_settings(config, files=False)))
+
+
 def needs_of(config):
-    return {need.key: need for need in prepare.needs(prepare.read(config))}
+    return {need.key: need for need in needs_list(config)}
 
 
 def small_web(folder):
@@ -47,9 +56,9 @@ def touch(*paths):
 
 
 def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys):
-    needs = list(prepare.needs(prepare.read(small_web(tmp_path))))
-    assert all(need.missing for need in needs)
-    assert prepare.report(needs) == len(needs)
+    needs = needs_list(small_web(tmp_path))
+    assert [need.key for need in needs if not need.missing] == ["task.metric"]
+    assert prepare.report(needs) == len(needs) - 1
     out = capsys.readouterr().out
     for piece in (
         "missing model.folder: ",
@@ -59,49 +68,92 @@ def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys
         "missing task.dataset.eval: simpleqa:test",
         "missing evaluate.suites: webwalkerqa_web",
         f"put browse_comp_test_set.csv into {tmp_path}/questions/browsecomp",
-        f"mkdir -p {tmp_path}/cache",
         "SERPER_API_KEY",
         f"missing buffer.files: {tmp_path}/traces/web.jsonl",
-        f"{len(needs)} of {len(needs)} missing",
+        f"{len(needs) - 1} of {len(needs)} missing",
     ):
         assert piece in out, piece
 
 
-def test_a_complete_setup_has_nothing_missing(tmp_path, capsys):
-    config = small_web(tmp_path)
-    model, encoder = tmp_path / "models/Qwen2.5-7B-Instruct", tmp_path / "models/all-MiniLM-L6-v2"
-    for folder, weights in ((model, "model-00001-of-00002"), (encoder, "model")):
-        touch(folder / "config.json", folder / f"{weights}.safetensors", folder / "tokenizer.json")
-    questions = tmp_path / "questions"
-    touch(
-        questions / "asearcher/ASearcher-Base-35k.jsonl",
-        questions / "webdancer/sample_qa.jsonl",
-        questions / "simpleqa/simple_qa_test_set.csv",
-        questions / "gaia/2023/validation/metadata.jsonl",
-        questions / "webwalkerqa/data/main-00000-of-00001.jsonl",
-        questions / "browsecomp/browse_comp_test_set.csv",
-        tmp_path / "traces/web.jsonl",
-    )
-    config["tools"]["search"] |= {"kind": "searxng", "url": "http://127.0.0.1:9", "cache": ""}
-    config["tools"]["search"]["key_variable"] = ""
-    needs = list(prepare.needs(prepare.read(config)))
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """Everything that configs/qwen7b.py needs, and its search server."""
+    folder = tmp_path_factory.mktemp("complete")
+    with search_server(folder) as url:
+        yield write_data(folder / "data"), url
+
+
+@pytest.fixture
+def paper(complete, tmp_path, monkeypatch):
+    """A copy of it to break, and the config."""
+    monkeypatch.setattr(qwen7b, "DATA_DIR", str(tmp_path / "data"))
+    shutil.copytree(complete[0], tmp_path / "data")
+    config = qwen7b.get_config().to_dict()
+    config["tools"]["search"] |= {"url": complete[1], "cache": ""}
+    return tmp_path / "data", config
+
+
+def test_a_complete_setup_has_nothing_missing(paper, capsys):
+    needs = needs_list(paper[1])
     assert [need for need in needs if need.missing] == []
     assert prepare.report(needs) == 0
     assert f"all {len(needs)} are there" in capsys.readouterr().out
 
 
+MODEL = "models/Qwen2.5-7B-Instruct"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "key", "message"),
+    [
+        (f"{MODEL}/model-00002-of-*", "model.folder", "missing, but model.safetensors.index.json"),
+        (f"{MODEL}/model-00002-of-*=pointer", "model.folder", "only a pointer of Git LFS; fetch"),
+        (f"{MODEL}/model-00002-of-*=cut", "model.folder", "not a whole safetensors file"),
+        (f"{MODEL}/config.json=pointer", "model.folder", "config.json: not JSON"),
+        (f"{MODEL}/tokenizer.json=pointer", "tokenizer.folder", "tokenizer.json: not JSON"),
+        (f"{MODEL}/tokenizer_config.json=template", "tokenizer.folder", "it has no chat template"),
+        ("questions/gsm8k/test.jsonl=cut", "task.dataset.eval", "gsm8k:test has 100 questions;"),
+        ("questions/toolstar/train_10k.parquet=pointer", "task.dataset.train", "train_10k.parquet"),
+        ("questions/musique/musique_ans_v1.0_dev.jsonl=pointer", "evaluate.suites", "musique_ans"),
+        ("models/all-MiniLM-L6-v2/model.safetensors", "retrieval.encoder_folder", "must hold it"),
+        ("traces/aepo_qwen3_14b.jsonl=pointer", "buffer.files", "aepo_qwen3_14b.jsonl"),
+    ],
+)
+def test_what_the_run_refuses_is_missing(paper, broken, key, message):
+    folder, config = paper
+    name, _, how = broken.partition("=")
+    (file,) = folder.glob(name)
+    if how == "pointer":
+        file.write_text(POINTER)
+    elif how == "cut":
+        content = file.read_bytes()
+        kept = b"\n".join(content.splitlines()[:100]) if file.suffix == ".jsonl" else content[:90]
+        file.write_bytes(kept)
+    elif how == "template":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": None}))
+    else:
+        file.unlink()
+    missing = [need for need in needs_list(config) if need.missing]
+    assert key in {need.key for need in missing}
+    assert any(message in need.missing for need in missing)
+
+
+def test_a_user_task_is_loaded_as_by_the_run(small_config):
+    changes = {"task.name": "nosuch:TASK", "stages": ("rl",)}
+    assert "there is no module nosuch" in needs_of(small_config(changes))["task.name"].missing
+    changes["task.name"] = "tests.user_code:NEIGHBOURS"
+    assert "model.folder" in needs_of(small_config(changes))["task.name"].missing
+
+
 def test_a_retrieval_server_must_respond(tmp_path):
     config = qwen7b.get_config().to_dict()
-    (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": 1, "contents": "A is b."}) + "\n")
-    documents, _ = read_corpus(str(tmp_path / "corpus.jsonl"), malformed="fail")
-    server = SearchServer(
-        exact_search(documents, width=16), passages=1, topk=1, host="127.0.0.1", port=0
-    )
-    config["tools"]["search"] |= {"url": server.url, "cache": ""}
-    assert needs_of(config)["tools.search"].missing == ""
-    server.close()
+    with search_server(tmp_path) as url:
+        config["tools"]["search"] |= {"url": url, "cache": ""}
+        assert needs_of(config)["tools.search"].missing == ""
     config["tools"]["search"]["deadline_s"] = 0.2
-    assert "rapo_jax.search.server" in needs_of(config)["tools.search.url"].missing
+    need = needs_of(config)["tools.search"]
+    assert "no retrieval service answers" in need.missing and "rapo_jax.search.server" in need.how
 
 
 def test_questions_a_corpus_and_a_finished_buffer_are_checked(tmp_path):
@@ -110,34 +162,38 @@ def test_questions_a_corpus_and_a_finished_buffer_are_checked(tmp_path):
     config["task"]["dataset"]["documents"] = f"{tmp_path}/corpus.jsonl"
     config["tools"]["search"]["kind"] = "local"
     config["buffer"]["folder"] = str(tmp_path / "buffer")
-    touch(tmp_path / "a.jsonl", tmp_path / "buffer" / "done.json")
+    lines(tmp_path / "a.jsonl", [gsm(n) for n in range(5)])
+    touch(tmp_path / "buffer" / "done.json")
     needs = needs_of(config)
     assert needs["task.dataset.train"].missing == "" == needs["buffer.folder"].missing
-    assert needs["task.dataset.eval"].missing.startswith("no such file")
-    assert "your passages" in needs["task.dataset.documents"].missing
+    assert needs["task.dataset.eval"].missing.startswith("there is no such file")
+    assert "your passages" in needs["task.dataset.documents"].how
     assert "buffer.files" not in needs
 
 
 def test_each_suite_is_checked_and_only_if_it_is_evaluated(tmp_path):
     config = qwen7b.get_config().to_dict()
-    (tmp_path / "mine.jsonl").touch()
-    touch(tmp_path / "q" / "gsm8k" / "test.jsonl")
+    lines(tmp_path / "mine.jsonl", [{"question": "Who?", "answer": "A"}])
+    lines(tmp_path / "q" / "gsm8k" / "test.jsonl", [gsm(n) for n in range(5)])
     wanted = ("gsm8k[:5]", f"{tmp_path}/mine.jsonl", "gaia:level1", "nosuch")
     config["evaluate"] |= {"suites": wanted, "manual_dir": f"{tmp_path}/q"}
 
     def suites():
-        return [x for x in prepare.needs(prepare.read(config)) if x.key == "evaluate.suites"]
+        return [x for x in needs_list(config) if x.key == "evaluate.suites"]
 
     gone = [need.missing for need in suites()]
-    assert gone[:2] == ["", ""] and "metadata" in gone[2] and gone[3].startswith("no such file")
+    assert gone[:2] == ["", ""] and "metadata" in gone[2] and "there is no such suite" in gone[3]
     config["stages"] = ("buffer", "rl")
     assert suites() == []
 
 
 def test_each_agent_of_the_buffer_has_its_needs(tmp_path, monkeypatch):
     config = qwen7b.get_config().to_dict()
-    touch(tmp_path / "hf" / "model.safetensors", tmp_path / "untrained" / "config.json")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    save_model(make_model("qwen2"), tmp_path / "hf")
+    store = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    store.save(1, TrainState({"a": np.zeros(2)}, (), np.int32(1)), {})
+    store.close()
+    touch(tmp_path / "untrained" / "config.json")
     config["buffer"] |= {
         "agent": "checkpoint,endpoint",
         "checkpoint": ",".join(f"{tmp_path}/{name}" for name in ("hf", "run", "untrained", "gone")),
@@ -148,10 +204,10 @@ def test_each_agent_of_the_buffer_has_its_needs(tmp_path, monkeypatch):
         "model": "m",
         "key_variable": "RAPO_TEST_KEY",
     }
-    needs = [x for x in prepare.needs(prepare.read(config)) if x.key.startswith("buffer.")]
+    needs = [x for x in needs_list(config) if x.key.startswith("buffer.")]
     assert [x.key for x in needs] == 4 * ["buffer.checkpoint"] + ["buffer.endpoint.key_variable"]
     assert [bool(x.missing) for x in needs] == [False, False, True, True, True]
-    assert needs[-1].missing == "export RAPO_TEST_KEY=…"
+    assert needs[-1].what == "RAPO_TEST_KEY" and "not set" in needs[-1].missing
     monkeypatch.setenv("RAPO_TEST_KEY", "secret")
     assert needs_of(config)["buffer.endpoint.key_variable"].missing == ""
 
@@ -161,8 +217,9 @@ def test_an_index_on_disk_is_checked_instead_of_a_corpus(tmp_path):
     config["tools"]["search"] |= {"kind": "local", "index": f"{tmp_path}/index", "cache": ""}
     needs = needs_of(config)
     assert "task.dataset.documents" not in needs
-    assert "('search_index',)" in needs["tools.search.index"].missing
-    touch(tmp_path / "index" / MANIFEST)
+    assert "('search_index',)" in needs["tools.search.index"].how
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [{"id": 1, "contents": "A is b."}])
+    build(corpus, tmp_path / "index")
     assert needs_of(config)["tools.search.index"].missing == ""
 
 

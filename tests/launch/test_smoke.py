@@ -12,64 +12,28 @@ import pytest
 
 from configs import smoke
 from rapo_jax.config.read import read_settings
-from rapo_jax.search.corpus import exact_search, read_corpus
-from rapo_jax.search.server import SearchServer
-from rapo_jax.text.protocol import SYSTEM_PROMPT
-from rapo_jax.text.tokens import build_tokenizer
-from tests.model.checkpoints import make_model, save_model
-from tests.model.test_encoder import write_encoder
-from tests.tasks.published.fixtures import FIXTURES, gsm, lines, wiki
+from tests.launch.paper import search_server, write_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def data(tmp_path):
-    """$RAPO_DATA as configs/qwen7b.py reads it, with a small model of the same kind."""
-    folder = tmp_path / "data"
-    model = folder / "models" / "Qwen2.5-7B-Instruct"
-    save_model(make_model("qwen2", vocab_size=512), model)
-    build_tokenizer(model, [SYSTEM_PROMPT, "eggs? Who?"] * 2, vocab_size=512)
-    write_encoder(folder / "models" / "all-MiniLM-L6-v2")
-    for fixture in FIXTURES:
-        fixture.write(folder / "questions" / fixture.set / fixture.file, fixture.records)
-    hotpot = folder / "questions" / "hotpotqa" / "hotpot_dev_distractor_v1.json"
-    hotpot.write_text(json.dumps([wiki(f"q{n}") for n in range(200)]))
-    (folder / "questions" / "gsm8k" / "main" / "test-00000-of-00001.parquet").unlink()
-    lines(folder / "questions" / "gsm8k" / "test.jsonl", [gsm(n) for n in range(200)])
-    answer = "<think>so</think><answer>\\boxed{A}</answer>"
-    traces = [{"question": "Who?", "response": answer, "reward": 1.0}]
-    lines(folder / "traces" / "aepo_qwen3_14b.jsonl", traces)
-    return folder
-
-
-@pytest.fixture
-def search(tmp_path):
-    lines(tmp_path / "corpus.jsonl", [{"id": 1, "contents": "A is b."}])
-    documents, _ = read_corpus(str(tmp_path / "corpus.jsonl"), malformed="fail")
-    index = exact_search(documents, width=16)
-    server = SearchServer(index, passages=3, topk=3, host="127.0.0.1", port=0)
-    yield server.url
-    server.close()
-
-
-def test_the_papers_chain_runs_with_small_numbers_from_the_buffer_to_the_report(
-    tmp_path, data, search
-):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "rapo_jax.main", "--config=configs/smoke.py:qwen7b"),
-            *(f"--workdir={tmp_path / 'run'}", f"--config.tools.search.url={search}"),
-            "--config.retrieval.encoder_tokens=6",  # the small encoder has no more positions
-            "--config.evaluate.limit=2",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "RAPO_DATA": str(data)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+def test_the_papers_chain_runs_with_small_numbers_from_the_buffer_to_the_report(tmp_path):
+    data = write_data(tmp_path / "data")
+    with search_server(tmp_path) as url:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "rapo_jax.main", "--config=configs/smoke.py:qwen7b"),
+                *(f"--workdir={tmp_path / 'run'}", f"--config.tools.search.url={url}"),
+                "--config.retrieval.encoder_tokens=6",  # the small encoder has no more positions
+                "--config.evaluate.limit=2",
+            ],
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": "", "RAPO_DATA": str(data)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     noted = json.loads((run / "done.json").read_text())["stages"]
