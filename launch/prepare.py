@@ -37,6 +37,8 @@ from rapo_jax.tasks import TASKS, check_metric
 from rapo_jax.tasks.dataset_files import read_set
 from rapo_jax.tasks.user_code import load_user_code
 from rapo_jax.text.protocol import user_tool_names
+from rapo_jax.tools import close_tools
+from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.search_client import HttpSearch
 from rapo_jax.train.encoders import device_encoder
 from rapo_jax.train.run import read_tokens
@@ -96,10 +98,15 @@ def need(key: str, what: str, check: Callable[[], object], how: str = "") -> Nee
 
 def needs(s: Settings) -> Iterator[Need]:
     """Everything on disk or on the network that a run with these settings opens."""
-    tags: tuple[str, ...] = ()
-    if ":" in f"{s.task.name}{s.task.reward}" or s.tools.user_tools:
-        yield need("task.name", s.task.name, partial(load_user_code, s))
-        tags = user_tool_names(dict(s.tools.user_tools))
+    user_tools: dict[str, Tool] = {}
+
+    def load() -> None:
+        user_tools.update(load_user_code(s)[1])
+        close_tools(user_tools)
+
+    if ":" in f"{s.task.name}{s.task.reward}" or s.tools.user_tools or s.tools.mcp.servers:
+        yield need("task.name", s.task.name, load)
+    tags = user_tool_names(user_tools)
     if s.model.folder:
         folder = s.model.folder
         yield need("model.folder", folder, partial(_check_model, folder, s), _hub(folder))

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.tasks.user_code import load_user_code
+from rapo_jax.tools import close_tools
 
 
 def read(arguments: Sequence[str]) -> tuple[dict[str, object] | None, str]:
@@ -34,7 +35,7 @@ def read(arguments: Sequence[str]) -> tuple[dict[str, object] | None, str]:
         refuse_contradictions(settings.model, config_flags.get_override_values(values["config"]))
         file = config_flags.get_config_filename(values["config"])
         sys.path.append(str(Path(file).resolve().parent))  # as the program does
-        load_user_code(settings)
+        close_tools(load_user_code(settings)[1])
     except (AttributeError, KeyError) as error:
         return config, _unknown_key(error, arguments)
     except (flags.Error, ValueError, TypeError, OSError) as error:
