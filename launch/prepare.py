@@ -13,7 +13,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,9 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.io.api_keys import read_api_key
 from rapo_jax.io.cache import DiskCache
 from rapo_jax.io.hub import is_hub_name
+from rapo_jax.main import read_flags, resolve_flags
 from rapo_jax.model.hf import check_tensors
-from rapo_jax.model.hf_config import model_settings
+from rapo_jax.model.hf_config import model_settings, refuse_contradictions
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.search.index.search import open_index
@@ -96,8 +97,11 @@ def need(key: str, what: str, check: Callable[[], object], how: str = "") -> Nee
     return Need(key, what, "")
 
 
-def needs(s: Settings) -> Iterator[Need]:
-    """Everything on disk or on the network that a run with these settings opens."""
+def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
+    """Everything on disk or on the network that a run with these settings opens.
+
+    `given`: the dotted keys that flags set, which must not contradict the model.
+    """
     user_tools: dict[str, Tool] = {}
 
     def load() -> None:
@@ -109,7 +113,7 @@ def needs(s: Settings) -> Iterator[Need]:
     tags = user_tool_names(user_tools)
     if s.model.folder:
         folder = s.model.folder
-        yield need("model.folder", folder, partial(_check_model, folder, s), _hub(folder))
+        yield need("model.folder", folder, partial(_check_model, folder, s, given), _hub(folder))
     if folder := s.tokenizer.folder or s.model.folder:
         yield need("tokenizer.folder", folder, partial(_tokens, folder, s, tags), _hub(folder))
     if s.task.name == "dataset" and not s.suites_alone:
@@ -133,9 +137,10 @@ def _hub(folder: str) -> str:
     return f"hf download {where} --local-dir {folder}" if where else ""
 
 
-def _check_model(folder: str, s: Settings) -> None:
-    model = model_settings(dataclasses.replace(s.model, folder=folder))
-    check_tensors(Tensors(folder), model)
+def _check_model(folder: str, s: Settings, given: Collection[str] = ()) -> None:
+    model = dataclasses.replace(s.model, folder=folder)
+    refuse_contradictions(model, given)
+    check_tensors(Tensors(folder), model_settings(model))
 
 
 def _tokens(folder: str, s: Settings, tags: tuple[str, ...]) -> None:
@@ -267,17 +272,15 @@ def report(needed: Sequence[Need]) -> int:
 
 
 def main(arguments: Sequence[str]) -> None:
-    from rapo_jax.main import read_flags, resolve_flags
-
     resolved = resolve_flags(read_flags(arguments))
     try:
         settings = read_settings(resolved.config, files=False)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    sys.path.append(str(Path(file or "").resolve().parent))  # user code may be beside it
-    raise SystemExit(1 if report(list(needs(settings))) else 0)
+    if resolved.file is not None:  # user code may be beside it
+        sys.path.append(str(resolved.file.resolve().parent))
+    raise SystemExit(1 if report(list(needs(settings, given=resolved.overridden))) else 0)
 
 
 if __name__ == "__main__":

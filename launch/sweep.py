@@ -173,11 +173,11 @@ def read_configs(
     Raises:
         SystemExit: with status 2, after a line for each run whose config cannot work.
     """
-    common = [f"--config={config}", *passed]
-    lines = [[f"--config.{key}={value}" for key, value in run.items()] for run in runs.values()]
+    common = [setting(flag) for flag in passed]
+    flags = [common, *([*common, *run.items()] for run in runs.values())]
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "read_configs.py")],
-        input=json.dumps([common, *(common + line for line in lines)]),
+        input=json.dumps([config, flags]),
         env=environment() | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip

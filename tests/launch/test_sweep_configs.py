@@ -87,9 +87,9 @@ def test_a_run_with_another_model_makes_a_buffer_for_its_tokenizer(capsys, real_
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("rl.stpes=4", "error: run rl.stpes=4: --config.rl.stpes: the config has no such key. Did"),
+        ("rl.stpes=4", "error: run rl.stpes=4: --config.rl.stpes: the config has no such key; did"),
         ("rl.steps=0", "error: run rl.steps=0: rl.steps=0: must be at least 1"),
-        ("rl.steps=soon", "error: run rl.steps=soon: flag --config.rl.steps=soon: invalid"),
+        ("rl.steps=soon", "error: run rl.steps=soon: --config.rl.steps=soon: expected int"),
         ("model.folder=/none", "error: run model.folder=-none: model.folder='/none': there is no"),
         ("task.reward=nosuch:f", "error: run task.reward=nosuch-f: task.reward='nosuch:f': there"),
     ],
