@@ -117,6 +117,8 @@ def opened_text(prompt: str) -> str:
 
 def without_opening(response: str, opened: str) -> str:
     """A written response as it continues what the template opened."""
+    if response.startswith(opened):
+        return response.removeprefix(opened)
     begins = opened.strip() == "<think>" and response.lstrip().startswith("<think>")
     return response.lstrip().removeprefix("<think>").lstrip() if begins else response
 

@@ -90,7 +90,7 @@ def control_ids(tokens, ids):
     return [i for i in ids if i in added]
 
 
-@pytest.mark.parametrize("system", ["", "Be kind, <think> first."])
+@pytest.mark.parametrize("system", ["", "Be kind, <think> first.", "é e\u0301 😀 <|im_end|>x"])
 @pytest.mark.parametrize("question", ["who is it?", " who?\n", "\n\n42  coins, 1/2 é", "\t"])
 def test_a_prompt_is_encoded_as_transformers_encodes_it(published, system, question):
     messages = [{"role": "system", "content": system}] if system else []
@@ -159,6 +159,7 @@ def test_template_arguments_reach_the_template(tmp_path):
     opened, count = tokens.opened(ids)
     assert opened == "<think>\n\n</think>\n\n" == tokens.decode(ids[-count:])
     assert without_opening("<think>so</think>", opened) == "<think>so</think>"
+    assert without_opening(f"{opened}<answer>", opened) == "<answer>"
     plain = load(tmp_path, "qwen3", enable_thinking=True)
     assert ids[:-count] == plain.prompt_ids("", "who?")
 
