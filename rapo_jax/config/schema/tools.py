@@ -69,9 +69,11 @@ class McpSettings:
         (), "environment variables that a command gets beside HOME, PATH and a few more"
     )
     key_variable: str = key(
-        "", "environment variable with the key for the addresses; '' = no key is sent"
+        "",
+        "environment variable with the key for the addresses; '' = no key is sent",
+        per_call=True,
     )
-    deadline_s: float = key(20.0, "time of one call", unit="seconds", above=0)
+    deadline_s: float = key(20.0, "time of one call", unit="seconds", above=0, per_call=True)
 
 
 @dataclasses.dataclass(frozen=True)
