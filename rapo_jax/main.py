@@ -7,10 +7,10 @@
     rapo-jax --config=my_config.py --override=FILE.yaml --print_config
 
 `rapo-jax` is `python -m rapo_jax.main`. --config is a Python file, such as configs/tiny.py, the
-name of one of this package (tiny, qwen3b, qwen7b, llama8b, web7b, default), or the config.json of a
-workdir. Without it, the run of --workdir continues with the config that it has: a finished stage is
-skipped, a stopped one resumes from its last checkpoint. score and export take the weights of the
-newest checkpoint, or else those of config.model.folder.
+name of one of this package (tiny, qwen7b, …; smoke:qwen7b makes another one small), or the
+config.json of a workdir. Without it, the run of --workdir continues with the config that it has: a
+finished stage is skipped, a stopped one resumes from its last checkpoint. score and export take the
+weights of the newest checkpoint, or else those of config.model.folder.
 
 SIGTERM, SIGINT (ctrl-C) and SIGHUP end a run after its running step or batch, with a checkpoint
 and status 0; the same command resumes it. A second signal ends it at once with 128 + its number

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ("rapo_jax", "configs", "pyproject.toml", "README.md", "LICENSE")
 SITE = sysconfig.get_paths()["purelib"]
-NAMES = ("default", "llama8b", "qwen3b", "qwen7b", "tiny", "web7b")
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
 VERSIONS = ("3.11", "3.12", "3.13")
 
 

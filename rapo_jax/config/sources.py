@@ -80,16 +80,16 @@ def resolve(
     values, file = _load(config)
     resolved = dataclasses.asdict(Settings())
     origins = dict.fromkeys(KEYS, "default")
-    for name, value in _pairs(values):
+    for name, value in flatten(values):
         if name not in KEYS or value != KEYS[name].value:
             origins[name] = config
         _put(resolved, name, value)
     for path in overrides:
-        for name, value in _pairs(_read_override(Path(path))):
+        for name, value in flatten(_read_override(Path(path))):
             _put(resolved, known(name, where=f"--override={path}: {name}"), value)
             origins[_declared(name)] = path
     for name, text in flags:
-        for part, value in _pairs({known(name, where=FLAG + name): parse(name, text)}):
+        for part, value in flatten({known(name, where=FLAG + name): parse(name, text)}):
             _put(resolved, known(part, where=FLAG + part), value)
             origins[_declared(part)] = FLAG + name
     return Resolved(resolved, origins, config, file)
@@ -111,7 +111,7 @@ def differences(stored: Mapping[str, Json], new: Mapping[str, Json]) -> list[str
     Keys that any call may set are left out, and `rl.steps` if it grows.
     """
     defaults = {name: key.value for name, key in KEYS.items()}
-    old, now = (json.loads(json.dumps(defaults | dict(_pairs(x)))) for x in (stored, new))
+    old, now = (json.loads(json.dumps(defaults | dict(flatten(x)))) for x in (stored, new))
     found = []
     for name in sorted(old | now):
         was, value = old.get(name), now.get(name)
@@ -124,7 +124,7 @@ def differences(stored: Mapping[str, Json], new: Mapping[str, Json]) -> list[str
 def as_yaml(resolved: Resolved) -> str:
     """A line for each key with its value and its origin; as a file it is an override file."""
     lines = []
-    for name, value in _pairs(resolved.config):
+    for name, value in flatten(resolved.config):
         text = f"{name}: {json.dumps(value, ensure_ascii=False)}"
         lines.append(f"{text:<56}  # {resolved.origins.get(name, '')}")
     return "\n".join(lines)
@@ -169,12 +169,12 @@ def _declared(name: str) -> str:
     return next((key for key in OPEN_KEYS if name.startswith(f"{key}.")), name)
 
 
-def _pairs(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+def flatten(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """(dotted key, value) of nested groups."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and name not in OPEN_KEYS:
-            yield from _pairs(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, value
 
