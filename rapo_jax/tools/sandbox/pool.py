@@ -24,7 +24,8 @@ from rapo_jax.config import SANDBOX_LAYERS
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.sandbox.syscall_filter import filter_code
 
-WORKER = Path(__file__).with_name("worker.py")
+FOLDER, HERE = Path(__file__).parent, Path("/proc/self/cwd")
+"""The folder of `worker.py`, and what Linux calls the folder that a process was started in."""
 GRACE_S = 10.0
 """A worker that does not answer for this long is treated as dead."""
 PACKAGES = ("numpy", "sympy", "mpmath")
@@ -82,7 +83,7 @@ def remedy(layers: Sequence[str]) -> str:
 
 
 class _WorkerSettings(NamedTuple):
-    """The settings of `worker.py`, which gets them as JSON with the name of its folder."""
+    """The settings of `worker.py`, sent to it as a line of JSON with the name of its folder."""
 
     timeout_s: float
     memory_mb: int
@@ -172,7 +173,9 @@ class _Worker:
         keep = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
         settings = json.dumps(self._settings._asdict() | {"folder": folder})
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-s", str(WORKER), settings],
+            # A program can read the names of these files: they do not name the package's folder.
+            [sys.executable, "-S", "-s", str((HERE if HERE.is_dir() else FOLDER) / "worker.py")],
+            cwd=FOLDER,
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"} | keep,
@@ -180,6 +183,7 @@ class _Worker:
         )
         theirs.close()
         self._socket.settimeout(GRACE_S + self._timeout_s)
+        self._socket.sendall(settings.encode() + b"\n")
 
     def greet(self) -> list[str]:
         """The worker's first message, its missing layers. Raises OSError if there is none."""

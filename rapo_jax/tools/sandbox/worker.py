@@ -1,10 +1,11 @@
 """The worker process of the Python tool: it stays warm and forks a confined child for each call.
 
 `pool.py` starts it as a script, with a socket as standard input; it can import the standard library
-and the files in this folder. It first sends the layers of confinement that this machine lacks. Then
-it forks a child ahead of each call, sends the ends of its standard input and output to the pool,
-ends it when the pool asks, and sends how it ended. So this process never holds a program or its
-output, and nothing of them can reach the next program.
+and the files in this folder. It reads its settings, a line of JSON, from the socket, and answers
+with the layers of confinement that this machine lacks. Then it forks a child ahead of each call,
+sends the ends of its standard input and output to the pool, ends it when the pool asks, and sends
+how it ended. So this process never holds a program or its output, and nothing of them can reach the
+next program.
 
 A child's program is hostile: it can write to a scratch folder only, has no network, reads only the
 standard library and the given packages, and all its processes are killed when its call ends.
@@ -19,10 +20,11 @@ import socket
 import sys
 import time
 
+sys.path.insert(0, os.path.dirname(__file__))  # Python has added the folder's real name
 from confine import ABANDONED, PACKAGES, Confinement
 from program import ERROR_EXIT, rehearse, run
 
-del sys.path[0]  # this folder, which Python adds for a script; programs must not import from it
+del sys.path[:2]  # programs must not import from it
 
 WARM = "cmath collections datetime decimal fractions functools heapq itertools re statistics"
 GOODBYE = b"bye"
@@ -32,7 +34,10 @@ VERDICTS = {0: "ok", ERROR_EXIT: "error", -signal.SIGXCPU: "timeout"}
 class Zygote:
     """Enters its namespaces once, then forks and ends one confined child per call."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        with connection.makefile("rb") as lines:
+            settings = json.loads(lines.readline())
         self.confinement = Confinement(
             settings["folder"],
             settings["timeout_s"],
@@ -43,7 +48,6 @@ class Zygote:
         # A child begins with this process's address space; a program's memory is added to it.
         size = self.confinement.process_size()
         self.confinement.memory_bytes = (settings["memory_mb"] << 20) + size
-        self.connection = socket.socket(fileno=0)
 
     def warm(self, names):
         """Imports what programs often need: an import takes longer than the fork."""
@@ -129,6 +133,7 @@ class Zygote:
             os.chdir(self.confinement.folder)
             self.confinement.confine()
             os.closerange(3, 256)
+            vars(sys).update(argv=[""], orig_argv=[""], executable="", _base_executable="")
             rehearse()
             with open(0, "rb", closefd=False) as stream:
                 text = stream.read().decode()
@@ -137,8 +142,8 @@ class Zygote:
             os._exit(ERROR_EXIT)
 
 
-def main(settings: str) -> None:
-    zygote = Zygote(json.loads(settings))
+def main() -> None:
+    zygote = Zygote(socket.socket(fileno=0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a child may share this process's user id
     closed = False
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the pool has gone
@@ -147,4 +152,4 @@ def main(settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -191,6 +191,27 @@ def test_no_observation_names_a_folder_of_the_machine(tool):
     assert observed.text.startswith("ImportError: cannot import name 'nothing' from 'math'")
 
 
+PLACES = """
+import sys
+print(sys.argv, sys.orig_argv, sys.executable, sys._base_executable)
+print([getattr(module, "__file__", None) for module in sys.modules.values()])
+frame = sys._getframe()
+while frame:
+    print(frame.f_code.co_filename, "settings" in frame.f_locals)
+    frame = frame.f_back
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/cwd"), reason="no /proc")
+def test_no_program_learns_its_command_line_where_the_package_lies_or_its_limits():
+    tool = python_tool(workers=1, timeout_s=10.0, memory_mb=256, output_chars=20_000)
+    text = run(tool, PLACES).text
+    tool.close()
+    assert text.splitlines()[0] == "[''] ['']  "
+    hidden = (str(Path(__file__).parents[3]), sys.executable, "python_tool_", "memory_mb", "True")
+    assert [each for each in hidden if each in text] == []
+
+
 def test_a_layer_that_is_required_and_missing_is_fatal():
     limits = {"workers": 1, "timeout_s": 10.0, "memory_mb": 256, "output_chars": 100}
     tool = python_tool(**limits)
