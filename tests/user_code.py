@@ -33,6 +33,14 @@ def too_large(text, gold_answers):
     return 1e39  # finite in float64 alone
 
 
+def too_long(text, gold_answers):
+    return 10**400  # no float
+
+
+def far_too_long(text, gold_answers):
+    return 10**5000  # no text either
+
+
 def no_number(text, gold_answers):
     return "0.5"
 

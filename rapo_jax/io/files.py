@@ -46,11 +46,26 @@ def read_json(path: Path, *, default: Json = None) -> Json:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: cut off or damaged ({error}); restore it from a copy, or remove it to have "
             "it made anew"
         ) from None
+
+
+def read_object(path: Path) -> dict[str, Json]:
+    """The keys in a file of JSON that comes from elsewhere, such as a Hugging Face folder.
+
+    Raises:
+        ValueError: the file holds anything else; names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # the latter: nested too deeply
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected an object of keys")
+    return value
 
 
 @contextmanager

@@ -7,7 +7,6 @@ same slots as those that attention reads from.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rapo_jax.io.files import read_object
+from rapo_jax.model.hf_config import HfConfig
 from rapo_jax.types import Params
 
 if TYPE_CHECKING:
@@ -176,10 +177,12 @@ def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Tokenizer
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: a sentence encoder's folder must hold it")
     module = _module_from_config(folder)
-    params = _params_from_tensors(
-        module, load_file(folder / "model.safetensors"), where=str(folder / "model.safetensors")
-    )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # of safetensors or tokenizers
+        raise ValueError(f"{folder}: a broken encoder ({error}); get its files again") from None
+    params = _params_from_tensors(module, tensors, where=str(folder / "model.safetensors"))
     # MiniLM's tokenizer.json sets both, to 128 tokens.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -187,35 +190,32 @@ def load_encoder(folder: str | Path) -> tuple[SentenceEncoder, Params, Tokenizer
 
 
 def _module_from_config(folder: Path) -> SentenceEncoder:
-    config = json.loads((folder / "config.json").read_text())
+    config = HfConfig(folder)
     for key, known in (
         ("model_type", "bert"),
         ("position_embedding_type", "absolute"),
         ("hidden_act", "gelu"),
     ):
-        if config.get(key, known) != known:
-            raise ValueError(
-                f"{folder / 'config.json'}: {key}={config[key]!r} is not supported; use a BERT "
-                f"encoder with {key}={known!r}"
-            )
+        if (value := config.values.get(key, known)) != known:
+            remedy = f"it is not supported; use a BERT encoder with {key}={known!r}"
+            raise config.refuse(key, value, remedy)
     pooling_file = folder / "1_Pooling" / "config.json"
-    if pooling_file.is_file():
-        pooling = json.loads(pooling_file.read_text())
-        if not pooling.get("pooling_mode_mean_tokens", True):
-            raise ValueError(f"{pooling_file}: only mean pooling is supported")
-    try:
-        return SentenceEncoder(
-            vocab_size=config["vocab_size"],
-            width=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            ffn_width=config["intermediate_size"],
-            max_tokens=config["max_position_embeddings"],
-            num_token_types=config["type_vocab_size"],
-            norm_epsilon=config["layer_norm_eps"],
-        )
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'}: key {error} is missing") from None
+    pooling = read_object(pooling_file) if pooling_file.is_file() else {}
+    if not pooling.get("pooling_mode_mean_tokens", True):
+        raise ValueError(f"{pooling_file}: only mean pooling is supported")
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    if width % heads:
+        raise config.refuse("num_attention_heads", heads, f"must divide hidden_size={width}")
+    return SentenceEncoder(
+        vocab_size=config.count("vocab_size"),
+        width=width,
+        num_layers=config.count("num_hidden_layers"),
+        num_heads=heads,
+        ffn_width=config.count("intermediate_size"),
+        max_tokens=config.count("max_position_embeddings"),
+        num_token_types=config.count("type_vocab_size"),
+        norm_epsilon=config.number("layer_norm_eps"),
+    )
 
 
 _TENSOR_NAMES = {

@@ -7,12 +7,12 @@ A missing key has the default of `transformers`. Anything that the decoder canno
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rapo_jax.config import ModelSettings
+from rapo_jax.io.files import read_object
 
 Config: TypeAlias = dict[str, Any]
 """The keys of a config.json."""
@@ -56,6 +56,10 @@ KEYS = {
 }
 """Model setting -> the key of config.json that decides it."""
 STORED_DTYPES = ("float32", "bfloat16", "float16")
+FLOATS = (2.0**-126, 3.4e38)
+"""The positive numbers that float32 holds."""
+SHOWN = 200
+"""Characters of a value in an error."""
 
 
 class HfConfig:
@@ -68,15 +72,10 @@ class HfConfig:
                 f"model.folder={str(folder)!r}: there is no config.json in it; give the folder of "
                 "a Hugging Face model"
             )
-        try:
-            self.values: Config = json.loads(self.path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{self.path}: not JSON ({error})") from None
-        if not isinstance(self.values, dict):
-            raise ValueError(f"{self.path}: expected an object of keys")
+        self.values: Config = read_object(self.path)
 
     def refuse(self, key: str, value: object, remedy: str) -> ValueError:
-        return ValueError(f"{self.path}: {key}={value!r}: {remedy}")
+        return ValueError(f"{self.path}: {key}={repr(value)[:SHOWN]}: {remedy}")
 
     def number(
         self,
@@ -86,14 +85,15 @@ class HfConfig:
         group: Config | None = None,
         whole: bool = False,
     ) -> float:
-        """A number above 0, of the config or of a group of its keys."""
+        """A positive number of float32, or of int32, of the config or of a group of its keys."""
         value = (self.values if group is None else group).get(key)
         value = default if value is None else value
         if value is None:
             raise ValueError(f"{self.path}: key {key} is missing")
-        kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-            raise self.refuse(key, value, f"expected a {'whole ' * whole}number above 0")
+        kinds, low, high = (int, 1, 2**31) if whole else ((int, float), *FLOATS)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < high:
+            kind = "whole number" if whole else "number"
+            raise self.refuse(key, value, f"expected a {kind} above 0 and below {high:.10g}")
         return value if whole else float(value)
 
     def count(self, key: str, default: int | None = None, *, group: Config | None = None) -> int:
@@ -101,20 +101,20 @@ class HfConfig:
 
     def flag(self, key: str) -> bool:
         value = self.values.get(key)
-        if value not in (None, True, False):
+        if value is not None and not isinstance(value, bool):
             raise self.refuse(key, value, "expected true or false")
         return bool(value)
 
     @property
     def family(self) -> Family:
         kind = self.values.get("model_type")
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise self.refuse(
                 "model_type", kind, f"this architecture is not supported; {', '.join(FAMILIES)} are"
             )
         family = FAMILIES[kind]
         named = self.values.get("architectures")
-        if named and family.architecture not in named:
+        if named and (not isinstance(named, list) or family.architecture not in named):
             raise self.refuse("architectures", named, f"only {family.architecture} is supported")
         return family
 
@@ -203,7 +203,10 @@ def _refuse_windows(config: HfConfig, family: Family) -> None:
                 f"sliding_window={window} is less than max_position_embeddings={positions}; such "
                 "windows are not supported",
             )
-    for kind in config.values.get("layer_types") or ():
+    kinds = config.values.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise config.refuse("layer_types", kinds, "expected a list")
+    for kind in kinds:
         if kind not in harmless:
             raise config.refuse("layer_types", kind, f"only {harmless[0]} is supported")
 
@@ -214,7 +217,7 @@ def _with_rope(base: ModelSettings, config: HfConfig, family: Family) -> ModelSe
     rope = config.values.get(key) or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise config.refuse(key, rope, "expected one group of keys for all layers")
-    theta = config.number("rope_theta", config.values.get("rope_theta") or 10_000.0, group=rope)
+    theta = config.number("rope_theta", config.number("rope_theta", 10_000.0), group=rope)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     for group in (rope, config.values):
         if group.get("partial_rotary_factor") not in (None, 1.0):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rapo_jax.io.files import read_object
+
 if TYPE_CHECKING:
     from safetensors import safe_open
 
@@ -70,12 +72,15 @@ def _files(folder: Path) -> list[Path]:
             f"model.folder={str(folder)!r}: there is neither {SINGLE_FILE} nor {INDEX_FILE} in it; "
             "weights in another format must be converted to safetensors"
         )
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of safetensors files ({error!r})") from None
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(x, str) for x in weight_map.values()):
+        raise ValueError(f"{index}: not an index of safetensors files: no weight_map of names")
+    names = sorted(set(weight_map.values()))
+    there = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
-        if not (folder / name).is_file():
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"{index}: weight_map names {name!r}, a file outside its folder")
+        if name not in there:
             raise ValueError(f"{folder / name}: missing, but {INDEX_FILE} names it")
     return [folder / name for name in names]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.io.jsonl import JsonObject
+
+LARGEST = 1e30
+"""Numbers beyond it are no measurement: sums, axes and percentages of them would overflow."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        return self.config.get("seed", self.result.get("seed"))
+        seed = self.config.get("seed", self.result.get("seed"))
+        return seed if isinstance(seed, int) else None
 
     @property
     def method(self) -> str:
@@ -105,10 +108,10 @@ def parse_line(line: str | bytes) -> JsonObject | None:
 
 
 def as_number(value: object) -> float | None:
-    """A finite number, or None for anything else in a file."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number up to LARGEST, or None for anything else in a file."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def accuracy(run: Run, when: str = "after") -> float | None:

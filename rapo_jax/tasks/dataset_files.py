@@ -175,6 +175,7 @@ def _answer(value: object, name: str) -> str:
     """A text, or a number; whole numbers of a float column read as integers."""
     if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_PLAIN:
         return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     return text_of({name: value}, name)

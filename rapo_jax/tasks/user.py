@@ -102,11 +102,26 @@ def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score
             raise RuntimeError(
                 f"task.reward={path!r}: it raised {type(error).__name__} for {text!r}"
             ) from error
-        if not isinstance(value, numbers.Real) or not abs(float(value)) <= LARGEST_REWARD:
+        if not isinstance(value, numbers.Real) or not _fits(value):
             raise RuntimeError(
-                f"task.reward={path!r}: it gave {value!r} and no number that is finite in float32 "
-                f"for {text!r}"
+                f"task.reward={path!r}: it gave {_shown(value)} and no number that is finite in "
+                f"float32 for {text!r}"
             )
         return float(value)
 
     return reward
+
+
+def _fits(value: numbers.Real) -> bool:
+    try:
+        return abs(float(value)) <= LARGEST_REWARD
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+
+
+def _shown(value: object) -> str:
+    """The value's text; its type alone where it has none, as an integer of 5,000 digits."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"

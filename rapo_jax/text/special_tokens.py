@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rapo_jax.io.files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,7 +60,7 @@ def stop_ids(
     names = (GENERATION_FILE, "config.json")
     config = next((folder / name for name in names if (folder / name).is_file()), None)
     if config is not None:  # chat models may list several, of which the tokenizer has one
-        ids = json.loads(config.read_text()).get("eos_token_id")
+        ids = read_object(config).get("eos_token_id")
         for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if type(i) is not int or not 0 <= i < known:
                 raise ValueError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rapo_jax.io.files import read_object
 from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text
 from rapo_jax.text.protocol import neutralise, tags
 from rapo_jax.text.special_tokens import config_tokens, stop_ids
@@ -211,11 +212,7 @@ def load_tokens(
             f"{key}: there is no tokenizer.json in this folder; name one that has it, such as the "
             "folder of the model"
         )
-    content = path.read_bytes()
-    try:
-        spec = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    spec = read_object(path)
     if "ByteLevel" not in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")]):
         raise ValueError(f"{key}: only byte-level BPE (Qwen, Llama 3) gives exact bytes")
     # Whatever class the folder names: AutoTokenizer would import every kind of model there is.
@@ -240,7 +237,7 @@ def load_tokens(
         bytes_V=bytes_V,
         eos_ids=eos_ids,
         pad_id=pad if isinstance(pad, int) else eos_ids[0],
-        fingerprint=hashlib.sha256(content).hexdigest(),
+        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
         user_tools=user_tools,
         template_arguments=template_arguments,
         _exact=exact,

@@ -195,14 +195,34 @@ def test_a_missing_file_is_named(tmp_path, name):
     [("model_type", "roberta"), ("hidden_act", "relu"), ("position_embedding_type", "rotary")],
 )
 def test_an_encoder_of_another_kind_is_refused(tmp_path, key, value):
-    with pytest.raises(ValueError, match=f"{key}='{value}' is not supported"):
+    with pytest.raises(ValueError, match=f"{key}='{value}': it is not supported"):
         load_encoder(write_encoder(tmp_path, config=CONFIG | {key: value}))
 
 
 def test_an_incomplete_config_is_refused(tmp_path):
     config = {key: value for key, value in CONFIG.items() if key != "hidden_size"}
-    with pytest.raises(ValueError, match="config.json: key 'hidden_size' is missing"):
+    with pytest.raises(ValueError, match="config.json: key hidden_size is missing"):
         load_encoder(write_encoder(tmp_path, config=config))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[", r"config\.json: not JSON"),
+        ("config.json", json.dumps(CONFIG | {"hidden_size": "12"}), r"hidden_size='12': expected"),
+        ("config.json", json.dumps(CONFIG | {"num_attention_heads": 5}), r"heads=5: must divide"),
+        ("1_Pooling/config.json", "3", r"1_Pooling/config\.json: expected an object"),
+        ("tokenizer.json", "{}", "a broken encoder"),
+        ("model.safetensors", "", "a broken encoder"),
+    ],
+)
+def test_a_broken_file_of_an_encoder_is_one_line(tmp_path, name, content, message):
+    folder = write_encoder(tmp_path)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_encoder_that_does_not_mean_pool_is_refused(tmp_path):

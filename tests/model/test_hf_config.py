@@ -203,6 +203,19 @@ REFUSED = [
     (QWEN25_7B, {"num_key_value_heads": 3}, r"num_key_value_heads=3: must divide 28 heads"),
     (QWEN25_7B, {"num_attention_heads": 24, "hidden_size": 100}, r"must divide hidden_size=100"),
     (QWEN3_8B, {"head_dim": 7}, r"head_dim=7: must be even"),
+    # what a hostile or broken file may hold
+    (QWEN25_7B, {"rope_theta": 0}, r"rope_theta=0: expected a number above 0"),
+    (QWEN25_7B, {"rope_theta": float("inf")}, r"rope_theta=inf: expected a number above 0"),
+    (QWEN25_7B, {"rope_theta": 1e39}, r"rope_theta=1e\+39: .* and below 3.4e\+38"),
+    (QWEN25_7B, {"rope_theta": 1e-50}, r"rope_theta=1e-50: expected a number above 0"),
+    (QWEN25_7B, {"rms_norm_eps": float("nan")}, r"rms_norm_eps=nan: expected a number above 0"),
+    (QWEN25_7B, {"rms_norm_eps": 10**400}, r"rms_norm_eps=1000.*: expected a number above 0"),
+    (QWEN25_7B, {"vocab_size": 10**30}, r"vocab_size=1000.*: .* and below 2147483648"),
+    (QWEN25_7B, {"model_type": ["qwen2"]}, r"model_type=\['qwen2'\]: this architecture"),
+    (QWEN25_7B, {"architectures": 3}, r"architectures=3: only Qwen2ForCausalLM"),
+    (QWEN25_7B, {"layer_types": 3}, r"layer_types=3: expected a list"),
+    (QWEN25_7B, {"rope_scaling": ["llama3"]}, r"rope_scaling=\['llama3'\]: expected one group"),
+    (QWEN25_7B, {"tie_word_embeddings": 0}, r"tie_word_embeddings=0: expected true or false"),
 ]
 
 
@@ -233,8 +246,10 @@ def test_keys_without_an_effect_are_accepted(folder_of, config, changes):
 def test_a_folder_without_config_and_one_that_is_no_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.folder=.*there is no config\.json in it"):
         settings_from_hf(tmp_path, base=BASE)
-    for content, message in (("{", "not JSON"), ("[]", "expected an object")):
-        (tmp_path / "config.json").write_text(content)
+    deep = "[" * 100_000 + "]" * 100_000
+    odd = (("{", "not JSON"), ("\xff", "not JSON"), (deep, "not JSON"), ("[]", "expected an obj"))
+    for content, message in odd:
+        (tmp_path / "config.json").write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=rf"config\.json: {message}"):
             settings_from_hf(tmp_path, base=BASE)
 

@@ -45,16 +45,43 @@ def test_a_folder_without_weights_is_refused_with_the_expected_file_names(tmp_pa
 
 
 def test_a_file_that_the_index_names_and_that_is_missing_is_refused(folder):
+    name = "x" * 300 + ".safetensors"  # longer than a file's name may be
+    index = (folder / INDEX_FILE).read_text()
+    (folder / INDEX_FILE).write_text(index.replace("model-1.safetensors", name))
+    with pytest.raises(ValueError, match=f"{name}: missing, but"):
+        Tensors(folder)
+    (folder / INDEX_FILE).write_text(index)
     (folder / "model-2.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-2\.safetensors: missing, but .*index\.json names"):
         Tensors(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+ODD = (
+    "",
+    "[]",
+    "{}",
+    '{"weight_map": 3}',
+    '{"weight_map": {"a": 3}}',
+    "[" * 100_000 + "]" * 100_000,
+)
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
 def test_an_invalid_index_is_refused(folder, content):
     (folder / INDEX_FILE).write_text(content)
-    with pytest.raises(ValueError, match=r"index\.json: not an index of safetensors files"):
+    with pytest.raises(
+        ValueError, match=r"index\.json: (not an index of safetensors files|not JSON|expected)"
+    ):
         Tensors(folder)
+
+
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "/etc/passwd", ".."])
+def test_an_index_names_files_of_its_folder_alone(folder, name):
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match=r"index\.json: weight_map names .*outside its folder"):
+        Tensors(inner)
 
 
 @pytest.mark.parametrize("left", [0, 5, 60, -1])

@@ -106,6 +106,8 @@ def test_a_users_reward_replaces_it():
     [
         ("not_finite", "it gave nan and no number that is finite in float32 for 'text'"),
         ("too_large", "it gave 1e+39 and no number that is finite in float32 for 'text'"),
+        ("too_long", f"it gave {10**400} and no number that is finite in float32 for 'text'"),
+        ("far_too_long", "it gave a value of type int and no number that is finite in float32"),
         ("no_number", "it gave '0.5' and no number that is finite in float32 for 'text'"),
         ("raises", "it raised ValueError for 'text'"),
         ("leaves", "it raised SystemExit for 'text'"),
