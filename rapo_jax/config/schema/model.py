@@ -67,7 +67,8 @@ class ModelSettings:
 
     folder: str = key(
         "",
-        "Hugging Face folder (Qwen2, Qwen2.5, Qwen3, Llama 3) of the weights and of all keys from "
+        "Hugging Face folder (Qwen2, Qwen2.5, Qwen3, Llama 3), or the name of a model of the hub "
+        "in its cache on this machine, of the weights and of all keys from "
         "vocab to tied; '' = fresh weights of the shape given here",
     )
     vocab: int = key(0, "size of the vocabulary; 0 = the tokenizer's", unit="tokens")
