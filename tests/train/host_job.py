@@ -60,8 +60,9 @@ def main(workdir, config_file, report_file):
         "turns": distributed.in_turn(lambda: in_file(workdir / "turns.txt", process)),
     }
     open_workdir(workdir, config)
-    with open_job(settings, workdir) as job:
-        for name in ("rl", "evaluate", "suites"):
+    stages = ("rl", "evaluate", "suites")
+    with open_job(settings, workdir, stages) as job:
+        for name in stages:
             with job.timed(name):
                 JOB_STAGES[name](job)
         found |= break_tools(job.run)
