@@ -1,4 +1,4 @@
-"""Group-relative outcome and retrieval advantages (Eqs. 9, 10)."""
+"""Group-relative advantages: RAPO's (Eqs. 9, 10), and those of its baselines (docs/methods.md)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+
+from rapo_jax.method.variants import choose_variant
 
 
 def group_advantage(reward_QG: jax.Array, *, ddof: int, std_floor: float) -> jax.Array:
@@ -27,13 +29,18 @@ def group_advantage(reward_QG: jax.Array, *, ddof: int, std_floor: float) -> jax
             f"rollout.group_size={group_size}: a group-relative advantage needs at least "
             f"{max(2, ddof + 1)} rollouts per question"
         )
-    # The rounded mean of G equal numbers need not be that number; a group shifted by one of its own
-    # members is exactly zero then, and rounding cannot pass for an advantage.
-    shifted_QG = reward_QG - reward_QG[:, :1]
-    centred_QG = shifted_QG - jnp.mean(shifted_QG, axis=1, keepdims=True)
+    centred_QG = _centred(reward_QG)
     variance_Q1 = jnp.sum(centred_QG**2, axis=1, keepdims=True) / (group_size - ddof)
     scale_Q1 = jnp.sqrt(variance_Q1) + std_floor
     return centred_QG / jnp.where(scale_Q1 > 0, scale_Q1, 1)
+
+
+def _centred(reward_QG: jax.Array) -> jax.Array:
+    """Rewards less their group's mean; exactly 0 where they are equal."""
+    # The rounded mean of G equal numbers need not be that number; a group shifted by one of its own
+    # members is exactly zero then, and rounding cannot pass for an advantage.
+    shifted_QG = reward_QG - reward_QG[:, :1]
+    return shifted_QG - jnp.mean(shifted_QG, axis=1, keepdims=True)
 
 
 def rapo_advantage(
@@ -61,3 +68,145 @@ def largest_safe_a(group_size: int, ddof: int) -> float:
     -sqrt((G - 1) (G - ddof) / G); with ddof = 1 this is -(G - 1) / sqrt(G), so 4/15 at G = 16.
     """
     return math.sqrt(group_size / ((group_size - 1) * (group_size - ddof)))
+
+
+SINGLETONS = {
+    "zero": lambda reward: jnp.zeros_like(reward),
+    "reward": lambda reward: reward,
+}
+"""The advantage of a rollout in a tree of its own, by name."""
+
+
+def tree_advantage(
+    reward_QG: jax.Array,
+    tree_QG: jax.Array,
+    *,
+    ddof: int,
+    std_floor: float,
+    singleton: str = "zero",
+) -> jax.Array:
+    """Tree-GRPO's advantage: over the question's rollouts, plus over those of the row's own tree.
+
+    With trees of one leaf each this is `group_advantage` bit for bit.
+
+    Args:
+      reward_QG: one reward for each leaf.
+      tree_QG: which tree of its question each leaf belongs to.
+      ddof, std_floor: of both terms; see `group_advantage`.
+      singleton: the second term of a tree of one leaf: `zero`, or `reward`, which is what the
+        authors' code computes.
+
+    Raises:
+      ValueError: unknown `singleton`, or a group too small.
+    """
+    alone = choose_variant(SINGLETONS, key="singleton", name=singleton)
+    same_QGG = tree_QG[:, :, None] == tree_QG[:, None, :]
+    centred_QG, scale_QG = _among(reward_QG, same_QGG, ddof=ddof, std_floor=std_floor)
+    intra_QG = jnp.where(same_QGG.sum(-1) > 1, centred_QG / scale_QG, alone(reward_QG))
+    return group_advantage(reward_QG, ddof=ddof, std_floor=std_floor) + intra_QG
+
+
+def _among(
+    value_QN: jax.Array, same_QNN: jax.Array, *, ddof: int, std_floor: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each value less the mean of those in its group, and the group's std + floor.
+
+    `same_QNN` says which values are in the group of each one, itself included. Equal values are
+    centred to exactly 0; a std that does not exist counts as 0, a scale of 0 as 1.
+    """
+    count_QN = same_QNN.sum(-1)
+    # Differences to the value itself: rounding cannot pass for an advantage.
+    difference_QNN = jnp.where(same_QNN, value_QN[:, None, :] - value_QN[:, :, None], 0)
+    mean_QN = difference_QNN.sum(-1) / count_QN
+    squares_QNN = jnp.where(same_QNN, (difference_QNN - mean_QN[..., None]) ** 2, 0)
+    variance_QN = squares_QNN.sum(-1) / jnp.maximum(count_QN - ddof, 1)
+    scale_QN = jnp.sqrt(variance_QN) + std_floor
+    return -mean_QN, jnp.where(scale_QN > 0, scale_QN, 1)
+
+
+GIGPO_STD_FLOOR = 1e-6
+
+
+def gigpo_advantage(
+    reward_QG: jax.Array,
+    step_return_BS: jax.Array,
+    anchor_BS: jax.Array,
+    *,
+    omega: float,
+    normalise: bool,
+) -> jax.Array:
+    """GiGPO's advantage of each step, A_E + omega A_S.
+
+    A_E compares the rewards of a question's rollouts, A_S the returns of the steps that its
+    rollouts took from the same anchor state; an anchor that occurs once has A_S = 0.
+
+    Args:
+      reward_QG: one reward for each rollout; B = Q * G.
+      step_return_BS: discounted sum of the rewards from each step on.
+      anchor_BS: number of the state (the text before the step) within its question; steps with
+        equal numbers are compared. Negative where a row has no such step: A_S = 0 there.
+      omega: weight of the step term; with 0 every step has A_E, bit for bit.
+      normalise: whether both terms are divided by their groups' sample std; static.
+    """
+    Q, G = reward_QG.shape
+    S = step_return_BS.shape[1]
+    anchor_QN, return_QN = (x.reshape(Q, G * S) for x in (anchor_BS, step_return_BS))
+    same_QNN = (anchor_QN[:, :, None] == anchor_QN[:, None, :]) & (anchor_QN >= 0)[:, :, None]
+    same_QNN |= jnp.eye(G * S, dtype=bool)
+    step_QN, scale_QN = _among(return_QN, same_QNN, ddof=1, std_floor=GIGPO_STD_FLOOR)
+    if normalise:
+        step_QN = step_QN / scale_QN
+        episode_QG = group_advantage(reward_QG, ddof=1, std_floor=GIGPO_STD_FLOOR)
+    else:
+        episode_QG = _centred(reward_QG)
+    return episode_QG.reshape(Q * G, 1) + omega * step_QN.reshape(Q * G, S)
+
+
+def shared_prefix_advantage(
+    advantage_QG: jax.Array, shared_QGG: jax.Array, *, num_tokens: int
+) -> jax.Array:
+    """ARPO's hard form: a token has the mean advantage of the rollouts that share it, `[B, T]`.
+
+    Args:
+      advantage_QG: of each rollout.
+      shared_QGG: how many of its first slots a rollout has in common with each other one of its
+        question, because one branched off the other; its own entry is not read.
+      num_tokens: T, static.
+
+    Without branches every token has its row's advantage, bit for bit.
+    """
+    Q, G = advantage_QG.shape
+    own_GG = jnp.eye(G, dtype=bool)
+    shares_QGGT = shared_QGG[..., None] > jnp.arange(num_tokens)
+    others_QGGT = shares_QGGT & ~own_GG[None, :, :, None]
+    # As differences to the row's own: a token of no other row keeps its bits.
+    difference_QGG = advantage_QG[:, None, :] - advantage_QG[:, :, None]
+    total_QGT = jnp.where(others_QGGT, difference_QGG[..., None], 0).sum(2)
+    mean_QGT = advantage_QG[..., None] + total_QGT / (1 + others_QGGT.sum(2))
+    return mean_QGT.reshape(Q * G, num_tokens)
+
+
+def entropy_advantage(
+    advantage_B: jax.Array, entropy_BT: jax.Array, mask_BT: jax.Array, *, weight: float
+) -> jax.Array:
+    """AEPO's advantage of each token, A (1 + weight z), `[B, T]`.
+
+    z is the token's entropy, standardised over the tokens of the mask; no gradient flows through
+    it. Outside the mask, with a weight of 0 or where all entropies are equal, it is A bit for bit.
+
+    Args:
+      advantage_B: A of each row.
+      entropy_BT: entropy of each token's distribution, in nats; read within the mask alone.
+      mask_BT: True at POLICY tokens.
+    """
+    mask_BT = mask_BT.astype(bool)
+    entropy_BT = jax.lax.stop_gradient(jnp.where(mask_BT, entropy_BT, 0))
+    tokens = jnp.maximum(mask_BT.sum(), 1)
+    mean = entropy_BT.sum() / tokens
+    centred_BT = jnp.where(mask_BT, entropy_BT - mean, 0)
+    std = jnp.sqrt((centred_BT**2).sum() / jnp.maximum(tokens - 1, 1))
+    equal = jnp.max(jnp.where(mask_BT, entropy_BT, -jnp.inf)) == jnp.min(
+        jnp.where(mask_BT, entropy_BT, jnp.inf)
+    )
+    z_BT = jnp.where(equal | (std == 0), 0, centred_BT / jnp.where(std == 0, 1, std))
+    return advantage_B[:, None] * (1 + weight * z_BT)

@@ -1,5 +1,8 @@
 """The policy objective: ratio, importance shaping, clip, KL, aggregation (Eqs. 8, 11).
 
+Besides RAPO's, the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
+AEPO are variants of `policy_loss`; LUFFY and RolloutReplay have losses of their own.
+
 Everything comes as sums and weights, so that micro-batches add up to the whole batch however it is
 split: add `loss_sum` (or its gradients) and `weight`, divide once at the end.
 """
@@ -52,12 +55,40 @@ def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation:
     return _aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, row_mask_B, aggregation)[1]
 
 
+def _ratio(log_ratio_BT: jax.Array) -> jax.Array:
+    return jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
 def shaped_ratio(
     log_ratio_BT: jax.Array, retrieved_share_B: jax.Array, *, m: float
 ) -> tuple[jax.Array, jax.Array]:
     """The ratio r = pi_theta / pi_old, and r^ = (1 + m F_ret) r: importance shaping (Eq. 8)."""
-    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    ratio_BT = _ratio(log_ratio_BT)
     return ratio_BT, (1 + m * retrieved_share_B[:, None]) * ratio_BT
+
+
+CLIPPINGS = {
+    "ppo": (False, False),
+    "gppo": (True, True),
+    "aepo": (False, True),
+}
+"""By name: whether a ratio below the lower bound, and one above the upper, keeps its gradient."""
+
+
+def clipped_ratio(
+    ratio_BT: jax.Array, low: jax.Array | float, high: jax.Array | float, *, clipping: str
+) -> jax.Array:
+    """The ratio within [low, high]; beyond a bound its gradient is 0, or bound / ratio times its
+    own where `clipping` keeps it (GPPO, AEPO)."""
+    below, above = choose_variant(CLIPPINGS, key="clipping", name=clipping)
+    bounded_BT = jnp.clip(ratio_BT, low, high)
+    if not (below or above):
+        return bounded_BT
+    fixed_BT = jax.lax.stop_gradient(ratio_BT)
+    bound_BT = jax.lax.stop_gradient(bounded_BT)
+    kept_BT = bound_BT + bound_BT / fixed_BT * (ratio_BT - fixed_BT)  # its value is the bound
+    keeps_BT = jnp.where(ratio_BT < low, below, (ratio_BT > high) & above)
+    return jnp.where(keeps_BT, kept_BT, bounded_BT)
 
 
 def policy_loss_sums(
@@ -72,6 +103,8 @@ def policy_loss_sums(
     clip_low: float,
     clip_high: float,
     aggregation: str,
+    clipping: str = "ppo",
+    dual_clip: float | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Clipped surrogate of the shaped ratio, as sums: the loss is `loss_sum / weight` (Eqs. 8, 11).
 
@@ -83,41 +116,67 @@ def policy_loss_sums(
       logp_BT: log pi_theta of the token at each slot; differentiated.
       old_logp_BT: log pi_old of the same tokens, as the sampler recorded it.
       policy_mask_BT: True at POLICY tokens.
-      advantage_B: A of each row (Eq. 10).
+      advantage_B: A of each row (Eq. 10); or of each token, [B, T].
       retrieved_share_B: F_ret of each row; 0 for on-policy rollouts.
       row_mask_B: False for rows that only pad a micro-batch: they count nowhere.
       m: strength of the importance shaping; see `share_silenced_above`.
       clip_low, clip_high: bounds of the clip below and above 1.
       aggregation: a key of `AGGREGATIONS`, static.
+      clipping: a key of `CLIPPINGS`, static: which tokens beyond a bound keep a gradient.
+      dual_clip: c > 1 bounds the loss of a negative advantage by -c A, without gradient beyond.
 
     Returns:
       loss_sum, weight (rows or tokens, by aggregation) and metric_sums: `tokens`, `clipped` tokens
-      (those the clip deprives of gradient), sums of `ratio` and `shaped_ratio`, sum `logp_gap` and
+      (those whose loss a bound decides), sums of `ratio` and `shaped_ratio`, sum `logp_gap` and
       maximum `logp_gap_max` of |logp - old_logp|. Join them with `add_metric_sums`.
 
     Raises:
-      ValueError: unknown `aggregation`.
+      ValueError: unknown `aggregation` or `clipping`.
     """
     row_mask_B = row_mask_B.astype(bool)
     mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
     # Masking the inputs, not the result, keeps NaN and inf out of the backward pass as well.
     log_ratio_BT = jnp.where(mask_BT, logp_BT, 0) - jnp.where(mask_BT, old_logp_BT, 0)
     ratio_BT, shaped_BT = shaped_ratio(log_ratio_BT, retrieved_share_B, m=m)
-    free_BT = shaped_BT * advantage_B[:, None]
-    bounded_BT = jnp.clip(shaped_BT, 1 - clip_low, 1 + clip_high) * advantage_B[:, None]
-    loss_BT = jnp.where(mask_BT, -jnp.minimum(free_BT, bounded_BT), 0)
+    A_BT = _of_tokens(advantage_B, mask_BT)
+    free_BT = shaped_BT * A_BT
+    bounded_BT = clipped_ratio(shaped_BT, 1 - clip_low, 1 + clip_high, clipping=clipping) * A_BT
+    gain_BT = jnp.minimum(free_BT, bounded_BT)
+    clipped_BT = bounded_BT < free_BT
+    if dual_clip is not None:
+        floor_BT = dual_clip * A_BT
+        clipped_BT |= (A_BT < 0) & (gain_BT < floor_BT)
+        gain_BT = jnp.where(A_BT < 0, jnp.maximum(gain_BT, floor_BT), gain_BT)
+    loss_BT = jnp.where(mask_BT, -gain_BT, 0)
     loss_sum, weight = _aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
+    metrics = _ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=ratio_BT, shaped=shaped_BT)
+    return loss_sum, weight, metrics
 
+
+def _of_tokens(advantage: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """The advantage of each token: that of its row where `advantage` is [B]."""
+    return advantage[:, None] if advantage.ndim == 1 else jnp.where(mask_BT, advantage, 0)
+
+
+def _ratio_metrics(
+    log_ratio_BT: jax.Array,
+    mask_BT: jax.Array,
+    clipped_BT: jax.Array,
+    *,
+    ratio: jax.Array,
+    shaped: jax.Array,
+) -> dict[str, jax.Array]:
+    """The metric sums of `policy_loss_sums`; log-ratios are 0 outside the mask."""
     gap_BT = jnp.abs(log_ratio_BT)
     metric_sums = {
-        "tokens": jnp.sum(mask_BT).astype(loss_BT.dtype),
-        "clipped": jnp.sum(mask_BT & (bounded_BT < free_BT)).astype(loss_BT.dtype),
-        "ratio": jnp.sum(jnp.where(mask_BT, ratio_BT, 0)),
-        "shaped_ratio": jnp.sum(jnp.where(mask_BT, shaped_BT, 0)),
+        "tokens": jnp.sum(mask_BT).astype(ratio.dtype),
+        "clipped": jnp.sum(mask_BT & clipped_BT).astype(ratio.dtype),
+        "ratio": jnp.sum(jnp.where(mask_BT, ratio, 0)),
+        "shaped_ratio": jnp.sum(jnp.where(mask_BT, shaped, 0)),
         "logp_gap": jnp.sum(gap_BT),
         "logp_gap_max": jnp.max(gap_BT),
     }
-    return loss_sum, weight, jax.lax.stop_gradient(metric_sums)
+    return jax.lax.stop_gradient(metric_sums)
 
 
 def policy_loss(
@@ -131,15 +190,153 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     aggregation: str,
+    clipping: str = "ppo",
+    dual_clip: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """RAPO's objective without its KL term, negated: a loss to minimise (Eqs. 8, 11).
 
     `policy_loss_sums` of the whole batch, divided; metrics are `metric_means`.
     """
-    arrays = (logp_BT, old_logp_BT, policy_mask_BT, advantage_B, retrieved_share_B)
-    all_rows_B = jnp.ones_like(advantage_B, dtype=bool)
     loss_sum, weight, sums = policy_loss_sums(
-        *arrays, all_rows_B, m=m, clip_low=clip_low, clip_high=clip_high, aggregation=aggregation
+        logp_BT,
+        old_logp_BT,
+        policy_mask_BT,
+        advantage_B,
+        retrieved_share_B,
+        jnp.ones(len(advantage_B), bool),
+        m=m,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        aggregation=aggregation,
+        clipping=clipping,
+        dual_clip=dual_clip,
+    )
+    return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
+
+
+def luffy_loss_sums(
+    logp_BT: jax.Array,
+    old_logp_BT: jax.Array,
+    on_policy_mask_BT: jax.Array,
+    off_policy_mask_BT: jax.Array,
+    advantage_B: jax.Array,
+    row_mask_B: jax.Array,
+    *,
+    gamma: float,
+    response_tokens: int | None,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """LUFFY's loss on mixed groups, as sums: the loss is `loss_sum / weight`.
+
+        on-policy tokens: -A pi_theta / pi_old, not clipped
+        off-policy tokens: -A f(pi_theta), f(pi) = pi / (pi + gamma): their behaviour policy counts
+        as 1, and tokens that are unlikely under the policy keep a gradient
+
+    Args:
+      logp_BT, old_logp_BT: see `policy_loss_sums`; the latter is not read at off-policy tokens.
+      on_policy_mask_BT: True at the tokens that the policy sampled.
+      off_policy_mask_BT: True at those that another agent wrote, observations excluded.
+      advantage_B: over the group with its off-policy rows; or of each token, [B, T].
+      row_mask_B: False for rows that only pad a micro-batch.
+      gamma: > 0; the probability at which f is a half.
+      response_tokens: the weight of a row, in tokens; None: the weight is the masked tokens.
+
+    Returns:
+      loss_sum, weight, and the metric sums of `policy_loss_sums` with `off_policy` tokens and the
+      sum `off_weight` of f at them; the others are of on-policy tokens alone.
+    """
+    row_mask_B = row_mask_B.astype(bool)
+    on_BT = on_policy_mask_BT.astype(bool) & row_mask_B[:, None]
+    off_BT = off_policy_mask_BT.astype(bool) & row_mask_B[:, None]
+    both_BT = on_BT | off_BT
+    log_ratio_BT = jnp.where(on_BT, logp_BT, 0) - jnp.where(on_BT, old_logp_BT, 0)
+    ratio_BT = _ratio(log_ratio_BT)
+    pi_BT = jnp.exp(jnp.where(off_BT, logp_BT, 0))
+    f_BT = pi_BT / (pi_BT + gamma)
+    gain_BT = jnp.where(off_BT, f_BT, ratio_BT) * _of_tokens(advantage_B, both_BT)
+    loss_sum = jnp.sum(jnp.where(both_BT, -gain_BT, 0))
+    tokens = jnp.sum(both_BT).astype(loss_sum.dtype)
+    rows = jnp.sum(row_mask_B).astype(loss_sum.dtype)
+    weight = tokens if response_tokens is None else rows * response_tokens
+    none_BT = jnp.zeros_like(on_BT)
+    metrics = _ratio_metrics(log_ratio_BT, on_BT, none_BT, ratio=ratio_BT, shaped=ratio_BT)
+    off = {
+        "off_policy": jnp.sum(off_BT).astype(loss_sum.dtype),
+        "off_weight": jnp.sum(jnp.where(off_BT, f_BT, 0)),
+    }
+    return loss_sum, weight, metrics | jax.lax.stop_gradient(off)
+
+
+def luffy_loss(
+    logp_BT: jax.Array,
+    old_logp_BT: jax.Array,
+    on_policy_mask_BT: jax.Array,
+    off_policy_mask_BT: jax.Array,
+    advantage_B: jax.Array,
+    *,
+    gamma: float,
+    response_tokens: int | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`luffy_loss_sums` of a whole batch, divided; metrics are `metric_means`."""
+    arrays = (logp_BT, old_logp_BT, on_policy_mask_BT, off_policy_mask_BT, advantage_B)
+    loss_sum, weight, sums = luffy_loss_sums(
+        *arrays, jnp.ones(len(advantage_B), bool), gamma=gamma, response_tokens=response_tokens
+    )
+    return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
+
+
+def replay_loss_sums(
+    logp_BT: jax.Array,
+    old_logp_BT: jax.Array,
+    behaviour_logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    advantage_B: jax.Array,
+    row_mask_B: jax.Array,
+    *,
+    clip: float,
+    aggregation: str,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """RolloutReplay's clipped surrogate, as sums: the loss is `loss_sum / weight`.
+
+        r = pi_theta / mu, r_old = pi_old / mu;   -min(r A, clip(r, r_old (1 -+ clip)) A)
+
+    With mu = pi_old, as for fresh rows, this is GRPO's.
+
+    Args:
+      old_logp_BT: log pi_old: of the policy at the start of the update.
+      behaviour_logp_BT: log mu: of the policy that sampled the row, perhaps many updates ago.
+      Others, returns and errors: see `policy_loss_sums`; `ratio` is r, `logp_gap` is of log r.
+    """
+    row_mask_B = row_mask_B.astype(bool)
+    mask_BT = mask_BT.astype(bool) & row_mask_B[:, None]
+    mu_BT = jnp.where(mask_BT, behaviour_logp_BT, 0)
+    log_ratio_BT = jnp.where(mask_BT, logp_BT, 0) - mu_BT
+    r_BT = _ratio(log_ratio_BT)
+    r_old_BT = _ratio(jnp.where(mask_BT, old_logp_BT, 0) - mu_BT)
+    A_BT = _of_tokens(advantage_B, mask_BT)
+    free_BT = r_BT * A_BT
+    low_BT, high_BT = r_old_BT * (1 - clip), r_old_BT * (1 + clip)
+    bounded_BT = clipped_ratio(r_BT, low_BT, high_BT, clipping="ppo") * A_BT
+    loss_BT = jnp.where(mask_BT, -jnp.minimum(free_BT, bounded_BT), 0)
+    loss_sum, weight = _aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
+    clipped_BT = bounded_BT < free_BT
+    metrics = _ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
+    return loss_sum, weight, metrics
+
+
+def replay_loss(
+    logp_BT: jax.Array,
+    old_logp_BT: jax.Array,
+    behaviour_logp_BT: jax.Array,
+    mask_BT: jax.Array,
+    advantage_B: jax.Array,
+    *,
+    clip: float,
+    aggregation: str,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`replay_loss_sums` of a whole batch, divided; metrics are `metric_means`."""
+    arrays = (logp_BT, old_logp_BT, behaviour_logp_BT, mask_BT, advantage_B)
+    loss_sum, weight, sums = replay_loss_sums(
+        *arrays, jnp.ones(len(advantage_B), bool), clip=clip, aggregation=aggregation
     )
     return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
 
@@ -174,10 +371,17 @@ def add_metric_sums(
 
 
 def metric_means(metric_sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metric sums as means over policy tokens; `tokens` stays a count, a maximum a maximum."""
+    """Metric sums as means over policy tokens; counts stay counts, a maximum a maximum.
+
+    `off_weight` is a mean over off-policy tokens.
+    """
     tokens = jnp.maximum(metric_sums["tokens"], 1)
-    untouched = MAX_METRICS | {"tokens"}
-    return {k: v if k in untouched else v / tokens for k, v in metric_sums.items()}
+    off_policy = jnp.maximum(metric_sums.get("off_policy", 0), 1)
+    untouched = MAX_METRICS | {"tokens", "off_policy"}
+    return {
+        k: v if k in untouched else v / (off_policy if k == "off_weight" else tokens)
+        for k, v in metric_sums.items()
+    }
 
 
 def share_silenced_above(m: float, clip_high: float) -> float:

@@ -1,4 +1,4 @@
-"""Retrieval reward: what a retrieved step trace did to the policy's entropy (Eqs. 5-7)."""
+"""Retrieval reward: what a retrieved trace did to the policy's entropy (Eqs. 5-7); and DAPO's."""
 
 from __future__ import annotations
 
@@ -84,3 +84,20 @@ def retrieval_reward(
     )
     count_B = jnp.sum(source_BS == Source.RETRIEVED, axis=1)
     return jnp.sum(Z_BS, axis=1) / jnp.maximum(count_B, 1).astype(Z_BS.dtype)
+
+
+def overlong_penalty(length_B: jax.Array, *, max_tokens: int, buffer_tokens: int) -> jax.Array:
+    """DAPO's soft penalty of long responses, added to the outcome reward: from 0 down to -1.
+
+    It is 0 up to `max_tokens - buffer_tokens`, falls linearly to -1 at `max_tokens`, and stays
+    there. `length_B` counts the tokens of each response.
+
+    Raises:
+      ValueError: `buffer_tokens` is not within 1 ... `max_tokens`.
+    """
+    if not 1 <= buffer_tokens <= max_tokens:
+        raise ValueError(
+            f"buffer_tokens={buffer_tokens}: must lie in 1 ... max_tokens={max_tokens}"
+        )
+    over_B = length_B - (max_tokens - buffer_tokens)
+    return -jnp.clip(over_B / buffer_tokens, 0, 1)
