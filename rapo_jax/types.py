@@ -71,13 +71,18 @@ class Trajectory(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What one update reads: tapes, log pi_old, and A and F_ret of each row."""
+    """What one update reads: tapes, log pi_old, and A and F_ret of each row.
+
+    `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that another agent
+    wrote, where a method has such rows.
+    """
 
     token_BT: Array
     source_BT: Array
     old_logp_BT: Array
     advantage_B: Array
     retrieved_share_B: Array
+    off_policy_B: Array = None
 
 
 class TrainState(flax.struct.PyTreeNode):

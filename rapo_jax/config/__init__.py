@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from rapo_jax.config.keys import key, keys_of
+from rapo_jax.config.methods import METHODS
 from rapo_jax.config.schema.buffer import BufferSettings, EndpointSettings, RetrievalSettings
 from rapo_jax.config.schema.model import (
     DistributedSettings,
@@ -99,11 +100,7 @@ class Settings:
     method: str = key(
         "rapo",
         "how the policy is trained",
-        choices={
-            "rapo": "hybrid-policy rollouts",
-            "grpo": "no hybrid rollouts",
-            "sft": "imitation of the buffer's traces",
-        },
+        choices={name: method.meaning for name, method in METHODS.items()},
     )
     stages: tuple[str, ...] = key(
         ("sft", "buffer", "rl", "evaluate", "report"),
@@ -134,8 +131,14 @@ class Settings:
 
     @property
     def n_hybrid(self) -> int:
-        """Hybrid rollouts of a group; GRPO is RAPO with none."""
-        return self.rollout.n_hybrid if self.method == "rapo" else 0
+        """Hybrid rollouts of a group in training."""
+        hybrid = METHODS[self.method].hybrid or self.retrieval.always
+        return self.rollout.n_hybrid if hybrid else 0
+
+    @property
+    def reads_buffer(self) -> bool:
+        """Whether training reads the Step-Trace Buffer."""
+        return METHODS[self.method].buffer or self.n_hybrid > 0
 
     @property
     def suites_alone(self) -> bool:

@@ -161,6 +161,17 @@ def _rollout(s: Settings) -> Iterator[Rule]:
         r.max_tokens > r.prompt_tokens,
         f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
     )
+    yield (
+        "retrieval.always",
+        not s.retrieval.always or s.method != "sft",
+        "method='sft' samples nothing that could retrieve",
+    )
+    yield "rl.kl", s.method != "luffy" or s.rl.kl == 0, "method='luffy' has no KL term: 0"
+    yield (
+        "rl.dual_clip",
+        s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
+        "more than 1, such as 3, or 0 for none",
+    )
     whole = f"{divides}: a group stays in one mini-batch"
     yield "rl.mini_batches", r.questions % s.rl.mini_batches == 0, whole
     ascending = bool(buckets) and tuple(sorted(buckets)) == buckets

@@ -1,4 +1,4 @@
-"""Puts a config together: defaults < config file or workdir < override files < flags.
+"""Puts a config together: defaults < method < config file or workdir < override files < flags.
 
 `resolve` is what every command uses that takes `--config`; `read.read_settings` then checks it.
 """
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import yaml
 
 from rapo_jax.config import KEYS, Settings
+from rapo_jax.config.methods import METHODS
 from rapo_jax.io.files import Json, read_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -80,8 +81,9 @@ def resolve(
     values, file = _load(config)
     resolved = dataclasses.asdict(Settings())
     origins = dict.fromkeys(KEYS, "default")
+    is_stored = Path(config).suffix == ".json"
     for name, value in flatten(values):
-        if name not in KEYS or value != KEYS[name].value:
+        if is_stored or name not in KEYS or value != KEYS[name].value:
             origins[name] = config
         _put(resolved, name, value)
     for path in overrides:
@@ -92,6 +94,11 @@ def resolve(
         for part, value in flatten({known(name, where=FLAG + name): parse(name, text)}):
             _put(resolved, known(part, where=FLAG + part), value)
             origins[_declared(part)] = FLAG + name
+    method = METHODS.get(str(resolved["method"]))  # an unknown one is refused by `read_settings`
+    for name, value in method.settings.items() if method else ():
+        if origins[name] == "default":
+            _put(resolved, name, value)
+            origins[name] = f"method={resolved['method']}"
     return Resolved(resolved, origins, config, file)
 
 

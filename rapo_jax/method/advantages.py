@@ -29,14 +29,14 @@ def group_advantage(reward_QG: jax.Array, *, ddof: int, std_floor: float) -> jax
             f"rollout.group_size={group_size}: a group-relative advantage needs at least "
             f"{max(2, ddof + 1)} rollouts per question"
         )
-    centred_QG = _centred(reward_QG)
+    centred_QG = centred_rewards(reward_QG)
     variance_Q1 = jnp.sum(centred_QG**2, axis=1, keepdims=True) / (group_size - ddof)
     scale_Q1 = jnp.sqrt(variance_Q1) + std_floor
     return centred_QG / jnp.where(scale_Q1 > 0, scale_Q1, 1)
 
 
-def _centred(reward_QG: jax.Array) -> jax.Array:
-    """Rewards less their group's mean; exactly 0 where they are equal."""
+def centred_rewards(reward_QG: jax.Array) -> jax.Array:
+    """Rewards less their group's mean, LUFFY's advantage; exactly 0 where they are equal."""
     # The rounded mean of G equal numbers need not be that number; a group shifted by one of its own
     # members is exactly zero then, and rounding cannot pass for an advantage.
     shifted_QG = reward_QG - reward_QG[:, :1]
@@ -158,7 +158,7 @@ def gigpo_advantage(
         step_QN = step_QN / scale_QN
         episode_QG = group_advantage(reward_QG, ddof=1, std_floor=GIGPO_STD_FLOOR)
     else:
-        episode_QG = _centred(reward_QG)
+        episode_QG = centred_rewards(reward_QG)
     return episode_QG.reshape(Q * G, 1) + omega * step_QN.reshape(Q * G, S)
 
 

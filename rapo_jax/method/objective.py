@@ -3,8 +3,7 @@
 Besides RAPO's, the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
 AEPO are variants of `policy_loss`; LUFFY and RolloutReplay have losses of their own.
 
-Everything comes as sums and weights, so that micro-batches add up to the whole batch however it is
-split: add `loss_sum` (or its gradients) and `weight`, divide once at the end.
+Every loss comes as a sum and its weight, which micro-batches add up; see `sums`.
 """
 
 from __future__ import annotations
@@ -14,45 +13,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.method.variants import choose_variant
+from rapo_jax.method.clipping import clipped_ratio
+from rapo_jax.method.sums import aggregate, metric_means, ratio_metrics
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are cut here before exp: far outside any clip, and no inf * 0 = NaN in float32."""
-
-MAX_METRICS = frozenset({"logp_gap_max"})
-"""Metric sums that are maxima: they join by max instead of +. All metric sums are >= 0."""
-
-
-def _row_means(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-    """Sum over rows of 1/|S| sum_j (Eq. 11); a row without policy tokens counts as 0."""
-    count_B = jnp.maximum(jnp.sum(mask_BT, axis=1), 1).astype(value_BT.dtype)
-    return jnp.sum(jnp.sum(value_BT, axis=1) / count_B)
-
-
-def _token_sums(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-    return jnp.sum(value_BT)
-
-
-AGGREGATIONS = {
-    "sequence_mean": (_row_means, False),  # mean over rows of their token means (Eq. 11)
-    "token_mean": (_token_sums, True),  # mean over all policy tokens of the batch (DAPO)
-    "sequence_sum": (_token_sums, False),  # mean over rows of their token sums
-}
-"""By name: a sum over values that are 0 outside the mask, and whether its weight is of tokens."""
-
-
-def _aggregate(
-    value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array, aggregation: str
-) -> tuple[jax.Array, jax.Array]:
-    total, of_tokens = choose_variant(AGGREGATIONS, key="aggregation", name=aggregation)
-    weight = jnp.sum(mask_BT if of_tokens else row_mask_B)
-    return total(value_BT, mask_BT), weight.astype(value_BT.dtype)
-
-
-def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation: str) -> jax.Array:
-    """The weight that the rows of `row_mask_B` add to a batch: all that one of advantage 0 adds."""
-    mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
-    return _aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, row_mask_B, aggregation)[1]
 
 
 def _ratio(log_ratio_BT: jax.Array) -> jax.Array:
@@ -65,30 +30,6 @@ def shaped_ratio(
     """The ratio r = pi_theta / pi_old, and r^ = (1 + m F_ret) r: importance shaping (Eq. 8)."""
     ratio_BT = _ratio(log_ratio_BT)
     return ratio_BT, (1 + m * retrieved_share_B[:, None]) * ratio_BT
-
-
-CLIPPINGS = {
-    "ppo": (False, False),
-    "gppo": (True, True),
-    "aepo": (False, True),
-}
-"""By name: whether a ratio below the lower bound, and one above the upper, keeps its gradient."""
-
-
-def clipped_ratio(
-    ratio_BT: jax.Array, low: jax.Array | float, high: jax.Array | float, *, clipping: str
-) -> jax.Array:
-    """The ratio within [low, high]; beyond a bound its gradient is 0, or bound / ratio times its
-    own where `clipping` keeps it (GPPO, AEPO)."""
-    below, above = choose_variant(CLIPPINGS, key="clipping", name=clipping)
-    bounded_BT = jnp.clip(ratio_BT, low, high)
-    if not (below or above):
-        return bounded_BT
-    fixed_BT = jax.lax.stop_gradient(ratio_BT)
-    bound_BT = jax.lax.stop_gradient(bounded_BT)
-    kept_BT = bound_BT + bound_BT / fixed_BT * (ratio_BT - fixed_BT)  # its value is the bound
-    keeps_BT = jnp.where(ratio_BT < low, below, (ratio_BT > high) & above)
-    return jnp.where(keeps_BT, kept_BT, bounded_BT)
 
 
 def policy_loss_sums(
@@ -121,8 +62,8 @@ def policy_loss_sums(
       row_mask_B: False for rows that only pad a micro-batch: they count nowhere.
       m: strength of the importance shaping; see `share_silenced_above`.
       clip_low, clip_high: bounds of the clip below and above 1.
-      aggregation: a key of `AGGREGATIONS`, static.
-      clipping: a key of `CLIPPINGS`, static: which tokens beyond a bound keep a gradient.
+      aggregation: a key of `sums.AGGREGATIONS`, static.
+      clipping: a key of `clipping.CLIPPINGS`, static: which tokens beyond a bound keep a gradient.
       dual_clip: c > 1 bounds the loss of a negative advantage by -c A, without gradient beyond.
 
     Returns:
@@ -148,35 +89,14 @@ def policy_loss_sums(
         clipped_BT |= (A_BT < 0) & (gain_BT < floor_BT)
         gain_BT = jnp.where(A_BT < 0, jnp.maximum(gain_BT, floor_BT), gain_BT)
     loss_BT = jnp.where(mask_BT, -gain_BT, 0)
-    loss_sum, weight = _aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
-    metrics = _ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=ratio_BT, shaped=shaped_BT)
+    loss_sum, weight = aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
+    metrics = ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=ratio_BT, shaped=shaped_BT)
     return loss_sum, weight, metrics
 
 
 def _of_tokens(advantage: jax.Array, mask_BT: jax.Array) -> jax.Array:
     """The advantage of each token: that of its row where `advantage` is [B]."""
     return advantage[:, None] if advantage.ndim == 1 else jnp.where(mask_BT, advantage, 0)
-
-
-def _ratio_metrics(
-    log_ratio_BT: jax.Array,
-    mask_BT: jax.Array,
-    clipped_BT: jax.Array,
-    *,
-    ratio: jax.Array,
-    shaped: jax.Array,
-) -> dict[str, jax.Array]:
-    """The metric sums of `policy_loss_sums`; log-ratios are 0 outside the mask."""
-    gap_BT = jnp.abs(log_ratio_BT)
-    metric_sums = {
-        "tokens": jnp.sum(mask_BT).astype(ratio.dtype),
-        "clipped": jnp.sum(mask_BT & clipped_BT).astype(ratio.dtype),
-        "ratio": jnp.sum(jnp.where(mask_BT, ratio, 0)),
-        "shaped_ratio": jnp.sum(jnp.where(mask_BT, shaped, 0)),
-        "logp_gap": jnp.sum(gap_BT),
-        "logp_gap_max": jnp.max(gap_BT),
-    }
-    return jax.lax.stop_gradient(metric_sums)
 
 
 def policy_loss(
@@ -223,7 +143,7 @@ def luffy_loss_sums(
     row_mask_B: jax.Array,
     *,
     gamma: float,
-    response_tokens: int | None,
+    aggregation: str,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """LUFFY's loss on mixed groups, as sums: the loss is `loss_sum / weight`.
 
@@ -236,9 +156,8 @@ def luffy_loss_sums(
       on_policy_mask_BT: True at the tokens that the policy sampled.
       off_policy_mask_BT: True at those that another agent wrote, observations excluded.
       advantage_B: over the group with its off-policy rows; or of each token, [B, T].
-      row_mask_B: False for rows that only pad a micro-batch.
+      row_mask_B, aggregation: see `policy_loss_sums`.
       gamma: > 0; the probability at which f is a half.
-      response_tokens: the weight of a row, in tokens; None: the weight is the masked tokens.
 
     Returns:
       loss_sum, weight, and the metric sums of `policy_loss_sums` with `off_policy` tokens and the
@@ -253,12 +172,10 @@ def luffy_loss_sums(
     pi_BT = jnp.exp(jnp.where(off_BT, logp_BT, 0))
     f_BT = pi_BT / (pi_BT + gamma)
     gain_BT = jnp.where(off_BT, f_BT, ratio_BT) * _of_tokens(advantage_B, both_BT)
-    loss_sum = jnp.sum(jnp.where(both_BT, -gain_BT, 0))
-    tokens = jnp.sum(both_BT).astype(loss_sum.dtype)
-    rows = jnp.sum(row_mask_B).astype(loss_sum.dtype)
-    weight = tokens if response_tokens is None else rows * response_tokens
+    loss_BT = jnp.where(both_BT, -gain_BT, 0)
+    loss_sum, weight = aggregate(loss_BT, both_BT, row_mask_B, aggregation)
     none_BT = jnp.zeros_like(on_BT)
-    metrics = _ratio_metrics(log_ratio_BT, on_BT, none_BT, ratio=ratio_BT, shaped=ratio_BT)
+    metrics = ratio_metrics(log_ratio_BT, on_BT, none_BT, ratio=ratio_BT, shaped=ratio_BT)
     off = {
         "off_policy": jnp.sum(off_BT).astype(loss_sum.dtype),
         "off_weight": jnp.sum(jnp.where(off_BT, f_BT, 0)),
@@ -276,11 +193,16 @@ def luffy_loss(
     gamma: float,
     response_tokens: int | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`luffy_loss_sums` of a whole batch, divided; metrics are `metric_means`."""
+    """`luffy_loss_sums` of a whole batch, divided; metrics are `metric_means`.
+
+    The divisor is the number of rows times `response_tokens`, the fixed length that the authors'
+    code takes; with None it is the number of tokens of both masks.
+    """
     arrays = (logp_BT, old_logp_BT, on_policy_mask_BT, off_policy_mask_BT, advantage_B)
-    loss_sum, weight, sums = luffy_loss_sums(
-        *arrays, jnp.ones(len(advantage_B), bool), gamma=gamma, response_tokens=response_tokens
+    loss_sum, tokens, sums = luffy_loss_sums(
+        *arrays, jnp.ones(len(advantage_B), bool), gamma=gamma, aggregation="token_mean"
     )
+    weight = tokens if response_tokens is None else len(advantage_B) * response_tokens
     return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
 
 
@@ -317,9 +239,9 @@ def replay_loss_sums(
     low_BT, high_BT = r_old_BT * (1 - clip), r_old_BT * (1 + clip)
     bounded_BT = clipped_ratio(r_BT, low_BT, high_BT, clipping="ppo") * A_BT
     loss_BT = jnp.where(mask_BT, -jnp.minimum(free_BT, bounded_BT), 0)
-    loss_sum, weight = _aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
+    loss_sum, weight = aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
     clipped_BT = bounded_BT < free_BT
-    metrics = _ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
+    metrics = ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
     return loss_sum, weight, metrics
 
 
@@ -359,29 +281,7 @@ def kl_penalty_sums(
     d_BT = jnp.where(mask_BT, ref_logp_BT, 0) - jnp.where(mask_BT, logp_BT, 0)
     d_BT = jnp.clip(d_BT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     kl_BT = jnp.where(mask_BT, jnp.expm1(d_BT) - d_BT, 0)
-    return _aggregate(kl_BT, mask_BT, row_mask_B, aggregation)
-
-
-def add_metric_sums(
-    left: dict[str, jax.Array], right: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """Joins the metric sums of two micro-batches; zeros are neutral."""
-    joins = {name: jnp.maximum if name in MAX_METRICS else jnp.add for name in left}
-    return {name: join(left[name], right[name]) for name, join in joins.items()}
-
-
-def metric_means(metric_sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metric sums as means over policy tokens; counts stay counts, a maximum a maximum.
-
-    `off_weight` is a mean over off-policy tokens.
-    """
-    tokens = jnp.maximum(metric_sums["tokens"], 1)
-    off_policy = jnp.maximum(metric_sums.get("off_policy", 0), 1)
-    untouched = MAX_METRICS | {"tokens", "off_policy"}
-    return {
-        k: v if k in untouched else v / (off_policy if k == "off_weight" else tokens)
-        for k, v in metric_sums.items()
-    }
+    return aggregate(kl_BT, mask_BT, row_mask_B, aggregation)
 
 
 def share_silenced_above(m: float, clip_high: float) -> float:

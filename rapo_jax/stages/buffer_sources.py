@@ -44,7 +44,7 @@ def sample_agents(run: Run) -> Callable[[], Sampling]:
     other agents and scores all trajectories; one process alone calls it.
     """
     b = run.settings.buffer
-    questions = load_questions(run.questions["expert"])[: b.questions]
+    questions = load_questions(run.questions[b.split])[: b.questions]
     for name in b.agents:
         if name != "none":
             print(

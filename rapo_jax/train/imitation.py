@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
@@ -17,15 +19,30 @@ from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import TrainState
 
 
-def train_imitation(run: Run) -> PolicyTraining:
-    """Trains to `rl.steps`, from the newest checkpoint if there is one."""
+def imitation_folder(run: Run) -> Path:
+    """The workdir of the imitation that comes before RL."""
+    return run.workdir / "imitation"
+
+
+def train_imitation_first(run: Run) -> None:
+    """Imitates the buffer for `rl.imitation_steps` in `imitation_folder`, unless that is done."""
+    rl = run.settings.rl
+    shorter = dataclasses.replace(rl, steps=rl.imitation_steps or rl.steps)
+    settings = dataclasses.replace(run.settings, rl=shorter)
+    workdir = imitation_folder(run)
+    workdir.mkdir(exist_ok=True)
+    train_imitation(dataclasses.replace(run, workdir=workdir, settings=settings), stage="imitation")
+
+
+def train_imitation(run: Run, *, stage: str = "rl") -> PolicyTraining:
+    """Trains to `rl.steps`, from the newest checkpoint if there is one; metrics are of `stage`."""
     s = run.settings
     buffer = load_buffer(run)
     examples = examples_of(run, [(t.question, as_segments(t)) for t in read_trajectories(run)])
     optimizer, _ = policy_optimizer(s)
     state = start_state(run, load_policy(run, run.cold_start), optimizer)
     updater = imitation_updater(run, optimizer, state)
-    training = PolicyTraining(run, state, buffer=buffer.identity)
+    training = PolicyTraining(run, state, buffer=buffer.identity, stage=stage)
     with closing(training):
         for step in training.steps():
             training.end_step(

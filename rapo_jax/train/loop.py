@@ -113,14 +113,21 @@ class PolicyTraining:
     """
 
     def __init__(
-        self, run: Run, state: TrainState, *, buffer: str, stream: QuestionStream | None = None
+        self,
+        run: Run,
+        state: TrainState,
+        *,
+        buffer: str,
+        stream: QuestionStream | None = None,
+        stage: str = "rl",
     ) -> None:
-        """`buffer` is the identity of the Step-Trace Buffer, "" without one."""
+        """`buffer` is the identity of the Step-Trace Buffer, "" without one; metrics and progress
+        are of `stage`."""
         s = run.settings
         self.run, self.state = run, state
         self.seconds, self.cpu_seconds = dict.fromkeys(PHASES, 0.0), 0.0
         """Of all steps, also those before a resume; wall seconds by phase of a step."""
-        self._buffer, self._stream, self._skips = buffer, stream, 0
+        self._buffer, self._stream, self._stage, self._skips = buffer, stream, stage, 0
         self._ended: EndedStep | None = None
         self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
         self._store = Checkpoints(
@@ -128,10 +135,10 @@ class PolicyTraining:
         )
         if self._store.latest() is not None:
             self._restore()
-        run.metrics.cut_back("rl", self.step)
+        run.metrics.cut_back(stage, self.step)
         if is_first():
-            cut_back(run.workdir / "trajectories.jsonl", "rl", self.step)
-        self._progress = Progress("rl", total=s.rl.steps, done=self.step)
+            cut_back(run.workdir / "trajectories.jsonl", stage, self.step)
+        self._progress = Progress(stage, total=s.rl.steps, done=self.step)
 
     @property
     def step(self) -> int:
@@ -153,7 +160,7 @@ class PolicyTraining:
             yield Step(number, held_out, time.perf_counter(), cpu_seconds())
         if every:
             values = self._evaluate() | {"cpu/total": self.cpu_seconds}
-            self.run.metrics.write("rl", s.rl.steps, values)
+            self.run.metrics.write(self._stage, s.rl.steps, values)
 
     def end_step(
         self, step: Step, state: TrainState, metrics: Callable[[], dict[str, float]]
@@ -187,7 +194,7 @@ class PolicyTraining:
         for phase in PHASES:
             self.seconds[phase] += values.get(f"time/{phase}", 0.0)
         self._skips = count_skips(self._skips, values["loss/skipped"], step=step.number)
-        self.run.metrics.write("rl", step.number, values)
+        self.run.metrics.write(self._stage, step.number, values)
         shown = {name.split("/")[1]: values[name] for name in values if name in SHOWN}
         self._progress.show(step.number + 1, **shown)
 
@@ -220,4 +227,4 @@ class PolicyTraining:
             self._stream.set_state(metadata["stream"])
         self.cpu_seconds = metadata["cpu_seconds"]
         self.seconds |= metadata["seconds"]
-        print(f"[rl] resumed at step {self.step}", flush=True)
+        print(f"[{self._stage}] resumed at step {self.step}", flush=True)

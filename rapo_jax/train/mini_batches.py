@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rapo_jax.config import Settings
-from rapo_jax.method.objective import row_weight
+from rapo_jax.method.sums import row_weight
 from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
@@ -25,7 +25,7 @@ def without_zero_advantage_rows(
     pass: they count in the denominator alone. One row is always kept, so that every update has
     metrics.
     """
-    keep_B = np.asarray(batch.advantage_B) != 0
+    keep_B = (np.asarray(batch.advantage_B) != 0).reshape(len(length_B), -1).any(1)
     if not keep_B.any():
         keep_B[np.argmin(length_B)] = True
     policy_BT = np.asarray(batch.source_BT) == Source.POLICY
@@ -106,5 +106,6 @@ def update_metrics(records: Sequence[UpdateRecord]) -> tuple[dict[str, float], n
         "update/padding": mean["padding"],
         "loss/skipped": float(len(skipped)),
         "update/zero_advantage_rows": mean["zero_advantage_rows"],
+        **{f"loss/{name}": mean[name] for name in ("off_policy", "off_weight") if name in mean},
     }
     return scalars, np.concatenate(skipped) if skipped else np.zeros(0, np.int64)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,36 +19,38 @@ import optax
 from rapo_jax.config import Settings
 from rapo_jax.io.jsonl import append_lines
 from rapo_jax.method.calibrate import Calibration
-from rapo_jax.method.tape import hybrid_mask
-from rapo_jax.tasks import Question
+from rapo_jax.method.rewards import overlong_penalty
+from rapo_jax.method.tape import hybrid_mask, response_mask
 from rapo_jax.tasks.stream import QuestionStream, question_stream
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
-from rapo_jax.train.distributed import allgather_rows, is_first
+from rapo_jax.train.distributed import is_first
+from rapo_jax.train.groups import Groups, Traces, equal_groups, read_traces, sample_groups
+from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import (
-    RowScores,
-    common_failure,
     host_metrics,
     rollout_metrics,
     schedule_metrics,
-    score_rows,
     shared_counts,
 )
+from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.run import Run
-from rapo_jax.train.sampler import FOREVER
 from rapo_jax.train.tapes import write_trajectories
-from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Batch, Params, TrainState, Trajectory
+from rapo_jax.train.update import Updater
+from rapo_jax.types import Array, Batch, Params, TrainState
 
 
 class RlParts(NamedTuple):
     """What all steps of RL use; only the position of the stream changes."""
 
+    method: Method
     stream: QuestionStream
+    traces: Traces | None
+    """Where the method puts the buffer's trajectories into its groups."""
     calibrate: Calibrator
     updater: Updater
     schedule: optax.Schedule
@@ -68,7 +70,12 @@ def probability_at(settings: Settings, step: int) -> float:
 
 
 def train_rl(run: Run) -> PolicyTraining:
-    """Trains to `rl.steps`, from the newest checkpoint if there is one."""
+    """Trains to `rl.steps`, from the newest checkpoint if there is one.
+
+    With method='sft_grpo' the policy imitates the buffer first, see `train_imitation_first`.
+    """
+    if run.settings.method == "sft_grpo":
+        train_imitation_first(run)
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
     parts, training = open_rl(run)
@@ -78,14 +85,20 @@ def train_rl(run: Run) -> PolicyTraining:
     return training
 
 
+def start_folder(run: Run) -> Path:
+    """Where the weights are from that RL begins with."""
+    return imitation_folder(run) if run.settings.method == "sft_grpo" else run.cold_start
+
+
 def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     s = run.settings
-    buffer = attach_buffer(run).identity if s.method != "grpo" else ""
+    method = METHODS[s.method]
+    buffer = attach_buffer(run).identity if s.reads_buffer else ""
     optimizer, schedule = policy_optimizer(s)
-    start = load_policy(run, run.cold_start)
+    start = load_policy(run, start_folder(run))
     state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
     updater = Updater(
-        rapo_loss(run.model, s.rl),
+        method.loss(run.model, s.rl),
         optimizer,
         state,
         mesh=run.mesh,
@@ -100,7 +113,8 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
         process_count=jax.process_count(),
     )
     reference = start if s.rl.kl else None
-    parts = RlParts(stream, make_calibrator(s), updater, schedule, reference)
+    traces = read_traces(run) if method.takes_traces else None
+    parts = RlParts(method, stream, traces, make_calibrator(s), updater, schedule, reference)
     return parts, PolicyTraining(run, state, buffer=buffer, stream=stream)
 
 
@@ -111,112 +125,133 @@ def rl_step(
 
     The function returned with it waits for it and returns the step's metrics.
     """
-    s, r = run.settings, run.settings.rollout
-    questions = next(parts.stream)
-    row_questions = [q for q in questions for _ in range(r.group_size)]
-    key = jax.random.fold_in(stage_key(s, StageKey.RL), step)
-    started = time.perf_counter()
-    rollout_key, order_key = jax.random.split(key)
+    s, started = run.settings, time.perf_counter()
+    rollout_key, order_key = jax.random.split(jax.random.fold_in(stage_key(s, StageKey.RL), step))
     probability = probability_at(s, step) if s.n_hybrid else 0.0
     jax.block_until_ready(state.params)  # the updates of the last step
     ready = time.perf_counter()
     weights = jax.block_until_ready(run.sampler.load(state.params))
     loaded = time.perf_counter()
-    trajectory = run.sampler.sample(
+    groups = sample_groups(
+        run,
+        parts.stream,
         weights,
         rollout_key,
-        questions,
-        group_size=r.group_size,
-        n_hybrid=s.n_hybrid,
-        temperature=r.temperature,
+        step=step,
         probability=probability,
-        noise=s.retrieval.noise,
-        last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+        traces=parts.traces,
     )
     del weights  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
-    sampled = time.perf_counter()
-    scores = _score(run, step, trajectory, row_questions)
-    reward_B = scores.reward_B.astype(np.float32)
     scored = time.perf_counter()
-    calibration, diagnostics = jax.device_get(parts.calibrate(trajectory, reward_B))
+    reward_B = shaped_reward(s, groups)
+    calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
+    advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(state.step)))
-    batch = _batch(trajectory, calibration)
-    length_B = np.asarray(trajectory.length_B, np.int64)
+    batch = _batch(groups, calibration, advantage_B)
     state, records = train_on_rollouts(
-        parts.updater, s, state, batch, length_B, order_key, parts.reference
+        parts.updater,
+        s,
+        state,
+        batch,
+        np.asarray(groups.trajectory.length_B, np.int64),
+        order_key,
+        parts.reference,
     )
     dispatched = time.perf_counter()
-    hybrid_B = hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
     if s.log.trajectories and step % s.log.trajectory_every == 0:
-        _write_trajectories(run, step, trajectory, row_questions, hybrid_B, reward_B, calibration)
+        _write_trajectories(run, step, groups, calibration, advantage_B)
     waited = counts.get("waited", 0.0)
     host_seconds = counts.get("seconds", 0.0) - waited
     known = {
-        **rollout_metrics(trajectory, scores, hybrid_B, calibration),
+        **group_metrics(s, groups, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
-        **schedule_metrics(run.sampler.counts, rows=len(reward_B)),
+        **schedule_metrics(groups.slot_counts, rows=len(reward_B)),
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
         "time/reshard": loaded - ready,
-        "time/rollout": sampled - loaded - host_seconds,
+        "time/rollout": scored - loaded - host_seconds - groups.scoring_seconds,
         "time/waiting": waited,
-        "time/host": host_seconds + scored - sampled,
+        "time/host": host_seconds + groups.scoring_seconds,
         "time/update": dispatched - scored + ready - started,
     }
 
     def metrics() -> dict[str, float]:
         updates, skipped_rows = update_metrics(records)
         if skipped_rows.size:
-            _write_skipped(run, step, skipped_rows, row_questions, batch, length_B, reward_B)
+            _write_skipped(run, step, skipped_rows, groups, batch)
         return known | updates
 
     return state, metrics
 
 
-def _score(
-    run: Run, step: int, trajectory: Trajectory, local_questions: list[Question]
-) -> RowScores:
-    first_row = jax.process_index() * len(local_questions)
-    scores = score_rows(run, trajectory, enumerate(local_questions, first_row))
-    failure = common_failure(run.tokens, trajectory, scores) if step == 0 else ""
-    if failure and is_first():
-        print(f"[rl] warning: in the first batch {failure}", flush=True)
-    return scores
+def shaped_reward(s: Settings, groups: Groups) -> np.ndarray:
+    """The outcome reward, and the penalty of long responses where `rl.overlong` asks for it."""
+    reward_B = groups.scores.reward_B.astype(np.float32)
+    longest = s.rollout.max_tokens - s.rollout.prompt_tokens
+    if not (room := round(s.rl.overlong * longest)):
+        return reward_B
+    length_B = response_mask(groups.trajectory.source_BT).sum(1)
+    penalty_B = overlong_penalty(length_B, max_tokens=longest, buffer_tokens=room)
+    return reward_B + np.asarray(penalty_B, np.float32)
 
 
-def _batch(trajectory: Trajectory, calibration: Calibration) -> Batch:
+def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict[str, float]:
+    """`rollout_metrics` of the rows that the policy sampled, and how the groups were completed."""
+    hybrid_B = _hybrid_rows(s)
+    sampled_B = groups.off_policy_B == 0
+    parts = (groups.trajectory, groups.scores, hybrid_B, calibration)
+    metrics = rollout_metrics(*jax.tree.map(lambda x: np.asarray(x)[sampled_B], parts))
+    if s.rl.resample:
+        metrics["rollout/further_batches"] = float(groups.further_batches)
+        metrics["rollout/equal_groups"] = float(equal_groups(groups, s.rollout.group_size).mean())
+    if METHODS[s.method].takes_traces:
+        metrics["rollout/groups_with_trace"] = float(
+            groups.off_policy_B.sum() / len(groups.questions)
+        )
+    return metrics
+
+
+def _hybrid_rows(s: Settings) -> np.ndarray:
+    r = s.rollout
+    return hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
+
+
+def _batch(groups: Groups, calibration: Calibration, advantage_B: Array) -> Batch:
     return Batch(
-        trajectory.token_BT,
-        trajectory.source_BT,
-        trajectory.logp_BT,
-        calibration.advantage_B,
+        groups.trajectory.token_BT,
+        groups.trajectory.source_BT,
+        groups.trajectory.logp_BT,
+        advantage_B,
         calibration.retrieved_share_B.astype(np.float32),
+        groups.off_policy_B,
     )
 
 
 def _write_skipped(
-    run: Run,
-    step: int,
-    skipped_rows: np.ndarray,
-    local_questions: list[Question],
-    batch: Batch,
-    length_B: np.ndarray,
-    reward_B: np.ndarray,
+    run: Run, step: int, skipped_rows: np.ndarray, groups: Groups, batch: Batch
 ) -> None:
     """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
-    ids = allgather_rows([question.id for question in local_questions])
     if not is_first():
         return
-    path = run.workdir / "skipped.jsonl"
+    path, group_size = run.workdir / "skipped.jsonl", run.settings.rollout.group_size
     lines = ""
     for b in sorted(set(skipped_rows.tolist())):
-        numbers = (reward_B[b], batch.advantage_B[b], batch.old_logp_BT[b].sum())
-        # as text: NaN and infinity are no JSON
-        reward, advantage, logp = (str(float(number)) for number in numbers)
-        row = {"step": step, "row": b, "question_id": ids[b], "length": int(length_B[b])}
-        row |= {"reward": reward, "advantage": advantage, "logp": logp}
+        # As text: NaN and infinity are no JSON. Of advantages of tokens, the largest.
+        advantage_X = np.atleast_1d(batch.advantage_B[b])
+        numbers = {
+            "reward": groups.scores.reward_B[b],
+            "advantage": advantage_X[np.argmax(np.abs(advantage_X))],
+            "logp": batch.old_logp_BT[b].sum(),
+        }
+        row = {
+            "step": step,
+            "row": b,
+            "question_id": groups.questions[b // group_size].id,
+            "length": int(groups.trajectory.length_B[b]),
+            **{name: str(float(number)) for name, number in numbers.items()},
+        }
         lines += json.dumps(row) + "\n"
     append_lines(path, lines)
     print(
@@ -226,27 +261,20 @@ def _write_skipped(
 
 
 def _write_trajectories(
-    run: Run,
-    step: int,
-    trajectory: Trajectory,
-    local_questions: list[Question],
-    hybrid_B: np.ndarray,
-    reward_B: np.ndarray,
-    calibration: Calibration,
+    run: Run, step: int, groups: Groups, calibration: Calibration, advantage_B: Array
 ) -> None:
-    questions = allgather_rows([dataclasses.asdict(question) for question in local_questions])
     if not is_first():
         return
     lines = io.StringIO()
     write_trajectories(
         lines,
         run.tokens,
-        trajectory,
-        [Question(**each) for each in questions],
+        groups.trajectory,
+        [q for q in groups.questions for _ in range(run.settings.rollout.group_size)],
         labels={"step": step, "stage": "rl"},
-        hybrid_B=hybrid_B,
-        reward_B=reward_B,
-        advantage_B=calibration.advantage_B,
+        hybrid_B=_hybrid_rows(run.settings),
+        reward_B=groups.scores.reward_B.astype(np.float32),
+        advantage_B=advantage_B if advantage_B.ndim == 1 else calibration.advantage_B,
         retrieval_B=calibration.retrieval_reward_B,
         z_BS=calibration.retrieval_reward_BS,
     )

@@ -41,7 +41,10 @@ class Examples(NamedTuple):
 
     token_BT: np.ndarray
     source_BT: np.ndarray
+    step_BT: np.ndarray
     length_B: np.ndarray
+    number_B: np.ndarray
+    """Which of the given trajectories each is."""
 
 
 def encode_examples(
@@ -58,10 +61,10 @@ def encode_examples(
     Trajectories longer than a row are left out; the caller compares the counts.
     """
     kept = []
-    for question, segments in trajectories:
+    for trajectory, (question, segments) in enumerate(trajectories):
         ids = tokens.prompt_ids(system, question)
         opened, _ = tokens.opened(ids)
-        source = [Source.PROMPT] * len(ids)
+        source, step = [Source.PROMPT] * len(ids), [0] * len(ids)
         for number, segment in enumerate(segments):
             if segment.source == Source.TOOL:
                 text = segment.text.removeprefix("<result> ").removesuffix("</result>")
@@ -74,14 +77,15 @@ def encode_examples(
                 fresh = tokens.encode_protocol(text)
             ids += fresh
             source += [segment.source] * len(fresh)
+            step += [segment.step] * len(fresh)
         if len(ids) <= max_tokens:
-            kept.append((ids, source))
-    token_BT = np.zeros((len(kept), max_tokens), np.int32)
-    source_BT = np.zeros((len(kept), max_tokens), np.int32)
-    for row, (ids, source) in enumerate(kept):
-        token_BT[row, : len(ids)] = ids
-        source_BT[row, : len(ids)] = source
-    return Examples(token_BT, source_BT, np.array([len(ids) for ids, _ in kept], np.int64))
+            kept.append((trajectory, (ids, source, step)))
+    token_BT, source_BT, step_BT = tables = np.zeros((3, len(kept), max_tokens), np.int32)
+    for row, (_, columns) in enumerate(kept):
+        tables[:, row, : len(columns[0])] = columns
+    length_B = np.array([len(ids) for _, (ids, *_) in kept], np.int64)
+    number_B = np.array([number for number, _ in kept], np.int64)
+    return Examples(token_BT, source_BT, step_BT, length_B, number_B)
 
 
 def batch_of(examples: Examples, index: np.ndarray) -> tuple[Batch, np.ndarray]:

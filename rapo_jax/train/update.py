@@ -17,12 +17,8 @@ import optax
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RlSettings
-from rapo_jax.method.objective import (
-    add_metric_sums,
-    kl_penalty_sums,
-    metric_means,
-    policy_loss_sums,
-)
+from rapo_jax.method.objective import kl_penalty_sums, luffy_loss_sums, policy_loss_sums
+from rapo_jax.method.sums import add_metric_sums, metric_means
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
@@ -60,6 +56,8 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             clip_low=rl.clip_low,
             clip_high=rl.clip_high,
             aggregation=rl.aggregation,
+            clipping=rl.clipping,
+            dual_clip=rl.dual_clip or None,
         )
         if reference is not None:
             reference_BT = log_probs(model, reference, batch.token_BT, mask_BT)
@@ -69,6 +67,32 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             )
             loss_sum = loss_sum + rl.kl * kl_sum
             metrics = metrics | {"kl": jax.lax.stop_gradient(kl_sum)}
+        return loss_sum, (weight, metrics)
+
+    return loss
+
+
+def luffy_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
+    """LUFFY's loss on a micro-batch.
+
+    The authors divide by a fixed length of responses; here `rl.aggregation` decides, for an agent's
+    tapes are far from their longest.
+    """
+
+    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        logp_BT = log_probs(model, params, batch.token_BT, mask_BT)
+        off_BT = mask_BT & (batch.off_policy_B > 0)[:, None]
+        loss_sum, weight, metrics = luffy_loss_sums(
+            logp_BT,
+            batch.old_logp_BT,
+            mask_BT & ~off_BT,
+            off_BT,
+            batch.advantage_B,
+            row_mask_B,
+            gamma=rl.trace_gamma,
+            aggregation=rl.aggregation,
+        )
         return loss_sum, (weight, metrics)
 
     return loss

@@ -12,8 +12,8 @@ import pytest
 from configs import default
 from rapo_jax.config import KEYS, STAGES, Settings
 from rapo_jax.config.read import read_settings
-from rapo_jax.method.objective import AGGREGATIONS
 from rapo_jax.method.rewards import QUALITIES, TIMINGS
+from rapo_jax.method.sums import AGGREGATIONS
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.stages.buffer_sources import AGENTS
 from rapo_jax.tasks import METRICS, TASKS
@@ -141,7 +141,11 @@ def test_whole_numbers_may_stand_for_floats_and_lists_for_tuples(small_settings)
         ),
         ({"evaluate.judge.url": "localhost"}, "evaluate.judge.url='localhost': the base of an"),
         ({"evaluate.judge.url": "http://x"}, "evaluate.judge.model='': name the model"),
-        ({"method": "rappo"}, "method='rappo': expected one of rapo, grpo, sft; did you mean 'r"),
+        (
+            {"method": "rappo"},
+            "method='rappo': expected one of rapo, grpo, dapo, gppo, gigpo, luffy, sft, sft_grpo; "
+            "did you mean 'r",
+        ),
         ({"rl.quality": "increasing"}, "rl.quality='increasing': expected one of decrease, "),
         ({"stages": ("rl", "eval")}, "stages='eval': expected one of sft, buffer, rl, evaluate, "),
     ],

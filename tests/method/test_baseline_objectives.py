@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rapo_jax.method import objective
-from rapo_jax.method.objective import AGGREGATIONS, CLIPPINGS, add_metric_sums
+from rapo_jax.method.clipping import CLIPPINGS
+from rapo_jax.method.sums import AGGREGATIONS, add_metric_sums
 from tests.method.batches import policy_loss, random_batch
 
 GRPO = {"m": 0.0, "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean"}
@@ -233,7 +234,7 @@ def test_the_gradient_of_a_replayed_token_is_its_ratio_to_the_behaviour_policy()
 def test_micro_batches_of_the_other_losses_add_up_to_the_whole_batch(name):
     if name == "luffy":
         arrays = mixed_batch(6)
-        sums_of = partial(objective.luffy_loss_sums, gamma=0.1, response_tokens=40)
+        sums_of = partial(objective.luffy_loss_sums, gamma=0.1, aggregation="sequence_mean")
     else:
         logp_BT, old_BT, mask_BT, advantage_B, _ = random_batch(6)
         arrays = (logp_BT, old_BT, old_BT - 0.1, mask_BT, advantage_B)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapo_jax.method import objective
-from rapo_jax.method.objective import AGGREGATIONS, add_metric_sums, metric_means
+from rapo_jax.method.sums import AGGREGATIONS, add_metric_sums, metric_means
 from tests.method.batches import PAPER, loss_and_gradient, policy_loss, random_batch
 
 kl_penalty_sums = jax.jit(objective.kl_penalty_sums, static_argnames="aggregation")

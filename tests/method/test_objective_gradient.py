@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapo_jax.method.objective import AGGREGATIONS, LOG_RATIO_LIMIT, share_silenced_above
+from rapo_jax.method.objective import LOG_RATIO_LIMIT, share_silenced_above
+from rapo_jax.method.sums import AGGREGATIONS
 from tests.method.batches import PAPER, loss_and_gradient, policy_loss, random_batch
 
 

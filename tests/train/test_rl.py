@@ -13,7 +13,7 @@ import pytest
 
 from rapo_jax.stages import table
 from rapo_jax.stages.job import run_stages
-from rapo_jax.train import programs, rl
+from rapo_jax.train import groups, programs, rl
 from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
 from rapo_jax.train.checkpoint import Checkpoints
@@ -142,7 +142,7 @@ def test_a_run_that_fails_writes_the_metrics_of_every_step_that_it_took(
     branch, metrics_of, monkeypatch
 ):
     run = branch({"checkpoint.every": 4})
-    scored = rl.score_rows
+    scored = groups.score_rows
 
     def fails_in_its_third_step(*arguments):
         if run.metrics.written == 1:
@@ -157,7 +157,7 @@ def test_a_run_that_fails_writes_the_metrics_of_every_step_that_it_took(
             self.written += 1
 
     object.__setattr__(run, "metrics", Counting(run.workdir, tensorboard=False))
-    monkeypatch.setattr(rl, "score_rows", fails_in_its_third_step)
+    monkeypatch.setattr(groups, "score_rows", fails_in_its_third_step)
     with pytest.raises(Killed):
         train(run)
     run.metrics.close()
@@ -196,7 +196,7 @@ def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
     assert all(row["hybrid"] for row, found in zip(rows, retrieved, strict=True) if found)
 
 
-def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeypatch):
+def test_ten_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeypatch):
     class Reached(Exception):
         pass
 
@@ -226,7 +226,16 @@ def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monke
         "from_python",
     ]
     monkeypatch.setattr(table, "check_cold_start", lambda run: {})
-    assert frames() == ["run_stages", "_rl", "train_rl", "rl_step", "sample", "from_python"]
+    assert frames() == [
+        "run_stages",
+        "_rl",
+        "train_rl",
+        "rl_step",
+        "sample_groups",
+        "sample_batch",
+        "sample",
+        "from_python",
+    ]
 
 
 def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):

@@ -79,7 +79,7 @@ def test_trajectories_longer_than_a_row_are_left_out(house, tapes, written):
 
 def lengths(*values):
     blank = np.zeros((len(values), 1), np.int32)
-    return Examples(blank, blank, np.array(values))
+    return Examples(blank, blank, blank, np.array(values), np.arange(len(values)))
 
 
 def test_an_epoch_shows_every_example_once_in_batches_of_similar_length():
@@ -151,6 +151,9 @@ def test_a_cold_start_that_was_killed_goes_on_and_ends_the_same(branch, tmp_path
         def write(self, stage, step, values):
             if step >= 5:
                 raise Killed
+
+        def cut_back(self, stage, step):
+            pass
 
         def close(self):
             pass

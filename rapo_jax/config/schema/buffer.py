@@ -14,6 +14,11 @@ from rapo_jax.config.schema.tools import ENCODERS, MINILM_FOLDER
 class RetrievalSettings:
     """When a hybrid rollout retrieves a step trace, and how the nearest one is searched."""
 
+    always: bool = key(
+        False,
+        "rollout.n_hybrid rollouts of a group may retrieve whatever the method is; else those of "
+        "method='rapo' alone",
+    )
     probability: float = fraction(
         0.5, "chance of a retrieval at a step boundary of a hybrid rollout", paper="sec. 4.1.3"
     )
@@ -110,6 +115,14 @@ class BufferSettings:
         (), "JSON lines (also .gz) of trajectories to add (docs/buffer.md has the formats)"
     )
     malformed: str = key("skip", "what to do with their malformed lines", choices=MALFORMED)
+    split: str = key(
+        "expert",
+        "whose questions to sample",
+        choices={
+            "expert": "the task's set for it; of data sets, the training questions",
+            "train": "the training questions",
+        },
+    )
     questions: int = key(100_000, "most questions to sample", at_least=1)
     samples: int = key(16, "N, trajectories of a question", paper="sec. 4.1.1", at_least=1)
     keep: int = key(5, "K, best trajectories kept of a question", paper="sec. 4.1.1", at_least=1)

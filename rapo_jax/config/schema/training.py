@@ -134,6 +134,40 @@ class RlSettings:
     )
     clip_low: float = key(0.28, "ratios are clipped at 1 - clip_low", paper="eq. 11", at_least=0)
     clip_high: float = key(0.28, "ratios are clipped at 1 + clip_high", paper="eq. 11", at_least=0)
+    clipping: str = key(
+        "ppo",
+        "which tokens beyond a bound of the clip keep a gradient",
+        choices={
+            "ppo": "none",
+            "gppo": "all, that of the bound",
+            "aepo": "those above the upper bound, that of the bound",
+        },
+    )
+    dual_clip: float = key(
+        0.0,
+        "c: the loss of a token of negative advantage A is at most -c A; 0 = no such bound",
+        at_least=0,
+    )
+    overlong: float = fraction(
+        0.0,
+        "share of the longest response within which its reward falls by 1 towards the end (DAPO); "
+        "0 = not",
+    )
+    resample: int = key(
+        0,
+        "rollout batches of further questions, at most, that a step samples in place of groups of "
+        "equal rewards (DAPO)",
+        at_least=0,
+    )
+    step_weight: float = key(1.0, "omega, weight of the advantage of a step (gigpo)", at_least=0)
+    step_discount: float = fraction(0.95, "discount of a reward by each step after one (gigpo)")
+    step_std: bool = key(False, "divide both advantages of gigpo by the std of their groups")
+    trace_gamma: float = key(
+        0.1, "gamma: a buffer's token of probability p weighs p / (p + gamma) (luffy)", above=0
+    )
+    imitation_steps: int = key(
+        0, "training steps of imitation before RL (sft_grpo); 0 = as many as rl.steps", at_least=0
+    )
     kl: float = key(0.0, "beta, KL penalty to the cold start", paper="eq. 11", at_least=0)
     aggregation: str = key(
         "sequence_mean",

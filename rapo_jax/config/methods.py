@@ -1,0 +1,52 @@
+"""The training methods, and the published settings of each; see docs/methods.md.
+
+`train.methods` joins each to its functions. The settings apply to keys that neither the config, an
+override file nor a flag sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rapo_jax.io.files import Json
+
+
+class MethodSettings(NamedTuple):
+    """What a method is, and its settings."""
+
+    meaning: str
+    hybrid: bool = False
+    """Whether `rollout.n_hybrid` rollouts of a group may retrieve."""
+    buffer: bool = False
+    """Whether it needs the Step-Trace Buffer."""
+    settings: Mapping[str, Json] = {}
+    """Dotted key -> value, where it is not the default."""
+
+
+METHODS = {
+    "rapo": MethodSettings("hybrid-policy rollouts, calibrated gradient", hybrid=True, buffer=True),
+    "grpo": MethodSettings("group-relative advantages alone: RAPO without hybrid rollouts"),
+    "dapo": MethodSettings(
+        "GRPO with a higher upper clip, a mean over tokens, resampled groups, a penalty of length",
+        settings={
+            "rl.clip_low": 0.2,
+            "rl.clip_high": 0.28,
+            "rl.aggregation": "token_mean",
+            "rl.resample": 10,
+            "rl.overlong": 0.2,
+        },
+    ),
+    "gppo": MethodSettings(
+        "GRPO whose clipped tokens keep a bounded gradient",
+        settings={"rl.clipping": "gppo", "rl.dual_clip": 3.0, "rl.aggregation": "token_mean"},
+    ),
+    "gigpo": MethodSettings("GRPO, and steps from the same state compared with each other"),
+    "luffy": MethodSettings(
+        "GRPO whose groups hold one trajectory of the buffer",
+        buffer=True,
+        settings={"rl.aggregation": "token_mean"},
+    ),
+    "sft": MethodSettings("imitation of the buffer's trajectories", buffer=True),
+    "sft_grpo": MethodSettings("imitation of the buffer's trajectories, then GRPO", buffer=True),
+}

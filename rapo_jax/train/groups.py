@@ -1,0 +1,221 @@
+"""The rollouts of a training step: Q groups of G rows, sampled, completed and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rapo_jax.config import Settings
+from rapo_jax.tasks import Question
+from rapo_jax.tasks.stream import QuestionStream
+from rapo_jax.train.buffer import read_trajectories
+from rapo_jax.train.distributed import allgather_rows, is_first, local_part
+from rapo_jax.train.measures import RowScores, common_failure, score_rows
+from rapo_jax.train.run import Run
+from rapo_jax.train.sampler import FOREVER
+from rapo_jax.train.sft import Examples, as_segments, examples_of
+from rapo_jax.types import Params, Status, Trajectory
+
+
+class Groups(NamedTuple):
+    """The rollouts of all processes; row b belongs to group b // G."""
+
+    questions: tuple[Question, ...]
+    trajectory: Trajectory
+    """numpy arrays."""
+    scores: RowScores
+    off_policy_B: np.ndarray
+    """1 at rows that are trajectories of the buffer."""
+    slot_counts: Mapping[str, int]
+    """`Sampler.counts` of all batches that were sampled."""
+    further_batches: int
+    """Batches that were sampled after the first one."""
+    scoring_seconds: float
+
+
+class Traces(NamedTuple):
+    """The buffer's trajectories as tapes, and which of them answer a question, by its id."""
+
+    examples: Examples
+    of_question: Mapping[str, list[int]]
+
+
+def read_traces(run: Run) -> Traces:
+    """The buffer's trajectories that fit into a row."""
+    trajectories = read_trajectories(run)
+    examples = examples_of(run, [(each.question, as_segments(each)) for each in trajectories])
+    of_question = defaultdict(list)
+    for row, number in enumerate(examples.number_B):
+        of_question[trajectories[number].question_id].append(row)
+    return Traces(examples, dict(of_question))
+
+
+def sample_groups(
+    run: Run,
+    stream: QuestionStream,
+    weights: Params,
+    key: jax.Array,
+    *,
+    step: int,
+    probability: float,
+    traces: Traces | None,
+) -> Groups:
+    """The next batch of questions, G rollouts each, as `config.method` completes them.
+
+    With `rl.resample`, groups of equal rewards make room for groups of the next questions, from as
+    many further batches at most. With `traces`, the last row of a group is one of the question's
+    trajectories of the buffer, where it has one.
+    """
+    sample = partial(
+        sample_batch, run, stream, weights, key, step=step, probability=probability, traces=traces
+    )
+    groups = sample()
+    if run.settings.rl.resample:
+        return resampled(groups, sample, run.settings)
+    return groups
+
+
+def sample_batch(
+    run: Run,
+    stream: QuestionStream,
+    weights: Params,
+    key: jax.Array,
+    number: int = 0,
+    *,
+    step: int,
+    probability: float,
+    traces: Traces | None,
+) -> Groups:
+    """The groups of the next batch of questions; `number` counts the batches of a step."""
+    s, local_questions = run.settings, next(stream)
+    trajectory = run.sampler.sample(
+        weights,
+        jax.random.fold_in(key, number) if number else key,
+        local_questions,
+        group_size=s.rollout.group_size,
+        n_hybrid=s.n_hybrid,
+        temperature=s.rollout.temperature,
+        probability=probability,
+        noise=s.retrieval.noise,
+        last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+    )
+    rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
+    questions = tuple(Question(**row) for row in rows)
+    off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
+    if traces is not None:
+        rng = np.random.default_rng([s.seed, 0x70F, step, number])
+        put = put_traces(trajectory, questions, traces, rng, group_size=s.rollout.group_size)
+        trajectory, off_policy_B = put
+    started = time.perf_counter()
+    return Groups(
+        questions,
+        trajectory,
+        _score(run, step, trajectory, questions),
+        off_policy_B,
+        slot_counts=run.sampler.counts,
+        further_batches=0,
+        scoring_seconds=time.perf_counter() - started,
+    )
+
+
+def _score(
+    run: Run, step: int, trajectory: Trajectory, questions: tuple[Question, ...]
+) -> RowScores:
+    row_questions = [q for q in questions for _ in range(run.settings.rollout.group_size)]
+    local = local_part(list(enumerate(row_questions)))
+    scores = score_rows(run, trajectory, local)
+    failure = common_failure(run.tokens, trajectory, scores) if step == 0 else ""
+    if failure and is_first():
+        print(f"[rl] warning: in the first batch {failure}", flush=True)
+    return scores
+
+
+def put_traces(
+    trajectory: Trajectory,
+    questions: tuple[Question, ...],
+    traces: Traces,
+    rng: np.random.Generator,
+    *,
+    group_size: int,
+) -> tuple[Trajectory, np.ndarray]:
+    """Replaces the last row of each group by a trajectory of the buffer, drawn from its question's.
+
+    Returns the trajectory, and off_policy_B: 1 at the rows that were replaced. A question without
+    a trajectory keeps its group.
+    """
+    rows, chosen = [], []
+    for q, question in enumerate(questions):
+        if found := traces.of_question.get(question.id):
+            rows.append((q + 1) * group_size - 1)
+            chosen.append(found[rng.integers(len(found))])
+    off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
+    off_policy_B[rows] = 1
+
+    def put(table: np.ndarray, value: object) -> np.ndarray:
+        table = np.array(table)
+        table[rows] = value
+        return table
+
+    t, e = trajectory, traces.examples
+    return Trajectory(
+        token_BT=put(t.token_BT, e.token_BT[chosen]),
+        source_BT=put(t.source_BT, e.source_BT[chosen]),
+        step_BT=put(t.step_BT, e.step_BT[chosen]),
+        logp_BT=put(t.logp_BT, 0),
+        entropy_BT=put(t.entropy_BT, 0),
+        status_B=put(t.status_B, int(Status.ANSWERED)),
+        length_B=put(t.length_B, e.length_B[chosen]),
+    ), off_policy_B
+
+
+def resampled(groups: Groups, sample: Callable[[int], Groups], s: Settings) -> Groups:
+    """The groups, those of equal rewards replaced by others, while there are any.
+
+    The others are those with a spread in `sample(1)`, `sample(2)`, ..., at most `rl.resample` of
+    them (DAPO's dynamic sampling). Groups for which none was found stay.
+    """
+    for number in range(1, s.rl.resample + 1):
+        equal_Q = equal_groups(groups, s.rollout.group_size)
+        if not equal_Q.any():
+            break
+        more = sample(number)
+        taken_K = np.flatnonzero(~equal_groups(more, s.rollout.group_size))[: equal_Q.sum()]
+        groups = _replaced(groups, np.flatnonzero(equal_Q)[: len(taken_K)], more, taken_K)
+        groups = groups._replace(further_batches=number)
+    return groups
+
+
+def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
+    """Whether all rewards of a group are equal, so that nothing can be learned from it; [Q]."""
+    return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
+
+
+def _replaced(groups: Groups, place_K: np.ndarray, more: Groups, taken_K: np.ndarray) -> Groups:
+    """The groups at `place_K` replaced by the groups `taken_K` of `more`."""
+    questions = list(groups.questions)
+    for place, taken in zip(place_K, taken_K, strict=True):
+        questions[place] = more.questions[taken]
+
+    def put(table: np.ndarray, others: np.ndarray) -> np.ndarray:
+        grouped = np.array(table).reshape(len(questions), -1, *table.shape[1:])
+        grouped[place_K] = np.reshape(others, grouped.shape)[taken_K]
+        return grouped.reshape(table.shape)
+
+    rows = (groups.trajectory, groups.scores, groups.off_policy_B)
+    others = (more.trajectory, more.scores, more.off_policy_B)
+    trajectory, scores, off_policy_B = jax.tree.map(put, rows, others)
+    return groups._replace(
+        questions=tuple(questions),
+        trajectory=trajectory,
+        scores=scores,
+        off_policy_B=off_policy_B,
+        slot_counts=dict(Counter(groups.slot_counts) + Counter(more.slot_counts)),
+        scoring_seconds=groups.scoring_seconds + more.scoring_seconds,
+    )

@@ -1,0 +1,105 @@
+"""The training methods as functions: what each one's advantage, loss and groups are.
+
+`config.methods` has their meanings and published settings; docs/methods.md their equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax.config import ModelSettings, RlSettings, Settings
+from rapo_jax.method.advantages import centred_rewards, gigpo_advantage
+from rapo_jax.method.calibrate import Calibration
+from rapo_jax.train.update import LossSums, luffy_loss, rapo_loss
+from rapo_jax.types import Array, Source, Trajectory
+
+Advantage = Callable[[Settings, Trajectory, Array, Calibration], Array]
+"""(settings, trajectory, reward_B, calibration) -> A of each row, [B], or of each token, [B, T]."""
+
+
+class Method(NamedTuple):
+    """A method that learns from rollouts."""
+
+    advantage: Advantage
+    loss: Callable[[ModelSettings, RlSettings], LossSums]
+    takes_traces: bool = False
+    """Whether the last row of a group is a trajectory of the buffer, where there is one."""
+
+
+def calibrated(
+    s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
+) -> Array:
+    """Eq. 10; without retrieval GRPO's advantage."""
+    return calibration.advantage_B
+
+
+def centred(
+    s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
+) -> Array:
+    """The reward less the group's mean: LUFFY's, without a standard deviation."""
+    reward_QG = jnp.reshape(reward_B, (-1, s.rollout.group_size))
+    return np.asarray(centred_rewards(reward_QG)).reshape(-1)
+
+
+def of_steps(
+    s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
+) -> Array:
+    """GiGPO's: the reward comes at the end, and a state is the last observation."""
+    G, num_steps = s.rollout.group_size, 2 * (s.rollout.max_calls + 1)
+    anchor_BS, left_BS = anchors(trajectory, group_size=G, num_steps=num_steps)
+    return_BS = np.float32(s.rl.step_discount) ** left_BS * np.asarray(reward_B)[:, None]
+    advantage_BS = gigpo_advantage(
+        jnp.reshape(reward_B, (-1, G)),
+        jnp.asarray(return_BS),
+        jnp.asarray(anchor_BS),
+        omega=s.rl.step_weight,
+        normalise=s.rl.step_std,
+    )
+    policy_BT = trajectory.source_BT == Source.POLICY
+    step_BT = np.minimum(trajectory.step_BT, num_steps - 1)
+    return np.where(policy_BT, np.take_along_axis(np.asarray(advantage_BS), step_BT, axis=1), 0)
+
+
+def anchors(
+    trajectory: Trajectory, *, group_size: int, num_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The state that each policy step starts from, and how many policy steps follow it.
+
+    Returns:
+      anchor_BS, equal for two steps of a question whose contexts end with the same observation (or
+      retrieved trace), -1 where a row has no policy step; and left_BS, 0 there.
+    """
+    token_BT, source_BT = np.asarray(trajectory.token_BT), np.asarray(trajectory.source_BT)
+    step_BT = np.asarray(trajectory.step_BT)
+    anchor_BS = np.full((len(token_BT), num_steps), -1, np.int32)
+    left_BS = np.zeros((len(token_BT), num_steps), np.int32)
+    for b, (token_T, source_T, step_T) in enumerate(zip(token_BT, source_BT, step_BT, strict=True)):
+        if b % group_size == 0:
+            known: dict[bytes, int] = {}
+        policy_T = source_T == Source.POLICY
+        steps = [step for step in np.unique(step_T[policy_T]) if step < num_steps]
+        for number, step in enumerate(steps):
+            begin = np.flatnonzero(policy_T & (step_T == step))[0]
+            before_T = (source_T == Source.TOOL) | (source_T == Source.RETRIEVED)
+            before_T[begin:] = False
+            last_T = before_T & (step_T == step_T[before_T].max(initial=-1))
+            state = token_T[last_T].tobytes()
+            anchor_BS[b, step] = known.setdefault(state, len(known))
+            left_BS[b, step] = len(steps) - 1 - number
+    return anchor_BS, left_BS
+
+
+METHODS = {
+    "rapo": Method(calibrated, rapo_loss),
+    "grpo": Method(calibrated, rapo_loss),
+    "dapo": Method(calibrated, rapo_loss),
+    "gppo": Method(calibrated, rapo_loss),
+    "gigpo": Method(of_steps, rapo_loss),
+    "luffy": Method(centred, luffy_loss, takes_traces=True),
+    "sft_grpo": Method(calibrated, rapo_loss),
+}
+"""By `config.method`; `sft` alone samples nothing."""

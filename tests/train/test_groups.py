@@ -1,0 +1,139 @@
+"""The groups of a step: resampled ones, trajectories of the buffer in them, and anchor states."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rapo_jax.tasks import Question
+from rapo_jax.train.groups import Groups, Traces, equal_groups, put_traces, resampled
+from rapo_jax.train.measures import RowScores
+from rapo_jax.train.methods import anchors
+from rapo_jax.train.sft import Examples
+from rapo_jax.types import Source, Status, Trajectory
+
+G, T = 3, 6
+PROMPT, POLICY, TOOL = int(Source.PROMPT), int(Source.POLICY), int(Source.TOOL)
+
+
+def questions(*names):
+    return tuple(Question(id=name, question=name, answers=("a",), kind="k", source="s") for name in names)
+
+
+def tape(rows):
+    """A tape whose tokens are the number of their row."""
+    row_BT = np.repeat(np.arange(rows)[:, None], T, axis=1).astype(np.int32)
+    ones_BT = np.ones((rows, T), np.float32)
+    status_B = np.full(rows, int(Status.STOPPED), np.int32)
+    return Trajectory(
+        row_BT, np.full_like(row_BT, POLICY), 0 * row_BT, -ones_BT, ones_BT, status_B,
+        np.full(rows, T, np.int32),
+    )  # fmt: skip
+
+
+def groups_of(rewards, *, first):
+    """Groups q0, q1, ... from the number `first` on; their tokens are 100 * that number + row."""
+    reward_B = np.asarray(rewards, float).reshape(-1)
+    trajectory = tape(len(reward_B))
+    trajectory = trajectory.replace(token_BT=trajectory.token_BT + 100 * first)
+    names = [f"q{first + number}" for number in range(len(rewards))]
+    scores = RowScores(reward_B, reward_B > 0, np.full(len(reward_B), ""))
+    counts = {"sampled": 10, "slot_ticks": 20}
+    return Groups(questions(*names), trajectory, scores, np.zeros(len(reward_B)), counts, 0, 1.0)
+
+
+def settings_with(small_settings, resample):
+    return small_settings({"rl.resample": resample, "rollout.group_size": G, "rollout.n_hybrid": 0})
+
+
+BATCHES = [
+    groups_of([[1, 1, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]], first=0),
+    groups_of([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]], first=4),
+    groups_of([[0, 0, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], first=8),
+]
+
+
+def test_groups_of_equal_rewards_make_room_for_later_ones_with_a_spread(small_settings):
+    asked = []
+
+    def sample(number):
+        asked.append(number)
+        return BATCHES[number]
+
+    found = resampled(BATCHES[0], sample, settings_with(small_settings, 10))
+    assert asked == [1, 2]  # the third batch of questions is not needed: all groups have a spread
+    assert [question.id for question in found.questions] == ["q5", "q1", "q8", "q9"]
+    rewards = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]]
+    np.testing.assert_array_equal(found.scores.reward_B.reshape(-1, G), rewards)
+    # a group's rows came along: 400 + rows 3 to 5, rows 3 to 5, 800 + rows 0 to 5
+    wanted = [403, 404, 405, 3, 4, 5, 800, 801, 802, 803, 804, 805]
+    np.testing.assert_array_equal(found.trajectory.token_BT[:, 0], wanted)
+    assert (found.further_batches, found.slot_counts["sampled"], found.scoring_seconds) == (
+        2,
+        30,
+        3,
+    )
+
+
+def test_a_budget_that_is_used_up_leaves_the_groups_without_a_spread(small_settings):
+    found = resampled(BATCHES[0], BATCHES.__getitem__, settings_with(small_settings, 1))
+    assert [question.id for question in found.questions] == ["q5", "q1", "q2", "q3"]
+    assert equal_groups(found, G).tolist() == [False, False, True, True]
+    assert found.further_batches == 1
+
+
+def test_groups_that_all_have_a_spread_are_sampled_once(small_settings):
+    varied = BATCHES[2]._replace(scores=RowScores(np.tile([0.0, 1, 0], 4), *BATCHES[2].scores[1:]))
+    assert resampled(varied, pytest.fail, settings_with(small_settings, 3)) is varied
+
+
+def traces():
+    """One tape for question q1 and two for q2."""
+    token_BT = np.array([[71] * T, [72] * T, [73] * T], np.int32)
+    source_BT = np.array([[PROMPT, POLICY, POLICY, TOOL, POLICY, 0]] * 3, np.int32)
+    step_BT = np.array([[0, 0, 0, 0, 1, 0]] * 3, np.int32)
+    examples = Examples(token_BT, source_BT, step_BT, np.array([5, 5, 5]), np.arange(3))
+    return Traces(examples, {"q1": [0], "q2": [1, 2]})
+
+
+def test_the_last_row_of_a_group_becomes_a_trajectory_of_its_question_where_there_is_one():
+    before = tape(3 * G)
+    after, off_policy_B = put_traces(
+        before, questions("q0", "q1", "q2"), traces(), np.random.default_rng(0), group_size=G
+    )
+    assert off_policy_B.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 1]
+    assert after.token_BT[5].tolist() == [71] * T and after.token_BT[8][0] in (72, 73)
+    assert after.source_BT[5].tolist() == [PROMPT, POLICY, POLICY, TOOL, POLICY, 0]
+    assert (after.status_B[5], after.length_B[5]) == (Status.ANSWERED, 5)
+    assert not after.logp_BT[5].any() and not after.entropy_BT[8].any()
+    kept = off_policy_B == 0
+    for field in dataclasses.fields(Trajectory):
+        np.testing.assert_array_equal(
+            getattr(after, field.name)[kept], getattr(before, field.name)[kept]
+        )
+    assert before.token_BT[5, 0] == 5  # the tape that was given is left as it is
+
+
+def test_without_a_trajectory_for_any_question_the_groups_stay_as_they_are():
+    before = tape(2 * G)
+    rng = np.random.default_rng(0)
+    after, off_policy_B = put_traces(before, questions("x", "y"), traces(), rng, group_size=G)
+    assert not off_policy_B.any()
+    np.testing.assert_array_equal(after.token_BT, before.token_BT)
+
+
+def test_steps_of_a_question_have_one_anchor_where_their_last_observation_is_the_same():
+    # Columns: two tokens of a step, its observation, another step, its observation, a last token.
+    source_BT = np.array([[POLICY, POLICY, TOOL, POLICY, TOOL, POLICY]] * 4, np.int32)
+    step_BT = np.array([[0, 0, 0, 1, 1, 2]] * 4, np.int32)
+    token_BT = np.array(
+        [[1, 2, 50, 3, 60, 4], [9, 9, 50, 3, 61, 4], [1, 2, 50, 3, 60, 4], [1, 2, 60, 3, 50, 4]],
+        np.int32,
+    )
+    trajectory = tape(4).replace(token_BT=token_BT, source_BT=source_BT, step_BT=step_BT)
+    anchor_BS, left_BS = anchors(trajectory, group_size=2, num_steps=4)
+    # Rows 0 and 1 are one question, 2 and 3 another: numbers are given anew for each.
+    assert anchor_BS.tolist() == [[0, 1, 2, -1], [0, 1, 3, -1], [0, 1, 2, -1], [0, 2, 1, -1]]
+    assert left_BS.tolist() == [[2, 1, 0, 0]] * 4

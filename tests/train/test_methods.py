@@ -1,0 +1,139 @@
+"""The training methods: each is one config key, learns, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from rapo_jax.config.methods import METHODS as PUBLISHED
+from rapo_jax.config.sources import resolve
+from rapo_jax.tasks.stream import load_questions
+from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.train.imitation import imitation_folder, train_imitation
+from rapo_jax.train.methods import METHODS
+from rapo_jax.train.rl import train_rl
+
+OF_EVERY_RUN = {"rl.steps": 2, "checkpoint.every": 2}
+
+
+def changes_of(method, **others):
+    settings = {"method": method, **PUBLISHED[method].settings, **OF_EVERY_RUN}
+    return settings | {"rl.resample": min(settings.get("rl.resample", 0), 1)} | others
+
+
+def train(run):
+    return jax.device_get(train_rl(run).state)
+
+
+def identical(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_every_method_but_pure_imitation_has_its_functions():
+    assert METHODS.keys() == PUBLISHED.keys() - {"sft"}
+
+
+@pytest.fixture
+def buffer_of_training_questions(trunk, tmp_path):
+    """The trunk's buffer, with its trajectories as if they answered the training questions."""
+    folder = tmp_path / "buffer_of_training_questions"
+    shutil.copytree(trunk.buffer, folder)
+    path = folder / "trajectories.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    questions = load_questions(trunk.questions["train"])
+    rows = [rows[i % len(rows)] | {"question_id": q.id} for i, q in enumerate(questions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["dapo", "gppo", "gigpo", "luffy"])
+def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
+    branch, metrics_of, buffer_of_training_questions, method
+):
+    changes = changes_of(method, **{"buffer.folder": buffer_of_training_questions})
+    whole = train(branch(changes | {"rl.steps": 4}, name="whole"))
+    train(branch(changes, name="parts"))
+    parts = branch(changes | {"rl.steps": 4}, name="parts")
+    identical(whole, train(parts))
+    rows = metrics_of(parts.workdir)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(np.isfinite(row["loss/policy"]) for row in rows)
+    assert any(row["loss/grad_norm"] > 0 for row in rows)
+    if method == "dapo":
+        assert {row["rollout/further_batches"] for row in rows} <= {0.0, 1.0}
+        assert all(0 <= row["rollout/equal_groups"] <= 1 for row in rows)
+    if method == "luffy":
+        assert [row["rollout/groups_with_trace"] for row in rows] == [1.0] * 4
+        assert all(row["loss/off_policy"] > 0 and 0 < row["loss/off_weight"] < 1 for row in rows)
+
+
+def test_luffy_without_trajectories_of_its_questions_stays_on_policy_and_says_so(
+    branch, metrics_of
+):
+    run = branch(changes_of("luffy"), name="luffy")
+    train(run)
+    for row in metrics_of(run.workdir):
+        assert row["rollout/groups_with_trace"] == row["loss/off_policy"] == 0
+
+
+def test_dapo_without_its_extras_takes_the_steps_of_grpo(branch):
+    plain = {"rl.steps": 2, "rl.resample": 0, "rl.overlong": 0.0}
+    dapo = train(branch(plain | {"method": "dapo"}, name="dapo"))
+    identical(dapo, train(branch(plain | {"method": "grpo"}, name="grpo")))
+
+
+def test_a_long_response_loses_reward_where_the_penalty_is_on(branch, metrics_of):
+    found = {}
+    for share in (0.0, 1.0):
+        run = branch(OF_EVERY_RUN | {"method": "grpo", "rl.overlong": share}, name=f"at-{share}")
+        found[share] = train(run), metrics_of(run.workdir)[0]
+    assert found[0.0][1]["reward/mean"] == found[1.0][1]["reward/mean"]  # it shows the outcome
+    leaves = zip(*(jax.tree.leaves(state.params) for state, _ in found.values()), strict=True)
+    assert any((a != b).any() for a, b in leaves)
+
+
+def test_imitation_then_grpo_starts_rl_from_the_imitating_policy(branch, metrics_of):
+    changes = changes_of("sft_grpo", **{"rl.imitation_steps": 3})
+    run = branch(changes, name="both")
+    train(run)
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").open()]
+    assert [(row["stage"], row["step"]) for row in lines] == [
+        *(("imitation", step) for step in range(3)),
+        *(("rl", step) for step in range(2)),
+    ]
+    alone = branch({"method": "sft", "rl.steps": 3}, name="alone")
+    expected = jax.device_get(train_imitation(alone).state.params)
+    store = Checkpoints(imitation_folder(run) / "checkpoints")
+    identical(store.restore_params(), expected)
+    store.close()
+
+
+def test_retrieval_on_top_of_another_method_is_a_config_value(branch, metrics_of):
+    run = branch(changes_of("gppo", **{"retrieval.always": True}), name="gppo")
+    train(run)
+    assert sum(row["buffer/count"] for row in metrics_of(run.workdir)) > 0
+
+
+def resolved(*flags, config="tests/small.py"):
+    return resolve(config, flags=[tuple(flag.split("=", 1)) for flag in flags])
+
+
+def test_a_methods_published_settings_apply_to_keys_that_nobody_sets():
+    found = resolved("method=dapo", "rl.clip_low=0.1")
+    rl, origins = found.config["rl"], found.origins
+    assert (rl["clip_low"], rl["clip_high"], rl["aggregation"]) == (0.1, 0.28, "token_mean")
+    assert origins["rl.aggregation"] == "method=dapo"
+    assert origins["rl.clip_low"] == "--config.rl.clip_low"
+    assert resolved().config["rl"]["aggregation"] == "sequence_mean"
+
+
+def test_a_value_set_to_the_default_is_kept_also_when_the_stored_config_is_taken_again(tmp_path):
+    found = resolved("method=dapo", "rl.aggregation=sequence_mean")
+    assert found.config["rl"]["aggregation"] == "sequence_mean"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(found.config))
+    assert resolved(config=str(path)).config == json.loads(path.read_text())
