@@ -19,7 +19,9 @@ PROMPT, POLICY, TOOL = int(Source.PROMPT), int(Source.POLICY), int(Source.TOOL)
 
 
 def questions(*names):
-    return tuple(Question(id=name, question=name, answers=("a",), kind="k", source="s") for name in names)
+    return tuple(
+        Question(id=name, question=name, answers=("a",), kind="k", source="s") for name in names
+    )
 
 
 def tape(rows):
