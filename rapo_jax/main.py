@@ -25,13 +25,14 @@ A signal to any of them saves a checkpoint on all and ends them with status 0.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+from absl import flags
 
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.reference import help_text
@@ -50,33 +51,21 @@ class CommandLine(NamedTuple):
     overrides: list[str]
     print_config: bool
     flags: list[tuple[str, str]]
-    """(dotted key, text) of each --config.KEY=TEXT."""
+    """(dotted key, text) of each --config.KEY=TEXT, which absl does not know."""
 
 
 def read_flags(arguments: Sequence[str]) -> CommandLine:
     """The flags in `arguments`; a usage error ends the program with status 2 and one line."""
-    parser = argparse.ArgumentParser(
-        prog="rapo-jax",
-        usage="%(prog)s [--config=CONFIG] --workdir=WORKDIR [--config.KEY=VALUE ...]",
-        description=f"{__doc__}\n{help_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("--config", help="config file, or the name of one; see above")
-    parser.add_argument("--workdir", type=Path, help="folder that the run writes into")
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="FILE", help="YAML or JSON of keys"
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="print every value and where it is from"
-    )
-    parser.add_argument("--help", "-h", action="store_true", help="print this")
-    known, others = parser.parse_known_args([each for each in arguments if each != "--"])
-    if known.help:
-        _show(parser.format_help())
+    own = _flags()
+    try:
+        others = own(["rapo-jax", *arguments], known_only=True)[1:]
+    except flags.Error as error:
+        _refuse(f"{error}; see --help")
+    if own.help:
+        _show(f"{__doc__}\n{help_text()}\n{own.get_help()}\n")
         raise SystemExit(0)
-    flags = []
+    of_keys = []
+    others = [each for each in others if each != "--"]
     while others:
         name, equals, text = others.pop(0).partition("=")
         off = name.startswith("--noconfig.")
@@ -85,8 +74,23 @@ def read_flags(arguments: Sequence[str]) -> CommandLine:
         if not equals:
             separate = others and not others[0].startswith("--") and not off
             text = others.pop(0) if separate else str(not off)
-        flags.append((name.removeprefix("--no").removeprefix("--").removeprefix("config."), text))
-    return CommandLine(known.config, known.workdir, known.override, known.print_config, flags)
+        of_keys.append((name.removeprefix("--no").removeprefix("--").removeprefix("config."), text))
+    workdir = None if own.workdir is None else Path(own.workdir)
+    return CommandLine(own.config, workdir, own.override, own.print_config, of_keys)
+
+
+def _flags() -> flags.FlagValues:
+    """The flags that absl reads, --flagfile among them; those of keys are not declared here."""
+    own, to = flags.FlagValues(), "rapo-jax"
+    text = "config file, or the name of one; see above"
+    flags.DEFINE_string("config", None, text, own, module_name=to)
+    flags.DEFINE_string("workdir", None, "folder that the run writes into", own, module_name=to)
+    text = "YAML or JSON file of keys"
+    flags.DEFINE_multi_string("override", [], text, own, module_name=to)
+    text = "print every value and where it is from"
+    flags.DEFINE_boolean("print_config", False, text, own, module_name=to)
+    flags.DEFINE_boolean("help", False, "print this", own, module_name=to, short_name="h")
+    return own
 
 
 def resolve_flags(line: CommandLine) -> Resolved:

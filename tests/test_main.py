@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,12 +93,21 @@ def test_a_misspelt_flag_is_answered_with_the_nearest_key(tmp_path):
         ("--config.rl.steps=abc", "error: --config.rl.steps=abc: expected int"),
         ("--wrkdir=x", "error: unexpected argument: --wrkdir=x; see --help"),
         ("surplus", "error: unexpected argument: surplus; see --help"),
+        ("--config", "error: Missing value for flag --config; see --help"),
+        ("--print_config=perhaps", "error: flag --print_config=perhaps: "),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(flag, message, tmp_path):
     done = run("--config=tests/small.py", f"--workdir={tmp_path}", flag)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and done.stdout == "" and line.startswith(message)
+
+
+def test_flags_may_come_from_a_file(tmp_path):
+    (tmp_path / "flags").write_text("--config=tests/small.py\n--config.seed=3\n")
+    done = run(f"--flagfile={tmp_path / 'flags'}", "--print_config", "--config.rl.m=0.25")
+    assert re.search(r"^seed: 3 +# --config.seed$", done.stdout, re.M)
+    assert re.search(r"^rl.m: 0.25 +# --config.rl.m$", done.stdout, re.M)
 
 
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
