@@ -25,6 +25,7 @@ from rapo_jax.config.schema.stages import (
     LogSettings,
     PlanSettings,
     ScoreSettings,
+    WatchdogSettings,
 )
 from rapo_jax.config.schema.task import PromptSettings, TaskSettings, TokenizerSettings
 from rapo_jax.config.schema.tools import (
@@ -72,6 +73,7 @@ __all__ = [
     "TaskSettings",
     "TokenizerSettings",
     "ToolsSettings",
+    "WatchdogSettings",
 ]
 
 STAGES = {
@@ -127,6 +129,7 @@ class Settings:
     plan: PlanSettings = PlanSettings()
     search_index: SearchIndexSettings = SearchIndexSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
     log: LogSettings = LogSettings()
 
     @property

@@ -13,6 +13,7 @@ from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
+from rapo_jax.io import watchdog
 from rapo_jax.io.files import Json
 from rapo_jax.io.signals import stop_requested
 from rapo_jax.stages.buffer_policies import sample_policies
@@ -153,6 +154,7 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
         trajectory = _unscored(question, sample, segments, f"endpoint:{n.model}")
         files.append([trajectory])
         trajectories.append(trajectory)
+        watchdog.beat()
         progress.show(len(trajectories), calls=budget.calls, tokens=budget.tokens)
         if stop_requested():  # `converse` then waits for the running trajectories and keeps them
             raise Stopped("finished trajectories of the endpoint are kept")

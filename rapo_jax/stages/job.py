@@ -14,6 +14,7 @@ from rapo_jax.config import READERS, STAGES, Settings
 from rapo_jax.config.sources import STORED, differences, stored_config
 from rapo_jax.io.files import Json, claimed, read_json, write_json
 from rapo_jax.io.user_code import exit_is_an_error
+from rapo_jax.io.watchdog import watched
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
@@ -143,7 +144,10 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
     asked = [name for name in STAGES if name in settings.stages and name not in READERS]
     left, suites = _stages_left(settings, workdir, asked)
     if left or suites:
-        with open_job(settings, workdir, left, fresh=fresh) as job:
+        with (
+            open_job(settings, workdir, left, fresh=fresh) as job,
+            watched(settings.watchdog.after_s),
+        ):
             for name in left:
                 with job.timed(name):
                     JOB_STAGES[name](job)

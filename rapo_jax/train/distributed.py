@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rapo_jax.config import DistributedSettings
-from rapo_jax.io import signals
+from rapo_jax.io import signals, watchdog
 
 T = TypeVar("T")
 
@@ -145,7 +145,11 @@ def in_turn(work: Callable[[], T]) -> T:
 
 
 def stop_asked() -> bool:
-    """Whether a signal asked any process to stop; all call it together and get the same answer."""
+    """Whether a signal asked any process to stop; all call it together and get the same answer.
+
+    A stage asks it between two steps or batches: the watchdog counts from then.
+    """
+    watchdog.beat()
     if jax.process_count() == 1:
         return signals.stop_requested()
     return bool(multihost_utils.process_allgather(np.uint8(signals.stop_requested())).any())

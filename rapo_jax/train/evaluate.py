@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict, TypeVar
 import jax
 import numpy as np
 
+from rapo_jax.io import watchdog
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.tasks import Question
@@ -60,6 +61,7 @@ def evaluate(
     tokens: list[int] = []
     endings: Counter[str] = Counter()
     for batch in padded_batches(questions, size=size):
+        watchdog.beat()
         trajectory = run.sampler.sample(
             params,
             jax.random.fold_in(stage_key(run.settings, key), batch.start),

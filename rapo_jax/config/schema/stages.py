@@ -138,6 +138,21 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogSettings:
+    """The end of a run that hangs (docs/reliability.md)."""
+
+    PER_CALL = True
+
+    after_s: float = key(
+        14_400.0,
+        "time without the end of a step or batch after which the run is ended, with the stacks of "
+        "its threads; 0: never",
+        unit="seconds",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LogSettings:
     """Files that are written for people."""
 
