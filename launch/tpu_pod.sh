@@ -133,7 +133,7 @@ install() {
   archive=${TMPDIR:-/tmp}/rapo_jax-$name.tgz
   files=(rapo_jax configs launch pyproject.toml README.md LICENSE requirements.lock)
   files+=(requirements.txt requirements-tpu.txt requirements-cuda.txt requirements-mcp.txt)
-  files+=(requirements-tests.txt)
+  files+=(requirements-wandb.txt requirements-tests.txt)
   run tar -czf "$archive" --exclude=__pycache__ -C "$root" "${files[@]}"
   copy "$archive" "$name:rapo_jax.tgz" --worker=all
   run rm "$archive"

@@ -189,6 +189,13 @@ def _evaluate(s: Settings) -> Iterator[Rule]:
         e.samples == 1 or e.temperature > 0,
         "greedy samples of a question are all the same: set evaluate.temperature, such as 0.7",
     )
+    every = s.log.samples_every
+    yield (
+        "log.samples_every",
+        not every or (e.every > 0 and every % e.every == 0),
+        f"samples are taken from the held-out evaluations: a multiple of evaluate.every={e.every}, "
+        "which must be set",
+    )
     if judge.url:
         _check_endpoint("evaluate.judge", judge.url)
         yield "evaluate.judge.model", bool(judge.model), "name the model of the judge"

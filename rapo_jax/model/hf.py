@@ -7,6 +7,7 @@ whole model.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jax.tree_util import KeyPath
 
@@ -195,7 +197,7 @@ def _read_into(out: np.ndarray, tensors: Tensors, place: Place, name: str, index
 
 
 def save_weights(
-    folder: Path,
+    folder: Path | None,
     settings: ModelSettings,
     params: Params,
     *,
@@ -203,6 +205,9 @@ def save_weights(
     limit: int,
 ) -> None:
     """Writes the safetensors files of a Hugging Face folder, of at most `limit` bytes each.
+
+    Arrays of several processes are gathered tensor by tensor: all processes call this together, and
+    those that write nothing have no `folder`.
 
     Raises:
         ValueError: a parameter is NaN or infinite in `dtype`; names its tensor.
@@ -219,13 +224,23 @@ def save_weights(
 
     def values() -> Iterator[tuple[str, np.ndarray]]:
         for name, layer, place, leaf in entries:
-            value = np.asarray(leaf if layer is None else _layer(leaf, layer))
+            value = _gathered(leaf if layer is None else _layer(leaf, layer))
             value = np.ascontiguousarray(value.T if place.transposed else value, dtype)
             if not np.isfinite(value).all():
                 raise ValueError(f"tensor {name} would hold NaN or infinite values; not exported")
             yield name, value
 
-    write_tensors(folder, values(), sizes=sizes, limit=limit)
+    if folder:
+        write_tensors(folder, values(), sizes=sizes, limit=limit)
+    else:
+        collections.deque(values(), maxlen=0)
+
+
+def _gathered(array: np.ndarray | jax.Array) -> np.ndarray:
+    """The whole array on this host."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
 
 
 def _layer(leaf: np.ndarray | jax.Array, layer: int) -> np.ndarray | jax.Array:

@@ -15,6 +15,8 @@ from rapo_jax.report.runs import Run, series
 SMOOTHING = 25
 """A curve of n steps is averaged over a window of n / SMOOTHING steps."""
 MAX_POINTS = 400
+ACCURACY = "heldout/accuracy"
+"""Of all held-out questions; ACCURACY/SET of each set where there are several."""
 
 Points = tuple[np.ndarray, np.ndarray]
 Groups = Mapping[str, Sequence[Run]]
@@ -108,9 +110,13 @@ def _smooth_series(run: Run, key: str, stage: str) -> Points:
 
 
 def heldout_charts(groups: Groups) -> list[Chart]:
-    """Held-out accuracy, all and hidden questions, against step and against CPU time."""
+    """Held-out accuracy, all, hidden and each set's questions, against step and CPU time."""
     drawn = []
-    for key, name in (("heldout/accuracy", "All questions"), ("heldout/hidden", "Hidden words")):
+    rows = [row for runs in groups.values() for run in runs for row in run.metrics.get("rl", [])]
+    sets = sorted({key for row in rows for key in row if key.startswith(f"{ACCURACY}/")})
+    titles = {ACCURACY: "All questions", "heldout/hidden": "Hidden words"}
+    titles |= {key: key.removeprefix(f"{ACCURACY}/") for key in sets}
+    for key, name in titles.items():
         for curve, xlabel, title in (
             (series, "step", "step"),
             (cpu_curve, "CPU-seconds", "CPU time"),

@@ -26,6 +26,7 @@ from rapo_jax.report.summary import cells, columns, percent, points
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
 
 MAX_TRAJECTORIES = 60
+TRAJECTORIES = "trajectories"
 HERE = Path(__file__).parent
 
 
@@ -123,19 +124,25 @@ def _trajectories(groups: Groups) -> tuple[list[VariantTrajectories], list[str]]
     variants: list[VariantTrajectories] = []
     notes = []
     for label, runs in groups.items():
-        paths = [
-            (run, path) for run in runs if (path := run.workdir / "trajectories.jsonl").exists()
-        ]
+        paths = [(run, _files(run)) for run in runs if _files(run)]
         if not paths:
             notes.append(f"{label}: no trajectories.jsonl (log.trajectories is off?)")
             continue
-        run, path = paths[0]
-        chosen, total = choose_trajectories(path, share)
+        run, files = paths[0]
         name = label if run.seed is None else f"{label}, seed {run.seed}"
-        notes.append(f"{name}: {len(chosen)} of {total} trajectories")
-        if chosen:
-            variants.append({"label": name, "trajectories": chosen})
+        for path, kind in files:
+            chosen, total = choose_trajectories(path, max(1, share // len(files)))
+            notes.append(f"{name}: {len(chosen)} of {total} {kind}")
+            if chosen:
+                title = name if kind == TRAJECTORIES else f"{name}, {kind}"
+                variants.append({"label": title, "trajectories": chosen})
     return sorted(variants, key=lambda each: not any(map(_retrieves, each["trajectories"]))), notes
+
+
+def _files(run: Run) -> list[tuple[Path, str]]:
+    """The files of a run that the viewer shows, and what they hold."""
+    names = {"trajectories.jsonl": TRAJECTORIES, "samples.jsonl": "held-out samples"}
+    return [(path, kind) for name, kind in names.items() if (path := run.workdir / name).is_file()]
 
 
 def _retrieves(trajectory: JsonObject) -> bool:

@@ -11,8 +11,9 @@ import optax
 from rapo_jax.config import Settings
 from rapo_jax.tasks.stream import QuestionStream, load_questions
 from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, stop_asked
+from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
+from rapo_jax.train.export import write_folder
 from rapo_jax.train.measures import cpu_seconds
 from rapo_jax.train.metrics import Progress, cut_back
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -21,6 +22,8 @@ from rapo_jax.types import TrainState
 
 SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")
 """Metrics in the progress line."""
+SAMPLES = 4
+"""Most held-out questions whose texts are shown."""
 MOST_SKIPS = 3
 """Steps in a row with a skipped update that end a run."""
 PHASES = ("reshard", "rollout", "host", "update", "step")
@@ -156,10 +159,12 @@ class PolicyTraining:
             held_out = {}
             if every and number % every == 0:
                 self._write_ended()
-                held_out = self._evaluate()
+                held_out = self._evaluate(number)
+            self._export(number)
             yield Step(number, held_out, time.perf_counter(), cpu_seconds())
+        self._export(s.rl.steps)
         if every:
-            values = self._evaluate() | {"cpu/total": self.cpu_seconds}
+            values = self._evaluate(s.rl.steps) | {"cpu/total": self.cpu_seconds}
             self.run.metrics.write(self._stage, s.rl.steps, values)
 
     def end_step(
@@ -198,10 +203,27 @@ class PolicyTraining:
         shown = {name.split("/")[1]: values[name] for name in values if name in SHOWN}
         self._progress.show(step.number + 1, **shown)
 
-    def _evaluate(self) -> dict[str, float]:
-        scores = evaluate(self.run, self.state.params, self._held_out)
-        hidden = {"heldout/hidden": scores["hidden"]} if "hidden" in scores else {}
-        return {"heldout/accuracy": scores["accuracy"], **hidden}
+    def _evaluate(self, step: int) -> dict[str, float]:
+        every, last = self.run.settings.log.samples_every, self.run.settings.rl.steps
+        due = every and (step % every == 0 or step == last) and self._stage == "rl"
+        samples = SAMPLES if due else 0
+        scores = evaluate(self.run, self.state.params, self._held_out, samples=samples)
+        if samples:
+            self.run.metrics.write_samples(step, scores["samples"])
+        sets = scores.get("accuracy_by_set", {})
+        values = {"heldout/accuracy": scores["accuracy"]}
+        values |= {f"heldout/accuracy/{name}": x for name, x in sets.items()}
+        return values | ({"heldout/hidden": scores["hidden"]} if "hidden" in scores else {})
+
+    def _export(self, step: int) -> None:
+        """Writes the weights after `step` steps where an export is due, unless it is there."""
+        s, folder = self.run.settings, self.run.workdir / "exports" / str(step)
+        every = s.checkpoint.export_every if self._stage == "rl" else 0
+        if every and step and step % every == 0 and not on_first(folder.exists):
+            model, params = self.run.model, self.state.params
+            write_folder(s, self.run.workdir, folder, model, params)
+            if is_first():
+                print(f"[rl] weights of step {step} -> {folder}", flush=True)
 
     def _save(self, step: int) -> None:
         self._write_ended()

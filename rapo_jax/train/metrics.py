@@ -1,14 +1,15 @@
-"""Metrics to `metrics.jsonl`, to TensorBoard and to the console."""
+"""Metrics to `metrics.jsonl`, samples to `samples.jsonl`, both to dashboards; progress lines."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rapo_jax.io.jsonl import append_lines
+from rapo_jax.train.dashboards import Dashboard, Sample, TensorBoard, WandB
 
 
 class Metrics:
@@ -17,35 +18,51 @@ class Metrics:
     After a resume the steps since the checkpoint are written again; see `cut_back`.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
-        self._path = workdir / "metrics.jsonl"
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
+    def __init__(self, workdir: Path, *, tensorboard: bool, wandb: str = "") -> None:
+        """`wandb` is a project of Weights & Biases, "" for none.
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"))
+        Raises:
+            ValueError: Weights & Biases cannot be used; names the remedy.
+        """
+        self._path, self._samples = workdir / "metrics.jsonl", workdir / "samples.jsonl"
+        self._dashboards: list[Dashboard] = []
+        if tensorboard:
+            self._dashboards.append(TensorBoard(workdir))
+        if wandb:
+            self._dashboards.append(WandB(workdir, wandb))
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         append_lines(self._path, json.dumps({"step": step, "stage": stage, **finite}) + "\n")
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{stage}/{name}", value, step)
+        for dashboard in self._dashboards:
+            dashboard.write(stage, step, numbers)
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Writes held-out questions with the responses of a step of RL."""
+        lines = [json.dumps({"step": step, "stage": "heldout", **sample}) for sample in samples]
+        append_lines(self._samples, "".join(f"{line}\n" for line in lines))
+        for dashboard in self._dashboards:
+            dashboard.write_samples(step, samples)
 
     def cut_back(self, stage: str, step: int) -> None:
         """Removes the lines of `stage` from `step` on, which a resumed run writes again."""
         cut_back(self._path, stage, step)
+        if stage == "rl":
+            cut_back(self._samples, "heldout", step)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        for dashboard in self._dashboards:
+            dashboard.close()
 
 
 class NoMetrics:
     """Takes the place of `Metrics` in processes that write nothing."""
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         pass
 
     def cut_back(self, stage: str, step: int) -> None:

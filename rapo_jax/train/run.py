@@ -99,7 +99,7 @@ def open_run(
     _check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
-    r = settings.rollout
+    r, log = settings.rollout, settings.log
     task, user_tools = load_user_code(settings)
     tags = user_tool_names(user_tools)
     parameters = _task_parameters(settings)
@@ -147,7 +147,9 @@ def open_run(
         sampler=sampler,
         encoder=encoder,
         metrics=(
-            Metrics(workdir, tensorboard=settings.log.tensorboard) if is_first() else NoMetrics()
+            Metrics(workdir, tensorboard=log.tensorboard, wandb=log.wandb)
+            if is_first()
+            else NoMetrics()
         ),
     )
 

@@ -45,6 +45,13 @@ def test_an_entropy_floor_that_lets_a_division_by_zero_pass_is_refused(floor):
         read_with(**{"rl.entropy_floor": floor})
 
 
+@pytest.mark.parametrize("every", [0, 20])
+def test_samples_between_the_evaluations_that_they_are_taken_from_are_refused(every):
+    with pytest.raises(ValueError, match=f"log.samples_every=30: .* of evaluate.every={every}"):
+        read_with(**{"log.samples_every": 30, "evaluate.every": every})
+    read_with(**{"log.samples_every": 30, "evaluate.every": 15})
+
+
 DATASET = {
     "stages": ("buffer", "rl", "evaluate"),
     "task.name": "dataset",

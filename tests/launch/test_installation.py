@@ -58,7 +58,7 @@ def test_the_extras_are_the_pinned_requirements_files():
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
     extras = dynamic["optional-dependencies"]
     assert extras == {
-        e: {"file": [f"requirements-{e}.txt"]} for e in ("cuda", "mcp", "tpu", "tests")
+        e: {"file": [f"requirements-{e}.txt"]} for e in ("cuda", "mcp", "tpu", "tests", "wandb")
     }
     assert all((ROOT / extra["file"][0]).is_file() for extra in extras.values())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from rapo_jax.report import curves
@@ -43,6 +45,15 @@ def test_every_metric_is_shown_also_one_without_a_section(make_run):
     charts = curves.curve_charts(group_runs([load_run(make_run("a"))]))
     assert [chart.title for chart in charts["Other metrics"]] == ["other/metric"]
     assert list(charts) == ["Reward and accuracy", "Other metrics"]
+
+
+def test_several_held_out_sets_have_a_chart_each(make_run):
+    run = make_run("a")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    more = [row | {"heldout/accuracy/gsm8k": 0.5} for row in rows if row["stage"] == "rl"]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in more))
+    titles = [chart.title for chart in curves.heldout_charts(group_runs([load_run(run)]))]
+    assert titles[-2:] == ["gsm8k, against step", "gsm8k, against CPU time"] and len(titles) == 6
 
 
 def test_times_of_a_step_add_up(make_run):

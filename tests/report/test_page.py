@@ -126,6 +126,20 @@ def test_whatever_is_missing_is_named_on_the_page(make_run, tmp_path):
         assert words in text
 
 
+def test_held_out_samples_are_shown_beside_the_trajectories(make_run, tmp_path):
+    run = make_run("watched")
+    samples = [{"step": step, "stage": "heldout", "question_id": "h1", "question": "Who?",
+                "answers": ["E9"], "row": 0, "status": "ANSWERED", "reward": 1.0,
+                "segments": [{"source": "POLICY", "step": 0, "text": "a held-out response"}]}
+               for step in (0, 4)]  # fmt: skip
+    (run / "samples.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in samples))
+    page = page_of([run], tmp_path)
+    first, second = json.loads(Elements(page).scripts[0])
+    assert (first["label"], len(first["trajectories"])) == ("rapo, seed 0", 10)
+    assert second == {"label": "rapo, seed 0, held-out samples", "trajectories": samples}
+    assert "2 of 2 held-out samples" in page
+
+
 def test_an_empty_list_of_runs_still_gives_a_page(tmp_path):
     page = page_of([], tmp_path)
     assert "Nothing to report yet" in page and "No RL step has been logged" in page

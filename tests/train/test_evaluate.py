@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,28 @@ def test_greedy_evaluation_is_the_same_every_time_and_leaves_no_counts(trunk, pa
     questions = load_questions(trunk.questions["eval"])[:8]
     assert evaluate(trunk, params, questions) == evaluate(trunk, params, questions)
     assert "search" not in trunk.environment.take_counts()
+
+
+def test_questions_of_several_sets_have_an_accuracy_of_each_set(trunk, params):
+    questions = load_questions(trunk.questions["eval"])[:8]
+    whole = evaluate(trunk, params, questions)
+    assert "accuracy_by_set" not in whole and "samples" not in whole
+    sets = [replace(q, source="ab"[i % 4 == 3]) for i, q in enumerate(questions)]
+    by_set = evaluate(trunk, params, sets)["accuracy_by_set"]
+    assert (6 * by_set["a"] + 2 * by_set["b"]) / 8 == pytest.approx(whole["accuracy"])
+    ids = [replace(q, source=str(i)) for i, q in enumerate(questions * 5)]  # 40 sets: an id each
+    assert "accuracy_by_set" not in evaluate(trunk, params, ids)
+
+
+def test_some_responses_are_returned_as_text_evenly_spread_over_the_questions(trunk, params):
+    questions = load_questions(trunk.questions["eval"])[:11]  # rows: 8
+    samples = evaluate(trunk, params, questions, samples=3)["samples"]
+    assert [each["question_id"] for each in samples] == [questions[i].id for i in (0, 5, 10)]
+    for each in samples:
+        text = "".join(part["text"] for part in each["segments"])
+        question = next(q for q in questions if q.id == each["question_id"])
+        assert each["reward"] == outcome_reward(text, question.answers)
+        assert {part["source"] for part in each["segments"]} <= {"POLICY", "TOOL"}
 
 
 def test_no_question_at_all_is_refused(trunk, params):

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
@@ -75,6 +76,7 @@ def changes(trunk, tmp_path_factory):
         "evaluate.limit": ASKED,
         "evaluate.suites": (str(suite),),
         "checkpoint.keep": 1000,
+        "checkpoint.export_every": STEPS,
         "stages": ("rl", "evaluate"),
     }
 
@@ -205,6 +207,16 @@ def test_processes_write_the_tapes_of_one_and_learn_the_same(processes, alone, r
     both = (params_at(workdir, STEPS), params_at(alone, STEPS))
     for left, right in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-6)
+
+
+def test_two_processes_export_the_folder_of_one(alone, two):
+    folders = [workdir / "exports" / str(STEPS) for workdir in (two[0], alone)]
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1] and "config.json" in names[0]
+    found, wanted = (load_file(folder / "model.safetensors") for folder in folders)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=2e-6)
 
 
 def test_two_processes_evaluate_like_one(alone, two):

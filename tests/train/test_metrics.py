@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import types
 
 import pytest
 
@@ -49,6 +53,112 @@ def test_tensorboard_gets_the_same_numbers_by_stage(tmp_path):
     metrics.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"rl/reward/mean" in events.read_bytes()
+
+
+SAMPLE = {
+    "question_id": "q1", "question": "Where?", "answers": ["E2"], "row": 0, "status": "ANSWERED",
+    "reward": 0.5, "segments": [{"source": "POLICY", "step": 0, "text": "<think>so</think>"}],
+}  # fmt: skip
+
+
+def test_samples_are_lines_of_their_file_and_texts_of_tensorboard(tmp_path):
+    metrics = Metrics(tmp_path, tensorboard=True)
+    metrics.write_samples(4, [SAMPLE])
+    metrics.write_samples(6, [SAMPLE])
+    metrics.cut_back("rl", 5)
+    metrics.close()
+    (line,) = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 4, "stage": "heldout"} | SAMPLE
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"heldout/0" in events.read_bytes() and b"<think>so</think>" in events.read_bytes()
+
+
+class FakeRun:
+    def __init__(self):
+        self.rows, self.axes, self.finished = [], {}, False
+
+    def define_metric(self, name, *, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """A module wandb that keeps what `init` got and what runs logged."""
+    module = types.ModuleType("wandb")
+    module.begun, module.runs = [], []
+
+    def init(**arguments):
+        module.begun.append(arguments)
+        module.runs.append(FakeRun())
+        return module.runs[-1]
+
+    module.init, module.Error = init, RuntimeError
+    module.Table = lambda *, columns, data: [dict(zip(columns, row, strict=True)) for row in data]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_weights_and_biases_gets_the_numbers_by_stage_and_a_resumed_run_continues_its_run(
+    fake_wandb, tmp_path
+):
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    for step in (1, 2):
+        metrics = Metrics(tmp_path, tensorboard=False, wandb="agents")
+        metrics.write("rl", step, {"reward/mean": 0.25})
+        metrics.write_samples(step, [SAMPLE])
+        metrics.close()
+    first, second = fake_wandb.begun
+    assert first == second and first["resume"] == "allow" and first["config"] == {"seed": 3}
+    assert (first["project"], first["name"], first["dir"]) == (
+        "agents", tmp_path.name, str(tmp_path),
+    )  # fmt: skip
+    run = fake_wandb.runs[0]
+    assert run.finished and run.axes["rl/*"] == "rl/step"
+    assert run.rows[0] == {"rl/step": 1, "rl/reward/mean": 0.25}
+    (row,) = run.rows[1]["rl/samples"]
+    assert row["question"] == "Where?" and row["response"] == "<think>so</think>"
+
+
+def test_weights_and_biases_is_imported_only_when_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    Metrics(tmp_path, tensorboard=False).close()
+    with pytest.raises(ValueError, match=r"log\.wandb='agents': the package wandb is missing; pip"):
+        Metrics(tmp_path, tensorboard=False, wandb="agents")
+
+
+def test_a_run_that_weights_and_biases_refuses_ends_with_the_remedy(fake_wandb, tmp_path):
+    def refuse(**_):
+        raise fake_wandb.Error("api_key not configured")
+
+    fake_wandb.init = refuse
+    with pytest.raises(ValueError, match="log.wandb='agents': api_key not configured; log in with"):
+        Metrics(tmp_path, tensorboard=False, wandb="agents")
+
+
+def test_offline_weights_and_biases_writes_into_the_workdir_without_a_network(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install .[wandb]")
+    code = (
+        "import sys, pathlib; from rapo_jax.train.metrics import Metrics\n"
+        "m = Metrics(pathlib.Path(sys.argv[1]), tensorboard=False, wandb='agents')\n"
+        "m.write('rl', 1, {'reward/mean': 0.25})\n"
+        f"m.write_samples(1, [{SAMPLE!r}])\n"
+        "m.close()\n"
+    )
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    assert b"rl/reward/mean" in file.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,13 @@ class CheckpointSettings:
 
     every: int = key(10, "time between checkpoints", unit="RL steps", at_least=1)
     keep: int = key(2, "newest checkpoints that are kept", at_least=1)
+    export_every: int = key(
+        0,
+        "time between exports to WORKDIR/exports/STEP, as stage export writes them; 0 = none; all "
+        "are kept",
+        unit="RL steps",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,4 +167,12 @@ class LogSettings:
 
     trajectories: bool = key(False, "write WORKDIR/trajectories.jsonl")
     trajectory_every: int = key(10, "time between trajectories", unit="RL steps", at_least=1)
+    samples_every: int = key(
+        0,
+        "time between sample texts of held-out questions, taken from the evaluations of "
+        "evaluate.every; 0 = none",
+        unit="RL steps",
+        at_least=0,
+    )
     tensorboard: bool = key(True, "write metrics for TensorBoard")
+    wandb: str = key("", "project of Weights & Biases (docs/usage.md); '' = none")

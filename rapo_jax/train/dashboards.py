@@ -1,0 +1,122 @@
+"""Dashboards that show metrics and sample texts: TensorBoard, and Weights & Biases."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+from rapo_jax.io.files import read_json
+
+
+class SampleSegment(TypedDict):
+    """One segment of a sampled response, with keys of trajectories.jsonl."""
+
+    source: str
+    step: int
+    text: str
+
+
+class Sample(TypedDict):
+    """A held-out question and its response as text, with keys of trajectories.jsonl."""
+
+    question_id: str
+    question: str
+    answers: list[str]
+    row: int
+    status: str
+    reward: float
+    segments: list[SampleSegment]
+
+
+class Dashboard(Protocol):
+    """Takes the metrics of each step, and samples of some."""
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in WORKDIR/tensorboard."""
+
+    def __init__(self, workdir: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for number, sample in enumerate(samples):
+            text = "\n".join(
+                [f"question: {sample['question']}", f"gold: {' | '.join(sample['answers'])}",
+                 f"{sample['status']}, reward {sample['reward']:.3f}", _response(sample)]
+            )  # fmt: skip
+            block = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: verbatim
+            self._writer.add_text(f"heldout/{number}", block, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, which a resumed run continues; its files are in WORKDIR/wandb.
+
+    Without a network set the environment variable WANDB_MODE=offline, and `wandb sync` later.
+    """
+
+    def __init__(self, workdir: Path, project: str) -> None:
+        """Raises ValueError: the package wandb is missing, or cannot begin a run."""
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError(
+                f"log.wandb={project!r}: the package wandb is missing; pip install "
+                "'rapo_jax[wandb]' -c requirements.lock, or leave the key out"
+            ) from None
+        identity = workdir / "wandb_id"
+        if not identity.is_file():
+            identity.write_text(uuid.uuid4().hex[:12])
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=workdir.name,
+                id=identity.read_text(),
+                resume="allow",
+                dir=str(workdir),
+                config=read_json(workdir / "config.json", default={}),
+            )
+        except wandb.Error as error:
+            raise ValueError(
+                f"log.wandb={project!r}: {error}; log in with `wandb login`, or set "
+                "WANDB_MODE=offline"
+            ) from error
+        self._table = wandb.Table
+        for stage in ("sft", "imitation", "rl", "evaluate"):  # each has steps from 0 on
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(
+            {f"{stage}/step": step} | {f"{stage}/{name}": x for name, x in values.items()}
+        )
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        rows = [
+            [s["question"], " | ".join(s["answers"]), s["status"], s["reward"], _response(s)]
+            for s in samples
+        ]
+        columns = ["question", "gold", "status", "reward", "response"]
+        self._run.log({"rl/step": step, "rl/samples": self._table(columns=columns, data=rows)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _response(sample: Sample) -> str:
+    return "".join(segment["text"] for segment in sample["segments"])
