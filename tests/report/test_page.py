@@ -135,7 +135,7 @@ def test_held_out_samples_are_shown_beside_the_trajectories(make_run, tmp_path):
     (run / "samples.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in samples))
     page = page_of([run], tmp_path)
     first, second = json.loads(Elements(page).scripts[0])
-    assert (first["label"], len(first["trajectories"])) == ("rapo, seed 0", 10)
+    assert (first["label"], len(first["trajectories"])) == ("rapo, seed 0", 8)
     assert second == {"label": "rapo, seed 0, held-out samples", "trajectories": samples}
     assert "2 of 2 held-out samples" in page
 

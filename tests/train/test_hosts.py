@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -130,18 +131,9 @@ def four(changes, tmp_path_factory):
     """(workdir, outputs) of four processes of a long run, the third of which got SIGTERM."""
     workdir = tmp_path_factory.mktemp("four") / "run"
     endless = changes | {"rl.steps": 1000, "checkpoint.every": STEPS}
-    port = free_port()
+    together = {"mode": "explicit", "coordinator": f"localhost:{free_port()}", "processes": 4}
     processes = [
-        run_main(
-            workdir,
-            endless,
-            devices=1,
-            mode="explicit",
-            coordinator=f"localhost:{port}",
-            processes=4,
-            process=number,
-        )
-        for number in range(4)
+        run_main(workdir, endless, devices=1, process=number, **together) for number in range(4)
     ]
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + PATIENCE_S
     while not (metrics.is_file() and metrics.read_text().count("\n") > STEPS):
@@ -162,6 +154,9 @@ def params_at(workdir, step):
         return store.restore_params(step)
     finally:
         store.close()
+
+
+assert_close = functools.partial(np.testing.assert_allclose, atol=2e-6)
 
 
 def assert_like(found, wanted, where=""):
@@ -205,26 +200,17 @@ def test_processes_write_the_tapes_of_one_and_learn_the_same(processes, alone, r
     assert {s["source"] for row in rows for s in row["segments"]} >= {"TOOL", "RETRIEVED"}
     assert_like(*(timeless(lines(w / "metrics.jsonl")) for w in (workdir, alone)))
     both = (params_at(workdir, STEPS), params_at(alone, STEPS))
-    for left, right in zip(*map(jax.tree.leaves, both), strict=True):
-        np.testing.assert_allclose(left, right, atol=2e-6)
+    jax.tree.map(assert_close, *both)
 
 
-def test_two_processes_export_the_folder_of_one(alone, two):
-    folders = [workdir / "exports" / str(STEPS) for workdir in (two[0], alone)]
-    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-    assert names[0] == names[1] and "config.json" in names[0]
-    found, wanted = (load_file(folder / "model.safetensors") for folder in folders)
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], atol=2e-6)
-
-
-def test_two_processes_evaluate_like_one(alone, two):
+def test_two_processes_evaluate_and_export_like_one(alone, two):
     results = [json.loads((w / "result.json").read_text()) for w in (two[0], alone)]
     for result in results:
         assert result["questions"] == result["suites"]["own"]["questions"] == ASKED
         del result["seconds"], result["cpu_seconds"]
     assert_like(*results)
+    files = [w / "exports" / str(STEPS) / "model.safetensors" for w in (two[0], alone)]
+    jax.tree.map(assert_close, *map(load_file, files))
 
 
 def test_two_processes_write_the_predictions_of_one(alone, two):
