@@ -111,7 +111,7 @@ class WandB:
             [s["question"], " | ".join(s["answers"]), s["status"], s["reward"], _response(s)]
             for s in samples
         ]
-        columns = ["question", "gold", "status", "reward", "response"]
+        columns: list[str | int] = ["question", "gold", "status", "reward", "response"]
         self._run.log({"rl/step": step, "rl/samples": self._table(columns=columns, data=rows)})
 
     def close(self) -> None:
