@@ -8,7 +8,7 @@ from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report.runs import Run, as_number
 from rapo_jax.suites.paper import reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
-from rapo_jax.suites.table import DASH, average, judge_percent, percent
+from rapo_jax.suites.table import DASH, average, judge_percent, paper_cells, percent
 
 Row = dict[str, str]
 """A suite of a run: column -> text; the last columns count samples by kind."""
@@ -26,7 +26,7 @@ def suite_rows(runs: Sequence[Run]) -> list[Row]:
         scored = {name: {"score": score} for name, score in numbers.items() if score is not None}
         if (mean := average(scored)) is not None:
             first = next(iter(suites.values()))
-            shared = {key: first.get(key) for key in ("scoring", "backbone")}
+            shared = {key: first.get(key) for key in ("scoring", "backbone", "method")}
             rows.append(_row(run.workdir.name, "average", {**shared, "score": mean}))
     return rows
 
@@ -38,7 +38,8 @@ def _object(x: JsonObject, key: str) -> JsonObject:
 
 def _row(run: str, name: str, x: JsonObject) -> Row:
     kinds = _object(x, "kinds")
-    paper = reported(str(x.get("backbone")), name)
+    paper = reported(str(x.get("backbone")), name, method=str(x.get("method")))
+    same, best = paper_cells(paper)
     return {
         "Suite": name,
         "Run": run,
@@ -48,8 +49,8 @@ def _row(run: str, name: str, x: JsonObject) -> Row:
         "Score": percent(as_number(x.get("score")), _interval(x.get("interval"))),
         "Pass@1": percent(as_number(x.get("pass@1")), _interval(x.get("pass@1_interval"))),
         "Judge": _judge(x),
-        "Paper: GRPO": f"{paper.grpo:.1f}" if paper else DASH,
-        "Paper: RAPO": f"{paper.rapo:.1f}" if paper else DASH,
+        "Paper": same,
+        "Paper: best other": best,
         "Calls": _number(x.get("calls"), 1),
         "Tokens": _number(x.get("tokens"), 0),
         **{kind: _number(kinds.get(kind), 0) for kind in (RIGHT, *FAILURES)},

@@ -107,7 +107,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
             user_tools=run.tokens.user_tools,
             shards=row_shards(run.mesh),
         )
-        summary |= {"backbone": backbone(**shape)}
+        summary |= {"backbone": backbone(**shape), "method": run.settings.method}
         kept = result.get("suites", {})
         kept = {name: other for name, other in kept.items() if other["weights"] == weights}
         result["suites"] = kept | {suite.name: summary}

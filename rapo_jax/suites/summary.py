@@ -16,7 +16,8 @@ SEED = 0
 """Seed of the bootstrap: the same predictions give the same interval."""
 
 Summary: TypeAlias = dict[str, Any]
-"""JSON: `summarise` adds the numbers; the stage adds suite, weights, metric, scoring, backbone."""
+"""JSON: `summarise` adds the numbers; the stage adds suite, weights, metric, scoring, backbone and
+method."""
 
 
 def summarise(rows: Sequence[ScoredPrediction], *, samples: int) -> Summary:

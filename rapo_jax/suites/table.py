@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rapo_jax.suites.paper import AVERAGE, AVERAGED, reported
+from rapo_jax.suites.paper import AVERAGE, AVERAGED, METHODS, Reported, reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.summary import Summary
 
@@ -41,6 +41,9 @@ def _header(suites: Mapping[str, Summary]) -> str:
     )
     weights = ", ".join(dict.fromkeys(x["weights"] for x in each))
     backbones = ", ".join(dict.fromkeys(x["backbone"] for x in each if x["backbone"]))
+    methods = ", ".join(
+        METHODS.get(name, name) for name in dict.fromkeys(x["method"] for x in each)
+    )
     return "\n".join(
         [
             "# Suites",
@@ -50,8 +53,9 @@ def _header(suites: Mapping[str, Summary]) -> str:
             "means of a sample. The judge's score is of the samples in brackets: those with a "
             "verdict.",
             f"Scoring: {rules}.",
-            f"Paper: {backbones or 'none of its backbones has this shape'}; a dash is an "
-            "unknown figure.",
+            f"Paper: {methods} on {backbones or 'another shape than those of its backbones'}, and "
+            "the best of its other methods; a dash where it has no figure. It scores maths by a "
+            "judge, all else by token F1.",
         ]
     )
 
@@ -64,24 +68,32 @@ def _scores(suites: Mapping[str, Summary]) -> str:
     head = ["suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several)]
     rows = []
     for name, x in suites.items():
-        paper = reported(x["backbone"], name)
         rows.append(
             [
                 name, str(x["questions"]), x["metric"],
                 percent(x["score"], x["interval"]), percent(x["pass@1"], x["pass@1_interval"]),
                 *([_rates(x)] * several), *(_other(x, other) for other in others),
                 f"{x['calls']:.1f}", f"{x['tokens']:.0f}",
-                *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH]),
+                *paper_cells(reported(x["backbone"], name, method=x["method"])),
             ]
         )  # fmt: skip
     if (mean := average(suites)) is not None:
-        paper = reported(suites[AVERAGED[0]]["backbone"], AVERAGE)
+        x = suites[AVERAGED[0]]
+        paper = reported(x["backbone"], AVERAGE, method=x["method"])
         blanks = [""] * (len(head) - 4 + len(others) + 2)
         rows.append(
             [f"average of the {len(AVERAGED)} of the paper", "", "", percent(mean), *blanks,
-             *(f"{p:.1f}" for p in paper or ()), *([] if paper else [DASH, DASH])]
+             *paper_cells(paper)]
         )  # fmt: skip
-    return markdown_table([*head, *others, "calls", "tokens", "paper GRPO", "paper RAPO"], rows)
+    return markdown_table([*head, *others, "calls", "tokens", "paper", "paper's best other"], rows)
+
+
+def paper_cells(paper: Reported | None) -> tuple[str, str]:
+    """The paper's score of the same method, and its best other one with its name."""
+    if paper is None:
+        return DASH, DASH
+    same = DASH if paper.same is None else f"{paper.same:.1f}"
+    return same, f"{paper.best:.1f} {paper.best_method}"
 
 
 def _kinds(suites: Mapping[str, Summary]) -> str:
@@ -92,11 +104,18 @@ def _kinds(suites: Mapping[str, Summary]) -> str:
 
 def _groups(suites: Mapping[str, Summary]) -> str:
     rows = [
-        [name, group, str(of["questions"]), percent(of["score"])]
+        [
+            name,
+            group,
+            str(of["questions"]),
+            percent(of["score"]),
+            *paper_cells(reported(x["backbone"], name, method=x["method"], group=group)),
+        ]  # fmt: skip
         for name, x in suites.items()
         for group, of in x["groups"].items()
     ]
-    return markdown_table(["suite", "group", "questions", "score"], rows) if rows else ""
+    head = ["suite", "group", "questions", "score", "paper", "paper's best other"]
+    return markdown_table(head, rows) if rows else ""
 
 
 def _other(x: Summary, name: str) -> str:

@@ -17,7 +17,8 @@ KINDS = (RIGHT, *FAILURES)
 
 SUITE = {
     "suite": "gsm8k:test", "metric": "math", "scoring": "official", "weights": "made",
-    "backbone": "Qwen2.5-7B-Instruct", "questions": 10, "samples": 1, "score": 0.8,
+    "backbone": "Qwen2.5-7B-Instruct", "method": "rapo", "questions": 10, "samples": 1,
+    "score": 0.8,
     "interval": [0.49, 0.943], "pass@1": 0.8, "pass@1_interval": [0.49, 0.943],
     "scores": {"math": 0.8, "judge": 0.7}, "unjudged": 1, "calls": 1.25, "tokens": 100.4,
     "kinds": dict.fromkeys(KINDS, 0) | {"right": 8, "wrong": 2},
@@ -40,15 +41,15 @@ def test_a_suite_is_a_row_with_its_interval_and_its_failures_by_kind(with_suites
     assert row == {
         "Suite": "gsm8k", "Run": "a", "Questions": "10", "Metric": "math", "Scoring": "official",
         "Score": "80.0 [49.0, 94.3]", "Pass@1": "80.0 [49.0, 94.3]", "Judge": "70.0 (9 of 10)",
-        "Paper: GRPO": "–", "Paper: RAPO": "–", "Calls": "1.2", "Tokens": "100",
+        "Paper": "92.7", "Paper: best other": "92.8 GRPO", "Calls": "1.2", "Tokens": "100",
     } | dict.fromkeys(KINDS, "0") | {"right": "8", "wrong": "2"}  # fmt: skip
 
 
 def test_all_ten_suites_have_an_average_beside_the_papers(with_suites):
     rows = suite_rows([load_run(with_suites("a", dict.fromkeys(AVERAGED, SUITE)))])
     assert [row["Suite"] for row in rows] == [*AVERAGED, "average"]
-    mean = [rows[-1][name] for name in ("Score", "Paper: GRPO", "Paper: RAPO")]
-    assert mean == ["80.0", "46.7", "51.3"]
+    mean = [rows[-1][name] for name in ("Score", "Paper", "Paper: best other")]
+    assert mean == ["80.0", "51.3", "49.6 AEPO"]
 
 
 def test_the_page_shows_one_table_and_names_runs_where_there_are_several(with_suites, tmp_path):

@@ -37,9 +37,9 @@ def rows(scores, *, metric="math", groups=("made",), samples=1):
     ]
 
 
-def summary(scores, *, samples=1, base="", metric="math", **how):
+def summary(scores, *, samples=1, base="", metric="math", method="rapo", **how):
     found = summarise(rows(scores, metric=metric, samples=samples, **how), samples=samples)
-    return {**INFO, "metric": metric, "backbone": base, **found}
+    return {**INFO, "metric": metric, "backbone": base, "method": method, **found}
 
 
 def test_maths_of_single_answers_has_wilsons_interval():
@@ -84,16 +84,18 @@ def test_the_levels_of_a_suite_are_separate_groups():
         "gaia/1": {"questions": 2, "score": 1.0}, "gaia/2": {"questions": 2, "score": 0.5}
     }  # fmt: skip
     assert summary([1.0])["groups"] == {}
-    assert "| gaia | gaia/2 | 2 | 50.0 |" in table({"gaia": found})
+    assert "| gaia | gaia/2 | 2 | 50.0 | – | – |" in table({"gaia": found})
+    known = found | {"backbone": "Qwen2.5-7B-Instruct"}
+    assert "| gaia | gaia/2 | 2 | 50.0 | 19.6 | 18.9 AEPO |" in table({"gaia": known})
 
 
-def test_the_table_has_the_papers_average_and_a_dash_for_unknown_figures():
+def test_the_table_has_the_papers_score_of_the_method_and_its_best_other_one():
     found = {name: summary([1.0, 0.0], base="Qwen2.5-7B-Instruct") for name in AVERAGED}
     lines = table(found).splitlines()
     (gsm,) = [line for line in lines if line.startswith("| gsm8k | 2 | math | 50.0 [9.5, 90.5]")]
-    assert gsm.endswith("| 1.5 | 5 | – | – |")
+    assert gsm.endswith("| 1.5 | 5 | 92.7 | 92.8 GRPO |")
     (mean,) = [line for line in lines if line.startswith("| average of the 10")]
-    assert "| 50.0 |" in mean and mean.endswith("| 46.7 | 51.3 |")
+    assert "| 50.0 |" in mean and mean.endswith("| 51.3 | 49.6 AEPO |")
     head = next(line for line in lines if line.startswith("| suite | questions"))
     assert len({line.count("|") for line in (head, gsm, mean)}) == 1
     assert not any("average" in x for x in table({"gsm8k": found["gsm8k"]}).splitlines()[5:])
