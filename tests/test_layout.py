@@ -14,7 +14,7 @@ PACKAGE = "rapo_jax"
 ORDER = (
     "types", "io", "config", "method", "text", "search", "search.index", "search.server", "model",
     "rollout", "scoring", "tools.observation", "tools.sandbox", "tools", "tasks.published", "tasks",
-    "suites", "buffer", "environment", "report", "train", "plan", "stages", "main",
+    "suites", "buffer", "environment", "report", "train", "plan", "stages", "notebook", "main",
 )  # fmt: skip
 """Every room of the package, each after all that it imports. A room is a folder, or a file that
 stands apart from its folder; a module belongs to the longest name that it lies within."""

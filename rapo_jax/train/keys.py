@@ -27,6 +27,8 @@ class StageKey(IntEnum):
     GATE_FOLLOW = 103
     SUITES = 200
     """Samples of the evaluation suites."""
+    NOTEBOOK = 300
+    """Rollouts of a notebook that train nothing."""
 
 
 def stage_key(settings: Settings, stage: StageKey) -> jax.Array:

@@ -1,0 +1,94 @@
+"""Sessions take the steps of a training, and docs/notebook.ipynb runs from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rapo_jax.notebook import Session
+from rapo_jax.tasks import Question
+from rapo_jax.train.rl import train_rl
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture
+def session(trunk, tmp_path):
+    """A session on the cold start and the buffer of the trunk."""
+    changes = {
+        "sft.folder": trunk.cold_start,
+        "buffer.folder": trunk.buffer,
+        "task.data_dir": trunk.settings.task.data_dir,
+        "rollout.driver": "host",
+        "rl.steps": 2,
+    }
+    opened = Session(
+        str(ROOT / "tests" / "small.py"), tmp_path / "session", changes, devices=jax.devices()[:1]
+    )
+    yield opened
+    opened.close()
+
+
+def timeless(metrics):
+    return {name: x for name, x in metrics.items() if name.split("/")[0] not in ("time", "cpu")}
+
+
+def test_a_session_takes_the_steps_of_a_training_whatever_it_rolls_out_between(
+    session, branch, metrics_of
+):
+    run = branch({"rl.steps": 2})
+    state = jax.device_get(train_rl(run).state)
+    wanted = metrics_of(run.workdir, timeless=True)
+    questions = [session.run.questions["train"][i] for i in (0, 1)]
+    found = []
+    for _ in range(2):
+        found.append(timeless(session.train_step()))
+        session.rollout(questions)
+    assert [{**row, "stage": "rl", "step": t} for t, row in enumerate(found)] == wanted
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(session.training.state), state)
+    assert (session.run.workdir / "checkpoints" / "2").is_dir()
+    with pytest.raises(ValueError, match="rl.steps=2: all steps are taken"):
+        session.train_step()
+
+
+def test_rollouts_of_any_questions_are_scored_shown_and_have_advantages(session):
+    first = session.run.questions["train"][0]
+    questions = [first, Question("mine", first.question, ("no such town",), "mine", "mine")]
+    groups = session.rollout(questions)
+    again, other = session.rollout(questions), session.rollout(questions, seed=1)
+    np.testing.assert_array_equal(groups.trajectory.token_BT, again.trajectory.token_BT)
+    assert not np.array_equal(groups.trajectory.token_BT, other.trajectory.token_BT)
+    learned = session.advantages(groups)
+    np.testing.assert_array_equal(learned.reward_B, np.float32(groups.scores.reward_B))
+    reward_QG, advantage_QG = (x.reshape(2, 4) for x in (learned.reward_B, learned.advantage))
+    for reward_G, advantage_G in zip(reward_QG, advantage_QG, strict=True):
+        assert np.ptp(reward_G) > 0 or not advantage_G.any()
+    text = session.text(groups, row=0)
+    assert text.splitlines()[0].startswith("   POLICY 0: <think>")
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert sum(len(cell.splitlines()) for cell in code) <= 40
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "loss/grad_norm" in done.stdout and "POLICY 0: <think>" in done.stdout
+    rows = map(json.loads, (tmp_path / "runs" / "notebook" / "metrics.jsonl").open())
+    assert [row["step"] for row in rows if row["stage"] == "rl"] == [0]
