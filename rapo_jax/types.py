@@ -73,8 +73,9 @@ class Trajectory(flax.struct.PyTreeNode):
 class Batch(flax.struct.PyTreeNode):
     """What one update reads: tapes, log pi_old, and A and F_ret of each row.
 
-    `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that another agent
-    wrote, where a method has such rows.
+    `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that the
+    present policy did not sample, and `behaviour_logp_BT` the log-probabilities of the policy that
+    sampled them, where a method has such rows.
     """
 
     token_BT: Array
@@ -83,6 +84,7 @@ class Batch(flax.struct.PyTreeNode):
     advantage_B: Array
     retrieved_share_B: Array
     off_policy_B: Array = None
+    behaviour_logp_BT: Array = None
 
 
 class TrainState(flax.struct.PyTreeNode):

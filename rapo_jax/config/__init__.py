@@ -139,6 +139,11 @@ class Settings:
         return self.rollout.n_hybrid if hybrid else 0
 
     @property
+    def fresh_questions(self) -> int:
+        """Questions of a rollout batch; past groups complete a step with fewer."""
+        return self.rollout.questions - round(self.rollout.questions * self.rl.replay_share)
+
+    @property
     def reads_buffer(self) -> bool:
         """Whether training reads the Step-Trace Buffer."""
         return METHODS[self.method].buffer or self.n_hybrid > 0

@@ -47,6 +47,15 @@ METHODS = {
         buffer=True,
         settings={"rl.aggregation": "token_mean"},
     ),
+    "rollout_replay": MethodSettings(
+        "GRPO on fresh groups and on past ones",
+        settings={
+            "rl.replay_share": 0.5,
+            "rl.clip_low": 0.2,
+            "rl.clip_high": 0.2,
+            "rl.aggregation": "token_mean",
+        },
+    ),
     "sft": MethodSettings("imitation of the buffer's trajectories", buffer=True),
     "sft_grpo": MethodSettings("imitation of the buffer's trajectories, then GRPO", buffer=True),
 }

@@ -166,7 +166,15 @@ def _rollout(s: Settings) -> Iterator[Rule]:
         not s.retrieval.always or s.method != "sft",
         "method='sft' samples nothing that could retrieve",
     )
-    yield "rl.kl", s.method != "luffy" or s.rl.kl == 0, "method='luffy' has no KL term: 0"
+    no_kl = s.method in ("luffy", "rollout_replay")
+    yield "rl.kl", not no_kl or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
+    share, fresh = s.rl.replay_share, s.fresh_questions
+    replays = s.method == "rollout_replay"
+    yield "rl.replay_share", share == 0 or replays, "only method='rollout_replay' reads it"
+    remedy = f"leaves {fresh} fresh groups: a divisor of rollout.questions={r.questions}"
+    yield "rl.replay_share", fresh > 0 and r.questions % fresh == 0, remedy
+    remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
+    yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
     yield (
         "rl.dual_clip",
         s.rl.dual_clip == 0 or s.rl.dual_clip > 1,

@@ -156,6 +156,11 @@ class QuestionStream:
     def __next__(self) -> list[Question]:
         return next(self._batches)
 
+    @property
+    def epochs(self) -> float:
+        """Epochs that were drawn, of all processes."""
+        return self.get_state()["next_index"] * self._batch / self._rows
+
     def get_state(self) -> StreamState:
         """The position after the last batch; JSON, and the same on every process."""
         return StreamState(

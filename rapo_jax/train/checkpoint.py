@@ -78,13 +78,17 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints that are kept."""
+        return list(self._manager.all_steps())
+
     def latest(self) -> int | None:
         """Step of the newest checkpoint with undamaged files, None if nothing was saved.
 
         Raises:
             ValueError: all are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self.steps(), reverse=True)
         for step in steps:
             lines = _damage(self._folder / str(step))
             if not lines:
@@ -105,7 +109,7 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, object]) -> None:
         """Saves and waits, unless `step` is saved already. `metadata` is small JSON."""
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         args, metadata = self._ocp.args, dict(metadata)
         if ADAPTERS in state.params:
@@ -173,7 +177,7 @@ class Checkpoints:
         return handler.restore(path, args=restore)["params"]
 
     def _set_aside_after(self, step: int | None) -> None:
-        for newer in self._manager.all_steps():
+        for newer in self.steps():
             if step is not None and newer > step:
                 folder = self._folder / str(newer)
                 folder.rename(folder.with_name(f"damaged-{newer}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
 from rapo_jax.train.distributed import allgather_rows, is_first, local_part
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
+from rapo_jax.train.replay import PastGroup, Replay
 from rapo_jax.train.run import Run
 from rapo_jax.train.sampler import FOREVER
 from rapo_jax.train.sft import Examples, as_segments, examples_of
@@ -32,7 +33,7 @@ class Groups(NamedTuple):
     """numpy arrays."""
     scores: RowScores
     off_policy_B: np.ndarray
-    """1 at rows that are trajectories of the buffer."""
+    """1 at rows that the present policy did not sample: the buffer's, or past ones."""
     slot_counts: Mapping[str, int]
     """`Sampler.counts` of all batches that were sampled."""
     further_batches: int
@@ -66,12 +67,13 @@ def sample_groups(
     step: int,
     probability: float,
     traces: Traces | None,
+    replay: Replay | None,
 ) -> Groups:
     """The next batch of questions, G rollouts each, as `config.method` completes them.
 
     With `rl.resample`, groups of equal rewards make room for groups of the next questions, from as
     many further batches at most. With `traces`, the last row of a group is one of the question's
-    trajectories of the buffer, where it has one.
+    trajectories of the buffer, where it has one. With `replay`, past groups complete the batch.
     """
     sample = partial(
         sample_batch, run, stream, weights, key, step=step, probability=probability, traces=traces
@@ -79,6 +81,10 @@ def sample_groups(
     groups = sample()
     if run.settings.rl.resample:
         return resampled(groups, sample, run.settings)
+    if replay is not None:
+        first_epoch = stream.epochs <= 1
+        rng = np.random.default_rng([run.settings.seed, 0x5E9, step])
+        return replayed(groups, sample, replay, run.settings, rng, first_epoch=first_epoch)
     return groups
 
 
@@ -192,6 +198,62 @@ def resampled(groups: Groups, sample: Callable[[int], Groups], s: Settings) -> G
     return groups
 
 
+def replayed(
+    fresh: Groups,
+    sample: Callable[[int], Groups],
+    replay: Replay,
+    s: Settings,
+    rng: np.random.Generator,
+    *,
+    first_epoch: bool,
+) -> Groups:
+    """The fresh groups, and past ones up to `rollout.questions`; stores the fresh ones.
+
+    In the first epoch, and while there are too few past groups, all groups are fresh, from further
+    batches `sample(1)`, `sample(2)`, ...
+    """
+    missing = s.rollout.questions - len(fresh.questions)
+    known = {question.id for question in fresh.questions}
+    past = [] if first_epoch else replay.draw(rng, missing, without=known)
+    while not past and len(fresh.questions) < s.rollout.questions:
+        number = fresh.further_batches + 1
+        fresh = _joined(fresh, sample(number))._replace(further_batches=number)
+    for place, question in enumerate(fresh.questions):
+        rows = slice(place * s.rollout.group_size, (place + 1) * s.rollout.group_size)
+        pick = jax.tree.map(lambda x, rows=rows: np.array(x[rows]), fresh[1:3])
+        replay.add(PastGroup(question, *pick))
+    if not past:
+        return fresh
+    trajectory, scores = jax.tree.map(
+        lambda *parts: np.concatenate(parts), fresh[1:3], *(tuple(each[1:]) for each in past)
+    )
+    return fresh._replace(
+        questions=(*fresh.questions, *(each.question for each in past)),
+        trajectory=trajectory,
+        scores=scores,
+        off_policy_B=np.concatenate(
+            [fresh.off_policy_B, np.ones(missing * s.rollout.group_size, np.float32)]
+        ),
+    )
+
+
+def _joined(groups: Groups, more: Groups) -> Groups:
+    rows = [(g.trajectory, g.scores, g.off_policy_B) for g in (groups, more)]
+    trajectory, scores, off_policy_B = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    return groups._replace(
+        questions=groups.questions + more.questions,
+        trajectory=trajectory,
+        scores=scores,
+        off_policy_B=off_policy_B,
+        slot_counts=_added(groups.slot_counts, more.slot_counts),
+        scoring_seconds=groups.scoring_seconds + more.scoring_seconds,
+    )
+
+
+def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {name: count + right[name] for name, count in left.items()}
+
+
 def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
     """Whether all rewards of a group are equal, so that nothing can be learned from it; [Q]."""
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
@@ -216,6 +278,6 @@ def _replaced(groups: Groups, place_K: np.ndarray, more: Groups, taken_K: np.nda
         trajectory=trajectory,
         scores=scores,
         off_policy_B=off_policy_B,
-        slot_counts=dict(Counter(groups.slot_counts) + Counter(more.slot_counts)),
+        slot_counts=_added(groups.slot_counts, more.slot_counts),
         scoring_seconds=groups.scoring_seconds + more.scoring_seconds,
     )

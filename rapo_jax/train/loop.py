@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import optax
@@ -17,6 +18,8 @@ from rapo_jax.train.export import write_folder
 from rapo_jax.train.measures import cpu_seconds
 from rapo_jax.train.metrics import Progress, cut_back
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from rapo_jax.train.replay import FOLDER as REPLAY
+from rapo_jax.train.replay import Replay
 from rapo_jax.train.run import Run
 from rapo_jax.types import TrainState
 
@@ -122,6 +125,7 @@ class PolicyTraining:
         *,
         buffer: str,
         stream: QuestionStream | None = None,
+        replay: Replay | None = None,
         stage: str = "rl",
     ) -> None:
         """`buffer` is the identity of the Step-Trace Buffer, "" without one; metrics and progress
@@ -131,6 +135,7 @@ class PolicyTraining:
         self.seconds, self.cpu_seconds = dict.fromkeys(PHASES, 0.0), 0.0
         """Of all steps, also those before a resume; wall seconds by phase of a step."""
         self._buffer, self._stream, self._stage, self._skips = buffer, stream, stage, 0
+        self._replay = replay
         self._ended: EndedStep | None = None
         self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
         self._store = Checkpoints(
@@ -235,7 +240,16 @@ class PolicyTraining:
         }
         if self._stream:
             metadata["stream"] = dict(self._stream.get_state())
+        if self._replay is not None and is_first():  # before the checkpoint that needs it
+            self._replay.save(self._replay_file(step))
         self._store.save(step, self.state, metadata)
+        if self._replay is not None and is_first():
+            kept = {self._replay_file(each) for each in self._store.steps()}
+            for path in set(self._replay_file(step).parent.glob("*.npz")) - kept:
+                path.unlink()
+
+    def _replay_file(self, step: int) -> Path:
+        return self.run.workdir / REPLAY / f"{step}.npz"
 
     def _restore(self) -> None:
         self.state, metadata = self._store.restore(self.state)
@@ -247,6 +261,8 @@ class PolicyTraining:
             )
         if self._stream:
             self._stream.set_state(metadata["stream"])
+        if self._replay is not None:
+            self._replay.load(self._replay_file(self.step))
         self.cpu_seconds = metadata["cpu_seconds"]
         self.seconds |= metadata["seconds"]
         print(f"[{self._stage}] resumed at step {self.step}", flush=True)

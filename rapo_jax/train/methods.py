@@ -14,7 +14,7 @@ import numpy as np
 from rapo_jax.config import ModelSettings, RlSettings, Settings
 from rapo_jax.method.advantages import centred_rewards, gigpo_advantage
 from rapo_jax.method.calibrate import Calibration
-from rapo_jax.train.update import LossSums, luffy_loss, rapo_loss
+from rapo_jax.train.update import LossSums, luffy_loss, rapo_loss, replay_loss
 from rapo_jax.types import Array, Source, Trajectory
 
 Advantage = Callable[[Settings, Trajectory, Array, Calibration], Array]
@@ -28,6 +28,8 @@ class Method(NamedTuple):
     loss: Callable[[ModelSettings, RlSettings], LossSums]
     takes_traces: bool = False
     """Whether the last row of a group is a trajectory of the buffer, where there is one."""
+    replays: bool = False
+    """Whether past groups complete a batch."""
 
 
 def calibrated(
@@ -100,6 +102,7 @@ METHODS = {
     "gppo": Method(calibrated, rapo_loss),
     "gigpo": Method(of_steps, rapo_loss),
     "luffy": Method(centred, luffy_loss, takes_traces=True),
+    "rollout_replay": Method(calibrated, replay_loss, replays=True),
     "sft_grpo": Method(calibrated, rapo_loss),
 }
 """By `config.method`; `sft` alone samples nothing."""

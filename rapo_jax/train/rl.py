@@ -38,6 +38,8 @@ from rapo_jax.train.measures import (
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.policy import load_policy, start_state
+from rapo_jax.train.replay import Replay
+from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import write_trajectories
 from rapo_jax.train.update import Updater
@@ -51,8 +53,11 @@ class RlParts(NamedTuple):
     stream: QuestionStream
     traces: Traces | None
     """Where the method puts the buffer's trajectories into its groups."""
+    replay: Replay | None
+    """Where past groups complete a batch."""
     calibrate: Calibrator
     updater: Updater
+    rescore: Rescorer
     schedule: optax.Schedule
     reference: Params | None
     """Weights of the KL penalty, those of the cold start; None without a penalty."""
@@ -108,14 +113,19 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     stream = question_stream(
         run.questions["train"],
         seed=s.seed,
-        batch=s.rollout.questions,
+        batch=s.fresh_questions,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     reference = start if s.rl.kl else None
     traces = read_traces(run) if method.takes_traces else None
-    parts = RlParts(method, stream, traces, make_calibrator(s), updater, schedule, reference)
-    return parts, PolicyTraining(run, state, buffer=buffer, stream=stream)
+    replay = Replay(s.rl.replay_groups) if method.replays else None
+    training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
+    parts = RlParts(
+        *(method, stream, traces, replay, make_calibrator(s), updater),
+        *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
+    )
+    return parts, training
 
 
 def rl_step(
@@ -140,6 +150,7 @@ def rl_step(
         step=step,
         probability=probability,
         traces=parts.traces,
+        replay=parts.replay,
     )
     del weights  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
@@ -149,6 +160,9 @@ def rl_step(
     advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(state.step)))
     batch = _batch(groups, calibration, advantage_B)
+    if parts.replay is not None:
+        past_B = np.flatnonzero(groups.off_policy_B)
+        batch = with_old_logp(parts.rescore, state.params, batch, past_B)
     state, records = train_on_rollouts(
         parts.updater,
         s,
@@ -206,6 +220,10 @@ def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict
     if s.rl.resample:
         metrics["rollout/further_batches"] = float(groups.further_batches)
         metrics["rollout/equal_groups"] = float(equal_groups(groups, s.rollout.group_size).mean())
+    if s.rl.replay_share:
+        metrics["rollout/past_groups"] = float(
+            groups.off_policy_B.sum() / s.rollout.group_size / len(groups.questions)
+        )
     if METHODS[s.method].takes_traces:
         metrics["rollout/groups_with_trace"] = float(
             groups.off_policy_B.sum() / len(groups.questions)

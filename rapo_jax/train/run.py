@@ -276,11 +276,13 @@ def _check_devices(settings: Settings, mesh: Mesh) -> None:
                 f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
                 "over (mesh.data x mesh.fsdp)"
             )
-    if r.slots % shards:
+    if (fresh := settings.fresh_questions) % shards:
         raise ValueError(
-            f"rollout.slots={r.slots}: must be a multiple of the {shards} devices that rows are "
-            "spread over (mesh.data x mesh.fsdp)"
+            f"rl.replay_share={settings.rl.replay_share}: leaves {fresh} fresh groups, which must "
+            f"be a multiple of the {shards} devices that rows are spread over"
         )
+    if r.slots % shards:
+        raise ValueError(f"rollout.slots={r.slots}: must be a multiple of the {shards} devices")
     if jax.process_count() > 1 and r.driver == "host":
         raise ValueError(
             f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "

@@ -17,7 +17,12 @@ import optax
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RlSettings
-from rapo_jax.method.objective import kl_penalty_sums, luffy_loss_sums, policy_loss_sums
+from rapo_jax.method.objective import (
+    kl_penalty_sums,
+    luffy_loss_sums,
+    policy_loss_sums,
+    replay_loss_sums,
+)
 from rapo_jax.method.sums import add_metric_sums, metric_means
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import log_probs
@@ -91,6 +96,26 @@ def luffy_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             batch.advantage_B,
             row_mask_B,
             gamma=rl.trace_gamma,
+            aggregation=rl.aggregation,
+        )
+        return loss_sum, (weight, metrics)
+
+    return loss
+
+
+def replay_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
+    """RolloutReplay's loss on a micro-batch."""
+
+    def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
+        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        loss_sum, weight, metrics = replay_loss_sums(
+            log_probs(model, params, batch.token_BT, mask_BT),
+            batch.old_logp_BT,
+            batch.behaviour_logp_BT,
+            mask_BT,
+            batch.advantage_B,
+            row_mask_B,
+            clip=rl.clip_low,
             aggregation=rl.aggregation,
         )
         return loss_sum, (weight, metrics)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from rapo_jax.tasks import Question
-from rapo_jax.train.groups import Groups, Traces, equal_groups, put_traces, resampled
+from rapo_jax.train.groups import (
+    Groups,
+    Traces,
+    equal_groups,
+    put_traces,
+    replayed,
+    resampled,
+)
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.methods import anchors
+from rapo_jax.train.replay import PastGroup, Replay
 from rapo_jax.train.sft import Examples
 from rapo_jax.types import Source, Status, Trajectory
 
@@ -139,3 +148,98 @@ def test_steps_of_a_question_have_one_anchor_where_their_last_observation_is_the
     # Rows 0 and 1 are one question, 2 and 3 another: numbers are given anew for each.
     assert anchor_BS.tolist() == [[0, 1, 2, -1], [0, 1, 3, -1], [0, 1, 2, -1], [0, 2, 1, -1]]
     assert left_BS.tolist() == [[2, 1, 0, 0]] * 4
+
+
+def store_of(*batches):
+    replay = Replay(capacity=3)
+    for batch in batches:
+        for place, question in enumerate(batch.questions):
+            rows = slice(place * G, (place + 1) * G)
+            tape, scores = jax.tree.map(lambda x, rows=rows: x[rows], batch[1:3])
+            replay.add(PastGroup(question, tape, scores))
+    return replay
+
+
+def names_in(replay):
+    every = replay.draw(np.random.default_rng(0), len(replay), without=())
+    return {group.question.id for group in every}
+
+
+def test_the_store_keeps_the_newest_groups_with_a_spread_one_of_each_question():
+    replay = store_of(*BATCHES)  # with a spread: q1, q5, q8, q9, q10
+    assert names_in(replay) == {"q8", "q9", "q10"}
+    (old,) = [
+        g for g in replay.draw(np.random.default_rng(0), 3, without=()) if g.question.id == "q9"
+    ]
+    again = old._replace(trajectory=old.trajectory.replace(token_BT=old.trajectory.token_BT + 1))
+    replay.add(again)
+    assert len(replay) == 3
+    (new,) = replay.draw(np.random.default_rng(0), 1, without=("q8", "q10"))
+    assert new is again
+    assert replay.draw(np.random.default_rng(0), 2, without=("q8", "q10")) == []
+
+
+def test_the_store_comes_back_bit_for_bit_in_its_order_and_a_damaged_file_is_named(tmp_path):
+    replay, path = store_of(*BATCHES), tmp_path / "replay" / "4.npz"
+    replay.save(path)
+    again = Replay(capacity=3)
+    again.load(path)
+    for left, right in zip(
+        *(store.draw(np.random.default_rng(1), 3, without=()) for store in (replay, again)),
+        strict=True,
+    ):
+        assert left.question == right.question
+        jax.tree.map(np.testing.assert_array_equal, left[1:], right[1:])
+    empty = Replay(capacity=3)
+    empty.save(path)
+    again.load(path)
+    assert len(again) == 0
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"4\.npz: the past groups cannot be read .* start anew"):
+        again.load(path)
+
+
+def replay_settings(small_settings):
+    changes = {"method": "rollout_replay", "rl.replay_share": 0.5, "rollout.questions": 4}
+    return small_settings(changes | {"rollout.group_size": G, "rollout.n_hybrid": 0})
+
+
+def halves(batch):
+    """Its first two groups."""
+    rows = jax.tree.map(lambda x: x[: 2 * G], batch[1:4])
+    return batch._replace(
+        questions=batch.questions[:2], trajectory=rows[0], scores=rows[1], off_policy_B=rows[2]
+    )
+
+
+def test_past_groups_complete_a_batch_from_the_second_epoch_and_fresh_ones_before(small_settings):
+    s, rng = replay_settings(small_settings), np.random.default_rng(0)
+    replay = store_of(*BATCHES)
+    asked = []
+
+    def sample(number):
+        asked.append(number)
+        return halves(BATCHES[1])
+
+    first = replayed(halves(BATCHES[0]), sample, replay, s, rng, first_epoch=True)
+    assert asked == [1]
+    assert [q.id for q in first.questions] == ["q0", "q1", "q4", "q5"]
+    assert not first.off_policy_B.any()
+    assert names_in(replay) == {"q10", "q1", "q5"}  # q0 and q4 have no spread
+
+    later = replayed(halves(BATCHES[2]), pytest.fail, replay, s, rng, first_epoch=False)
+    ids = [q.id for q in later.questions]
+    assert ids[:2] == ["q8", "q9"] and set(ids[2:]) < {"q10", "q1", "q5"}
+    assert later.off_policy_B.tolist() == [0] * 2 * G + [1] * 2 * G
+    for place in (2, 3):  # the rows of a past group are those of its question
+        rewards = later.scores.reward_B[place * G : (place + 1) * G].tolist()
+        assert rewards == {"q10": [1, 1, 0], "q1": [0, 1, 0], "q5": [1, 0, 0]}[ids[place]]
+
+
+def test_too_few_past_groups_leave_a_batch_fresh(small_settings):
+    s, rng = replay_settings(small_settings), np.random.default_rng(0)
+    replay = Replay(capacity=3)
+    found = replayed(
+        halves(BATCHES[0]), lambda number: halves(BATCHES[1]), replay, s, rng, first_epoch=False
+    )
+    assert not found.off_policy_B.any() and found.further_batches == 1

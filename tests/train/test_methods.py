@@ -50,7 +50,7 @@ def buffer_of_training_questions(trunk, tmp_path):
     return str(folder)
 
 
-@pytest.mark.parametrize("method", ["dapo", "gppo", "gigpo", "luffy"])
+@pytest.mark.parametrize("method", ["dapo", "gppo", "gigpo", "luffy", "rollout_replay"])
 def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
     branch, metrics_of, buffer_of_training_questions, method
 ):
@@ -66,9 +66,36 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
     if method == "dapo":
         assert {row["rollout/further_batches"] for row in rows} <= {0.0, 1.0}
         assert all(0 <= row["rollout/equal_groups"] <= 1 for row in rows)
+    if method == "rollout_replay":
+        # one fresh and one past group; 8 questions are an epoch: four steps of two, then eight
+        assert [row["rollout/past_groups"] for row in rows] == [0.0] * 4
+        assert sorted(path.name for path in (parts.workdir / "replay").iterdir()) == [
+            "2.npz",
+            "4.npz",
+        ]
     if method == "luffy":
         assert [row["rollout/groups_with_trace"] for row in rows] == [1.0] * 4
         assert all(row["loss/off_policy"] > 0 and 0 < row["loss/off_weight"] < 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_past_rows_are_replayed_from_the_second_epoch_with_ratios_to_their_own_policy(
+    branch, metrics_of, trunk
+):
+    epoch = len(load_questions(trunk.questions["train"])) // 2  # steps of two fresh groups each
+    fast = {"optimizer.learning_rate": 0.01, "rl.mini_batches": 1}
+    changes = changes_of("rollout_replay") | fast | {"rl.steps": epoch + 4}
+    whole = train(branch(changes | {"checkpoint.every": 1000}, name="whole"))
+    at = epoch + 2
+    train(branch(changes | {"rl.steps": at, "checkpoint.every": at}, name="parts"))
+    parts = branch(changes, name="parts")
+    identical(whole, train(parts))
+    rows = metrics_of(parts.workdir)
+    shares = [row["rollout/past_groups"] for row in rows]
+    assert shares[: epoch - 1] == [0.0] * (epoch - 1) and shares[-4:] == [0.5] * 4
+    # In the only update of a step fresh rows have ratio 1, past ones pi_old to their own policy.
+    assert max(row["loss/logp_gap"] for row in rows[: epoch - 1]) < 1e-4
+    assert min(row["loss/logp_gap"] for row in rows[-4:]) > 1e-3
 
 
 def test_luffy_without_trajectories_of_its_questions_stays_on_policy_and_says_so(

@@ -165,6 +165,10 @@ class RlSettings:
     trace_gamma: float = key(
         0.1, "gamma: a buffer's token of probability p weighs p / (p + gamma) (luffy)", above=0
     )
+    replay_share: float = fraction(
+        0.0, "share of a step's groups that are past ones, from the second epoch (rollout_replay)"
+    )
+    replay_groups: int = key(512, "past groups that are kept (rollout_replay)", at_least=1)
     imitation_steps: int = key(
         0, "training steps of imitation before RL (sft_grpo); 0 = as many as rl.steps", at_least=0
     )

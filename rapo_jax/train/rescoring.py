@@ -1,0 +1,51 @@
+"""Log-probabilities of past rows under the present policy: log pi_old of RolloutReplay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rapo_jax.config import ModelSettings, RlSettings
+from rapo_jax.model.scoring import log_probs
+from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
+from rapo_jax.train.micro_batches import micro_batches
+from rapo_jax.types import Batch, Params, Source
+
+Rescorer: TypeAlias = Callable[[Params, Batch, np.ndarray], np.ndarray]
+"""(params, batch, length_B) -> log-probabilities of the policy's tokens, 0 elsewhere, [B, T]."""
+
+
+def make_rescorer(model: ModelSettings, mesh: Mesh, rl: RlSettings) -> Rescorer:
+    """Scores rows in the micro-batches of an update."""
+
+    @jax.jit
+    def score(params: Params, token_BT: jax.Array, source_BT: jax.Array) -> jax.Array:
+        with on_mesh(mesh):
+            return log_probs(model, params, token_BT, source_BT == Source.POLICY)
+
+    def rescore(params: Params, batch: Batch, length_B: np.ndarray) -> np.ndarray:
+        logp_BT = np.zeros(batch.token_BT.shape, np.float32)
+        numbered = batch.replace(advantage_B=np.arange(len(length_B)))  # which row each one is
+        sizes = (rl.buckets, rl.micro_tokens, row_shards(mesh))
+        for micro, row_mask_B in micro_batches(numbered, length_B, *sizes):
+            arrays = place((micro.token_BT, micro.source_BT), rows(mesh))
+            part_BT = np.asarray(jax.device_get(score(params, *arrays)))
+            real_B = row_mask_B > 0
+            logp_BT[micro.advantage_B[real_B], : part_BT.shape[1]] = part_BT[real_B]
+        return logp_BT
+
+    return rescore
+
+
+def with_old_logp(rescore: Rescorer, params: Params, batch: Batch, past_B: np.ndarray) -> Batch:
+    """The batch with log pi_old of the rows `past_B`, and what their tapes recorded as log mu."""
+    old_logp_BT = np.array(batch.old_logp_BT)
+    if len(past_B):
+        past = jax.tree.map(lambda x: np.asarray(x)[past_B], batch)
+        length_B = (past.source_BT != Source.PAD).sum(1)
+        old_logp_BT[past_B] = rescore(params, past, length_B)
+    return batch.replace(old_logp_BT=old_logp_BT, behaviour_logp_BT=np.array(batch.old_logp_BT))
