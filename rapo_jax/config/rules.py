@@ -10,15 +10,14 @@ import difflib
 import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from rapo_jax.config import KEYS, READERS, EndpointSettings, Settings
 from rapo_jax.config.keys import Key, keys_of, names
+from rapo_jax.config.training_rules import Rule, method_rules, rollout_rules
 from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.hub import is_hub_name
-
-Rule: TypeAlias = tuple[str, bool, str]
 
 MODEL_FOLDERS = (
     *("model.folder", "tokenizer.folder", "buffer.checkpoint"),
@@ -35,7 +34,16 @@ def check(s: Settings, *, files: bool = True) -> None:
     for key in keys_of(s).values():
         _check_choices(key)
         _check_bounds(key)
-    for rules in (_distributed, _model, _rollout, _evaluate, _search, _buffer, _task):
+    for rules in (
+        _distributed,
+        _model,
+        rollout_rules,
+        method_rules,
+        _evaluate,
+        _search,
+        _buffer,
+        _task,
+    ):
         _enforce(s, rules(s))
     if files:
         _check_files(s)
@@ -146,46 +154,6 @@ def _model(s: Settings) -> Iterator[Rule]:
     known = ", ".join(KEYS["model.lora.targets"].choices)
     once = len(set(targets)) == len(targets) > 0
     yield "model.lora.targets", once, f"name each kernel to adapt once: some of {known}"
-
-
-def _rollout(s: Settings) -> Iterator[Rule]:
-    r, buckets = s.rollout, s.rl.buckets
-    divides = f"must divide rollout.questions={r.questions}"
-    yield (
-        "rollout.n_hybrid",
-        0 <= r.n_hybrid <= r.group_size,
-        f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
-    )
-    yield (
-        "rollout.max_tokens",
-        r.max_tokens > r.prompt_tokens,
-        f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
-    )
-    yield (
-        "retrieval.always",
-        not s.retrieval.always or s.method != "sft",
-        "method='sft' samples nothing that could retrieve",
-    )
-    no_kl = s.method in ("luffy", "rollout_replay")
-    yield "rl.kl", not no_kl or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
-    share, fresh = s.rl.replay_share, s.fresh_questions
-    replays = s.method == "rollout_replay"
-    yield "rl.replay_share", share == 0 or replays, "only method='rollout_replay' reads it"
-    remedy = f"leaves {fresh} fresh groups: a divisor of rollout.questions={r.questions}"
-    yield "rl.replay_share", fresh > 0 and r.questions % fresh == 0, remedy
-    remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
-    yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
-    yield (
-        "rl.dual_clip",
-        s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
-        "more than 1, such as 3, or 0 for none",
-    )
-    whole = f"{divides}: a group stays in one mini-batch"
-    yield "rl.mini_batches", r.questions % s.rl.mini_batches == 0, whole
-    ascending = bool(buckets) and tuple(sorted(buckets)) == buckets
-    yield "rl.buckets", ascending, "ascending row widths in tokens, such as (64, 128)"
-    widest = f"the widest must hold rollout.max_tokens={r.max_tokens}"
-    yield "rl.buckets", buckets[-1] >= r.max_tokens, widest
 
 
 def _evaluate(s: Settings) -> Iterator[Rule]:

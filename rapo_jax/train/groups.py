@@ -66,8 +66,8 @@ def sample_groups(
     *,
     step: int,
     probability: float,
-    traces: Traces | None,
-    replay: Replay | None,
+    traces: Traces | None = None,
+    replay: Replay | None = None,
 ) -> Groups:
     """The next batch of questions, G rollouts each, as `config.method` completes them.
 

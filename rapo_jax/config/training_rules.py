@@ -1,0 +1,56 @@
+"""What the values of rollouts and of training methods must satisfy; see `rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from rapo_jax.config import Settings
+
+Rule: TypeAlias = tuple[str, bool, str]
+"""(key, whether it holds, remedy)."""
+
+
+def rollout_rules(s: Settings) -> Iterator[Rule]:
+    r, buckets = s.rollout, s.rl.buckets
+    divides = f"must divide rollout.questions={r.questions}"
+    yield (
+        "rollout.n_hybrid",
+        0 <= r.n_hybrid <= r.group_size,
+        f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
+    )
+    yield (
+        "rollout.max_tokens",
+        r.max_tokens > r.prompt_tokens,
+        f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
+    )
+    whole = f"{divides}: a group stays in one mini-batch"
+    yield "rl.mini_batches", r.questions % s.rl.mini_batches == 0, whole
+    ascending = bool(buckets) and tuple(sorted(buckets)) == buckets
+    yield "rl.buckets", ascending, "ascending row widths in tokens, such as (64, 128)"
+    widest = f"the widest must hold rollout.max_tokens={r.max_tokens}"
+    yield "rl.buckets", buckets[-1] >= r.max_tokens, widest
+
+
+def method_rules(s: Settings) -> Iterator[Rule]:
+    """What one method reads and others do not, or cannot do."""
+    r = s.rollout
+    yield (
+        "retrieval.always",
+        not s.retrieval.always or s.method != "sft",
+        "method='sft' samples nothing that could retrieve",
+    )
+    no_kl = s.method in ("luffy", "rollout_replay")
+    yield "rl.kl", not no_kl or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
+    share, fresh = s.rl.replay_share, s.fresh_questions
+    replays = s.method == "rollout_replay"
+    yield "rl.replay_share", share == 0 or replays, "only method='rollout_replay' reads it"
+    remedy = f"leaves {fresh} fresh groups: a divisor of rollout.questions={r.questions}"
+    yield "rl.replay_share", fresh > 0 and r.questions % fresh == 0, remedy
+    remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
+    yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
+    yield (
+        "rl.dual_clip",
+        s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
+        "more than 1, such as 3, or 0 for none",
+    )
