@@ -21,7 +21,8 @@ import numpy as np
 
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
-from rapo_jax.text.protocol import parse_step, render_result, render_retrieved, without_retrieved
+from rapo_jax.text.protocol import render_retrieved, without_retrieved
+from rapo_jax.text.protocols import INVALID
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools.observation import Observation, Tool
 
@@ -42,8 +43,9 @@ THREADS = 128
 
 
 def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
-    """Tokens of `<result>...</result>`, the observation cut so that all of it fits."""
-    return _fit(tokens, render_result(observation, tokens.user_tools), "</result>", room)
+    """Tokens of an observation with its tags, cut so that all of it fits."""
+    protocol = tokens.protocol
+    return _fit(tokens, protocol.render(observation), protocol.after, room)
 
 
 def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
@@ -70,6 +72,12 @@ class Environment:
         observation_tokens: int,
         retrieved_tokens: int,
     ) -> None:
+        needed = len(tokens.encode_protocol(tokens.protocol.render("")))
+        if observation_tokens < needed:
+            raise ValueError(
+                f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
+                f"{tokens.protocol.name!r} need {needed}; raise it"
+            )
         self.tokens = tokens
         self._tools = tools
         self._observation_tokens = observation_tokens
@@ -166,7 +174,7 @@ class Environment:
                 tool, observation = self._running.pop(row).result()
                 ready_U[u] = True
                 self._record_call(row, tool, observation.outcome)
-                self._give(texts, u, row, self._observation_ids(observation.text))
+                self._give(texts, u, row, self._reply_ids(tool, observation.text))
             self._fill_queries(row_U, ready_U & wants_U, query_U)
         return ready_U, *texts, query_U
 
@@ -179,8 +187,11 @@ class Environment:
             text = self.tokens.decode(token_UX[u, : length_U[u]])
             row = int(row_U[u])
             self._history[row] += text
-            step = parse_step(text, self.tokens.user_tools)
+            step = self.tokens.protocol.parse(text)
             calls.setdefault(step.kind, []).append((row, step.content))
+        for row, _ in calls.pop(INVALID, ()):
+            self._running[row] = Future()
+            self._running[row].set_result((INVALID, Observation("", "error")))
         for name, callers in calls.items():
             tool = self._tools[name]
             if getattr(tool, "immediate", False):
@@ -191,6 +202,12 @@ class Environment:
                 continue
             for row, content in callers:
                 self._running[row] = self._pool.submit(_call_once, name, tool, content)
+
+    def _reply_ids(self, tool: str, observation: str) -> list[int]:
+        if tool != INVALID:
+            return self._observation_ids(observation)
+        reply = self.tokens.encode_protocol(self.tokens.protocol.corrective)
+        return reply[: self._observation_tokens]
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation."""

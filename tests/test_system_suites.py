@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.text.protocols import SEARCH_R1
 from rapo_jax.text.tokens import build_tokenizer
 from tests.model.checkpoints import make_model, save_model
 from tests.tasks.published.fixtures import gsm, lines
@@ -85,3 +86,23 @@ def test_an_unknown_suite_is_one_line_and_binds_no_workdir(flags, tmp_path):
     assert line.startswith("error: evaluate.suites='hotpot_qa': there is no such suite")
     assert "did you mean 'hotpotqa'?" in line
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_is_evaluated_in_the_protocol_of_search_r1(flags, tmp_path):
+    """A random model writes no action: it gets the corrective reply, and has no answer."""
+    room = {"prompt_tokens": 900, "observation_tokens": 250, "step_tokens": 12, "max_tokens": 1400}
+    done = run(
+        tmp_path,
+        *flags,
+        "--config.protocol=search_r1",
+        "--config.prompt.system=",
+        "--config.rl.buckets=(1400,)",
+        *(f"--config.rollout.{key}={value}" for key, value in room.items()),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "suites" / "own-first4.jsonl").open()]
+    assert all(SEARCH_R1.corrective in row["text"] for row in rows if row["calls"])
+    assert {"invalid": 1} in [row["calls"] for row in rows]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["suites"]["gsm8k"]["method"] == "search_r1"
+    assert "Paper: Search-R1 on " in (tmp_path / "suites" / "table.md").read_text()

@@ -104,6 +104,16 @@ class Settings:
         "how the policy is trained",
         choices={name: method.meaning for name, method in METHODS.items()},
     )
+    protocol: str = key(
+        "rapo",
+        "how calls, observations and answers are written and read (docs/protocols.md)",
+        choices={
+            "rapo": "ours",
+            "search_r1": "that of Search-R1",
+            "tool_star": "that of Tool-Star",
+            "module:NAME": "yours: a rapo_jax.text.protocols.Protocol",
+        },
+    )
     stages: tuple[str, ...] = key(
         ("sft", "buffer", "rl", "evaluate", "report"),
         "stages to run, each once",

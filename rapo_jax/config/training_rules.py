@@ -54,3 +54,6 @@ def method_rules(s: Settings) -> Iterator[Rule]:
         s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
         "more than 1, such as 3, or 0 for none",
     )
+    buffer = {"sft", "buffer"} & set(s.stages) or ("rl" in s.stages and s.reads_buffer)
+    remedy = "cold start and buffer are in protocol='rapo'; leave their stages out, method='grpo'"
+    yield "protocol", s.protocol == "rapo" or not buffer, remedy

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
 from rapo_jax.rollout.slots import Counts, RolloutInputs
 from rapo_jax.rollout.thinking import Boundary
+from rapo_jax.text.protocol import user_tool_names
+from rapo_jax.text.protocols import Protocol, find_protocol, rapo
 from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.policy import policy_shapes
 from rapo_jax.train.programs import INPUTS, boundary
@@ -96,9 +98,11 @@ def placed(tree: Params, shardings: object) -> Params:
     return jax.tree.map(one, tree, jax.tree.broadcast(shardings, tree))
 
 
-def byte_boundary(vocab: int, *, user_tools: Sequence[str] = ()) -> Boundary:
+def byte_boundary(vocab: int, *, protocol: Protocol | None = None) -> Boundary:
     """The step boundaries of a made-up vocabulary of single bytes without stop tokens."""
-    return boundary([bytes([i % 256]) for i in range(vocab)], eos_ids=[-1], user_tools=user_tools)
+    return boundary(
+        [bytes([i % 256]) for i in range(vocab)], eos_ids=[-1], protocol=protocol or rapo()
+    )
 
 
 def lowered_rollout(
@@ -110,7 +114,8 @@ def lowered_rollout(
     """
     r = s.rollout
     here, everywhere = rows(mesh), replicated(mesh)
-    ends = byte_boundary(model.vocab, user_tools=[name for name, *_ in s.tools.user_tools])
+    protocol = find_protocol(s.protocol, user_tool_names(name for name, *_ in s.tools.user_tools))
+    ends = byte_boundary(model.vocab, protocol=protocol)
     rollout_parts = parts(model, r, ends, lambda key_UE: key_UE, slots=slots)
     query = jax.ShapeDtypeStruct((key_width,), jnp.float32)
 

@@ -31,7 +31,10 @@ class Boundary(NamedTuple):
     next_state_AV: jax.Array
     first_accept: int
     answer_tag: int
+    """-1 for none."""
     eos_W: jax.Array
+    asks_at_eos: bool = False
+    """Whether the host replies to a step that ends otherwise, in place of its end-of-sequence."""
 
 
 def row_keys(key: Array, inputs: RolloutInputs, slots: Slots) -> Array:
@@ -74,7 +77,8 @@ def think_token(
     """Samples one token in every thinking slot and reads it into the cache.
 
     Row b's token at position t is drawn with `fold_in(key of row b, t)`. A step ends with a closing
-    tag; one that ends otherwise ends its row, and so does a call beyond `max_calls`.
+    tag; one that ends otherwise ends its row, unless the host is asked for a reply (`Boundary`),
+    and so does a call beyond `max_calls`.
     """
     s, thinking_U, position_U = settings, slots.has(Phase.THINKING), slots.length_U
     key_U = row_keys(jax.random.fold_in(inputs.key, 0), inputs, slots)
@@ -101,8 +105,13 @@ def think_token(
         jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, Status.OUT_OF_STEPS, 0)),
         jnp.where(eos_U, Status.STOPPED, jnp.where(full_U, Status.OUT_OF_TOKENS, 0)),
     )
-    calls_U = thinking_U & accepted_U & (status_U == Status.RUNNING)
-    old, row_U = slots.trajectory, jnp.where(thinking_U, slots.row_U, slots.rows)
+    kept_U, ends_U = thinking_U, accepted_U
+    if boundary.asks_at_eos:
+        asks_U = ~accepted_U & (eos_U | full_U) & ~over_U & (position_U + 1 < s.max_tokens)
+        status_U = jnp.where(asks_U, Status.RUNNING, status_U)
+        kept_U, ends_U = thinking_U & ~(asks_U & eos_U), accepted_U | asks_U
+    calls_U = thinking_U & ends_U & (status_U == Status.RUNNING)
+    old, row_U = slots.trajectory, jnp.where(kept_U, slots.row_U, slots.rows)
 
     def put(table_BT: Array, value_U: Array | int) -> Array:
         return table_BT.at[row_U, position_U].set(value_U, mode="drop")
@@ -117,7 +126,7 @@ def think_token(
             entropy_BT=put(old.entropy_BT, drawn.entropy_B),
         ),
         phase_U=jnp.where(calls_U, Phase.CALLING, slots.phase_U),
-        length_U=position_U + thinking_U,
+        length_U=position_U + kept_U,
         calls_U=slots.calls_U + calls_U,
         state_U=jnp.where(thinking_U, state_U, slots.state_U),
         hidden_UD=jnp.where(thinking_U[:, None], hidden_UXD[:, 0], slots.hidden_UD),

@@ -24,6 +24,7 @@ from rapo_jax.suites.scores import open_judge, score_all
 from rapo_jax.suites.summary import Summary, headline, summarise
 from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
+from rapo_jax.text.protocols import Answers
 from rapo_jax.train.batches import even_size, padded_batches
 from rapo_jax.train.distributed import (
     Stopped,
@@ -95,6 +96,8 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
             loaded.append(run.sampler.load(load_policy(run, folder)))
         return _device_policy(run, loaded[0], suite.name)
 
+    s = run.settings
+    evaluated = s.method if s.protocol == "rapo" else s.protocol
     shape = {key: getattr(run.model, key) for key in ("width", "layers", "ffn")}
     for suite in suites:
         summary = evaluate_suite(
@@ -105,9 +108,10 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
             policy=policy,
             fits=_fits(run),
             user_tools=run.tokens.user_tools,
+            answers=run.tokens.protocol.answers,
             shards=row_shards(run.mesh),
         )
-        summary |= {"backbone": backbone(**shape), "method": run.settings.method}
+        summary |= {"backbone": backbone(**shape), "method": evaluated}
         kept = result.get("suites", {})
         kept = {name: other for name, other in kept.items() if other["weights"] == weights}
         result["suites"] = kept | {suite.name: summary}
@@ -127,6 +131,7 @@ def evaluate_suite(
     fits: Callable[[Question], bool],
     user_tools: tuple[str, ...],
     shards: int,
+    answers: Answers = "tagged",
 ) -> Summary:
     """Samples the rows of a suite that are not written yet, scores all and returns the summary.
 
@@ -171,6 +176,7 @@ def evaluate_suite(
             user_tools=user_tools,
             judge=e.judge,
             folder=workdir / FOLDER,
+            answers=answers,
         )
         files.finish(scored)
         return summarise(scored, samples=e.samples)

@@ -16,7 +16,8 @@ from rapo_jax.scoring.judge import Answered, ChatJudge, Judgement
 from rapo_jax.scoring.maths import math_counts, math_equal
 from rapo_jax.scoring.maths_official import official_math_equal
 from rapo_jax.suites.predictions import Prediction
-from rapo_jax.tasks.reward import boxed_answer, failure_kind
+from rapo_jax.tasks.reward import answer_of, failure_kind
+from rapo_jax.text.protocols import Answers
 
 RIGHT = "right"
 FAILURES = (
@@ -63,12 +64,15 @@ def score_all(
     user_tools: tuple[str, ...],
     judge: JudgeSettings,
     folder: Path,
+    answers: Answers = "tagged",
 ) -> list[ScoredPrediction]:
     """`score_predictions`, with the judge if there is one; prints how many have no verdict."""
     before = math_counts()
     opened = open_judge(judge, rule=rule, folder=folder) if judge.url else None
     try:
-        scored = score_predictions(rows, rule=rule, user_tools=user_tools, judge=opened)
+        scored = score_predictions(
+            rows, rule=rule, user_tools=user_tools, judge=opened, answers=answers
+        )
     finally:
         if opened is not None:
             opened.close()
@@ -84,10 +88,15 @@ def score_all(
 
 
 def score_predictions(
-    rows: Sequence[Prediction], *, rule: str, user_tools: tuple[str, ...], judge: Judge | None
+    rows: Sequence[Prediction],
+    *,
+    rule: str,
+    user_tools: tuple[str, ...],
+    judge: Judge | None,
+    answers: Answers = "tagged",
 ) -> list[ScoredPrediction]:
     """The rows with their scores; rows that were scored before are scored again."""
-    scored = [_scored(row, rule=rule, user_tools=user_tools) for row in rows]
+    scored = [_scored(row, rule, user_tools, answers) for row in rows]
     if judge is not None:
         asked = [Answered(row["question"], row["gold"], row["prediction"]) for row in scored]
         for row, judgement in zip(scored, judge(asked), strict=True):
@@ -96,13 +105,17 @@ def score_predictions(
     return scored
 
 
-def _scored(row: Prediction, *, rule: str, user_tools: tuple[str, ...]) -> ScoredPrediction:
+def _scored(
+    row: Prediction, rule: str, user_tools: tuple[str, ...], answers: Answers
+) -> ScoredPrediction:
     text, gold, metric = row["text"], row["gold"], row["metric"]
-    bad_format = failure_kind(text, user_tools)
-    if rule == "official":
+    bad_format = failure_kind(text, user_tools, answers)
+    answered = answer_of(text, user_tools, answers)
+    boxes = answered is not None or (answers == "tagged" and last_boxed(text) is not None)
+    if rule == "official" and answers in ("tagged", "boxed"):
         answer = official_answer(text) if text.strip() else ""
     else:
-        answer = boxed_answer(text, user_tools) or ""
+        answer = answered or ""
     scores: dict[str, float | None] = dict(score_answer(answer, gold, rule=rule)._asdict())
     if metric == "math":
         scores["math"] = _math(answer, tuple(gold), rule)
@@ -127,7 +140,7 @@ def _scored(row: Prediction, *, rule: str, user_tools: tuple[str, ...]) -> Score
         "kind": kind_of(
             score,
             ending=row["ending"],
-            boxes=last_boxed(text) is not None,
+            boxes=boxes,
             bad_format=bool(bad_format),
             failed_calls=sum(row["failed_calls"].values()),
         ),

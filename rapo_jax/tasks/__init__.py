@@ -6,7 +6,7 @@ from rapo_jax.io.user_code import load
 from rapo_jax.tasks import chains, chains_agents, chains_text, dataset
 from rapo_jax.tasks.reward import (
     METRICS,
-    boxed_answer,
+    answer_of,
     check_metric,
     failure_kind,
     is_correct,
@@ -21,7 +21,7 @@ __all__ = [
     "TASKS",
     "Question",
     "Task",
-    "boxed_answer",
+    "answer_of",
     "check_metric",
     "failure_kind",
     "find_reward",

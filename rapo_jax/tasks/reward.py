@@ -2,7 +2,8 @@
 
 Works on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
 first, so that only the policy's steps count. A tag that a thought only names is text. Calls of
-`user_tools` must be well formed too, and earn no bonus.
+`user_tools` must be well formed too, and earn no bonus. `answers` is the rule of a protocol: with
+another one than ours, any response with an answer is well formed, and one without has the reward 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from rapo_jax.scoring.answers import last_boxed, token_f1
 from rapo_jax.scoring.maths import check_math_verify, math_equal
 from rapo_jax.text.protocol import CALLS, STEP_KINDS, without_retrieved
+from rapo_jax.text.protocols import Answers
 
 BAD_FORMAT = -1.0
 BONUS = 0.1
@@ -49,7 +51,12 @@ def _calls_and_tags(user_tools: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def outcome_reward(
-    text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
+    text: str,
+    gold_answers: Sequence[str],
+    *,
+    metric: str = "f1",
+    user_tools: tuple[str, ...] = (),
+    answers: Answers = "tagged",
 ) -> float:
     """Outcome reward R of a response: -1 for a bad format, else the answer's score (+ 0.1).
 
@@ -57,6 +64,9 @@ def outcome_reward(
     needs a score > 0, and at least one non-empty search call and one non-empty python call of the
     policy.
     """
+    if answers != "tagged":
+        answer = answer_of(text, user_tools, answers)
+        return 0.0 if answer is None else METRICS[metric](answer, gold_answers)
     response = _judged_text(text, user_tools)
     if _format_failure(response, user_tools):
         return BAD_FORMAT
@@ -66,15 +76,26 @@ def outcome_reward(
 
 
 def is_correct(
-    text: str, gold_answers: Sequence[str], *, metric: str = "f1", user_tools: tuple[str, ...] = ()
+    text: str,
+    gold_answers: Sequence[str],
+    *,
+    metric: str = "f1",
+    user_tools: tuple[str, ...] = (),
+    answers: Answers = "tagged",
 ) -> bool:
     """Whether a response is well formed and its answer's score is 1; accuracy is its mean."""
-    answer = boxed_answer(text, user_tools)
+    answer = answer_of(text, user_tools, answers)
     return answer is not None and METRICS[metric](answer, gold_answers) == 1.0
 
 
-def boxed_answer(text: str, user_tools: tuple[str, ...] = ()) -> str | None:
-    """The boxed answer of a response, None if its format is bad."""
+def answer_of(
+    text: str, user_tools: tuple[str, ...] = (), answers: Answers = "tagged"
+) -> str | None:
+    """The answer of a response, None if its format is bad."""
+    if answers == "boxed":
+        return last_boxed(text)
+    if answers != "tagged":
+        return answers(text)
     response = _judged_text(text, user_tools)
     return None if _format_failure(response, user_tools) else last_boxed(_answer(response))
 
@@ -85,8 +106,10 @@ def check_metric(metric: str) -> None:
         check_math_verify()
 
 
-def failure_kind(text: str, user_tools: tuple[str, ...] = ()) -> str:
+def failure_kind(text: str, user_tools: tuple[str, ...] = (), answers: Answers = "tagged") -> str:
     """Why the format of a response is bad, in a few words; '' if it is good."""
+    if answers != "tagged":
+        return "no answer" if answer_of(text, user_tools, answers) is None else ""
     return _format_failure(_judged_text(text, user_tools), user_tools)
 
 

@@ -11,6 +11,7 @@ from rapo_jax.io.user_code import load_function
 from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
 from rapo_jax.tasks.reward import outcome_reward
 from rapo_jax.tasks.schema import Question, Score, Task
+from rapo_jax.text.protocols import Answers
 
 LARGEST_REWARD = 3.4028234e38
 """Of float32, in which advantages are computed: a larger reward would be infinite there."""
@@ -80,18 +81,23 @@ def _question(maker: str, split: str, number: int, given: object) -> Question:
     return Question(f"{split}-{number}", text, answers, kind="user", source=maker)
 
 
-def find_reward(path: str, *, metric: str, user_tools: tuple[str, ...]) -> Score:
+def find_reward(
+    path: str, *, metric: str, user_tools: tuple[str, ...], answers: Answers = "tagged"
+) -> Score:
     """The outcome reward of task.reward: '' is the paper's, else 'module:function'.
 
     A user's reward is called with the response's text, without retrieved traces, and all answers
-    that count as right. The paper's reward needs the tags of `user_tools`.
+    that count as right. The paper's reward needs the tags of `user_tools`, and `answers` of the
+    protocol.
 
     Raises:
         ValueError: the function cannot be loaded.
         RuntimeError: when called, and the function raised or gave no finite number.
     """
     if not path:
-        return functools.partial(outcome_reward, metric=metric, user_tools=user_tools)
+        return functools.partial(
+            outcome_reward, metric=metric, user_tools=user_tools, answers=answers
+        )
     function = load_function(path, key="task.reward", takes=("text", "gold_answers"))
 
     def reward(text: str, gold_answers: Sequence[str]) -> float:

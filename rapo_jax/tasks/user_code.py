@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rapo_jax.config import Settings
 from rapo_jax.config.rules import check_unscripted
 from rapo_jax.tasks import find_reward, find_task
@@ -29,3 +31,13 @@ def load_user_code(settings: Settings) -> tuple[Task, dict[str, UserTool]]:
     if not task.scripted:
         check_unscripted(settings)
     return task, tools
+
+
+def task_parameters(settings: Settings) -> dict[str, object]:
+    """Keyword arguments of the task's `make_world`."""
+    if ":" in settings.task.name:
+        return dict(settings.task.user_arguments)
+    parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
+    if settings.task.name == "dataset" and settings.suites_alone:
+        parameters |= {"train": "", "eval": ""}
+    return parameters

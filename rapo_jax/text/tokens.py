@@ -21,6 +21,7 @@ import numpy as np
 from rapo_jax.io.files import read_object
 from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text
 from rapo_jax.text.protocol import neutralise, tags
+from rapo_jax.text.protocols import Protocol, rapo
 from rapo_jax.text.special_tokens import config_tokens, stop_ids
 from rapo_jax.text.token_bytes import token_bytes
 
@@ -114,7 +115,7 @@ class Tokens:
 
     `bytes_V[i]` is the exact bytes of token i, empty for ids without a token; each of `eos_ids`
     ends a response; `fingerprint` is the sha256 of tokenizer.json; `user_tools` are the names of
-    the tags of user tools.
+    the tags of user tools; `protocol` is that of the run.
     """
 
     tokenizer: PreTrainedTokenizerFast = field(repr=False)
@@ -124,6 +125,7 @@ class Tokens:
     pad_id: int
     fingerprint: str
     user_tools: tuple[str, ...]
+    protocol: Protocol
     template_arguments: Mapping[str, object]
     _exact: Tokenizer = field(repr=False)
     """tokenizer.json itself: transformers rebuilds some, every Qwen2 one with Qwen's rules."""
@@ -163,7 +165,8 @@ class Tokens:
         return ids
 
     def prompt_ids(self, system: str, question: str) -> list[int]:
-        """The chat-templated prompt up to the assistant's turn; the question is plain text.
+        """The chat-templated prompt up to the assistant's turn; the question is plain text, put
+        into the protocol's template.
 
         An empty `system` leaves the system turn to the template.
         """
@@ -175,7 +178,9 @@ class Tokens:
                 arguments=self.template_arguments,
                 key=self._key,
             )
-        return self._frames[system].ids(neutralise(question, self.user_tools), self.encode)
+        before, after = self.protocol.user
+        asked = f"{before}{neutralise(question, self.protocol.tags)}{after}"
+        return self._frames[system].ids(asked, self.encode)
 
     def opened(self, prompt_ids: Sequence[int] | np.ndarray) -> tuple[str, int]:
         """The beginning of the response that the template wrote, and its number of tokens.
@@ -194,9 +199,12 @@ def load_tokens(
     *,
     vocab_size: int = 0,
     user_tools: tuple[str, ...] = (),
+    protocol: Protocol | None = None,
     template_arguments: Mapping[str, object] = MappingProxyType({}),
 ) -> Tokens:
     """Loads a Hugging Face tokenizer folder; `bytes_V` is padded to a model's `vocab_size`.
+
+    `protocol` None is ours, with the tags of `user_tools`.
 
     Raises:
         ValueError: no byte-level tokenizer, no chat template or one without these arguments, or no
@@ -239,6 +247,7 @@ def load_tokens(
         pad_id=pad if isinstance(pad, int) else eos_ids[0],
         fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
         user_tools=user_tools,
+        protocol=protocol or rapo(user_tools),
         template_arguments=template_arguments,
         _exact=exact,
         _plain=plain,

@@ -37,13 +37,14 @@ def score_rows(
     run: Run, trajectory: Trajectory, local_rows: Iterable[tuple[int, Question]]
 ) -> RowScores:
     """Scores the responses of this process's rows; returns those of all processes, in order."""
-    metric, reward, user_tools = run.settings.task.metric, run.reward, run.tokens.user_tools
+    metric, reward = run.settings.task.metric, run.reward
+    user_tools, answers = run.tokens.user_tools, run.tokens.protocol.answers
     scores = []
     for b, question in local_rows:
         text = text_without_retrieved(segments(run.tokens, trajectory, b))
         gold = question.answers
-        right = is_correct(text, gold, metric=metric, user_tools=user_tools)
-        failure = failure_kind(text, user_tools)
+        right = is_correct(text, gold, metric=metric, user_tools=user_tools, answers=answers)
+        failure = failure_kind(text, user_tools, answers)
         scores.append((float(reward(text, gold)), bool(right), failure))
     rewards, rights, failures = zip(*allgather_rows(scores), strict=True)
     return RowScores(np.array(rewards), np.array(rights), np.array(failures))

@@ -32,7 +32,7 @@ from rapo_jax.rollout.thinking import (
     Boundary,
 )
 from rapo_jax.text.boundary import boundary_automaton
-from rapo_jax.text.protocol import stops
+from rapo_jax.text.protocols import Protocol
 from rapo_jax.types import Params, Span, Trajectory
 
 Rolled = tuple[Trajectory, Counts]
@@ -71,17 +71,16 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
     return HostCallbacks(act, search, query_E)
 
 
-def boundary(
-    bytes_V: Sequence[bytes], *, eos_ids: Sequence[int], user_tools: Sequence[str]
-) -> Boundary:
+def boundary(bytes_V: Sequence[bytes], *, eos_ids: Sequence[int], protocol: Protocol) -> Boundary:
     """The automaton that finds the end of a step in tokens, on the device."""
-    ends = stops(tuple(user_tools))
+    ends, answer = protocol.stops, protocol.answer_stop
     automaton = boundary_automaton(bytes_V, ends)
     return Boundary(
         jnp.asarray(automaton.next_state_AV),
         automaton.first_accept,
-        ends.index("</answer>"),
+        ends.index(answer) if answer else -1,
         jnp.asarray(eos_ids, jnp.int32),
+        asks_at_eos=protocol.at_eos == "parse",
     )
 
 

@@ -23,8 +23,9 @@ from rapo_jax.tasks.stream import (
     fitting_questions,
     prepare_questions,
 )
-from rapo_jax.tasks.user_code import load_user_code
-from rapo_jax.text.protocol import render_result, user_tool_names, with_tools
+from rapo_jax.tasks.user_code import load_user_code, task_parameters
+from rapo_jax.text.protocol import user_tool_names, with_tools
+from rapo_jax.text.protocols import find_protocol
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
@@ -68,8 +69,13 @@ class Run:
     @property
     def reward(self) -> Score:
         """The outcome reward of a response: the paper's or a user's."""
-        t = self.settings.task
-        return find_reward(t.reward, metric=t.metric, user_tools=self.tokens.user_tools)
+        t, tokens = self.settings.task, self.tokens
+        return find_reward(
+            t.reward,
+            metric=t.metric,
+            user_tools=tokens.user_tools,
+            answers=tokens.protocol.answers,
+        )
 
     @property
     def system(self) -> str:
@@ -102,7 +108,7 @@ def open_run(
     r, log = settings.rollout, settings.log
     task, user_tools = load_user_code(settings)
     tags = user_tool_names(user_tools)
-    parameters = _task_parameters(settings)
+    parameters = task_parameters(settings)
     world = task.make_world(**parameters)
     questions = _open_questions(settings, workdir, task, world, parameters)
     tokens = _open_tokens(settings, workdir, model, task, world, tags)
@@ -208,6 +214,7 @@ def read_tokens(
         folder,
         vocab_size=model.vocab,
         user_tools=tags,
+        protocol=find_protocol(settings.protocol, tags),
         template_arguments=settings.prompt.template_arguments,
     )
     if model.folder and len(tokens.bytes_V) > model.vocab:
@@ -232,7 +239,7 @@ def _open_tools(
         )
 
     def fits(text: str) -> bool:
-        return len(tokens.encode_protocol(render_result(text, tokens.user_tools))) <= limit
+        return len(tokens.encode_protocol(tokens.protocol.render(text))) <= limit
 
     tools = make_tools(
         t,
@@ -248,21 +255,12 @@ def _open_tools(
     return tools
 
 
-def _task_parameters(settings: Settings) -> dict[str, object]:
-    """Keyword arguments of the task's `make_world`."""
-    if ":" in settings.task.name:
-        return dict(settings.task.user_arguments)
-    parameters = dataclasses.asdict(getattr(settings.task, settings.task.name))
-    if settings.task.name == "dataset" and settings.suites_alone:
-        parameters |= {"train": "", "eval": ""}
-    return parameters
-
-
 def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
-    """prompt.system, or the task's own prompt and what it cannot know: the user's tools."""
+    """prompt.system, else the protocol's, else the task's with a line for each user tool."""
     user_tools = {name: tools[name] for name in user_tool_names(tools)}
     texts = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}
-    return settings.prompt.system or with_tools(task.system_prompt, texts)
+    fixed = settings.prompt.system or find_protocol(settings.protocol, tuple(user_tools)).system
+    return with_tools(task.system_prompt, texts) if fixed is None else fixed
 
 
 def _check_devices(settings: Settings, mesh: Mesh) -> None:

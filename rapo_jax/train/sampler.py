@@ -54,7 +54,7 @@ class Sampler:
             parts(
                 model,
                 settings,
-                boundary(tokens.bytes_V, eos_ids=tokens.eos_ids, user_tools=tokens.user_tools),
+                boundary(tokens.bytes_V, eos_ids=tokens.eos_ids, protocol=tokens.protocol),
                 embed,
                 slots=settings.slots // row_shards(mesh),
             ),

@@ -205,6 +205,10 @@ NEEDED = {
     "search_index": {"search_index.corpus": "corpus.jsonl"},
     "none": {"buffer.files": (__file__,)},
     "endpoint": {"buffer.endpoint.url": "http://localhost:8000/v1", "buffer.endpoint.model": "m"},
+    **dict.fromkeys(
+        ("search_r1", "tool_star", "chat_tools", "module:NAME"),
+        {"stages": ("rl", "evaluate"), "method": "grpo"},
+    ),
     "dataset": {
         "stages": ("rl", "evaluate"),
         "model.folder": "model",

@@ -20,9 +20,11 @@ def gate():
 def make(house):
     """An environment with these tools, and room as the small rollout has it."""
 
-    def make(tools, *, without_retrieved_history=True, query=None, exclude=False, tokens=None):
+    def make(
+        tools, *, without_retrieved_history=True, query=None, exclude=False, tokens=None, room=ROOM
+    ):
         found = Environment(
-            tokens or house.tokens, tools, observation_tokens=ROOM, retrieved_tokens=TRACE_ROOM
+            tokens or house.tokens, tools, observation_tokens=room, retrieved_tokens=TRACE_ROOM
         )
         found.use_buffer(
             house.retriever,

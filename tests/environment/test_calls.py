@@ -8,6 +8,7 @@ import pytest
 
 from rapo_jax.environment import observation_ids
 from rapo_jax.text.protocol import render_result
+from rapo_jax.text.protocols import SEARCH_R1, rapo
 from rapo_jax.tools.observation import Observation
 from tests.environment.stand_ins import ROOM, Immediate, echo
 
@@ -138,7 +139,7 @@ def test_a_users_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cu
     def loud(calls):
         return [Observation(said[call], outcomes[call]) for call in calls]
 
-    tokens = dataclasses.replace(house.tokens, user_tools=("loud",))
+    tokens = dataclasses.replace(house.tokens, user_tools=("loud",), protocol=rapo(("loud",)))
     environment = make({"search": echo, "loud": loud}, tokens=tokens)
     steps = ["<loud>a</loud>", "<search>q</search>", "<loud>c</loud>", "<loud>b</loud>"]
     texts, healthy = act(environment, steps)
@@ -151,3 +152,24 @@ def test_a_users_tool_is_called_by_its_tag_and_its_observation_is_neutral_and_cu
     assert len(tokens.encode_protocol(texts[3])) == ROOM and healthy == [True] * 4
     counts = environment.take_counts()
     assert (counts["loud"], counts["failed/loud"], counts["search"]) == (3, 2, 1)
+
+
+def test_a_step_without_an_action_gets_the_reply_of_its_protocol_and_counts_as_a_failed_call(
+    house, make, act
+):
+    tokens = dataclasses.replace(house.tokens, protocol=SEARCH_R1)
+    environment = make({"search": echo}, tokens=tokens, room=300)
+    steps = ["<search> q </search>", "Dorim", "<answer> Dorim </search>", "<search>a</search>"]
+    texts, healthy = act(environment, steps)
+    heard = "\n\n<information>heard {}</information>\n\n"
+    reply = SEARCH_R1.corrective
+    assert texts == [heard.format("q"), reply, reply, heard.format("a")] and all(healthy)
+    assert environment.calls[:2] == [[("search", "ok")], [("invalid", "error")]]
+    counts = environment.take_counts()
+    assert (counts["search"], counts["invalid"], counts["outcome/error"]) == (2, 2, 2)
+
+
+def test_room_that_cannot_hold_the_tags_of_an_observation_is_refused(house, make):
+    tokens = dataclasses.replace(house.tokens, protocol=SEARCH_R1)
+    with pytest.raises(ValueError, match="rollout.observation_tokens=12: .* of 'search_r1' need"):
+        make({"search": echo}, tokens=tokens, room=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from rapo_jax.rollout.slots import (
     RolloutInputs,
 )
 from rapo_jax.train.programs import compiled
-from rapo_jax.types import Status
+from rapo_jax.types import Source, Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
 """Observations end in E, traces in G or I: the policy goes on from there."""
@@ -204,3 +205,50 @@ def test_fewer_slots_than_rows_write_the_same_tapes(perform, slots):
             found = perform(**world, slots=slots, delays=delays)
             assert (found.texts, found.statuses) == (whole.texts, whole.statuses)
             assert all(len(act.calls + act.waits) <= slots for act in found.acts)
+
+
+@pytest.mark.parametrize("ending", ["end", "step"])
+def test_a_step_without_an_action_gets_a_reply_where_the_protocol_says_so(stage, tape_text, ending):
+    """Row 0 writes C and ends; row 1 writes a whole call. The reply is E, and row 0 calls then."""
+    width = 10 if ending == "end" else 2
+    settings = dataclasses.replace(stage.settings, max_calls=2, step_tokens=width, n_hybrid=0)
+    first = "A C end" if ending == "end" else "A C I J K"
+    params = stage.policy(first, "E F G </answer>" if width > 2 else "E F end", "B D </python>")
+    asked = []
+
+    def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U):
+        for u in np.flatnonzero(calls_U):
+            asked.append((int(row_U[u]), stage.names(token_UX[u, : length_U[u]])))
+        span = stage.span(*("E" if call else "" for call in calls_U), width=4)
+        return calls_U, np.ones(2, bool), span.token_BX, span.length_B, queries(row_U)
+
+    def play(asks):
+        ends = stage.boundary._replace(asks_at_eos=asks)
+        plain = parts(stage.model, settings, ends, ten_times, slots=0)
+        inputs = RolloutInputs(
+            key=jax.random.key(0),
+            row_B=jnp.arange(2),
+            hybrid_B=jnp.array([False] * 2),
+            probability=jnp.float32(0),
+            noise=jnp.float32(0),
+            temperature=jnp.float32(0),
+            last_retrieval=jnp.int32(99),
+        )
+        callbacks = HostCallbacks(act, act, jax.ShapeDtypeStruct((2,), np.float32))
+        fixed = (compiled(plain, make_mesh(jax.devices()[:1])), call_directly, callbacks)
+        prompt = stage.span("A", "B", width=stage.settings.prompt_tokens)
+        how = {"group_size": 1, "retrieves": False, "repeat": loop_unfinished}
+        found, _ = jax.device_get(rollout(*fixed, settings, params, inputs, prompt, **how))
+        return found, tape_text(found)
+
+    found, texts = play(True)
+    if ending == "end":  # the token that ended the step is not kept
+        assert texts[0] == "[P0] A [Q0] C [T0] E [Q1] F G </answer>"
+        assert found.status_B.tolist() == [Status.ANSWERED] * 2
+        assert (0, "C") in asked
+        assert found.logp_BT[0][found.source_BT[0] == Source.TOOL].tolist() == [0.0]
+        assert play(False)[1][0] == "[P0] A [Q0] C end"
+    else:
+        assert texts[0] == "[P0] A [Q0] C I [T0] E [Q1] F [T1] E [Q2] F end"
+        assert (0, "C I") in asked and found.status_B[0] == Status.STOPPED
+        assert play(False)[1][0] == "[P0] A [Q0] C I"

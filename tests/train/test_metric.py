@@ -10,7 +10,7 @@ import pytest
 
 from rapo_jax.search.batches import Document
 from rapo_jax.search.server import SearchServer
-from rapo_jax.tasks import boxed_answer, outcome_reward
+from rapo_jax.tasks import answer_of, outcome_reward
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
 from rapo_jax.train.policy import load_policy
@@ -33,7 +33,7 @@ def asked(trunk):
     )
     texts = [text_without_retrieved(segments(trunk.tokens, trajectory, b)) for b in range(8)]
     changed = [
-        dataclasses.replace(q, answers=(f"{boxed_answer(text)} indeed",))
+        dataclasses.replace(q, answers=(f"{answer_of(text)} indeed",))
         for q, text in zip(questions, texts, strict=True)
     ]
     assert any(outcome_reward(t, q.answers) > 0 for t, q in zip(texts, changed, strict=True))

@@ -1,0 +1,172 @@
+"""How a system writes and reads calls, observations and answers: the rows of config.protocol.
+
+`rapo` is ours (protocol.py). The others are those of published systems, to evaluate and train their
+checkpoints as they were made: their templates are part of a checkpoint and exact to the letter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from rapo_jax.io.user_code import load
+from rapo_jax.text.protocol import CALLS, TAG_NAMES, Step, neutralise, parse_step, stops
+
+Answers = Literal["tagged", "boxed"] | Callable[[str], str | None]
+"""The answer of a response: that of the paper's format, a bad one of which has the reward -1; the
+last box; or a function, whose None is no answer. Without an answer the reward is 0."""
+INVALID = "invalid"
+"""Kind of a step that neither calls a tool nor answers, where the environment replies to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One protocol; all texts are written as they are."""
+
+    name: str
+    stops: tuple[str, ...]
+    """Texts that end a step."""
+    parse: Callable[[str], Step]
+    """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
+    nothing, INVALID gets `corrective`."""
+    tags: tuple[str, ...]
+    """Names of tags that foreign text must not write: a space is put behind their `<`."""
+    answer_stop: str = ""
+    """That of `stops` which ends the row; '' where only end-of-sequence does."""
+    before: str = "<result> "
+    """What precedes an observation."""
+    after: str = "</result>"
+    system: str | None = None
+    """None: the task's; '' leaves that turn to the chat template. prompt.system goes first."""
+    user: tuple[str, str] = ("", "")
+    """What precedes and follows a question in the user's turn."""
+    at_eos: Literal["end", "parse"] = "end"
+    """End-of-sequence, and a step of rollout.step_tokens, end the row; or the environment parses
+    the step and replies to it. An end-of-sequence token that gets a reply is not kept."""
+    corrective: str = ""
+    """The reply to an INVALID step, without `before` and `after`."""
+    answers: Answers = "tagged"
+
+    def __post_init__(self) -> None:
+        if self.answer_stop and self.answer_stop not in self.stops:
+            raise ValueError(
+                f"Protocol {self.name!r}: answer_stop={self.answer_stop!r} is none of "
+                f"stops={self.stops!r}"
+            )
+
+    def render(self, observation: str) -> str:
+        """A tool's observation as it is written into the trajectory."""
+        return f"{self.before}{neutralise(observation, self.tags)}{self.after}"
+
+
+def rapo(user_tools: tuple[str, ...] = ()) -> Protocol:
+    """Ours, with the tags of user tools."""
+    return Protocol(
+        name="rapo",
+        stops=stops(user_tools),
+        parse=functools.partial(parse_step, user_tools=user_tools),
+        tags=(*TAG_NAMES, *user_tools),
+        answer_stop="</answer>",
+    )
+
+
+_SEARCH_R1_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def _search_r1_step(text: str) -> Step:
+    """The first action of a step."""
+    action = _SEARCH_R1_ACTION.search(text)
+    return Step(action[1], action[2].strip()) if action else Step(INVALID, "")
+
+
+def last_answer(text: str) -> str | None:
+    """The content of the last `<answer>...</answer>`."""
+    found = _ANSWER.findall(text)
+    return found[-1].strip() if found else None
+
+
+SEARCH_R1 = Protocol(
+    name="search_r1",
+    stops=("</search>", "</answer>"),
+    answer_stop="</answer>",
+    parse=_search_r1_step,
+    tags=("think", "search", "information", "answer"),
+    before="\n\n<information>",
+    after="</information>\n\n",
+    system="",
+    user=(
+        "Answer the given question. You must conduct reasoning inside <think> and </think> first "
+        "every time you get new information. After reasoning, if you find you lack some knowledge, "
+        "you can call a search engine by <search> query </search> and it will return the top "
+        "searched results between <information> and </information>. You can search as many times "
+        "as your want. If you find no further external knowledge needed, you can directly provide "
+        "the answer inside <answer> and </answer>, without detailed illustrations. For example, "
+        "<answer> Beijing </answer>. Question: ",
+        "\n",
+    ),
+    at_eos="parse",
+    corrective=(
+        "\nMy previous action is invalid. If I want to search, I should put the query between "
+        "<search> and </search>. If I want to give the final answer, I should put the answer "
+        "between <answer> and </answer>. Let me try again.\n"
+    ),
+    answers=last_answer,
+)
+"""Search-R1 (arXiv 2503.09516): search alone, no system prompt, the last answer counts."""
+
+TOOL_STAR = Protocol(
+    name="tool_star",
+    stops=("</search>", "</python>"),
+    parse=parse_step,
+    tags=TAG_NAMES,
+    before="<result>\n",
+    after="\n</result>",
+    system=(
+        "\nYou are a helpful assistant that can solve the given question step by step with the "
+        "help of the wikipedia search tool and python interpreter tool. Given a question, you need "
+        "to first think about the reasoning process in the mind and then provide the answer. "
+        "During thinking, you can invoke the wikipedia search tool to search and python "
+        "interpreter tool to calculate the math problem for fact information about specific topics "
+        "if needed. The reasoning process and answer are enclosed within <think> </think> and "
+        "<answer> </answer> tags respectively, and the search query and result are enclosed within "
+        "<search> </search> and <result> </result> tags respectively. For example, <think> This is "
+        "the reasoning process. </think> <search> search query here </search> <result> search "
+        "result here </result> <think> This is the reasoning process. </think> <python> python "
+        "code here </python> <result> python interpreter result here </result> <think> This is the "
+        "reasoning process. </think> <answer> The final answer is \\[ \\boxed{answer here} \\] "
+        "</answer>. In the last part of the answer, the final exact answer is enclosed within "
+        "\\boxed{} with latex format.\n"
+    ),
+)
+"""Tool-Star (arXiv 2505.16410): search and python; its reward's format is the paper's."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (rapo(), SEARCH_R1, TOOL_STAR)}
+
+
+def find_protocol(name: str, user_tools: tuple[str, ...] = ()) -> Protocol:
+    """A protocol of PROTOCOLS, or a user's by config path, such as 'my_protocol:PROTOCOL'.
+
+    Raises:
+        ValueError: the path cannot be imported or is no Protocol, or there are user tools that a
+            published protocol cannot call.
+    """
+    if name == "rapo":
+        return rapo(user_tools)
+    if ":" in name:
+        protocol = load(name, key="protocol")
+        if not isinstance(protocol, Protocol):
+            raise ValueError(
+                f"protocol={name!r}: it is a {type(protocol).__name__} and no "
+                "rapo_jax.text.protocols.Protocol"
+            )
+        return protocol
+    if user_tools:
+        raise ValueError(
+            f"protocol={name!r}: its checkpoints know no tools {', '.join(user_tools)}; leave them "
+            f"out of tools.user_tools, where {' and '.join(CALLS)} may be replaced"
+        )
+    return PROTOCOLS[name]
