@@ -21,7 +21,8 @@ import numpy as np
 
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
-from rapo_jax.text.protocol import render_retrieved, without_retrieved
+from rapo_jax.text.observations import observation_ids, retrieved_ids
+from rapo_jax.text.protocol import without_retrieved
 from rapo_jax.text.protocols import INVALID
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools.observation import Observation, Tool
@@ -42,25 +43,6 @@ THREADS = 128
 """Calls of tools at a time, those that wait for a service included."""
 
 
-def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
-    """Tokens of an observation with its tags, cut so that all of it fits."""
-    protocol = tokens.protocol
-    return _fit(tokens, protocol.render(observation), protocol.after, room)
-
-
-def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
-    """Tokens of `<retrieve>...</retrieve>`, the end of the trace cut so that all of it fits."""
-    return _fit(tokens, render_retrieved(trace), "</retrieve>", room)
-
-
-def _fit(tokens: Tokens, text: str, ending: str, room: int) -> list[int]:
-    ids = tokens.encode_protocol(text)
-    if len(ids) <= room:
-        return ids
-    closing = tokens.encode_protocol(ending)
-    return ids[: room - len(closing)] + closing
-
-
 class Environment:
     """Running trajectories, the tools they call, and the buffer they retrieve from."""
 
@@ -78,8 +60,7 @@ class Environment:
                 f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
                 f"{tokens.protocol.name!r} need {needed}; raise it"
             )
-        self.tokens = tokens
-        self._tools = tools
+        self.tokens, self._tools = tokens, tools
         self._observation_tokens = observation_tokens
         self._retrieved_tokens = retrieved_tokens
         cached = functools.lru_cache(maxsize=CACHED_TEXTS)
@@ -89,6 +70,8 @@ class Environment:
         self._retrieved_ids = cached(
             functools.partial(retrieved_ids, tokens, room=retrieved_tokens)
         )
+        corrective = tokens.encode_protocol(tokens.protocol.corrective)
+        self._corrective = corrective[:observation_tokens]
         self._retriever: Retriever | None = None
         self._query: Query | None = None
         self._exclude_same_question = False
@@ -174,7 +157,10 @@ class Environment:
                 tool, observation = self._running.pop(row).result()
                 ready_U[u] = True
                 self._record_call(row, tool, observation.outcome)
-                self._give(texts, u, row, self._reply_ids(tool, observation.text))
+                ids = (
+                    self._corrective if tool == INVALID else self._observation_ids(observation.text)
+                )
+                self._give(texts, u, row, ids)
             self._fill_queries(row_U, ready_U & wants_U, query_U)
         return ready_U, *texts, query_U
 
@@ -202,12 +188,6 @@ class Environment:
                 continue
             for row, content in callers:
                 self._running[row] = self._pool.submit(_call_once, name, tool, content)
-
-    def _reply_ids(self, tool: str, observation: str) -> list[int]:
-        if tool != INVALID:
-            return self._observation_ids(observation)
-        reply = self.tokens.encode_protocol(self.tokens.protocol.corrective)
-        return reply[: self._observation_tokens]
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation."""

@@ -18,11 +18,11 @@ import optax
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings
-from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.io.files import write_json
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.chat import without_opening
+from rapo_jax.text.observations import observation_ids, retrieved_ids
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.checkpoint import Checkpoints

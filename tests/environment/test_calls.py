@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from rapo_jax.environment import observation_ids
+from rapo_jax.text.observations import observation_ids
 from rapo_jax.text.protocol import render_result
 from rapo_jax.text.protocols import SEARCH_R1, rapo
 from rapo_jax.tools.observation import Observation

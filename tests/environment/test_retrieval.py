@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rapo_jax.environment import retrieved_ids
+from rapo_jax.text.observations import retrieved_ids
 from rapo_jax.text.protocol import render_result, render_retrieved, without_retrieved
 from tests.environment.stand_ins import TRACE_ROOM, echo
 

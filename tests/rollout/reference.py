@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.model.sampling import sample
 from rapo_jax.model.transformer import forward, unembed
+from rapo_jax.text.observations import observation_ids, retrieved_ids
 from rapo_jax.text.protocol import STOPS, parse_step, without_retrieved
 from rapo_jax.types import Source, Status
 

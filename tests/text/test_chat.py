@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rapo_jax.environment import observation_ids, retrieved_ids
 from rapo_jax.text import chat
 from rapo_jax.text.chat import limited_lines, without_opening
+from rapo_jax.text.observations import observation_ids, retrieved_ids
 from rapo_jax.text.tokens import load_tokens
 
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -48,7 +48,8 @@ def steps_of(protocol, response):
             observation = data[at:].decode()
             shown = observation.startswith(protocol.before)
             if shown:
-                at += observation.index(protocol.after) + len(protocol.after)
+                start = observation.index(protocol.after, len(protocol.before))
+                at += start + len(protocol.after)
             begin, state = at, 0
     return [*steps, data[begin:].decode()] if begin < len(data) else steps
 
