@@ -14,7 +14,16 @@ import pytest
 from rapo_jax.config import STAGES
 from rapo_jax.config.read import read_settings
 from rapo_jax.io.files import claimed
-from rapo_jax.stages.job import commit, finished, prepare_workdir, raise_steps, run_stages
+from rapo_jax.stages.job import (
+    HELD_OUT,
+    _stages_left,
+    commit,
+    finished,
+    note_finished,
+    prepare_workdir,
+    raise_steps,
+    run_stages,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,6 +199,17 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_pat
     ):
         run_stages(read_settings(config), tmp_path, fresh=fresh)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_evaluation_is_finished_with_its_suites_and_its_held_out_part_runs_once(
+    tmp_path, small_settings
+):
+    settings = small_settings({"evaluate.suites": ("gsm8k",), "stages": ("rl", "evaluate")})
+    note_finished(tmp_path, "rl")
+    assert _stages_left(settings, tmp_path, ["rl", "evaluate"]) == (["evaluate"], True)
+    note_finished(tmp_path, HELD_OUT)  # as where the suites fail after it
+    assert _stages_left(settings, tmp_path, ["rl", "evaluate"]) == ([], True)
+    assert finished(tmp_path) == ["rl", HELD_OUT]
 
 
 @pytest.mark.parametrize("name", ["config.json", "done.json", "result.json"])

@@ -65,6 +65,10 @@ def run_job(
         raise
 
 
+HELD_OUT = "held-out"
+"""In done.json: the held-out questions of `evaluate` are done, its suites perhaps not."""
+
+
 def open_workdir(workdir: Path, config: Config, *, config_file: str = "") -> bool:
     """`prepare_workdir` on the first process; all must have one config and one shared workdir."""
     distributed.check_same(config)
@@ -152,12 +156,15 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
                 with job.timed(name):
                     JOB_STAGES[name](job)
                 if distributed.is_first():
-                    note_finished(workdir, name)
+                    held_out_alone = name == "evaluate" and suites
+                    note_finished(workdir, HELD_OUT if held_out_alone else name)
                 if distributed.stop_asked():
                     raise distributed.Stopped(f"stage {name!r} is finished")
             if suites:
                 with job.timed("suites"):
                     JOB_STAGES["suites"](job)
+                if distributed.is_first() and not settings.suites_alone:
+                    note_finished(workdir, "evaluate")
     if "report" in asked and distributed.is_first():
         write_report([workdir], workdir / "report.html")
         note_finished(workdir, "report")
@@ -179,6 +186,8 @@ def _stages_left(settings: Settings, workdir: Path, asked: list[str]) -> tuple[l
     if not asked:
         return [], False
     done = distributed.on_first(lambda: finished(workdir))
+    if HELD_OUT in done:
+        done = [*done, "evaluate"]
     for name in asked:
         if name in done and name != "report":
             print(f"[{name}] finished before; skipped", flush=True)
@@ -197,7 +206,9 @@ def raise_steps(settings: Settings, workdir: Path) -> None:
     before, steps = config["rl"]["steps"] if config else settings.rl.steps, settings.rl.steps
     if "rl" not in settings.stages or steps <= before:
         return
-    stages = [name for name in finished(workdir) if name not in ("rl", "evaluate", "report")]
+    stages = [
+        name for name in finished(workdir) if name not in ("rl", HELD_OUT, "evaluate", "report")
+    ]
     if finished(workdir):
         write_json(workdir / "done.json", {"stages": stages})
     suites = workdir / "suites"

@@ -145,6 +145,14 @@ def test_a_run_is_done_by_its_done_json_and_not_by_its_status(tmp_path, program,
     assert "done, but with status 3  seed=2" in capsys.readouterr().out
 
 
+def test_a_run_whose_suites_failed_is_not_done(tmp_path):
+    job = job_of(tmp_path / "a", stages=("rl", "evaluate"))
+    job.workdir.mkdir()
+    for noted, done in (("held-out", False), ("evaluate", True)):
+        (job.workdir / "done.json").write_text(json.dumps({"stages": ["rl", noted]}))
+        assert job.ended_well(0) is job.finished is done
+
+
 def test_the_status_decides_on_stages_that_done_json_never_names(tmp_path):
     stages = {"a": ("evaluate",), "b": ("rl", "export")}
     jobs = [job_of(tmp_path / name, stages=wanted) for name, wanted in stages.items()]
