@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+Line = Callable[[int, str, str], str]
+"""(number from 1, title or '', text) of a hit -> its text in an observation."""
 Fits = Callable[[str], bool]
 """Whether an observation's text has room in the trajectory."""
 
@@ -22,12 +24,18 @@ def passage_of(contents: str) -> Passage:
     return Passage(title.strip().strip('"'), text.strip()) if text.strip() else Passage("", title)
 
 
-def render_passages(passages: Sequence[Passage], fits: Fits) -> str:
+def numbered_line(number: int, title: str, text: str) -> str:
+    """A hit on one line, `[1] title: text`."""
+    parts = (" ".join(part.split()) for part in (title, text))
+    return f"[{number}] {': '.join(part for part in parts if part)}"
+
+
+def render_passages(passages: Sequence[Passage], fits: Fits, line: Line = numbered_line) -> str:
     """Numbered passages, one a line; those at the end that have no room are left out.
 
     A first passage that has no room is cut at a word, so that hits never give an empty observation.
     """
-    lines = [f"[{number}] {_line(passage)}" for number, passage in enumerate(passages, start=1)]
+    lines = [line(number, *passage) for number, passage in enumerate(passages, start=1)]
     while len(lines) > 1 and not fits("\n".join(lines)):
         lines.pop()
     text = "\n".join(lines)
@@ -39,8 +47,3 @@ def render_passages(passages: Sequence[Passage], fits: Fits) -> str:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(" ".join(words[:middle])) else (low, middle)
     return " ".join(words[:low])
-
-
-def _line(passage: Passage) -> str:
-    parts = (" ".join(part.split()) for part in passage)
-    return ": ".join(part for part in parts if part)

@@ -49,6 +49,8 @@ class Protocol:
     corrective: str = ""
     """The reply to an INVALID step, without `before` and `after`."""
     answers: Answers = "tagged"
+    passage: Callable[[int, str, str], str] | None = None
+    """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""
 
     def __post_init__(self) -> None:
         if self.answer_stop and self.answer_stop not in self.stops:
@@ -83,6 +85,10 @@ def _search_r1_step(text: str) -> Step:
     return Step(action[1], action[2].strip()) if action else Step(INVALID, "")
 
 
+def _search_r1_passage(number: int, title: str, text: str) -> str:
+    return f'Doc {number}(Title: "{title}") {text}'
+
+
 def last_answer(text: str) -> str | None:
     """The content of the last `<answer>...</answer>`."""
     found = _ANSWER.findall(text)
@@ -115,6 +121,7 @@ SEARCH_R1 = Protocol(
         "between <answer> and </answer>. Let me try again.\n"
     ),
     answers=last_answer,
+    passage=_search_r1_passage,
 )
 """Search-R1 (arXiv 2503.09516): search alone, no system prompt, the last answer counts."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rapo_jax.config import ToolsSettings
 from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.search import open_index
-from rapo_jax.search.passages import Fits
+from rapo_jax.search.passages import Fits, Line, numbered_line
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.sandbox.pool import python_tool
 from rapo_jax.tools.search import index_search, local_search
@@ -20,6 +20,7 @@ def make_tools(
     documents: Sequence[str],
     encode: Encode,
     fits: Fits = lambda text: True,
+    line: Line = numbered_line,
     user_tools: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
     """The tools by the name of their tag: `search`, `python`, and `user_tools`.
@@ -27,13 +28,14 @@ def make_tools(
     Args:
         documents, encode: of the local search, see `local_search`.
         fits: whether an observation of an index or a service has room, see `render_passages`.
+        line: how a hit of an index or a service is written.
         user_tools: one named search or python replaces the built-in tool, which is not made.
 
     Raises:
         ValueError: a setting is wrong, or a retrieval server does not answer.
     """
     others = dict(user_tools or {})
-    search = others.pop("search", None) or _make_search(settings, documents, encode, fits)
+    search = others.pop("search", None) or _make_search(settings, documents, encode, fits, line)
     python = others.pop("python", None) or python_tool(
         workers=settings.workers,
         timeout_s=settings.timeout_s,
@@ -45,14 +47,14 @@ def make_tools(
 
 
 def _make_search(
-    settings: ToolsSettings, documents: Sequence[str], encode: Encode, fits: Fits
+    settings: ToolsSettings, documents: Sequence[str], encode: Encode, fits: Fits, line: Line
 ) -> Tool:
     search, passages = settings.search, settings.passages
     if search.index:
-        return index_search(open_index(search.index), passages=passages, fits=fits)
+        return index_search(open_index(search.index), passages=passages, fits=fits, line=line)
     if search.kind == "local":
         return local_search(documents, encode, passages=passages)
-    tool = HttpSearch(search, passages=passages, fits=fits)
+    tool = HttpSearch(search, passages=passages, fits=fits, line=line)
     if search.kind == "retrieval":
         tool.check()
     return tool

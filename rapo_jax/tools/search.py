@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rapo_jax.search.batches import Search
 from rapo_jax.search.exact import Encode, ExactIndex
-from rapo_jax.search.passages import Fits, passage_of, render_passages
+from rapo_jax.search.passages import Fits, Line, numbered_line, passage_of, render_passages
 from rapo_jax.tools.observation import Observation, Tool
 
 CACHED_QUERIES = 65_536
@@ -29,12 +29,12 @@ def local_search(documents: Sequence[str], encode: Encode, *, passages: int) -> 
     return CachedSearch(find)
 
 
-def index_search(index: Search, *, passages: int, fits: Fits) -> Tool:
+def index_search(index: Search, *, passages: int, fits: Fits, line: Line = numbered_line) -> Tool:
     """A tool that answers each query with its best `passages` in an index (`render_passages`)."""
 
     def find(queries: list[str]) -> list[str]:
         return [
-            render_passages([passage_of(document.contents) for document, _ in hits], fits)
+            render_passages([passage_of(document.contents) for document, _ in hits], fits, line)
             for hits in index(queries, passages)
         ]
 

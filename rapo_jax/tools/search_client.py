@@ -12,7 +12,7 @@ from rapo_jax.config import SearchSettings
 from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
-from rapo_jax.search.passages import Fits, Passage, render_passages
+from rapo_jax.search.passages import Fits, Line, Passage, numbered_line, render_passages
 from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search import clean_query
@@ -31,13 +31,15 @@ class HttpSearch:
 
     A query is sent once in a batch, and only once with a cache; failures are not cached. The log
     has the whole error, without the key, and the observation a short one. `fits` bounds an
-    observation, see `render_passages`.
+    observation and `line` writes a hit, see `render_passages`.
 
     Raises:
         ValueError: no address, or no key where one is needed.
     """
 
-    def __init__(self, settings: SearchSettings, *, passages: int, fits: Fits) -> None:
+    def __init__(
+        self, settings: SearchSettings, *, passages: int, fits: Fits, line: Line = numbered_line
+    ) -> None:
         self._api = APIS[settings.kind]
         self._url = (settings.url or self._api.url).rstrip("/")
         if not self._url.startswith(("http://", "https://")):
@@ -51,7 +53,8 @@ class HttpSearch:
                 f"tools.search.key_variable='': tools.search.kind={settings.kind!r} needs the name "
                 "of an environment variable that holds its key"
             )
-        self._kind, self._passages, self._fits = settings.kind, passages, fits
+        self._kind, self._passages = settings.kind, passages
+        self._fits, self._line = fits, line
         self._rate = RateLimit(settings.per_second)
         self._deadline_s = settings.deadline_s
         self._cache = DiskCache(settings.cache) if settings.cache else None
@@ -108,7 +111,7 @@ class HttpSearch:
             return answer
         if not answer:
             return Observation("nothing found", "empty")
-        return Observation(render_passages(answer, self._fits), "ok")
+        return Observation(render_passages(answer, self._fits, self._line), "ok")
 
     def _ask(self, group: Sequence[str]) -> Sequence[list[Passage] | Observation]:
         """Passages, or the observation of a failure, for each query of one request."""

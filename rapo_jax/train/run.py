@@ -14,6 +14,7 @@ from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
 from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.search.passages import numbered_line
 from rapo_jax.tasks import Task, check_metric, find_reward
 from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.schema import Score
@@ -247,6 +248,7 @@ def _open_tools(
         # a search service has its own documents
         encode=NgramEncoder.fit(documents or [""], width=t.search_width, orders=SEARCH_ORDERS),
         fits=fits,
+        line=tokens.protocol.passage or numbered_line,
         user_tools=user_tools,
     )
     missing = getattr(tools["python"], "missing_layers", ())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.search.passages import Passage, passage_of, render_passages
 from rapo_jax.suites.scores import score_predictions
 from rapo_jax.tasks import answer_of, failure_kind, is_correct, outcome_reward
 from rapo_jax.text.boundary import boundary_automaton
@@ -78,6 +79,13 @@ def test_a_transcript_is_cut_at_its_calls_and_parsed(protocol, response, calls):
 )  # fmt: skip
 def test_an_observation_is_written_as_in_the_transcript(protocol, response, said):
     assert protocol.render(said) in response
+
+
+def test_a_hit_of_search_r1_is_a_numbered_document():
+    hits = [passage_of('"Paris"\nParis is the capital.'), Passage("Lyon", "A city.")]
+    shown = render_passages(hits, lambda text: True, SEARCH_R1.passage)
+    assert shown == 'Doc 1(Title: "Paris") Paris is the capital.\nDoc 2(Title: "Lyon") A city.'
+    assert shown.splitlines()[0] in SEARCH_R1_RESPONSE
 
 
 def test_foreign_text_writes_no_tag_of_the_protocol():
