@@ -21,7 +21,12 @@ import numpy as np
 
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
-from rapo_jax.text.observations import observation_ids, retrieved_ids
+from rapo_jax.text.observations import (
+    corrective_ids,
+    observation_ids,
+    retrieved_ids,
+    whole_observation_ids,
+)
 from rapo_jax.text.protocol import without_retrieved
 from rapo_jax.text.protocols import INVALID
 from rapo_jax.text.tokens import Tokens
@@ -54,7 +59,7 @@ class Environment:
         observation_tokens: int,
         retrieved_tokens: int,
     ) -> None:
-        needed = len(tokens.encode_protocol(tokens.protocol.render("")))
+        needed = len(whole_observation_ids(tokens, ""))
         if observation_tokens < needed:
             raise ValueError(
                 f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
@@ -70,8 +75,7 @@ class Environment:
         self._retrieved_ids = cached(
             functools.partial(retrieved_ids, tokens, room=retrieved_tokens)
         )
-        corrective = tokens.encode_protocol(tokens.protocol.corrective)
-        self._corrective = corrective[:observation_tokens]
+        self._corrective = corrective_ids(tokens, room=observation_tokens)
         self._retriever: Retriever | None = None
         self._query: Query | None = None
         self._exclude_same_question = False

@@ -89,11 +89,11 @@ def make_frame(
     strip = {(True, True): str.strip, (True, False): str.lstrip, (False, True): str.rstrip}
     parts: list[list[int] | str | None] = []
     for piece in pieces:
-        parts += [None, *_split(exact, piece)] if parts else _split(exact, piece)
+        parts += [None, *split_control(exact, piece)] if parts else split_control(exact, piece)
     return Frame(tuple(parts), strip.get((left, right), str))
 
 
-def _split(exact: Tokenizer, text: str) -> Iterator[list[int] | str]:
+def split_control(exact: Tokenizer, text: str) -> Iterator[list[int] | str]:
     """Text of the template as its added tokens, and the plain text between them."""
     added = exact.get_added_tokens_decoder()
     encoding = exact.encode(text, add_special_tokens=False)

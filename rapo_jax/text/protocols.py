@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from rapo_jax.io.user_code import load
@@ -51,6 +52,12 @@ class Protocol:
     answers: Answers = "tagged"
     passage: Callable[[int, str, str], str] | None = None
     """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""
+
+    turns: bool = False
+    """Whether `before`, `after` and what is around `corrective` hold chat tokens, as observations
+    in turns of their own do, in a chat template that lists tools."""
+    template_arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Further arguments of the chat template."""
 
     def __post_init__(self) -> None:
         if self.answer_stop and self.answer_stop not in self.stops:
@@ -151,7 +158,50 @@ TOOL_STAR = Protocol(
 )
 """Tool-Star (arXiv 2505.16410): search and python; its reward's format is the paper's."""
 
-PROTOCOLS = {protocol.name: protocol for protocol in (rapo(), SEARCH_R1, TOOL_STAR)}
+_PARAMETERS = {"search": ("query", "what to look up"), "python": ("code", "a program that prints")}
+
+
+def _function(name: str, purpose: str) -> Mapping[str, object]:
+    """A tool as chat templates list it: a function of one text."""
+    parameter, meaning = _PARAMETERS[name]
+    properties = {parameter: {"type": "string", "description": meaning}}
+    parameters = {"type": "object", "properties": properties, "required": [parameter]}
+    function = {"name": name, "description": purpose, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _chat_step(text: str) -> Step:
+    """The last `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` of a step."""
+    call = text.rpartition("<tool_call>")[2].partition("</tool_call>")[0]
+    try:
+        made = json.loads(call)
+        content = made["arguments"][_PARAMETERS[made["name"]][0]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Step(INVALID, "")
+    return Step(made["name"], content) if isinstance(content, str) else Step(INVALID, "")
+
+
+CHAT_TOOLS = Protocol(
+    name="chat_tools",
+    stops=("</tool_call>",),
+    parse=_chat_step,
+    tags=("think", "tool_call", "tool_response"),
+    before="<|im_end|>\n<|im_start|>user\n<tool_response>\n",
+    after="\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    system="Use the tools to answer, and give the exact final answer in \\boxed{}.",
+    corrective='error: expected {"name": ..., "arguments": {...}} of one of the tools',
+    answers="boxed",
+    turns=True,
+    template_arguments={
+        "tools": [
+            _function("search", "Looks a fact up in Wikipedia."),
+            _function("python", "Runs a Python program and returns what it prints."),
+        ]
+    },
+)
+"""Tool calls of the chat template of Hermes and Qwen 2.5 and 3, one call a turn."""
+
+PROTOCOLS = {p.name: p for p in (rapo(), SEARCH_R1, TOOL_STAR, CHAT_TOOLS)}
 
 
 def find_protocol(name: str, user_tools: tuple[str, ...] = ()) -> Protocol:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rapo_jax.io.files import read_object
-from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text
+from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text, split_control
 from rapo_jax.text.protocol import neutralise, tags
 from rapo_jax.text.protocols import Protocol, rapo
 from rapo_jax.text.special_tokens import config_tokens, stop_ids
@@ -164,6 +164,11 @@ class Tokens:
                 ids.extend(self.encode(piece))
         return ids
 
+    def encode_turns(self, before: str, text: str, after: str) -> list[int]:
+        """Token ids of foreign text between texts of ours that may hold chat tokens."""
+        parts = (*split_control(self._exact, before), None, *split_control(self._exact, after))
+        return Frame(parts, str).ids(text, self.encode)
+
     def prompt_ids(self, system: str, question: str) -> list[int]:
         """The chat-templated prompt up to the assistant's turn; the question is plain text, put
         into the protocol's template.
@@ -175,7 +180,7 @@ class Tokens:
                 self.tokenizer,
                 self._exact,
                 system,
-                arguments=self.template_arguments,
+                arguments={**self.template_arguments, **self.protocol.template_arguments},
                 key=self._key,
             )
         before, after = self.protocol.user
@@ -231,6 +236,12 @@ def load_tokens(
             "chat_template.jinja into the folder"
         )
     check_arguments(template_arguments, tokenizer.get_chat_template())
+    protocol = protocol or rapo(user_tools)
+    if protocol.turns and "<tool_call>" not in tokenizer.get_chat_template():
+        raise ValueError(
+            f"protocol={protocol.name!r}: the chat template of {key} writes no <tool_call>; use a "
+            "checkpoint with tool calls in the format of Hermes and Qwen"
+        )
     spec |= dict.fromkeys(("post_processor", "truncation", "padding"))
     spec["added_tokens"] += config_tokens(tokenizer, spec["added_tokens"], key, vocab_size)
     exact = Tokenizer.from_str(json.dumps(spec))
@@ -247,7 +258,7 @@ def load_tokens(
         pad_id=pad if isinstance(pad, int) else eos_ids[0],
         fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
         user_tools=user_tools,
-        protocol=protocol or rapo(user_tools),
+        protocol=protocol,
         template_arguments=template_arguments,
         _exact=exact,
         _plain=plain,

@@ -20,7 +20,7 @@ def make_tools(
     documents: Sequence[str],
     encode: Encode,
     fits: Fits = lambda text: True,
-    line: Line = numbered_line,
+    line: Line | None = None,
     user_tools: Mapping[str, Tool] | None = None,
 ) -> dict[str, Tool]:
     """The tools by the name of their tag: `search`, `python`, and `user_tools`.
@@ -28,14 +28,16 @@ def make_tools(
     Args:
         documents, encode: of the local search, see `local_search`.
         fits: whether an observation of an index or a service has room, see `render_passages`.
-        line: how a hit of an index or a service is written.
+        line: how a hit of an index or a service is written; None: on a numbered line.
         user_tools: one named search or python replaces the built-in tool, which is not made.
 
     Raises:
         ValueError: a setting is wrong, or a retrieval server does not answer.
     """
     others = dict(user_tools or {})
-    search = others.pop("search", None) or _make_search(settings, documents, encode, fits, line)
+    search = others.pop("search", None) or _make_search(
+        settings, documents, encode, fits, line or numbered_line
+    )
     python = others.pop("python", None) or python_tool(
         workers=settings.workers,
         timeout_s=settings.timeout_s,

@@ -14,7 +14,6 @@ from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh, row_shards
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.search.passages import numbered_line
 from rapo_jax.tasks import Task, check_metric, find_reward
 from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.schema import Score
@@ -25,6 +24,7 @@ from rapo_jax.tasks.stream import (
     prepare_questions,
 )
 from rapo_jax.tasks.user_code import load_user_code, task_parameters
+from rapo_jax.text.observations import whole_observation_ids
 from rapo_jax.text.protocol import user_tool_names, with_tools
 from rapo_jax.text.protocols import find_protocol
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
@@ -240,7 +240,7 @@ def _open_tools(
         )
 
     def fits(text: str) -> bool:
-        return len(tokens.encode_protocol(tokens.protocol.render(text))) <= limit
+        return len(whole_observation_ids(tokens, text)) <= limit
 
     tools = make_tools(
         t,
@@ -248,7 +248,7 @@ def _open_tools(
         # a search service has its own documents
         encode=NgramEncoder.fit(documents or [""], width=t.search_width, orders=SEARCH_ORDERS),
         fits=fits,
-        line=tokens.protocol.passage or numbered_line,
+        line=tokens.protocol.passage,
         user_tools=user_tools,
     )
     missing = getattr(tools["python"], "missing_layers", ())
