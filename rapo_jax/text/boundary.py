@@ -44,7 +44,8 @@ def boundary_automaton(bytes_V: Sequence[bytes], stops: Sequence[str] = STOPS) -
 
 def _byte_automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, int]:
     """Aho-Corasick over bytes: a state is the longest suffix of the input that begins a stop."""
-    prefixes = sorted({b"", *(stop[:n] for stop in stops for n in range(len(stop)))}, key=len)
+    begun = {b"", *(stop[:n] for stop in stops for n in range(len(stop)))}
+    prefixes = sorted(begun, key=lambda prefix: (len(prefix), prefix))  # in every process alike
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     first_accept = len(prefixes)
     states = np.arange(first_accept + len(stops), dtype=np.int16)
