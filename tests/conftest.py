@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+from tests.compiling import QUICK
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["NPROC"] = "16"  # fewer, and callbacks of eight devices wait for each other's threads
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it: what one compiles, all have
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rapo_jax_tests_")

@@ -15,10 +15,10 @@ import pytest
 from rapo_jax.notebook import Session
 from rapo_jax.tasks import Question
 from rapo_jax.train.rl import train_rl
+from tests.compiling import QUICK
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture

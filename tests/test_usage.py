@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from rapo_jax.config.sources import as_yaml, resolve
+from tests.compiling import QUICK
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
 PATIENCE_S = 900
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 """Compiles without optimisations, as conftest.py; one device, as on a laptop."""
 SHRINK = """#!/usr/bin/env bash
 case " $* " in

@@ -21,11 +21,11 @@ from safetensors.numpy import load_file
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import open_rl
+from tests.compiling import QUICK
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S, DEVICES, STEPS = 900, 4, 2
 ASKED = 6  # to evaluate, of 8 rows: the last process has nothing to judge
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # to compile
 
 
 def start(command, *, devices, **environment):
