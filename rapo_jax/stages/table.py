@@ -38,6 +38,8 @@ class Job:
         fresh = {"method": run.settings.method, "seed": run.settings.seed}
         fresh |= {"counts": {}, "seconds": {}, "cpu_seconds": {}}
         self.result: dict[str, Json] = read_json(run.workdir / "result.json", default=fresh)
+        if run.too_long:
+            self.result["counts"]["too_long"] = dict(run.too_long)
 
     def check_memory(self, stages: Sequence[str]) -> None:
         """Refuses, before anything is compiled, stages that cannot fit; see `plan.memory`."""
@@ -54,8 +56,6 @@ class Job:
             evaluation_rows=max((even_size(n, most=most, shards=shards) for n in asked), default=0),
             available=device_memory(run.mesh),
         )
-        if run.too_long:
-            self.result["counts"]["too_long"] = dict(run.too_long)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ import optax
 import pytest
 
 from rapo_jax.model.sharding import make_mesh, place, replicated
+from rapo_jax.train.groups import Groups
 from rapo_jax.train.loop import MOST_SKIPS, count_skips
+from rapo_jax.train.measures import RowScores
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.rl import _write_skipped
 from rapo_jax.train.update import Updater, rapo_loss
@@ -92,18 +95,19 @@ def test_finite_updates_are_not_skipped(updating, tapes):
 def test_the_rows_of_a_skipped_update_are_written_with_what_they_held(
     house, tapes, tmp_path, capsys
 ):
-    class FakeRun:
-        workdir = tmp_path
-
+    run = SimpleNamespace(
+        workdir=tmp_path, settings=SimpleNamespace(rollout=SimpleNamespace(group_size=GROUP))
+    )
     advantage_B = np.array([0.5, np.nan] * 16, np.float32)
     batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, advantage_B)
-    questions = [question for question in house.asked for _ in range(GROUP)]
     reward_B = np.array([1.0, np.inf] * 16)
-    _write_skipped(FakeRun, 7, np.array([1, 0]), questions, batch, tapes.length_B, reward_B)
+    scores = RowScores(reward_B, reward_B > 0, np.full(32, ""))
+    groups = Groups(tuple(house.asked), tapes, scores, 0 * reward_B, {}, 0, 0.0)
+    _write_skipped(run, 7, np.array([1, 0]), groups, batch)
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").open()]
     assert [row["row"] for row in rows] == [0, 1]
     assert [(row["reward"], row["advantage"]) for row in rows] == [("1.0", "0.5"), ("inf", "nan")]
-    assert {row["question_id"] for row in rows} == {questions[0].id}
+    assert {row["question_id"] for row in rows} == {house.asked[0].id}
     assert rows[0]["step"] == 7 and rows[0]["length"] == tapes.length_B[0]
     assert "step 7: an update was not finite and was skipped" in capsys.readouterr().out
 
