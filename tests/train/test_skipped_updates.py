@@ -102,7 +102,7 @@ def test_the_rows_of_a_skipped_update_are_written_with_what_they_held(
     batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_B, advantage_B)
     reward_B = np.array([1.0, np.inf] * 16)
     scores = RowScores(reward_B, reward_B > 0, np.full(32, ""))
-    groups = Groups(tuple(house.asked), tapes, scores, 0 * reward_B, {}, 0, 0.0)
+    groups = Groups(tuple(house.asked), tapes, scores, np.zeros(32), {}, 0, 0.0)
     _write_skipped(run, 7, np.array([1, 0]), groups, batch)
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").open()]
     assert [row["row"] for row in rows] == [0, 1]
