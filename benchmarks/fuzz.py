@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,7 +46,14 @@ with atheris.instrument_imports(include=["rapo_jax"]) if GUIDED else contextlib.
 SLOWEST_S = 10
 """An input of at most LONGEST bytes that takes longer is a finding."""
 LONGEST = 4096
-FOLDER = Path(tempfile.mkdtemp(prefix="rapo_fuzz_"))
+FOLDER = Path(tempfile.gettempdir()) / f"rapo_fuzz_{os.getpid()}"
+
+
+def _folder(*parts: str) -> Path:
+    """A folder of this process to write inputs into; others may clear the temporary ones."""
+    path = FOLDER.joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 class Fuzzed(NamedTuple):
@@ -77,21 +85,21 @@ def rewards(data: bytes) -> None:
 
 
 def json_lines(data: bytes) -> None:
-    path = FOLDER / "rows.jsonl"
+    path = _folder() / "rows.jsonl"
     path.write_bytes(data)
     list(read_user_file(path, malformed="skip", report=LineReport(str(path))))
 
 
 def tables(data: bytes) -> None:
     suffix = (".parquet", ".csv", ".json")[len(data) % 3]
-    path = FOLDER / f"rows{suffix}"
+    path = _folder() / f"rows{suffix}"
     path.write_bytes(b"PAR1" + data + b"PAR1" if suffix == ".parquet" else data)
     list(read_user_file(path, malformed="skip", report=LineReport(str(path))))
 
 
 def model_folder(data: bytes) -> None:
     config, _, index = data.partition(b"\0")
-    (FOLDER / "config.json").write_bytes(config)
+    (_folder() / "config.json").write_bytes(config)
     (FOLDER / INDEX_FILE).write_bytes(index)
     with contextlib.suppress(ValueError):
         settings_from_hf(FOLDER, base=BASE)
@@ -99,8 +107,7 @@ def model_folder(data: bytes) -> None:
 
 
 def safetensors_file(data: bytes) -> None:
-    folder = FOLDER / "single"
-    folder.mkdir(exist_ok=True)
+    folder = _folder("single")
     (folder / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data)
     Tensors(folder)
 
@@ -116,7 +123,7 @@ def workdir(data: bytes) -> None:
     parts = [*data.split(b"\0"), b"", b"", b""]
     names = ("config.json", "result.json", "metrics.jsonl", "trajectories.jsonl")
     for name, part in zip(names, parts, strict=False):
-        (FOLDER / name).write_bytes(part)
+        (_folder() / name).write_bytes(part)
     load_run(FOLDER)
     choose_trajectories(FOLDER / "trajectories.jsonl", 10)
 
@@ -156,8 +163,7 @@ def tried(target: Callable[[bytes], None], data: bytes) -> None:
 def with_atheris(name: str, seconds: int) -> None:
     """Does not return: libFuzzer ends the process."""
     target, seeds = TARGETS[name]
-    corpus = FOLDER / "corpus"
-    corpus.mkdir()
+    corpus = _folder("corpus")
     for i, seed in enumerate(seeds):
         (corpus / str(i)).write_bytes(seed)
     limits = [f"-max_total_time={seconds}", f"-timeout={SLOWEST_S}", f"-max_len={LONGEST}"]

@@ -45,7 +45,7 @@ def settings_of(load: Workload) -> Settings:
         max_calls=0,
         prompt_tokens=len(load.prompts[0]),
         step_tokens=load.new_tokens,
-        observation_tokens=1,
+        observation_tokens=4,  # the tags of one, which no row gets
         retrieved_tokens=1,
         max_tokens=width,
     )

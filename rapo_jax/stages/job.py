@@ -235,7 +235,8 @@ def finished(workdir: Path) -> list[str]:
 def note_finished(workdir: Path, stage: str) -> None:
     done = finished(workdir)
     if stage not in done:
-        write_json(workdir / "done.json", {"stages": [*done, stage]})
+        whole = [name for name in done if stage != "evaluate" or name != HELD_OUT]
+        write_json(workdir / "done.json", {"stages": [*whole, stage]})
 
 
 def summarise(workdir: Path, result: Mapping[str, Json], *, suites: bool, seconds: float) -> None:

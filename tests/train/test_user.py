@@ -15,6 +15,7 @@ from rapo_jax.model.sharding import layout, make_mesh
 from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_result
+from rapo_jax.text.protocols import rapo
 from rapo_jax.text.tokens import build_tokenizer
 from rapo_jax.tools.user import load_user_tools
 from rapo_jax.train.evaluate import evaluate
@@ -33,7 +34,10 @@ def test_a_policy_that_closes_the_tag_of_an_own_tool_reads_what_the_tool_says(ho
     """Whose tokens of the python tags are spelled as those of an own tool: it likes to call it."""
     spelled = {b"<python>": b"<shout>", b"</python>": b"</shout>"}
     bytes_V = [spelled.get(token, token) for token in house.tokens.bytes_V]
-    tokens = dataclasses.replace(house.tokens, bytes_V=bytes_V, user_tools=("shout",))
+    names = ("shout",)
+    tokens = dataclasses.replace(
+        house.tokens, bytes_V=bytes_V, user_tools=names, protocol=rapo(names)
+    )
     settings = ToolsSettings(user_tools=(("shout", "tests.user_code:shout"),), timeout_s=30.0)
     user_tools = load_user_tools(settings)
     r = dataclasses.replace(house.settings.rollout, driver="host")
