@@ -38,7 +38,7 @@ def flags(tmp_path_factory):
         f"--config.task.dataset.documents={folder / 'corpus.jsonl'}",
         f"--config.evaluate.manual_dir={folder / 'manual'}", f"--config.evaluate.suites={suites}",
         "--config.prompt.system=use tools", "--config.rollout.prompt_tokens=60",
-        "--config.evaluate.rows=2", "--config.rollout.max_calls=1",
+        "--config.evaluate.rows=2", "--config.rollout.max_calls=1", "--config.evaluate.every=3",
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class Job:
         """Refuses, before anything is compiled, stages that cannot fit; see `plan.memory`."""
         run, s = self.run, self.run.settings
         asked = [len(suite.questions) for suite in self.suites]
-        if "evaluate" in stages or s.evaluate.every:
+        if "evaluate" in stages or ("rl" in stages and s.evaluate.every):
             asked.append(len(spread(load_questions(run.questions["eval"]), s.evaluate.limit)))
         shards, most = row_shards(run.mesh), s.evaluate.rows
         check_memory(

@@ -43,6 +43,7 @@ from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.run import Run
 from rapo_jax.train.tapes import write_trajectories
 from rapo_jax.train.update import Updater
+from rapo_jax.train.weights import newest_step
 from rapo_jax.types import Array, Batch, Params, TrainState
 
 
@@ -79,8 +80,8 @@ def train_rl(run: Run) -> PolicyTraining:
 
     With method='sft_grpo' the policy imitates the buffer first, see `train_imitation_first`.
     """
-    if run.settings.method == "sft_grpo":
-        train_imitation_first(run)
+    if run.settings.method == "sft_grpo" and newest_step(run.workdir) is None:
+        train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
     parts, training = open_rl(run)
