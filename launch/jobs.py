@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -71,6 +72,14 @@ class Job:
             return min(1.0, int(steps[-1]) / config["rl"]["steps"])
         except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
             return 0.0
+
+
+def use_environment() -> None:
+    """Starts the script again in .venv if this Python lacks what it needs, and finds rapo_jax."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if importlib.util.find_spec("matplotlib") is None and python.exists():
+        os.execv(python, [str(python), *sys.argv])
+    sys.path.insert(0, str(ROOT))
 
 
 def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel: int) -> list[Job]:

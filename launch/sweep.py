@@ -24,21 +24,19 @@ WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypeAlias
 
-from jobs import ROOT, Job, environment, run_jobs, say
+from jobs import ROOT, Job, environment, run_jobs, say, use_environment
 
 PROGRAM = ("-m", "rapo_jax.main")
 
@@ -281,16 +279,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-if __name__ == "__main__":
-    venv_python = ROOT / ".venv" / "bin" / "python"
-    if importlib.util.find_spec("matplotlib") is None and venv_python.exists():
-        os.execv(venv_python, [str(venv_python), *sys.argv])
-    sys.path.insert(0, str(ROOT))
+def main_of(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs a script's `main`: SIGTERM and SIGHUP end it, and its runs, as an interrupt does."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("interrupted: the same command continues the sweep", file=sys.stderr)
+        print("interrupted: the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    use_environment()
+    main_of(main)

@@ -1,0 +1,99 @@
+"""Repeats one of the paper's studies and writes its page: a table, a picture, and which of the
+paper's statements hold.
+
+    python launch/studies.py ablation --workdir=runs/studies
+    python launch/studies.py methods --workdir=runs/studies --seeds=0,1,2 --jobs=2
+    python launch/studies.py all --workdir=runs/studies --dry-run
+
+A study is a sweep (launch/sweep.py) in WORKDIR/runs, whose runs all studies share: what is finished
+is not run again, so the same command continues after an interruption, and a study takes the runs
+that another one has made. Flags --config.KEY=VALUE are passed to all runs.
+
+The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
+holds the numbers of every run. The exit status is 1 if a run failed, 2 if a config is not valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import sweep
+from jobs import ROOT, say, use_environment
+
+
+def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> int:
+    """Runs the studies of these flags and writes their pages; returns the exit status."""
+    from rapo_jax.report.study_table import STUDIES
+
+    flags, passed = _read(arguments, {name: each.title for name, each in STUDIES.items()})
+    names = list(STUDIES) if flags.study == "all" else [flags.study]
+    common, _ = sweep.read_configs(flags.config, passed, {})
+    status = 0
+    for name in names:
+        variants = STUDIES[name].runs(common)
+        seeds = f"--sweep=seed={flags.seeds}"
+        where = [f"--config={flags.config}", f"--workdir={flags.workdir / 'runs'}", seeds]
+        runs = [f"--run={settings}" for settings in variants.values()]
+        say(f"study {name}: {STUDIES[name].title}")
+        more = [f"--jobs={flags.jobs}", *(["--dry-run"] if flags.dry_run else [])]
+        status = max(status, sweep.main([*where, *runs, *more, *passed], program))
+        if not flags.dry_run:
+            _write(name, variants, flags, [*where[:1], *passed])
+    return status
+
+
+def _write(
+    name: str, variants: dict[str, str], flags: argparse.Namespace, options: list[str]
+) -> None:
+    """The page of a study, from its finished runs."""
+    from rapo_jax.report.runs import load_run
+    from rapo_jax.report.studies import measured
+    from rapo_jax.report.study_pages import write_page
+    from rapo_jax.report.study_table import STUDIES
+
+    study, folder = STUDIES[name], flags.output or flags.workdir / "pages"
+    named = {
+        label: sweep.plan([f"seed={flags.seeds}"], [settings])
+        for label, settings in variants.items()
+    }
+    runs = {
+        label: [load_run(flags.workdir / "runs" / run) for run in found]
+        for label, found in named.items()
+    }
+    values = (study.collect or measured)(runs, study.measures)
+    folder.mkdir(parents=True, exist_ok=True)
+    study.draw(runs, values, study.measures, folder / f"{name}.svg")
+    command = ["python", "launch/studies.py", name, "--workdir=WORKDIR", *options]
+    command.append(f"--seeds={flags.seeds}")
+    every = [run for found in runs.values() for run in found if run.holds_anything()]
+    say("\n" + write_page(name, study, values, every, folder, command=shlex.join(command)))
+    say(f"page: {folder / f'{name}.md'}")
+
+
+def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python launch/studies.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="studies:\n" + "\n".join(f"  {name:12}{title}" for name, title in titles.items()),
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("study", choices=[*titles, "all"], metavar="STUDY", help="one of those below, or all")
+    add("--workdir", required=True, type=Path, help="folder of the studies")
+    add("--config", default=str(ROOT / "configs" / "tiny.py"), help="config file of all runs")
+    add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
+    add("--jobs", type=int, default=1, help="runs at the same time")
+    add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
+    add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
+    flags, passed = parser.parse_known_args(arguments)
+    flags.workdir = flags.workdir.resolve()
+    return flags, passed
+
+
+if __name__ == "__main__":
+    use_environment()
+    sweep.main_of(main)

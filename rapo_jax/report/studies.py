@@ -1,0 +1,153 @@
+"""The measures of a study: values of its variants by seed, differences, and the paper's statements.
+
+`launch/studies.py` has the table of studies and runs them; `report.study_pages` writes their pages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rapo_jax.report.compare import Interval, by_seed, paired_difference
+from rapo_jax.report.runs import Run, accuracy, cpu_seconds, series
+
+POWER, CONFIDENCE = 0.8, 0.95
+
+
+class Measure(NamedTuple):
+    """A number of a run, for a table."""
+
+    name: str
+    of: Callable[[Run], float | None] | None = None
+    """None where one run holds several variants: a study's `collect` measures them together."""
+    scale: float = 1.0
+    """What the number is multiplied by where it is shown: 100 for percent."""
+    digits: int = 1
+
+
+class Claim(NamedTuple):
+    """A statement of the paper: one variant has more of a measure than another."""
+
+    text: str
+    measure: str
+    more: str
+    less: str
+
+
+Values = Mapping[str, Mapping[str, Mapping[int, float]]]
+"""Variant -> measure -> seed -> value."""
+Variants = Mapping[str, Sequence[Run]]
+
+
+class Study(NamedTuple):
+    """One of the paper's studies: what is run, what is measured, and what the paper says of it."""
+
+    title: str
+    source: str
+    """Figure or table of the paper."""
+    runs: Callable[[Mapping[str, object]], Mapping[str, str]]
+    """The config of all runs -> settings of each variant, `KEY=VALUE,...`, by its label."""
+    baseline: str
+    """Variant that the others are compared with."""
+    measures: tuple[str, ...]
+    """Names in MEASURES; the differences in the table are of the first one."""
+    draw: Callable[[Variants, Values, Sequence[str], Path], None]
+    """(variants, values, measures, file) draws the study's picture."""
+    claims: tuple[Claim, ...] = ()
+    collect: Callable[[Variants, Sequence[str]], Values] | None = None
+    """What measures the variants, where that is not `measured`."""
+
+
+def step_mean(key: str, last: float = 1.0) -> Callable[[Run], float | None]:
+    """The mean of a metric over the last share of a run's RL steps."""
+
+    def mean(run: Run) -> float | None:
+        _, value = series(run, key)
+        return float(value[-math.ceil(last * len(value)) :].mean()) if value.size else None
+
+    return mean
+
+
+def step_median(key: str) -> Callable[[Run], float | None]:
+    """The median of a metric over a run's RL steps: times have outliers, such as compilation."""
+
+    def median(run: Run) -> float | None:
+        _, value = series(run, key)
+        return float(np.median(value)) if value.size else None
+
+    return median
+
+
+def cpu_of_a_step(run: Run) -> float | None:
+    """CPU-seconds of a run's RL steps by their number."""
+    steps, _ = series(run, "cpu/total")
+    total = cpu_seconds(run)
+    return None if total is None else total / len(steps)
+
+
+MEASURES = {
+    "accuracy": Measure("held-out accuracy, %", accuracy, scale=100),
+    "reward": Measure("reward, last quarter", step_mean("reward/mean", last=0.25), digits=3),
+    "entropy": Measure("entropy, nats", step_mean("entropy/policy"), digits=3),
+    "tokens": Measure("policy tokens of a rollout", step_mean("rollout/policy_tokens")),
+    "calls": Measure("tool calls of a rollout", step_mean("rollout/tool_calls"), digits=2),
+    "rollout_s": Measure("rollout of a step, s", step_median("time/rollout"), digits=2),
+    "update_s": Measure("update of a step, s", step_median("time/update"), digits=2),
+    "cpu_s": Measure("CPU-seconds of a step", cpu_of_a_step, digits=2),
+    "clusters": Measure("clusters", digits=0),
+    "variance": Measure("variance of the embeddings", digits=3),
+    "rollout_reward": Measure("outcome reward", digits=3),
+    "rollout_tokens": Measure("tokens of a rollout"),
+}
+
+
+def measured(variants: Variants, names: Sequence[str]) -> Values:
+    """The named measures of each variant's runs by seed, where a run has them."""
+    of = {name: found for name in names if (found := MEASURES[name].of) is not None}
+    return {
+        label: {name: by_seed(runs, each) for name, each in of.items()}
+        for label, runs in variants.items()
+    }
+
+
+class Difference(NamedTuple):
+    """A paired difference of two variants."""
+
+    interval: Interval
+    """Mean and two-sided interval of confidence 0.95; NaN bounds for one pair."""
+    detectable: float
+    """The smallest true difference that as many pairs detect with power 0.8; NaN for one pair."""
+    pairs: int
+
+
+def difference(values: Values, measure: str, left: str, right: str) -> Difference:
+    """`left` minus `right`, paired by seed.
+
+    Detectable is (t_0.975 + t_0.8) s / sqrt(n), with the quantiles of Student's t of n - 1 degrees
+    of freedom and the standard deviation s of the pairs' differences.
+    """
+    ours, theirs = (values.get(label, {}).get(measure, {}) for label in (left, right))
+    seeds = sorted(ours.keys() & theirs.keys())
+    pairs = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+    found = paired_difference(*pairs, confidence=CONFIDENCE)
+    if len(seeds) < 2:
+        return Difference(found, math.nan, len(seeds))
+    from scipy import stats
+
+    deviation = np.std(np.subtract(*pairs), ddof=1)
+    quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], len(seeds) - 1).sum()
+    return Difference(found, float(quantiles * deviation / math.sqrt(len(seeds))), len(seeds))
+
+
+def verdict(found: Difference) -> str:
+    """Whether a claim `more > less` holds, by the interval of the difference."""
+    _, low, high = found.interval
+    if not found.pairs:
+        return "not measured"
+    if low > 0:
+        return "holds"
+    return "the opposite holds" if high < 0 else "undecided"

@@ -1,0 +1,140 @@
+"""The paper's studies: variants, measures and statements; `launch/studies.py` runs them.
+
+The sources are those of arXiv 2603.03078. Settings are of one scale, the made tasks': a config
+whose texts are longer needs other numbers at *a whole trajectory*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from rapo_jax.report import diversity
+from rapo_jax.report.studies import Claim, Study
+from rapo_jax.report.study_pictures import draw_curves, draw_variants
+
+Config = Mapping[str, object]
+RAPO, GRPO = "RAPO", "GRPO"
+BOTH = {RAPO: "method=rapo", GRPO: "method=grpo"}
+ON_POLICY, HYBRID = diversity.KINDS.values()
+
+
+def both_and(rapo_with: Mapping[str, str]) -> Callable[[Config], Mapping[str, str]]:
+    """RAPO, GRPO, and RAPO with one more setting for each label."""
+    more = {label: f"method=rapo,{settings}" for label, settings in rapo_with.items()}
+    return lambda config: BOTH | more
+
+
+NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)
+NOISY = {f"{rate:.0%} random traces": f"retrieval.noise={rate}" for rate in NOISE}
+ERRORS = (0.0, 0.2, 0.3, 0.5, 0.7)
+TEACHERS = {f"teacher errs {rate:.0%}": f"buffer.expert_error={rate}" for rate in ERRORS}
+ABLATIONS = {
+    "w/o RPO": "rl.m=0,rl.a=0",
+    "w/o RR": "rl.a=0",
+    "w/o RIS": "rl.m=0",
+    "w/o RQ": "rl.quality=off",
+    "w/o RT": "rl.timing=off",
+    "w/ TO": "retrieval.unit=trajectory,rollout.retrieved_tokens=80",
+}
+CORNERS = {
+    "entropy increase": "rl.quality=increase",
+    "low-entropy timing": "rl.timing=low",
+    "both": "rl.quality=increase,rl.timing=low",
+}
+
+
+def methods(config: Config) -> Mapping[str, str]:
+    """All training methods; imitation and GRPO share the updates of the others."""
+    half = int(str(config["rl.steps"])) // 2
+    return BOTH | {
+        "DAPO": "method=dapo",
+        "GPPO": "method=gppo",
+        "GiGPO": "method=gigpo",
+        "RolloutReplay": "method=rollout_replay",
+        "LUFFY": "method=luffy,buffer.split=train",
+        "SFT": "method=sft",
+        "SFT, then GRPO": f"method=sft_grpo,rl.steps={half},rl.imitation_steps={half}",
+    }
+
+
+def parameters(config: Config) -> Mapping[str, str]:
+    """m, a and N_hybrid, the latter in quarters of the group."""
+    G = int(str(config["rollout.group_size"]))
+    settings = {f"m = {m}": f"rl.m={m}" for m in (0.1, 0.2)}
+    settings |= {f"a = {a}": f"rl.a={a}" for a in (0.1, 0.4)}
+    settings |= {
+        f"N_hybrid = {n}": f"rollout.n_hybrid={n}"
+        for n in (G // 4, 3 * G // 4, G)
+        if n != config["rollout.n_hybrid"]
+    }
+    return both_and(settings)(config)
+
+
+STUDIES = {
+    "methods": Study(
+        "The methods of the paper's table", "tab. 1", methods, GRPO,
+        ("accuracy", "tokens", "calls", "cpu_s"),
+        draw_variants,
+        tuple(
+            Claim(f"RAPO is better than {name}", "accuracy", RAPO, name)
+            for name in (GRPO, "DAPO", "GPPO", "GiGPO", "RolloutReplay", "LUFFY", "SFT")
+        ),
+    ),
+    "efficiency": Study(
+        "What a step costs", "fig. 3, 11", both_and({}), GRPO,
+        ("cpu_s", "rollout_s", "update_s", "tokens", "calls"), draw_variants,
+        tuple(
+            Claim(f"GRPO has more {what}", measure, GRPO, RAPO)
+            for measure, what in (
+                ("cpu_s", "time (1.2 ×)"), ("rollout_s", "rollout time"),
+                ("update_s", "update time"), ("tokens", "tokens"), ("calls", "tool calls"),
+            )
+        ),
+    ),
+    "diversity": Study(
+        "On-policy and hybrid rollouts", "fig. 4", lambda config: {RAPO: "method=rapo"}, ON_POLICY,
+        ("clusters", "variance", "rollout_reward", "rollout_tokens"), diversity.draw,
+        (
+            Claim("hybrid rollouts form more clusters", "clusters", HYBRID, ON_POLICY),
+            Claim("they have more reward", "rollout_reward", HYBRID, ON_POLICY),
+            Claim("they have fewer tokens", "rollout_tokens", ON_POLICY, HYBRID),
+        ),
+        collect=diversity.collect,
+    ),
+    "teachers": Study(
+        "Weaker off-policy agents", "fig. 5", both_and(TEACHERS), GRPO,
+        ("accuracy",), draw_variants,
+        tuple(
+            Claim("RAPO leads GRPO with every agent", "accuracy", label, GRPO) for label in TEACHERS
+        ),
+    ),
+    "noise": Study(
+        "Random traces", "fig. 6", both_and(NOISY), GRPO,
+        ("accuracy",), draw_variants,
+        (
+            *(Claim("RAPO leads GRPO at every rate", "accuracy", label, GRPO) for label in NOISY),
+            Claim("random traces cost accuracy", "accuracy", RAPO, "100% random traces"),
+        ),
+    ),
+    "ablation": Study(
+        "What each part adds", "fig. 7", both_and(ABLATIONS), GRPO,
+        ("accuracy",), draw_variants,
+        tuple(Claim(f"RAPO leads {label}", "accuracy", RAPO, label) for label in ABLATIONS),
+    ),
+    "reward": Study(
+        "Quality and timing of the retrieval reward", "tab. 3",
+        both_and({"w/o RR": "rl.a=0"} | CORNERS), GRPO,
+        ("accuracy",), draw_variants,
+        tuple(
+            Claim(f"RAPO leads {label}", "accuracy", RAPO, label) for label in ("w/o RR", *CORNERS)
+        ),
+    ),
+    "parameters": Study(
+        "m, a and N_hybrid", "fig. 8", parameters, GRPO, ("accuracy",), draw_variants,
+    ),
+    "dynamics": Study(
+        "Reward and entropy over training", "fig. 9, 10", both_and({}), GRPO,
+        ("reward", "entropy"), draw_curves,
+        (Claim("RAPO ends at a higher reward", "reward", RAPO, GRPO),),
+    ),
+}  # fmt: skip

@@ -1,0 +1,62 @@
+"""launch/studies.py: a study is a sweep whose runs all studies share, and a page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.launch.sweeps import TINY, load
+
+studies = load("studies")
+
+
+def flags_of(name, folder, *more):
+    return [name, TINY, f"--workdir={folder}", *more]
+
+
+def test_a_study_runs_its_variants_and_writes_its_page(tmp_path, program, capsys):
+    folder = tmp_path / "w"
+    assert studies.main(flags_of("dynamics", folder, "--seeds=0,1", "--jobs=2"), program) == 0
+    order = (folder / "runs" / "order").read_text().split()
+    assert sorted(order[1:]) == ["grpo_seed=0", "grpo_seed=1", "rapo_seed=0", "rapo_seed=1"]
+    page = (folder / "pages" / "dynamics.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "| RAPO ends at a higher reward |" in page and "--seeds=0,1" in page
+
+
+def test_studies_share_their_runs(tmp_path, program):
+    folder = tmp_path / "w"
+    assert studies.main(flags_of("dynamics", folder, "--seeds=0"), program) == 0
+    assert studies.main(flags_of("noise", folder, "--seeds=0"), program) == 0
+    order = (folder / "runs" / "order").read_text().split()
+    assert order.count("rapo_seed=0") == order.count("grpo_seed=0") == order.count("shared") == 1
+    values = json.loads((folder / "pages" / "noise.json").read_text())["values"]
+    assert values["RAPO"]["accuracy"] == {"0": 0.6} and values["GRPO"]["accuracy"] == {"0": 0.5}
+    assert len(values) == 7
+
+
+def test_pages_can_be_written_elsewhere(tmp_path, program):
+    more = ("--seeds=0", f"--output={tmp_path / 'docs'}")
+    assert studies.main(flags_of("dynamics", tmp_path / "w", *more), program) == 0
+    assert (tmp_path / "docs" / "dynamics.md").exists()
+
+
+def test_a_dry_run_checks_and_prints_and_writes_nothing(tmp_path, program, capsys):
+    folder = tmp_path / "w"
+    assert studies.main(flags_of("all", folder, "--seeds=0", "--dry-run"), program) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("--config.rl.quality=off" in line for line in lines) == 1
+    assert not folder.exists()
+
+
+def test_an_unknown_study_is_refused_with_the_known_names(tmp_path, program, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        studies.main(flags_of("ablations", tmp_path / "w"), program)
+    assert stopped.value.code == 2
+    assert "ablation" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_left_out_of_the_page_and_reported(tmp_path, program, capsys):
+    assert studies.main(flags_of("dynamics", tmp_path / "w", "--seeds=7"), program) == 1
+    assert "FAILED" in capsys.readouterr().out
