@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapo_jax.config import KEYS
-from rapo_jax.report.runs import Run, accuracy, cpu_seconds, hidden_accuracy, series
+from rapo_jax.report.costs import (
+    Points,
+    StepCost,
+    cpu_curve,
+    cpu_seconds,
+    step_cost,
+    token_curve,
+    value_at,
+)
+from rapo_jax.report.runs import Run, accuracy, hidden_accuracy
 
 BASELINE = "grpo"
 """The default variant to compare with."""
@@ -28,6 +37,7 @@ IGNORED_KEYS = (
 
 Interval = tuple[float, float, float]
 """Mean, lower and upper bound."""
+Measure = Callable[[Run], float | None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,18 @@ class Summary:
     hidden_std: float | None
     difference: Interval | None
     """Accuracy minus the baseline's, paired by seed: mean and 90 % interval (NaN for one pair)."""
+    difference_95: Interval | None
+    """The same with its 95 % interval."""
     hidden_difference: Interval | None
     pairs: int
     equal_cpu: float | None
-    """Held-out accuracy once every run of the comparison has used the same CPU time."""
+    """Held-out accuracy where a run had used as much CPU time as the cheapest run in all."""
+    equal_cpu_difference: Interval | None
+    equal_tokens: float | None
+    """Held-out accuracy where a run had sampled as many tokens as the run that sampled fewest in
+    all; the last one of a run that samples nothing."""
+    equal_tokens_difference: Interval | None
+    step: StepCost
     cpu_seconds: float | None
 
 
@@ -127,75 +145,75 @@ def paired_difference(
 
 def summarise(groups: Mapping[str, Sequence[Run]], baseline: str = BASELINE) -> list[Summary]:
     """A summary of each variant, in their order. Only runs with a final evaluation count."""
-    budgets = [cpu for runs in groups.values() for run in runs if (cpu := _curve_cpu(run))]
-    budget = min(budgets, default=None)
-    return [_summary(label, runs, groups.get(baseline, ()), budget, label == baseline)
-            for label, runs in groups.items()]  # fmt: skip
+    runs = [run for members in groups.values() for run in members]
+    at_equal = [_at_least_cost(runs, curve) for curve in (cpu_curve, token_curve)]
+    measures = (accuracy, hidden_accuracy, *at_equal)
+    base = [by_seed(groups.get(baseline, ()), measure) for measure in measures]
+    return [
+        _summary(label, members, measures, [{}] * len(base) if label == baseline else base)
+        for label, members in groups.items()
+    ]
+
+
+def _at_least_cost(runs: Sequence[Run], curve_of: Callable[[Run], Points]) -> Measure:
+    """Held-out accuracy at the cost up to the last measurement of the run that spent least.
+
+    Runs that spend nothing do not decide that cost.
+    """
+    costs = [x[-1] for run in runs if (x := curve_of(run)[0]).size and x[-1] > 0]
+    return lambda run: value_at(curve_of(run), min(costs, default=None))
 
 
 def _summary(
-    label: str, runs: Sequence[Run], base: Sequence[Run], budget: float | None, is_base: bool
+    label: str,
+    runs: Sequence[Run],
+    measures: Sequence[Measure],
+    base: Sequence[Mapping[int, float]],
 ) -> Summary:
-    final = by_seed(runs, accuracy)
-    hidden = by_seed(runs, hidden_accuracy)
-    base_final = {} if is_base else by_seed(base, accuracy)
-    base_hidden = {} if is_base else by_seed(base, hidden_accuracy)
-    equal = [_at_cpu(run, budget) for run in runs] if budget is not None else []
+    """`measures` are the final accuracies and those at equal costs; `base` the baseline's."""
+    final, hidden, at_cpu, at_tokens = ours = [by_seed(runs, measure) for measure in measures]
+    gap, hidden_gap, cpu_gap, tokens_gap = map(_difference, ours, base)
     return Summary(
         label=label,
         seeds=tuple(sorted(final)),
-        accuracy_before=_mean([x for run in runs if (x := accuracy(run, "before")) is not None]),
+        accuracy_before=_mean([accuracy(run, "before") for run in runs]),
         accuracy=_mean(final.values()),
         accuracy_std=_std(final.values()),
         hidden=_mean(hidden.values()),
         hidden_std=_std(hidden.values()),
-        difference=_difference(final, base_final),
-        hidden_difference=_difference(hidden, base_hidden),
-        pairs=len(final.keys() & base_final.keys()),
-        equal_cpu=_mean([x for x in equal if x is not None]),
-        cpu_seconds=_mean([x for run in runs if (x := cpu_seconds(run)) is not None]),
+        difference=gap,
+        difference_95=_difference(final, base[0], confidence=0.95),
+        hidden_difference=hidden_gap,
+        pairs=len(final.keys() & base[0].keys()),
+        equal_cpu=_mean(at_cpu.values()),
+        equal_cpu_difference=cpu_gap,
+        equal_tokens=_mean(at_tokens.values()),
+        equal_tokens_difference=tokens_gap,
+        step=StepCost(*map(_mean, zip(*map(step_cost, runs), strict=True))),
+        cpu_seconds=_mean(map(cpu_seconds, runs)),
     )
 
 
-def by_seed(runs: Sequence[Run], value: Callable[[Run], float | None]) -> dict[int, float]:
+def by_seed(runs: Sequence[Run], value: Measure) -> dict[int, float]:
     """Seed -> value(run), for runs that have both."""
     return {run.seed: x for run in runs if run.seed is not None and (x := value(run)) is not None}
 
 
-def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+def _difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.9
+) -> Interval | None:
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+    return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds], confidence)
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return float(np.mean(values)) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _std(values: Iterable[float]) -> float | None:
     values = list(values)
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def cpu_curve(run: Run, key: str = "heldout/accuracy") -> tuple[np.ndarray, np.ndarray]:
-    """CPU-seconds of the RL steps before each measurement of `key`, and the measured values.
-
-    A step measures the policy that it starts with, so its CPU time is not included.
-    """
-    step, value = series(run, key)
-    cpu_step, cpu = series(run, "cpu/total")
-    if not step.size or not cpu.size:
-        return np.empty(0), np.empty(0)
-    return np.concatenate([[0.0], cpu])[np.searchsorted(cpu_step, step)], value
-
-
-def _curve_cpu(run: Run) -> float | None:
-    cpu, _ = cpu_curve(run)
-    return float(cpu[-1]) if cpu.size else None
-
-
-def _at_cpu(run: Run, budget: float) -> float | None:
-    cpu, value = cpu_curve(run)
-    return float(np.interp(budget, cpu, value)) if cpu.size else None

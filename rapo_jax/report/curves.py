@@ -9,16 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.report import charts
-from rapo_jax.report.compare import cpu_curve
+from rapo_jax.report.costs import ACCURACY, Points, cpu_curve, token_curve
 from rapo_jax.report.runs import Run, series
 
 SMOOTHING = 25
 """A curve of n steps is averaged over a window of n / SMOOTHING steps."""
 MAX_POINTS = 400
-ACCURACY = "heldout/accuracy"
-"""Of all held-out questions; ACCURACY/SET of each set where there are several."""
 
-Points = tuple[np.ndarray, np.ndarray]
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -40,6 +37,7 @@ CURVES: dict[str, dict[str, str]] = {
         "entropy/policy": "Entropy of the policy, nats per token",
         "rollout/tokens": "Tokens per rollout",
         "rollout/policy_tokens": "Policy tokens per rollout",
+        "rollout/sampled_tokens": "Tokens sampled in a step",
         "rollout/retrieved_share": "Retrieved share of a response",
     },
     "Tools": {
@@ -110,7 +108,7 @@ def _smooth_series(run: Run, key: str, stage: str) -> Points:
 
 
 def heldout_charts(groups: Groups) -> list[Chart]:
-    """Held-out accuracy, all, hidden and each set's questions, against step and CPU time."""
+    """Held-out accuracy, all, hidden and each set's, against steps, CPU time and tokens."""
     drawn = []
     rows = [row for runs in groups.values() for run in runs for row in run.metrics.get("rl", [])]
     sets = sorted({key for row in rows for key in row if key.startswith(f"{ACCURACY}/")})
@@ -120,6 +118,7 @@ def heldout_charts(groups: Groups) -> list[Chart]:
         for curve, xlabel, title in (
             (series, "step", "step"),
             (cpu_curve, "CPU-seconds", "CPU time"),
+            (token_curve, "sampled tokens", "sampled tokens"),
         ):
             lines = mean_lines(groups, functools.partial(curve, key=key), points=True)
             if lines:

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapo_jax.report.compare import cpu_curve, group_runs
+from rapo_jax.report.compare import group_runs
+from rapo_jax.report.costs import cpu_curve
 from rapo_jax.report.curves import mean_lines
 from rapo_jax.report.runs import load_run
 

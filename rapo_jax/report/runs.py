@@ -134,12 +134,6 @@ def hidden_accuracy(run: Run, when: str = "after") -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def cpu_seconds(run: Run) -> float | None:
-    """CPU-seconds of all RL steps, without held-out evaluations."""
-    _, total = series(run, "cpu/total")
-    return float(total[-1]) if total.size else None
-
-
 def series(run: Run, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it is finite."""
     rows = run.metrics.get(stage, [])

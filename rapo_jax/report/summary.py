@@ -14,7 +14,9 @@ from rapo_jax.suites.table import markdown_table
 
 COLUMNS = (
     "Variant", "Seeds", "Before", "After, mean ± std", "Hidden, mean ± std",
-    "Difference to {baseline}, 90 % interval", "Hidden difference", "At equal CPU", "CPU-seconds",
+    "Difference to {baseline} [90 %]", "[95 %]", "Hidden difference [90 %]",
+    "At equal CPU", "At equal sampled tokens",
+    "Tokens a step", "Calls a step", "CPU-s a step", "Seconds a step", "CPU-seconds",
 )  # fmt: skip
 
 
@@ -37,18 +39,25 @@ def columns(baseline: str) -> list[str]:
 
 def cells(summary: Summary, baseline: str) -> list[str]:
     """A row of the comparison table: accuracies in percent, differences in percentage points."""
-    base = summary.label == baseline
-    cpu = summary.cpu_seconds
+    if summary.label == baseline:
+        differences = ["baseline", "", ""]
+    else:
+        differences = [
+            interval(summary.difference),
+            bounds(summary.difference_95),
+            interval(summary.hidden_difference),
+        ]
     return [
         summary.label,
         str(len(summary.seeds)),
         percent(summary.accuracy_before),
         _spread(summary.accuracy, summary.accuracy_std),
         _spread(summary.hidden, summary.hidden_std),
-        "baseline" if base else interval(summary.difference),
-        "" if base else interval(summary.hidden_difference),
-        percent(summary.equal_cpu),
-        "–" if cpu is None else f"{cpu:.0f}",
+        *differences,
+        _with_difference(summary.equal_cpu, summary.equal_cpu_difference),
+        _with_difference(summary.equal_tokens, summary.equal_tokens_difference),
+        *map(_number, summary.step),
+        _number(summary.cpu_seconds),
     ]
 
 
@@ -67,8 +76,23 @@ def interval(value: Interval | None) -> str:
     """Mean and interval in percentage points; the mean alone where one pair has no interval."""
     if value is None:
         return "–"
-    mean, low, high = value
-    return points(mean) + ("" if math.isnan(low) else f" [{points(low)}, {points(high)}]")
+    return points(value[0]) + ("" if math.isnan(value[1]) else f" {bounds(value)}")
+
+
+def bounds(value: Interval | None) -> str:
+    """The interval alone, in percentage points."""
+    if value is None or math.isnan(value[1]):
+        return "–"
+    return f"[{points(value[1])}, {points(value[2])}]"
+
+
+def _with_difference(value: float | None, difference: Interval | None) -> str:
+    return percent(value) + ("" if difference is None else f", {interval(difference)}")
+
+
+def _number(value: float | None) -> str:
+    """Whole, or with two digits where it is small."""
+    return "–" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _spread(mean: float | None, std: float | None) -> str:
@@ -78,7 +102,7 @@ def _spread(mean: float | None, std: float | None) -> str:
 def _plain(each: Summary) -> dict[str, object]:
     """The fields of a summary as JSON; the interval of a single pair is null."""
     fields = dataclasses.asdict(each)
-    for name in ("difference", "hidden_difference"):
-        if fields[name] is not None:
-            fields[name] = [None if math.isnan(x) else x for x in fields[name]]
-    return fields
+    for name, value in fields.items():
+        if "difference" in name and value is not None:
+            fields[name] = [None if math.isnan(x) else x for x in value]
+    return fields | {"step": each.step._asdict()}

@@ -141,12 +141,15 @@ def host_metrics(
 
 
 def schedule_metrics(counts: Mapping[str, int], *, rows: int) -> dict[str, float]:
-    """How the slots of a rollout batch of `rows` rows were used, from `Sampler.counts`.
+    """How the slots of a step's rollouts were used, from the `Sampler.counts` of its batches.
 
-    Those named time/... change from run to run with the time that tools take.
+    The step trains on `rows` rows; tokens of rollouts that were replaced count as sampled, too, and
+    a prefix that rows share counts once. Metrics named time/... change from run to run with the
+    time that tools take.
     """
     slot_ticks = max(counts["slot_ticks"], 1)
     return {
+        "rollout/sampled_tokens": float(counts["sampled"]),
         "rollout/absorbed_tokens": counts["absorbed"] / rows,
         "time/slots_used": counts["sampled"] / slot_ticks,
         "time/slots_waiting": counts["waiting"] / slot_ticks,

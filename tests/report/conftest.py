@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,7 +37,10 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def write_run() -> Callable[..., Path]:
-    """A workdir of `steps` RL steps whose reward is its step and whose CPU time is `cpu` a step."""
+    """A workdir of `steps` RL steps whose reward is its step and whose CPU time is `cpu` a step.
+
+    `rollouts` are the metrics rollout/... of each step, {} for a method without rollouts.
+    """
 
     def write(
         workdir: Path,
@@ -46,6 +50,7 @@ def write_run() -> Callable[..., Path]:
         after: float = 0.7,
         steps: int = 4,
         cpu: float = 1.0,
+        rollouts: Mapping[str, float] = MappingProxyType({"tokens": 5.0}),
         rl: Mapping[str, Any] | None = None,
     ) -> Path:
         workdir.mkdir()
@@ -53,6 +58,7 @@ def write_run() -> Callable[..., Path]:
             "method": method,
             "seed": seed,
             "commit": workdir.name,
+            "rollout": {"questions": 2, "group_size": 3},
             "rl": {"steps": steps, "m": 0.05} | dict(rl or {}),
             "sft": {"folder": f"/elsewhere/{workdir.name}"},
             "log": {"trajectories": bool(seed)},
@@ -62,7 +68,8 @@ def write_run() -> Callable[..., Path]:
         metrics += [
             {"step": t, "stage": "rl", "reward/mean": float(t), "other/metric": 1.0,
              "heldout/accuracy": 0.5 + 0.01 * t, "heldout/hidden": 0.3, "cpu/total": cpu * t,
-             "time/rollout": 0.5, "time/host": 0.2, "time/update": 0.2, "time/step": 1.0}
+             "time/rollout": 0.5, "time/host": 0.2, "time/update": 0.2, "time/step": 1.0,
+             **{f"rollout/{name}": x for name, x in rollouts.items()}}
             for t in range(1, steps + 1)
         ]  # fmt: skip
         write_lines(workdir / "metrics.jsonl", metrics)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from rapo_jax.report.compare import cpu_curve, group_runs, paired_difference, summarise
+from rapo_jax.report.compare import group_runs, paired_difference, summarise
+from rapo_jax.report.costs import cpu_curve, cpu_seconds, token_curve
 from rapo_jax.report.runs import load_run
 
 
@@ -98,6 +100,85 @@ def test_equal_cpu_compares_all_runs_at_the_cpu_time_of_the_cheapest(make_run):
     assert cpu_curve(groups["rapo"][0])[0].tolist() == [0.0, 2.0, 4.0, 6.0]
     assert (grpo.equal_cpu, rapo.equal_cpu) == pytest.approx((0.54, 0.525))
     assert (grpo.cpu_seconds, rapo.cpu_seconds) == (4.0, 8.0)
+
+
+def rollouts(sampled, calls=0.5):
+    return {"tokens": 5.0, "sampled_tokens": sampled, "tool_calls": calls}
+
+
+def test_equal_tokens_compares_all_runs_at_the_tokens_of_the_one_that_sampled_fewest(make_run):
+    groups = groups_of(
+        *(
+            make_run(f"g{seed}", method="grpo", seed=seed, rollouts=rollouts(100.0))
+            for seed in (0, 1)
+        ),
+        make_run("r0", seed=0, rollouts=rollouts(300.0)),
+        make_run("r1", seed=1, rollouts=rollouts(400.0)),
+        make_run("s", method="sft", rollouts={}),
+    )
+    grpo, rapo, sft = summarise(groups, "grpo")
+    # Held-out accuracy is .5 + .01 step, measured before steps 1 to 4. GRPO had sampled 300 tokens
+    # before step 4, RAPO as many before step 2 (seed 0) or at 3/4 of step 1 (seed 1). Imitation
+    # samples nothing and does not decide the number: its last measurement counts.
+    assert (grpo.equal_tokens, sft.equal_tokens) == pytest.approx((0.54, 0.54))
+    assert rapo.equal_tokens == pytest.approx((0.52 + 0.5175) / 2)
+    assert rapo.equal_tokens_difference[0] == pytest.approx((0.52 + 0.5175) / 2 - 0.54)
+    assert grpo.equal_tokens_difference is None
+
+
+def test_costs_of_a_step_are_means_over_steps_and_runs(make_run):
+    groups = groups_of(
+        make_run("r0", seed=0, cpu=2.0, rollouts=rollouts(300.0, calls=0.5)),
+        make_run("r1", seed=1, cpu=4.0, rollouts=rollouts(400.0, calls=1.5)),
+        make_run("s", method="sft", rollouts={}),
+    )
+    rapo, sft = summarise(groups)
+    # 2 questions with 3 rollouts each: 6 rollouts with 0.5 or 1.5 calls each
+    assert rapo.step == (350.0, 6.0, 3.0, 1.0)
+    assert sft.step == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_a_run_without_the_count_of_some_step_has_no_tokens(make_run):
+    workdir = make_run("r", rollouts=rollouts(100.0))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(lines[2])
+    del row["rollout/sampled_tokens"]
+    (workdir / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]))
+    for run in (workdir, make_run("older", seed=1)):  # whose rollouts have other metrics alone
+        (summary,) = summarise(groups_of(run))
+        assert (summary.equal_tokens, summary.step.tokens) == (None, None)
+        assert summary.step.cpu == 1.0
+
+
+def test_an_imitation_before_rl_is_part_of_the_cost(make_run):
+    workdir = make_run("g", method="sft_grpo", cpu=1.0, rollouts=rollouts(100.0))
+    rows = [{"step": t, "stage": "imitation", "heldout/accuracy": 0.1 * t, "time/step": 1.0,
+             "cpu/total": 5.0 * (t + 1)} for t in (0, 1)]  # fmt: skip
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    run = load_run(workdir)
+    for curve, cost in (
+        (cpu_curve, [0, 5, 10, 11, 12, 13]),
+        (token_curve, [0, 0, 0, 100, 200, 300]),
+    ):
+        spent, accuracy = curve(run)
+        assert spent.tolist() == cost
+        assert accuracy.tolist() == pytest.approx([0, 0.1, 0.51, 0.52, 0.53, 0.54])
+    assert cpu_seconds(run) == 14.0
+
+
+def test_the_interval_of_95_percent_is_wider(make_run):
+    after = {"grpo": (0.5, 0.6, 0.7), "rapo": (0.6, 0.9, 0.9)}
+    workdirs = [
+        make_run(f"{method}{seed}", method=method, seed=seed, after=x)
+        for method, values in after.items()
+        for seed, x in enumerate(values)
+    ]
+    _, rapo = summarise(groups_of(*workdirs), "grpo")
+    # differences .1, .3, .2: t(.95) = 2.91999 and t(.975) = 4.30265 with 2 degrees of freedom
+    for interval, t in ((rapo.difference, 2.91999), (rapo.difference_95, 4.30265)):
+        half = t * 0.1 / math.sqrt(3)
+        assert interval == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-6)
 
 
 def test_runs_without_a_result_do_not_count_as_seeds(make_run):

@@ -44,7 +44,7 @@ def test_a_band_is_one_sample_std_around_the_mean_over_seeds(make_run):
 def test_every_metric_is_shown_also_one_without_a_section(make_run):
     charts = curves.curve_charts(group_runs([load_run(make_run("a"))]))
     assert [chart.title for chart in charts["Other metrics"]] == ["other/metric"]
-    assert list(charts) == ["Reward and accuracy", "Other metrics"]
+    assert list(charts) == ["Reward and accuracy", "Exploration", "Other metrics"]
 
 
 def test_several_held_out_sets_have_a_chart_each(make_run):
@@ -54,6 +54,12 @@ def test_several_held_out_sets_have_a_chart_each(make_run):
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in more))
     titles = [chart.title for chart in curves.heldout_charts(group_runs([load_run(run)]))]
     assert titles[-2:] == ["gsm8k, against step", "gsm8k, against CPU time"] and len(titles) == 6
+
+
+def test_held_out_accuracy_is_drawn_against_sampled_tokens_where_they_are_counted(make_run):
+    groups = group_runs([load_run(make_run("a", rollouts={"sampled_tokens": 7.0}))])
+    titles = [chart.title for chart in curves.heldout_charts(groups)]
+    assert titles[2] == "All questions, against sampled tokens"
 
 
 def test_times_of_a_step_add_up(make_run):

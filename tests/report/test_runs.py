@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from rapo_jax.report.runs import (
     accuracy_by_kind,
     as_number,
-    cpu_seconds,
     hidden_accuracy,
     load_run,
     parse_line,
@@ -73,10 +72,6 @@ def test_the_runs_hidden_accuracy_comes_before_the_mean_of_types(make_run):
     result = json.loads((workdir / "result.json").read_text())
     (workdir / "result.json").write_text(json.dumps(result | {"hidden_after": 0.123}))
     assert hidden_accuracy(load_run(workdir)) == 0.123
-
-
-def test_cpu_seconds_are_those_of_the_steps(make_run):
-    assert cpu_seconds(load_run(make_run("a", cpu=2.0, steps=4))) == 8.0
 
 
 @given(st.text())

@@ -28,6 +28,39 @@ def test_the_table_and_the_json_have_the_same_numbers(make_run, tmp_path):
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_line_has_the_costs_of_a_step_and_a_dash_where_an_older_run_counted_no_tokens(
+    make_run, tmp_path
+):
+    counted = {"tokens": 5.0, "sampled_tokens": 1234.0, "tool_calls": 0.5}
+    workdirs = [
+        *(make_run(f"g{seed}", method="grpo", seed=seed, rollouts=counted) for seed in (0, 1)),
+        *(make_run(f"r{seed}", seed=seed, cpu=10.0) for seed in (0, 1)),
+    ]
+    head, _, grpo, rapo = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in write_summary(workdirs, tmp_path, baseline="grpo").splitlines()
+    ]
+    assert dict(zip(head, grpo, strict=True)) | {
+        "At equal CPU": "54.0 %",
+        "At equal sampled tokens": "54.0 %",
+        "Tokens a step": "1234",
+        "Calls a step": "3",  # 6 rollouts of half a call
+        "CPU-s a step": "1",
+        "Seconds a step": "1",
+        "CPU-seconds": "4",
+    } == dict(zip(head, grpo, strict=True))
+    # GRPO's last measurement had used 3 CPU-seconds, 3/10 of RAPO's first step
+    assert dict(zip(head, rapo, strict=True)) | {
+        "Difference to grpo [90 %]": "+0.0 [+0.0, +0.0]",
+        "[95 %]": "[+0.0, +0.0]",
+        "At equal CPU": "51.3 %, −2.7 [−2.7, −2.7]",
+        "At equal sampled tokens": "–",
+        "Tokens a step": "–",
+        "Calls a step": "–",
+        "CPU-s a step": "10",
+    } == dict(zip(head, rapo, strict=True))
+
+
 def test_one_seed_has_no_interval_and_a_missing_baseline_no_difference(make_run, tmp_path):
     workdirs = [make_run("g", method="grpo", after=0.5), make_run("r", after=0.6)]
     write_summary(workdirs, tmp_path, baseline="grpo")

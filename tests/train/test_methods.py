@@ -63,6 +63,14 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(np.isfinite(row["loss/policy"]) for row in rows)
     assert any(row["loss/grad_norm"] > 0 for row in rows)
+    rollout = parts.settings.rollout
+    rows_each = rollout.questions * (rollout.group_size - (method == "luffy"))
+    for row in rows:  # what was sampled is in the rows of the step, unless rows were replaced
+        kept, more = row["rollout/policy_tokens"] * rows_each, row.get("rollout/further_batches")
+        if more or method == "luffy":
+            assert row["rollout/sampled_tokens"] > kept
+        else:
+            assert row["rollout/sampled_tokens"] == pytest.approx(kept)
     if method == "dapo":
         assert {row["rollout/further_batches"] for row in rows} <= {0.0, 1.0}
         assert all(0 <= row["rollout/equal_groups"] <= 1 for row in rows)
