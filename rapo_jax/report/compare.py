@@ -158,10 +158,11 @@ def summarise(groups: Mapping[str, Sequence[Run]], baseline: str = BASELINE) -> 
 def _at_least_cost(runs: Sequence[Run], curve_of: Callable[[Run], Points]) -> Measure:
     """Held-out accuracy at the cost up to the last measurement of the run that spent least.
 
-    Runs that spend nothing do not decide that cost.
+    Runs that are not finished or spend nothing do not decide that cost.
     """
-    costs = [x[-1] for run in runs if (x := curve_of(run)[0]).size and x[-1] > 0]
-    return lambda run: value_at(curve_of(run), min(costs, default=None))
+    ended = [curve_of(run)[0] for run in runs if accuracy(run) is not None]
+    least = min((costs[-1] for costs in ended if costs.size and costs[-1] > 0), default=None)
+    return lambda run: None if accuracy(run) is None else value_at(curve_of(run), least)
 
 
 def _summary(

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.report.compare import Interval, by_seed, paired_difference
-from rapo_jax.report.runs import Run, accuracy, cpu_seconds, series
+from rapo_jax.report.costs import step_cost
+from rapo_jax.report.runs import Run, accuracy, series
 
 POWER, CONFIDENCE = 0.8, 0.95
 
@@ -82,13 +83,6 @@ def step_median(key: str) -> Callable[[Run], float | None]:
     return median
 
 
-def cpu_of_a_step(run: Run) -> float | None:
-    """CPU-seconds of a run's RL steps by their number."""
-    steps, _ = series(run, "cpu/total")
-    total = cpu_seconds(run)
-    return None if total is None else total / len(steps)
-
-
 MEASURES = {
     "accuracy": Measure("held-out accuracy, %", accuracy, scale=100),
     "reward": Measure("reward, last quarter", step_mean("reward/mean", last=0.25), digits=3),
@@ -97,7 +91,7 @@ MEASURES = {
     "calls": Measure("tool calls of a rollout", step_mean("rollout/tool_calls"), digits=2),
     "rollout_s": Measure("rollout of a step, s", step_median("time/rollout"), digits=2),
     "update_s": Measure("update of a step, s", step_median("time/update"), digits=2),
-    "cpu_s": Measure("CPU-seconds of a step", cpu_of_a_step, digits=2),
+    "cpu_s": Measure("CPU-seconds of a step", lambda run: step_cost(run).cpu, digits=2),
     "clusters": Measure("clusters", digits=0),
     "variance": Measure("variance of the embeddings", digits=3),
     "rollout_reward": Measure("outcome reward", digits=3),

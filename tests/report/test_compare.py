@@ -188,5 +188,12 @@ def test_runs_without_a_result_do_not_count_as_seeds(make_run):
     assert summary.seeds == (0,) and summary.accuracy == 0.7
 
 
+def test_a_run_that_is_not_finished_does_not_decide_the_equal_cpu_time(make_run):
+    begun = make_run("b", seed=1, steps=2)
+    (begun / "result.json").unlink()
+    summary, _ = summarise(groups_of(make_run("a", seed=0, steps=4), begun))
+    assert summary.equal_cpu == pytest.approx(0.54)  # before step 4, .5 + .01 * 4
+
+
 def test_nothing_to_summarise_is_no_error():
     assert summarise({}) == []
