@@ -6,8 +6,9 @@
   if (!runs.length || !place) return;
   const FULL_ENTROPY = 2; // nats; a token of this entropy or more gets the deepest background
   const SOURCES = { PROMPT: "prompt", POLICY: "policy", TOOL: "tool", RETRIEVED: "retrieved" };
-  const menus = ["run", "step", "question", "row"].map((n) => document.getElementById("choose-" + n));
-  const [runMenu, stepMenu, questionMenu, rowMenu] = menus;
+  const names = ["run", "step", "question", "row", "beside"];
+  const menus = names.map((name) => document.getElementById("choose-" + name));
+  const [runMenu, stepMenu, questionMenu, rowMenu, besideMenu] = menus;
 
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -52,7 +53,19 @@
       fill(questionMenu, distinct(inStep(), (t) => String(t.question_id),
         (t) => clip(`${t.question_id}: ${t.question ?? ""}`, 70)));
     if (from < 3) fill(rowMenu, inQuestion().map((each, index) => [index, rowText(each)]));
-    draw(inQuestion()[Number(rowMenu.value)]);
+    if (from < 4) fillBeside();
+    const shown = [rowMenu.value, besideMenu.value].filter((value) => value !== "");
+    place.className = shown.length > 1 ? "pair" : "";
+    place.replaceChildren(...shown.map((index) => drawRow(inQuestion()[Number(index)])));
+  };
+  // beside a rollout: at first one of the other kind, a hybrid one beside an on-policy one
+  const fillBeside = () => {
+    const rows = inQuestion().map((each, index) => [index, rowText(each)]);
+    const present = inQuestion()[Number(rowMenu.value)];
+    besideMenu.value = "";
+    fill(besideMenu, [["", "nothing"], ...rows.filter(([index]) => String(index) !== rowMenu.value)]);
+    const other = inQuestion().findIndex((each) => Boolean(each.hybrid) !== Boolean(present?.hybrid));
+    if (other >= 0) besideMenu.value = String(other);
   };
 
   const fact = (name, value) => {
@@ -86,7 +99,14 @@
     return outer;
   };
 
-  const drawSegment = (segment, most) => {
+  // step entropies of the nearest policy steps around a segment
+  const around = (segments, index) => {
+    const entropy = (s) => (s.source === "POLICY" && isNumber(s.entropy) ? s.entropy : undefined);
+    const known = (list) => list.map(entropy).find(isNumber);
+    return [known(segments.slice(0, index).reverse()), known(segments.slice(index + 1))];
+  };
+
+  const drawSegment = (segment, index, segments, most) => {
     const source = SOURCES[segment.source] ?? "prompt";
     const row = make("div", "segment");
     const side = make("aside");
@@ -95,7 +115,12 @@
       side.append(make("div", "", `entropy ${show(segment.entropy, 3)} nats`));
       side.append(meter(most > 0 ? segment.entropy / most : 0));
     }
-    if (source === "retrieved") side.append(make("div", "", `Z ${signed(segment.z)}`));
+    if (source === "retrieved") {
+      const [before, after] = around(segments, index);
+      side.append(make("div", "", `entropy before ${show(before, 3)}`));
+      side.append(make("div", "", `after ${show(after, 3)} nats`));
+      side.append(make("div", "", `Z ${signed(segment.z)}`));
+    }
     if (Array.isArray(segment.tokens) && segment.tokens.length)
       side.append(make("div", "", `${segment.tokens.length} tokens`));
     const text = source === "policy" ? policyText(segment)
@@ -104,17 +129,18 @@
     return row;
   };
 
-  const draw = (each) => {
-    place.replaceChildren();
-    if (!each) return;
+  const drawRow = (each) => {
+    const column = make("div", "rollout");
+    if (!each) return column;
     const facts = make("div", "facts");
     const answers = Array.isArray(each.answers) ? each.answers.join(" | ") : "";
-    facts.append(fact("status", String(each.status ?? "–")), fact("reward", show(each.reward)),
+    facts.append(fact("row", rowText(each)), fact("status", String(each.status ?? "–")), fact("reward", show(each.reward)),
       fact("advantage", signed(each.advantage)), fact("retrieval reward", signed(each.retrieval_reward)),
       fact("gold", answers), fact("question", String(each.question ?? "–")));
     const segments = segmentsOf(each);
     const most = Math.max(0, ...segments.map((s) => (isNumber(s.entropy) ? s.entropy : 0)));
-    place.append(facts, ...segments.map((segment) => drawSegment(segment, most)));
+    column.append(facts, ...segments.map((each, i) => drawSegment(each, i, segments, most)));
+    return column;
   };
 
   const move = (by) => {

@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.report.page import write_report
 from tests.report.browser import Browser, executable
-from tests.report.conftest import HOSTILE, trajectory, write_lines
+from tests.report.conftest import HOSTILE, segment, trajectory, write_lines
 
 PROGRAM = executable()
 pytestmark = pytest.mark.skipif(
@@ -42,6 +42,14 @@ CONTRAST = """(() => {
 """WCAG contrast of text by kind of element; the smallest of each."""
 
 
+def with_step_after(row):
+    """The rollout with a policy step after its retrieved trace, whose Z is a number."""
+    if row["hybrid"]:
+        row["segments"][-1]["z"] = 0.125
+        row["segments"].append(segment("POLICY", 2, "then", entropy=0.25, token_entropy=[0.25]))
+    return row
+
+
 @pytest.fixture(scope="module")
 def page(write_run, tmp_path_factory):
     """The report of two variants, one with two questions a step and held-out samples."""
@@ -51,7 +59,7 @@ def page(write_run, tmp_path_factory):
         for method, seed in (("rapo", 0), ("rapo", 1), ("grpo", 0), ("grpo", 1))
     ]
     rows = [
-        trajectory(step, question, row, retrieved=row > 0)
+        with_step_after(trajectory(step, question, row, retrieved=row > 0))
         for step in (2, 4)
         for question in ("q1", "q2")
         for row in range(2)
@@ -95,8 +103,10 @@ def options(browser, menu):
 
 
 def chosen(browser):
-    """The values of the four menus."""
-    return browser.run("[...document.querySelectorAll('#choice select')].map((m) => m.value)")
+    """The values of the menus of run, step, question and row."""
+    return browser.run(
+        "[...document.querySelectorAll('#choice select')].slice(0, 4).map((m) => m.value)"
+    )
 
 
 def shown(browser):
@@ -117,12 +127,54 @@ def test_menus_filter_each_other_and_show_the_chosen_trajectory(browser):
     assert chosen(browser) == ["0", "rl 4", "q2", str(hybrid)]
     assert "<retrieve>look</retrieve>" in shown(browser)
     choose(browser, "row", str(1 - hybrid))
+    choose(browser, "beside", "")
     assert "<retrieve>" not in shown(browser) and "E1town" in shown(browser)
     held_out = options(browser, "run").index("rapo, seed 0, held-out samples")
     choose(browser, "run", str(held_out))
     assert options(browser, "step") == ["heldout 0", "heldout 4"]
     assert options(browser, "row") == ["0: greedy, reward 1.00"]
     assert "held-out text" in shown(browser)
+
+
+def columns(browser):
+    """The text of each rollout that is shown."""
+    return browser.run(
+        "[...document.querySelectorAll('#trajectory .rollout')].map((x) => x.innerText)"
+    )
+
+
+def test_a_hybrid_rollout_is_shown_beside_an_on_policy_one_of_its_question(browser):
+    rows = options(browser, "row")
+    hybrid = next(i for i, text in enumerate(rows) if "hybrid, 1 retrieved" in text)
+    choose(browser, "row", str(hybrid))
+    ours, other = columns(browser)
+    assert "1: hybrid, 1 retrieved" in ours and "<retrieve>look</retrieve>" in ours
+    assert "0: on-policy" in other and "<retrieve>" not in other
+    assert options(browser, "beside") == ["nothing", rows[1 - hybrid]]
+    choose(browser, "row", str(1 - hybrid))
+    assert ["hybrid, 1 retrieved" in text for text in columns(browser)] == [False, True]
+    choose(browser, "beside", "")
+    assert len(columns(browser)) == 1
+
+
+def test_a_retrieved_step_shows_the_entropies_around_it_and_its_reward(browser):
+    hybrid = next(i for i, x in enumerate(options(browser, "row")) if "hybrid" in x)
+    choose(browser, "row", str(hybrid))
+    text = columns(browser)[0]
+    # of the made trajectory: a policy step of 0.5 nats before, one of 0.25 after, Z of 0.125
+    assert "entropy before 0.500" in text and "after 0.250 nats" in text and "Z +0.125" in text
+
+
+@pytest.mark.parametrize(("width", "beside"), [(1200, True), (390, False)])
+def test_the_rollouts_are_side_by_side_where_the_screen_is_wide_enough(
+    browser, page, width, beside
+):
+    browser.open(page, width=width)
+    tops = browser.run(
+        "[...document.querySelectorAll('#trajectory .rollout')]"
+        ".map((x) => x.getBoundingClientRect().top)"
+    )
+    assert (tops[0] == tops[1]) is beside
 
 
 def test_all_of_the_viewer_can_be_used_with_the_keyboard(browser):
@@ -137,6 +189,8 @@ def test_all_of_the_viewer_can_be_used_with_the_keyboard(browser):
     browser.press("Tab", "ArrowDown")
     assert focused() == "choose-question" and chosen(browser)[2] == "q2"
     browser.press("Tab", "Tab")
+    assert focused() == "choose-beside"
+    browser.press("Tab")
     assert focused() == "previous"
     before = chosen(browser)
     browser.press("Enter")
