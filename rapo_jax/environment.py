@@ -15,7 +15,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -27,10 +26,10 @@ from rapo_jax.text.observations import (
     retrieved_ids,
     whole_observation_ids,
 )
-from rapo_jax.text.protocol import without_retrieved
-from rapo_jax.text.protocols import INVALID
+from rapo_jax.text.protocol import INVALID, without_retrieved
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.tools.observation import Observation, Tool
+from rapo_jax.tools.calls import Called, RunningCalls
+from rapo_jax.tools.observation import Tool
 
 CACHED_TEXTS = 65_536
 """Tokenized observations and traces that are cached: most texts occur many times."""
@@ -44,9 +43,6 @@ Texts = tuple[np.ndarray, np.ndarray, np.ndarray]
 Acted = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """ready_U, a text for each slot, and query_U."""
 
-THREADS = 128
-"""Calls of tools at a time, those that wait for a service included."""
-
 
 class Environment:
     """Running trajectories, the tools they call, and the buffer they retrieve from."""
@@ -58,14 +54,16 @@ class Environment:
         *,
         observation_tokens: int,
         retrieved_tokens: int,
+        max_calls: int = 2**30,
     ) -> None:
+        """`max_calls`: calls of a row that are made; further ones of a turn get an error."""
         needed = len(whole_observation_ids(tokens, ""))
         if observation_tokens < needed:
             raise ValueError(
                 f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
                 f"{tokens.protocol.name!r} need {needed}; raise it"
             )
-        self.tokens, self._tools = tokens, tools
+        self.tokens = tokens
         self._observation_tokens = observation_tokens
         self._retrieved_tokens = retrieved_tokens
         cached = functools.lru_cache(maxsize=CACHED_TEXTS)
@@ -84,8 +82,7 @@ class Environment:
         self._history: list[str] = []
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tools")
-        self._running: dict[int, Future[tuple[str, Observation]]] = {}
+        self._running = RunningCalls(tools, tokens.protocol, max_calls=max_calls)
         self.calls: list[list[tuple[str, str]]] = []
         """Of each row: (tool, outcome) of its calls, in their order."""
         self.failure: BaseException | None = None
@@ -115,7 +112,7 @@ class Environment:
         self._questions = list(row_questions)
         self._history = [opened] * len(self._questions)
         self.calls = [[] for _ in self._questions]
-        self._running = {}
+        self._running.begin()
         self.failure = None
 
     def take_counts(self) -> dict[str, float]:
@@ -155,16 +152,13 @@ class Environment:
                 self._wait(row_U[asked_U].tolist())
             for u in np.flatnonzero(asked_U).tolist():
                 row = int(row_U[u])
-                running = self._running[row]
-                if not running.done():
+                if not self._running.done(row):
                     continue
-                tool, observation = self._running.pop(row).result()
+                called = self._running.take(row)
                 ready_U[u] = True
-                self._record_call(row, tool, observation.outcome)
-                ids = (
-                    self._corrective if tool == INVALID else self._observation_ids(observation.text)
-                )
-                self._give(texts, u, row, ids)
+                for step, observation in called:
+                    self._record_call(row, step.kind, observation.outcome)
+                self._give(texts, u, row, self._reply(called))
             self._fill_queries(row_U, ready_U & wants_U, query_U)
         return ready_U, *texts, query_U
 
@@ -172,31 +166,26 @@ class Environment:
         self, row_U: np.ndarray, calls_U: np.ndarray, token_UX: np.ndarray, length_U: np.ndarray
     ) -> None:
         """Appends the new steps to their rows' histories and hands their calls to the tools."""
-        calls: dict[str, list[tuple[int, str]]] = {}
+        steps = []
         for u in np.flatnonzero(calls_U).tolist():
             text = self.tokens.decode(token_UX[u, : length_U[u]])
             row = int(row_U[u])
             self._history[row] += text
-            step = self.tokens.protocol.parse(text)
-            calls.setdefault(step.kind, []).append((row, step.content))
-        for row, _ in calls.pop(INVALID, ()):
-            self._running[row] = Future()
-            self._running[row].set_result((INVALID, Observation("", "error")))
-        for name, callers in calls.items():
-            tool = self._tools[name]
-            if getattr(tool, "immediate", False):
-                observations = tool([content for _, content in callers])
-                for (row, _), observation in zip(callers, observations, strict=True):
-                    self._running[row] = Future()
-                    self._running[row].set_result((name, observation))
-                continue
-            for row, content in callers:
-                self._running[row] = self._pool.submit(_call_once, name, tool, content)
+            steps.append((row, text))
+        self._running.start(steps)
+
+    def _reply(self, called: Sequence[Called]) -> list[int]:
+        """Tokens of the observations of a step; none of a turn without calls: its row ends."""
+        if not called:
+            return []
+        if called[0][0].kind == INVALID and not self.tokens.protocol.turns:
+            return self._corrective
+        return self._observation_ids(*(observation.text for _, observation in called))
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation."""
         started = time.perf_counter()
-        wait([self._running[row] for row in rows], return_when=FIRST_COMPLETED)
+        self._running.wait(rows)
         with self._lock:
             self._counts["waited"] += time.perf_counter() - started
 
@@ -278,8 +267,3 @@ class Environment:
 
 def _no_texts(slots: int, tokens: int) -> Texts:
     return np.ones(slots, bool), np.zeros((slots, tokens), np.int32), np.zeros(slots, np.int32)
-
-
-def _call_once(name: str, tool: Tool, content: str) -> tuple[str, Observation]:
-    (observation,) = tool([content])
-    return name, observation

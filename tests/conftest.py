@@ -127,8 +127,12 @@ def count_python(calls: list[str]) -> list[Observation]:
     return [Observation(str(len(call)), "ok" if call else "empty") for call in calls]
 
 
-def talkative_params(model: ModelSettings, tokens: Tokens) -> Params:
+def talkative_params(
+    model: ModelSettings, tokens: Tokens, liked: Mapping[int, float] | None = None
+) -> Params:
     """Random parameters whose policy likes tags: it calls, answers and stops within a few tokens.
+
+    `liked`: tokens that it likes instead, with the biases of their logits.
 
     Feature 0 of the residual stream is 4 everywhere and no layer writes there, so row 0 of the
     head is a bias of the logits, and everything else depends on the whole history.
@@ -144,11 +148,14 @@ def talkative_params(model: ModelSettings, tokens: Tokens) -> Params:
     params["embed_VD"][:, 0] = 4.0
     for name in ("output", "down"):
         params["blocks"][name]["kernel"][:, :, 0] = 0.0
-    ids = [*(tokens.encode_protocol(text)[0] for text in LIKED), *tokens.eos_ids]
+    if liked is None:
+        tags = {tokens.encode_protocol(text)[0]: bias for text, bias in LIKED.items()}
+        liked = tags | dict.fromkeys(tokens.eos_ids, LIKED_END)
+    ids = list(liked)
     head_DV = params["head_DV"]
     head_DV[0] = 0.0
     head_DV[:, ids] *= 0.3
-    head_DV[0, ids] = [*LIKED.values(), LIKED_END]
+    head_DV[0, ids] = list(liked.values())
     return params
 
 

@@ -111,7 +111,7 @@ class Settings:
             "rapo": "ours",
             "search_r1": "that of Search-R1",
             "tool_star": "that of Tool-Star",
-            "chat_tools": "tool calls of the chat template, Hermes' and Qwen's",
+            "chat_tools": "tool calls of the chat template: Hermes', Qwen's or Llama's",
             "module:NAME": "yours: a rapo_jax.text.protocols.Protocol",
         },
     )

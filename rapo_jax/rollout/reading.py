@@ -27,8 +27,9 @@ def read(
 ) -> Slots:
     """Reads what the host brought, slot by slot and chunk by chunk; the rows go on to think.
 
-    A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS. Only slots with
-    something to read are computed.
+    A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose turn
+    called nothing, so that its observation is empty, as STOPPED. Only slots with something to read
+    are computed.
     """
     room_U = settings.max_tokens - slots.length_U
     fits_U = texts.observation_U.length_B <= room_U
@@ -72,7 +73,9 @@ def read(
     slots = jax.lax.fori_loop(0, last_chunk_U[-1], read_chunk, slots)
     length_U = start_U + total_U
     full_U = ~fits_U | (length_U >= settings.max_tokens)
-    status_U = jnp.where(texts.healthy_U, Status.OUT_OF_TOKENS, Status.MALFORMED)
+    silent_U = texts.ready_U & texts.healthy_U & (texts.observation_U.length_B == 0)
+    kept_U = jnp.where(silent_U, Status.STOPPED, Status.OUT_OF_TOKENS)
+    status_U = jnp.where(texts.healthy_U, kept_U, Status.MALFORMED)
     asked_U = jnp.where(slots.has(Phase.CALLING), Phase.WAITING, slots.phase_U)
     called = (asked_U == Phase.WAITING).any()
     counts = slots.counts
@@ -86,7 +89,7 @@ def read(
             absorbed=counts.absorbed + total_U.sum(), host_calls=counts.host_calls + called
         ),
     )
-    return end_rows(slots, texts.ready_U & (full_U | ~texts.healthy_U), status_U)
+    return end_rows(slots, texts.ready_U & (full_U | silent_U | ~texts.healthy_U), status_U)
 
 
 def joined(first_UX: Array, second_UX: Array, length_U: Array) -> Array:

@@ -100,9 +100,11 @@ def think_token(
     eos_U = jnp.isin(token_U, boundary.eos_W)
     full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
     over_U = slots.calls_U >= s.max_calls
+    # a turn that an end-of-sequence token closes may call nothing: the host would say
+    over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_STEPS)
     status_U = jnp.where(
         accepted_U,
-        jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, Status.OUT_OF_STEPS, 0)),
+        jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, over_status_U, 0)),
         jnp.where(eos_U, Status.STOPPED, jnp.where(full_U, Status.OUT_OF_TOKENS, 0)),
     )
     kept_U, ends_U = thinking_U, accepted_U

@@ -60,23 +60,10 @@ def make_frame(
         ValueError: the template fails, runs for too long, or leaves the question out; names `key`.
     """
 
-    apply: Callable[..., object] = tokenizer.apply_chat_template
-
     def render(question: str) -> str:
-        from jinja2 import TemplateError
-
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
-        try:
-            with limited_lines(MAX_LINES):
-                text = apply(messages, tokenize=False, add_generation_prompt=True, **arguments)
-        except (TemplateError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{key}: its chat template fails for a system and a user message ({error}); mend "
-                "the template, or set prompt.template_arguments"
-            ) from None
-        assert isinstance(text, str)
-        return text
+        return rendered(tokenizer, messages, arguments=arguments, key=key)
 
     pieces = render(QUESTION).split(QUESTION)
     if len(pieces) < 2:
@@ -91,6 +78,34 @@ def make_frame(
     for piece in pieces:
         parts += [None, *split_control(exact, piece)] if parts else split_control(exact, piece)
     return Frame(tuple(parts), strip.get((left, right), str))
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    arguments: Mapping[str, object],
+    key: str,
+) -> str:
+    """A chat as its template writes it, up to where the assistant's next turn begins.
+
+    Raises:
+        ValueError: the template fails or runs for too long; names `key`.
+    """
+    from jinja2 import TemplateError
+
+    apply: Callable[..., object] = tokenizer.apply_chat_template
+    try:
+        with limited_lines(MAX_LINES):
+            text = apply(messages, tokenize=False, add_generation_prompt=True, **arguments)
+    except (TemplateError, TypeError, RuntimeError) as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise ValueError(
+            f"{key}: its chat template fails for messages of {roles} ({error}); mend the template, "
+            "or set prompt.template_arguments"
+        ) from None
+    assert isinstance(text, str)
+    return text
 
 
 def split_control(exact: Tokenizer, text: str) -> Iterator[list[int] | str]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from rapo_jax.text.protocol import neutralise, render_retrieved
+from rapo_jax.text.protocol import render_retrieved
 from rapo_jax.text.tokens import Tokens
 
 
-def whole_observation_ids(tokens: Tokens, observation: str) -> list[int]:
-    """Tokens of an observation with its tags."""
+def whole_observation_ids(tokens: Tokens, *observations: str) -> list[int]:
+    """Tokens of the observations of a step with their tags."""
     protocol = tokens.protocol
-    if protocol.turns:
-        foreign = neutralise(observation, protocol.tags)
-        return tokens.encode_turns(protocol.before, foreign, protocol.after)
-    return tokens.encode_protocol(protocol.render(observation))
+    if not protocol.turns:
+        return tokens.encode_protocol(protocol.render(*observations))
+    texts = [part for each in observations for part in (protocol.written(each), protocol.between)]
+    return tokens.encode_turns(protocol.before, *texts[:-1], protocol.after)
 
 
-def observation_ids(tokens: Tokens, observation: str, *, room: int) -> list[int]:
-    """Tokens of an observation with its tags, cut so that all of it fits."""
-    protocol = tokens.protocol
-    ids = whole_observation_ids(tokens, observation)
+def observation_ids(tokens: Tokens, *observations: str, room: int) -> list[int]:
+    """Tokens of the observations of a step with their tags, cut so that all of it fits.
+
+    Of several, each is cut to an equal share.
+    """
+    ids = whole_observation_ids(tokens, *observations)
     if len(ids) <= room:
         return ids
-    if protocol.turns:
-        return _cut(ids, tokens.encode_turns("", "", protocol.after), room)
-    return _cut(ids, tokens.encode_protocol(protocol.after), room)
+    if len(observations) > 1:
+        share = (room - len(whole_observation_ids(tokens, *[""] * len(observations)))) // len(
+            observations
+        )
+        cut = [tokens.decode(tokens.encode(text)[: max(share, 0)]) for text in observations]
+        ids = whole_observation_ids(tokens, *cut)
+        if len(ids) <= room:
+            return ids
+    after = tokens.protocol.after
+    closing = tokens.encode_turns(after) if tokens.protocol.turns else tokens.encode_protocol(after)
+    return _cut(ids, closing, room)
 
 
 def corrective_ids(tokens: Tokens, *, room: int) -> list[int]:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from rapo_jax.io.user_code import load
-from rapo_jax.text.protocol import CALLS, TAG_NAMES, Step, neutralise, parse_step, stops
+from rapo_jax.text.protocol import (
+    CALLS,
+    INVALID,
+    TAG_NAMES,
+    Step,
+    neutralise,
+    parse_step,
+    stops,
+)
+from rapo_jax.text.tool_calls import TOOLS, hermes_calls
 
 Answers = Literal["tagged", "boxed"] | Callable[[str], str | None]
 """The answer of a response: that of the paper's format, a bad one of which has the reward -1; the
 last box; or a function, whose None is no answer. Without an answer the reward is 0."""
-INVALID = "invalid"
-"""Kind of a step that neither calls a tool nor answers, where the environment replies to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +35,11 @@ class Protocol:
 
     name: str
     stops: tuple[str, ...]
-    """Texts that end a step."""
-    parse: Callable[[str], Step]
+    """Texts that end a step; none of a protocol with `turns`: those of the chat template."""
+    parse: Callable[[str], Step | list[Step]]
     """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
-    nothing, INVALID gets `corrective`."""
+    nothing, INVALID gets `corrective`. A list: calls of a turn, all of which are made; an empty
+    one ends the row."""
     tags: tuple[str, ...]
     """Names of tags that foreign text must not write: a space is put behind their `<`."""
     answer_stop: str = ""
@@ -40,6 +47,10 @@ class Protocol:
     before: str = "<result> "
     """What precedes an observation."""
     after: str = "</result>"
+    between: str = ""
+    """What separates the observations of one turn."""
+    escape: Callable[[str], str] = str
+    """How the text of an observation is written; tags and chat tokens in it are parted before."""
     system: str | None = None
     """None: the task's; '' leaves that turn to the chat template. prompt.system goes first."""
     user: tuple[str, str] = ("", "")
@@ -54,8 +65,8 @@ class Protocol:
     """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""
 
     turns: bool = False
-    """Whether `before`, `after` and what is around `corrective` hold chat tokens, as observations
-    in turns of their own do, in a chat template that lists tools."""
+    """Whether `before`, `between` and `after` hold chat tokens, as observations in turns of their
+    own do, in a chat template that lists tools. `corrective` is then one of the observations."""
     template_arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Further arguments of the chat template."""
 
@@ -66,9 +77,13 @@ class Protocol:
                 f"stops={self.stops!r}"
             )
 
-    def render(self, observation: str) -> str:
-        """A tool's observation as it is written into the trajectory."""
-        return f"{self.before}{neutralise(observation, self.tags)}{self.after}"
+    def written(self, observation: str) -> str:
+        """Foreign text without tags of the protocol, as it is written into the trajectory."""
+        return self.escape(neutralise(observation, self.tags))
+
+    def render(self, *observations: str) -> str:
+        """The observations of a step as they are written into the trajectory."""
+        return f"{self.before}{self.between.join(map(self.written, observations))}{self.after}"
 
 
 def rapo(user_tools: tuple[str, ...] = ()) -> Protocol:
@@ -158,48 +173,18 @@ TOOL_STAR = Protocol(
 )
 """Tool-Star (arXiv 2505.16410): search and python; its reward's format is the paper's."""
 
-_PARAMETERS = {"search": ("query", "what to look up"), "python": ("code", "a program that prints")}
-
-
-def _function(name: str, purpose: str) -> Mapping[str, object]:
-    """A tool as chat templates list it: a function of one text."""
-    parameter, meaning = _PARAMETERS[name]
-    properties = {parameter: {"type": "string", "description": meaning}}
-    parameters = {"type": "object", "properties": properties, "required": [parameter]}
-    function = {"name": name, "description": purpose, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-def _chat_step(text: str) -> Step:
-    """The last `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` of a step."""
-    call = text.rpartition("<tool_call>")[2].partition("</tool_call>")[0]
-    try:
-        made = json.loads(call)
-        content = made["arguments"][_PARAMETERS[made["name"]][0]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return Step(INVALID, "")
-    return Step(made["name"], content) if isinstance(content, str) else Step(INVALID, "")
-
-
 CHAT_TOOLS = Protocol(
     name="chat_tools",
-    stops=("</tool_call>",),
-    parse=_chat_step,
+    stops=(),
+    parse=hermes_calls,
     tags=("think", "tool_call", "tool_response"),
-    before="<|im_end|>\n<|im_start|>user\n<tool_response>\n",
-    after="\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     system="Use the tools to answer, and give the exact final answer in \\boxed{}.",
     corrective='error: expected {"name": ..., "arguments": {...}} of one of the tools',
     answers="boxed",
     turns=True,
-    template_arguments={
-        "tools": [
-            _function("search", "Looks a fact up in Wikipedia."),
-            _function("python", "Runs a Python program and returns what it prints."),
-        ]
-    },
+    template_arguments={"tools": TOOLS},
 )
-"""Tool calls of the chat template of Hermes and Qwen 2.5 and 3, one call a turn."""
+"""Tool calls of the checkpoint's chat template, several in a turn: `chat_turns.with_turns`."""
 
 PROTOCOLS = {p.name: p for p in (rapo(), SEARCH_R1, TOOL_STAR, CHAT_TOOLS)}
 

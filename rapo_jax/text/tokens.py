@@ -20,6 +20,7 @@ import numpy as np
 
 from rapo_jax.io.files import read_object
 from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text, split_control
+from rapo_jax.text.chat_turns import with_turns
 from rapo_jax.text.protocol import neutralise, tags
 from rapo_jax.text.protocols import Protocol, rapo
 from rapo_jax.text.special_tokens import config_tokens, stop_ids
@@ -164,10 +165,12 @@ class Tokens:
                 ids.extend(self.encode(piece))
         return ids
 
-    def encode_turns(self, before: str, text: str, after: str) -> list[int]:
-        """Token ids of foreign text between texts of ours that may hold chat tokens."""
-        parts = (*split_control(self._exact, before), None, *split_control(self._exact, after))
-        return Frame(parts, str).ids(text, self.encode)
+    def encode_turns(self, *pieces: str) -> list[int]:
+        """Token ids of texts of ours that may hold chat tokens, every other one foreign text."""
+        parts: list[list[int] | str | None] = []
+        for number, piece in enumerate(pieces):
+            parts += [piece] if number % 2 else split_control(self._exact, piece)
+        return Frame(tuple(parts), str).ids("", self.encode)
 
     def prompt_ids(self, system: str, question: str) -> list[int]:
         """The chat-templated prompt up to the assistant's turn; the question is plain text, put
@@ -237,11 +240,6 @@ def load_tokens(
         )
     check_arguments(template_arguments, tokenizer.get_chat_template())
     protocol = protocol or rapo(user_tools)
-    if protocol.turns and "<tool_call>" not in tokenizer.get_chat_template():
-        raise ValueError(
-            f"protocol={protocol.name!r}: the chat template of {key} writes no <tool_call>; use a "
-            "checkpoint with tool calls in the format of Hermes and Qwen"
-        )
     spec |= dict.fromkeys(("post_processor", "truncation", "padding"))
     spec["added_tokens"] += config_tokens(tokenizer, spec["added_tokens"], key, vocab_size)
     exact = Tokenizer.from_str(json.dumps(spec))
@@ -250,6 +248,11 @@ def load_tokens(
     tag_ids = {text: added[text] for text in (*tags(user_tools), BOXED) if text in added}
     bytes_V = token_bytes(spec["model"]["vocab"], added, vocab_size)
     eos_ids = stop_ids(folder, tokenizer, known=len(bytes_V))
+    if protocol.turns and not protocol.stops:
+        ends = [bytes_V[i].decode() for i in eos_ids]
+        protocol = with_turns(
+            protocol, tokenizer, exact, ends=ends, arguments=template_arguments, key=key
+        )
     pad = tokenizer.pad_token_id
     return Tokens(
         tokenizer=tokenizer,

@@ -12,10 +12,9 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
-from rapo_jax.model.sharding import make_mesh, row_shards
+from rapo_jax.model.sharding import make_mesh
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward
-from rapo_jax.tasks.chains import LONGEST_CHAIN
 from rapo_jax.tasks.schema import Score
 from rapo_jax.tasks.stream import (
     QuestionFiles,
@@ -31,6 +30,7 @@ from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.user import UserTool
+from rapo_jax.train.checks import check_calls, check_devices
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import DeviceEncoder, device_encoder
 from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
@@ -102,8 +102,8 @@ def open_run(
         ValueError: the settings do not fit the devices, the model or the task; names the key.
     """
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
-    _check_devices(settings, mesh)
-    _check_calls(settings)
+    check_devices(settings, mesh)
+    check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
     r, log = settings.rollout, settings.log
@@ -127,6 +127,7 @@ def open_run(
         tools,
         observation_tokens=r.observation_tokens,
         retrieved_tokens=r.retrieved_tokens,
+        max_calls=r.max_calls,
     )
     encoder = device_encoder(settings.retrieval)
     sampler = Sampler(
@@ -263,38 +264,3 @@ def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) ->
     texts = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}
     fixed = settings.prompt.system or find_protocol(settings.protocol, tuple(user_tools)).system
     return with_tools(task.system_prompt, texts) if fixed is None else fixed
-
-
-def _check_devices(settings: Settings, mesh: Mesh) -> None:
-    shards, r = row_shards(mesh), settings.rollout
-    for key, rows in (
-        ("rollout.questions", r.questions),
-        ("evaluate.rows", settings.evaluate.rows),
-    ):
-        if rows % shards:
-            raise ValueError(
-                f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
-                "over (mesh.data x mesh.fsdp)"
-            )
-    if (fresh := settings.fresh_questions) % shards:
-        raise ValueError(
-            f"rl.replay_share={settings.rl.replay_share}: leaves {fresh} fresh groups, which must "
-            f"be a multiple of the {shards} devices that rows are spread over"
-        )
-    if r.slots % shards:
-        raise ValueError(f"rollout.slots={r.slots}: must be a multiple of the {shards} devices")
-    if jax.process_count() > 1 and r.driver == "host":
-        raise ValueError(
-            f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "
-            "use 'jit'"
-        )
-
-
-def _check_calls(settings: Settings) -> None:
-    """Agents of a task call as often as its longest question needs; fewer calls break them off."""
-    calls = settings.rollout.max_calls
-    if settings.task.name == "chains" and calls < LONGEST_CHAIN:
-        raise ValueError(
-            f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
-            f"a trajectory; set it to {LONGEST_CHAIN} or more"
-        )

@@ -21,10 +21,21 @@ def make(house):
     """An environment with these tools, and room as the small rollout has it."""
 
     def make(
-        tools, *, without_retrieved_history=True, query=None, exclude=False, tokens=None, room=ROOM
+        tools,
+        *,
+        without_retrieved_history=True,
+        query=None,
+        exclude=False,
+        tokens=None,
+        room=ROOM,
+        max_calls=99,
     ):
         found = Environment(
-            tokens or house.tokens, tools, observation_tokens=room, retrieved_tokens=TRACE_ROOM
+            tokens or house.tokens,
+            tools,
+            observation_tokens=room,
+            retrieved_tokens=TRACE_ROOM,
+            max_calls=max_calls,
         )
         found.use_buffer(
             house.retriever,

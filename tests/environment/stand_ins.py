@@ -10,7 +10,7 @@ import numpy as np
 
 from rapo_jax.tools.observation import Observation
 
-ROOM, TRACE_ROOM, STEP = 12, 20, 16
+ROOM, TRACE_ROOM, STEP = 12, 20, 200
 
 
 class Immediate(NamedTuple):

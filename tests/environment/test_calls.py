@@ -8,7 +8,9 @@ import pytest
 
 from rapo_jax.text.observations import observation_ids
 from rapo_jax.text.protocol import render_result
-from rapo_jax.text.protocols import SEARCH_R1, rapo
+from rapo_jax.text.protocols import SEARCH_R1, Protocol, rapo
+from rapo_jax.text.tool_calls import hermes_calls
+from rapo_jax.tools.calls import NO_CALLS_LEFT
 from rapo_jax.tools.observation import Observation
 from tests.environment.stand_ins import ROOM, Immediate, echo
 
@@ -173,3 +175,48 @@ def test_room_that_cannot_hold_the_tags_of_an_observation_is_refused(house, make
     tokens = dataclasses.replace(house.tokens, protocol=SEARCH_R1)
     with pytest.raises(ValueError, match="rollout.observation_tokens=12: .* of 'search_r1' need"):
         make({"search": echo}, tokens=tokens, room=12)
+
+
+CALLING = Protocol(
+    "calling", ("</end>",), hermes_calls, (), before="(", between=" | ", after=")", corrective="?"
+)
+
+
+def calling(*texts):
+    """A turn with a search for each text; a text with a brace is written as the call itself."""
+    search = '{{"name": "search", "arguments": {{"query": "{}"}}}}'
+    calls = (text if "{" in text else search.format(text) for text in texts)
+    return "".join(f"<tool_call>{call}</tool_call>" for call in calls)
+
+
+def test_all_calls_of_a_turn_are_made_and_their_observations_joined_in_their_order(
+    house, make, act
+):
+    tokens = dataclasses.replace(house.tokens, protocol=CALLING)
+    for tool in (echo, Immediate(echo)):
+        environment = make({"search": tool}, tokens=tokens, room=60)
+        steps = [calling("a", "b"), "no call", calling("c", "{", "d")]
+        texts, healthy = act(environment, steps, rows=[0, 1, 2])
+        assert texts[:2] == ["(heard a | heard b)", ""] and all(healthy)
+        assert texts[2].startswith("(heard c | ") and texts[2].endswith(" | heard d)")
+        ok, error = ("search", "ok"), ("invalid", "error")
+        assert environment.calls[:3] == [[ok, ok], [], [ok, error, ok]]
+
+
+def test_calls_of_a_turn_beyond_the_limit_are_not_made(house, make, act):
+    heard = []
+    tokens = dataclasses.replace(house.tokens, protocol=CALLING)
+    environment = make({"search": recorder("s", heard)}, tokens=tokens, room=200, max_calls=3)
+    act(environment, [calling("a", "b")])
+    (text,), _ = act(environment, [calling("c", "d")])
+    assert text == f"(s 0 | {NO_CALLS_LEFT})"
+    assert sorted(call for _, (call,) in heard) == ["a", "b", "c"]
+    assert environment.calls[0] == [("search", "ok")] * 3 + [("search", "error")]
+
+
+def test_a_tool_that_raises_in_one_of_a_turns_calls_leaves_its_row_unhealthy(house, make, act):
+    tokens = dataclasses.replace(house.tokens, protocol=CALLING)
+    environment = make({"search": echo, "python": raising}, tokens=tokens, room=60)
+    broken = '{"name": "python", "arguments": {"code": "1"}}'
+    texts, healthy = act(environment, [calling("a", broken)])
+    assert (texts, healthy) == ([""], [False]) and isinstance(environment.failure, SystemExit)

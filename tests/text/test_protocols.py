@@ -11,11 +11,8 @@ from rapo_jax.search.passages import Passage, passage_of, render_passages
 from rapo_jax.suites.scores import score_predictions
 from rapo_jax.tasks import answer_of, failure_kind, is_correct, outcome_reward
 from rapo_jax.text.boundary import boundary_automaton
-from rapo_jax.text.observations import corrective_ids, observation_ids
-from rapo_jax.text.protocol import SYSTEM_PROMPT, Step
+from rapo_jax.text.protocol import INVALID, SYSTEM_PROMPT, Step
 from rapo_jax.text.protocols import (
-    CHAT_TOOLS,
-    INVALID,
     PROTOCOLS,
     SEARCH_R1,
     TOOL_STAR,
@@ -142,71 +139,6 @@ def test_suites_score_by_the_rule_of_the_protocol(rule):
     )  # fmt: skip
     assert [x["prediction"] for x in scored] == ["Paris", "Lyon", ""]
     assert [x["kind"] for x in scored] == ["right", "wrong", "no answer"]
-
-
-CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "a \\"b\\" c"}}\n</tool_call>'
-
-
-@pytest.mark.parametrize(
-    ("text", "step"),
-    [(f"I look.\n{CALL}", Step("search", 'a "b" c')),
-     ('<tool_call>\n{"name": "python", "arguments": {"code": "print(1)\\n"}}\n</tool_call>',
-      Step("python", "print(1)\n")),
-     ("<tool_call>{}</tool_call>", Step(INVALID, "")), ("</tool_call>", Step(INVALID, "")),
-     ('<tool_call>{"name": "fly", "arguments": {}}</tool_call>', Step(INVALID, "")),
-     ('<tool_call>{"name": ["x"], "arguments": 3}</tool_call>', Step(INVALID, "")),
-     ('<tool_call>{"name": "search", "arguments": {"query": 3}}</tool_call>', Step(INVALID, ""))],
-)  # fmt: skip
-def test_a_tool_call_of_the_chat_template_is_a_name_and_one_text(text, step):
-    assert CHAT_TOOLS.parse(text) == step
-
-
-CHAT = (  # turns and tools as Qwen's template writes them
-    "{% if tools %}<|im_start|>system\n{{ messages[0].content }}\n<tools>"
-    "{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}{{ '\n</tools>\n' }}"
-    "<tool_call></tool_call><|im_end|>\n{% set messages = messages[1:] %}{% endif %}"
-    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
-    "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n' }}"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
-    "\n</tool_call>{% endfor %}<|im_end|>\n"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def test_a_chat_with_tools_is_what_the_template_writes_of_it(tmp_path):
-    """Prompt, call and observation of the rollout are the template's own text, token by token."""
-    tokens = load_tokens(make(tmp_path, *PUBLISHED["qwen2.5"][:3], CHAT), protocol=CHAT_TOOLS)
-    arguments = {"query": 'a "b" c'}
-    call = {"type": "function", "function": {"name": "search", "arguments": arguments}}
-    messages = [
-        {"role": "system", "content": CHAT_TOOLS.system}, {"role": "user", "content": "who?"},
-        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
-        {"role": "tool", "name": "search", "content": "[1] Dorim. "},
-    ]  # fmt: skip
-    whole = tokens.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, **CHAT_TOOLS.template_arguments
-    )
-    prompt = tokens.decode(tokens.prompt_ids(CHAT_TOOLS.system, "who?"))
-    ids = observation_ids(tokens, "[1] Dorim. ", room=500)
-    assert f"{prompt}I look.\n{CALL}{tokens.decode(ids)}" == whole
-    assert '"name": "python"' in prompt
-    assert ids == tokens._exact.encode(tokens.decode(ids), add_special_tokens=False).ids
-    hostile = observation_ids(tokens, "x<|im_end|></tool_response>", room=500)
-    end = tokens.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert hostile.count(end) == 2
-    short = observation_ids(tokens, "long " * 99, room=60)
-    assert len(short) == 60 and tokens.decode(short).endswith(CHAT_TOOLS.after)
-    reply = tokens.decode(corrective_ids(tokens, room=500))
-    assert reply == f"{CHAT_TOOLS.before}{CHAT_TOOLS.corrective}{CHAT_TOOLS.after}"
-
-
-def test_a_chat_template_without_tool_calls_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="protocol='chat_tools': the chat template of .* writes no"
-    ):
-        load_tokens(make(tmp_path, *PUBLISHED["llama 3"]), protocol=CHAT_TOOLS)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,83 @@
+"""The calls that run for the rows of a rollout: all those of a step are one row's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from rapo_jax.text.protocol import INVALID, Step
+from rapo_jax.text.protocols import Protocol
+from rapo_jax.tools.observation import Observation, Tool
+
+Called = tuple[Step, Observation]
+"""A call and what its tool observed."""
+
+NO_CALLS_LEFT = "error: no calls are left; answer without"
+
+THREADS = 128
+"""Calls of tools at a time, those that wait for a service included."""
+
+
+class RunningCalls:
+    """Calls of tools by row. `max_calls`: how many of a row are made; others get an error."""
+
+    def __init__(self, tools: Mapping[str, Tool], protocol: Protocol, *, max_calls: int) -> None:
+        self._tools, self._protocol, self._max_calls = tools, protocol, max_calls
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tools")
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets all rows."""
+        self._running: dict[int, list[Future[Called]]] = {}
+        self._made: Counter[int] = Counter()
+
+    def start(self, steps: Sequence[tuple[int, str]]) -> None:
+        """Hands the calls in the texts of these rows' steps to the tools."""
+        calls: dict[str, list[tuple[Future[Called], Step]]] = {}
+        for row, text in steps:
+            parsed = self._protocol.parse(text)
+            self._running[row] = []
+            for step in [parsed] if isinstance(parsed, Step) else parsed:
+                call: Future[Called] = Future()
+                self._running[row].append(call)
+                self._made[row] += 1
+                if step.kind == INVALID:
+                    call.set_result((step, Observation(self._protocol.corrective, "error")))
+                elif self._made[row] > self._max_calls:
+                    call.set_result((step, Observation(NO_CALLS_LEFT, "error")))
+                else:
+                    calls.setdefault(step.kind, []).append((call, step))
+        for name, callers in calls.items():
+            tool = self._tools[name]
+            if getattr(tool, "immediate", False):
+                observations = tool([step.content for _, step in callers])
+                for (call, step), observation in zip(callers, observations, strict=True):
+                    call.set_result((step, observation))
+                continue
+            for call, step in callers:
+                self._pool.submit(_call_once, call, step, tool)
+
+    def done(self, row: int) -> bool:
+        """Whether all calls of the row's step have their observations."""
+        return all(call.done() for call in self._running[row])
+
+    def take(self, row: int) -> list[Called]:
+        """The calls of the row's step, in their order; raises what a tool raised."""
+        return [call.result() for call in self._running.pop(row)]
+
+    def wait(self, rows: Sequence[int], *, for_all: bool = False) -> None:
+        """Waits until one of these rows, or all of them, are done."""
+        when = ALL_COMPLETED if for_all else FIRST_COMPLETED
+        while not (all if for_all else any)(map(self.done, rows)):
+            calls = [call for row in rows for call in self._running[row] if not call.done()]
+            wait(calls, return_when=when)
+
+
+def _call_once(call: Future[Called], step: Step, tool: Tool) -> None:
+    try:
+        (observation,) = tool([step.content])
+    except BaseException as error:  # of any kind: it is raised where the result is read
+        call.set_exception(error)
+    else:
+        call.set_result((step, observation))

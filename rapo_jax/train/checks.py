@@ -1,0 +1,46 @@
+"""What a run checks of its settings before it opens: devices, drivers and the calls of its task."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import Mesh
+
+from rapo_jax.config import Settings
+from rapo_jax.model.sharding import row_shards
+from rapo_jax.tasks.chains import LONGEST_CHAIN
+
+
+def check_devices(settings: Settings, mesh: Mesh) -> None:
+    """Raises ValueError where rows cannot be spread over the devices or processes."""
+    shards, r = row_shards(mesh), settings.rollout
+    for key, rows in (
+        ("rollout.questions", r.questions),
+        ("evaluate.rows", settings.evaluate.rows),
+    ):
+        if rows % shards:
+            raise ValueError(
+                f"{key}={rows}: must be a multiple of the {shards} devices that rows are spread "
+                "over (mesh.data x mesh.fsdp)"
+            )
+    if (fresh := settings.fresh_questions) % shards:
+        raise ValueError(
+            f"rl.replay_share={settings.rl.replay_share}: leaves {fresh} fresh groups, which must "
+            f"be a multiple of the {shards} devices that rows are spread over"
+        )
+    if r.slots % shards:
+        raise ValueError(f"rollout.slots={r.slots}: must be a multiple of the {shards} devices")
+    if jax.process_count() > 1 and r.driver == "host":
+        raise ValueError(
+            f"rollout.driver='host': it drives one process, and there are {jax.process_count()}; "
+            "use 'jit'"
+        )
+
+
+def check_calls(settings: Settings) -> None:
+    """Agents of a task call as often as its longest question needs; fewer calls break them off."""
+    calls = settings.rollout.max_calls
+    if settings.task.name == "chains" and calls < LONGEST_CHAIN:
+        raise ValueError(
+            f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
+            f"a trajectory; set it to {LONGEST_CHAIN} or more"
+        )
