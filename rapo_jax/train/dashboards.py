@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
-from rapo_jax.io.files import read_json
+from rapo_jax.io.files import read_json, write_json
 
 
 class SampleSegment(TypedDict):
@@ -68,7 +68,9 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases, which a resumed run continues; its files are in WORKDIR/wandb.
 
-    Without a network set the environment variable WANDB_MODE=offline, and `wandb sync` later.
+    WORKDIR/wandb.json has its id, and the last step at which each metric was sent: those of steps
+    that a resumed run takes again are left out, for no step can be replaced there. Without a
+    network set the environment variable WANDB_MODE=offline, and `wandb sync` later.
     """
 
     def __init__(self, workdir: Path, project: str) -> None:
@@ -80,14 +82,14 @@ class WandB:
                 f"log.wandb={project!r}: the package wandb is missing; pip install "
                 "'rapo_jax[wandb]' -c requirements.lock, or leave the key out"
             ) from None
-        identity = workdir / "wandb_id"
-        if not identity.is_file():
-            identity.write_text(uuid.uuid4().hex[:12])
+        self._path = workdir / "wandb.json"
+        self._sent = read_json(self._path, default={"id": uuid.uuid4().hex[:12], "last_steps": {}})
+        write_json(self._path, self._sent)
         try:
             self._run = wandb.init(
                 project=project,
                 name=workdir.name,
-                id=identity.read_text(),
+                id=self._sent["id"],
                 resume="allow",
                 dir=str(workdir),
                 config=read_json(workdir / "config.json", default={}),
@@ -102,9 +104,7 @@ class WandB:
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(
-            {f"{stage}/step": step} | {f"{stage}/{name}": x for name, x in values.items()}
-        )
+        self._send(stage, step, {f"{stage}/{name}": x for name, x in values.items()})
 
     def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         rows = [
@@ -112,7 +112,14 @@ class WandB:
             for s in samples
         ]
         columns: list[str | int] = ["question", "gold", "status", "reward", "response"]
-        self._run.log({"rl/step": step, "rl/samples": self._table(columns=columns, data=rows)})
+        self._send("rl", step, {"rl/samples": self._table(columns=columns, data=rows)})
+
+    def _send(self, stage: str, step: int, values: Mapping[str, object]) -> None:
+        last = self._sent["last_steps"]
+        if new := {name: x for name, x in values.items() if step > last.get(name, -1)}:
+            self._run.log({f"{stage}/step": step} | new)
+            last |= dict.fromkeys(new, step)
+            write_json(self._path, self._sent)
 
     def close(self) -> None:
         self._run.finish()

@@ -125,6 +125,37 @@ def test_weights_and_biases_gets_the_numbers_by_stage_and_a_resumed_run_continue
     assert row["question"] == "Where?" and row["response"] == "<think>so</think>"
 
 
+def test_steps_that_a_resumed_run_takes_again_are_sent_to_weights_and_biases_once(
+    fake_wandb, tmp_path
+):
+    # killed after step 2; resumed at the checkpoint of step 1 and killed again; resumed once more
+    for steps in ([0, 1, 2], [1], [1, 2, 3]):
+        metrics = Metrics(tmp_path, tensorboard=False, wandb="agents")
+        metrics.cut_back("rl", steps[0])
+        for step in steps:
+            metrics.write_samples(step, [SAMPLE])
+            metrics.write("rl", step, {"reward/mean": 0.25})
+        metrics.close()
+    rows = [row for run in fake_wandb.runs for row in run.rows]
+    for name in ("rl/reward/mean", "rl/samples"):
+        assert [row["rl/step"] for row in rows if name in row] == [0, 1, 2, 3]
+    assert len({begun["id"] for begun in fake_wandb.begun}) == 1
+
+
+def test_a_training_that_grows_sends_its_metrics_of_the_step_whose_evaluation_was_sent(
+    fake_wandb, tmp_path
+):
+    metrics = Metrics(tmp_path, tensorboard=False, wandb="agents")
+    metrics.write("sft", 7, {"loss/sft": 1.0})  # another stage's steps do not count
+    metrics.write("rl", 4, {"heldout/accuracy": 0.5})
+    metrics.write("rl", 4, {"heldout/accuracy": 0.5, "reward/mean": 0.25})
+    (run,) = fake_wandb.runs
+    assert run.rows[1:] == [
+        {"rl/step": 4, "rl/heldout/accuracy": 0.5},
+        {"rl/step": 4, "rl/reward/mean": 0.25},
+    ]
+
+
 def test_weights_and_biases_is_imported_only_when_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     Metrics(tmp_path, tensorboard=False).close()
