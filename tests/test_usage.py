@@ -7,7 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 from rapo_jax.config.sources import as_yaml, resolve
 from tests.compiling import QUICK
@@ -24,23 +27,36 @@ case " $* " in
 esac
 """
 """`rapo-jax` as the session calls it: a run that it starts is small."""
+WATCHED = """#!/usr/bin/env bash
+set -- "${@/every=20/every=1}"
+set -- "${@/every=[48]0/every=2}"
+exec PYTHON -m rapo_jax.main --config=tiny --override=SMALL "$@" --config.sft.steps=20 \\
+    --config.log.tensorboard=True --config.log.wandb=project
+"""
+"""`launch/local.sh` of a run of 2 steps: what is due every 20th or 80th is due more often."""
+NOTED = """#!/usr/bin/env bash
+echo "called: $(basename "$0") $*"
+"""
 
 
-def test_the_session_runs_as_printed(tmp_path):
-    (session,) = re.findall(r"```bash\n(rapo-jax.*?)```", PAGE, re.DOTALL)
-    small, program = tmp_path / "small.yaml", tmp_path / "bin" / "rapo-jax"
+def run_session(session: str, folder: Path, programs: Mapping[str, str]) -> str:
+    """The output of a page's commands in `folder`, where `programs` stand in for those there."""
+    small = folder / "small.yaml"
     small.write_text(as_yaml(resolve(str(ROOT / "tests" / "small.py"))))
-    program.parent.mkdir()
-    program.write_text(SHRINK.replace("PYTHON", sys.executable).replace("SMALL", str(small)))
-    program.chmod(0o755)
+    for name, text in programs.items():
+        program = folder / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text.replace("PYTHON", sys.executable).replace("SMALL", str(small)))
+        program.chmod(0o755)
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", session],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ
         | {
             "XLA_FLAGS": QUICK,
-            "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
+            "WANDB_MODE": "offline",
         },
         capture_output=True,
         text=True,
@@ -48,10 +64,16 @@ def test_the_session_runs_as_printed(tmp_path):
         timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, *_ = done.stdout.splitlines()
+    return done.stdout
+
+
+def test_the_session_runs_as_printed(tmp_path):
+    (session,) = re.findall(r"```bash\n(rapo-jax.*?)```", PAGE, re.DOTALL)
+    output = run_session(session, tmp_path, {"bin/rapo-jax": SHRINK})
+    first, *_ = output.splitlines()
     assert first.split() == ["rl.steps:", "160", "#", "tiny"]
-    assert "[config] rl.steps grows from 2 to 3" in done.stdout
-    assert "[sft] finished before; skipped" in done.stdout
+    assert "[config] rl.steps grows from 2 to 3" in output
+    assert "[sft] finished before; skipped" in output
     rows = map(json.loads, (tmp_path / "runs" / "first" / "metrics.jsonl").open())
     assert [row["step"] for row in rows if row["stage"] == "rl"] == [0, 1, 2]
     config = json.loads((tmp_path / "runs" / "first" / "config.json").read_text())
@@ -59,3 +81,24 @@ def test_the_session_runs_as_printed(tmp_path):
     assert (tmp_path / "exported" / "model.safetensors").is_file()
     assert (tmp_path / "first.html").is_file()
     assert json.loads((tmp_path / "runs" / "mine" / "config.json").read_text())["rl"]["m"] == 0.1
+
+
+def test_a_run_is_watched_as_printed(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install .[wandb]")
+    (section,) = re.findall(r"### Watching a run\n\n```\n(.*?)```", PAGE, re.DOTALL)
+    programs = {"launch/local.sh": WATCHED, "bin/pip": NOTED, "bin/tensorboard": NOTED}
+    output = run_session(section, tmp_path, programs)
+    watched = tmp_path / "runs" / "watched"
+    logged = output.split("called: tensorboard --logdir=")[1].split()[0]
+    (events,) = (tmp_path / logged).iterdir()
+    for name in (b"rl/heldout/accuracy", b"heldout/0", b"heldout/3", b"rl/reward/mean"):
+        assert name in events.read_bytes()
+    rows = [json.loads(line) for line in (watched / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "heldout/accuracy" in row] == [0, 1, 2]
+    samples = [json.loads(line) for line in (watched / "samples.jsonl").open()]
+    assert [sample["step"] for sample in samples] == [0] * 4 + [2] * 4
+    assert (watched / "exports" / "2" / "model.safetensors").is_file()
+    assert "held-out samples" in (watched / "report.html").read_text()
+    (recorded,) = (watched / "wandb").glob("offline-run-*/*.wandb")
+    assert b"rl/heldout/accuracy" in recorded.read_bytes()
+    assert json.loads((watched / "wandb.json").read_text())["last_steps"]["rl/samples"] == 2
