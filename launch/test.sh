@@ -12,15 +12,20 @@ if [ "${1:-}" = newest ]; then
   shift
   set -- fast "$@"
   python=.venv-newest/bin/python
-  newest="" # the newest jax needs a newer Python than .venv may have
-  for candidate in python3.14 python3.13 python3.12; do
-    if [ -z "$newest" ] && "$candidate" --version >/dev/null 2>&1; then newest=$candidate; fi
-  done
-  if [ -z "$newest" ]; then
-    echo "test: no Python 3.12 or newer found, which the newest jax needs" >&2
-    exit 1
+  if [ ! -x "$python" ]; then
+    newest="" # the newest jax needs a newer Python than .venv may have
+    for candidate in "${PYTHON:-}" python3.14 python3.13 python3.12; do
+      if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+        newest=$candidate
+        break
+      fi
+    done
+    if [ -z "$newest" ]; then
+      echo "test: no Python 3.12 or newer found, which the newest jax needs; install one, or name it: PYTHON=/path/to/python3.12 bash launch/test.sh newest" >&2
+      exit 1
+    fi
+    "$newest" -m venv .venv-newest
   fi
-  if [ ! -x "$python" ]; then "$newest" -m venv .venv-newest; fi
   sed 's/^jax==[^ ]*/jax/' requirements.txt >.venv-newest/requirements.txt
   sed 's/^jax==[^ ]*/jax/' requirements-tests.txt >.venv-newest/requirements-tests.txt
   "$python" -m pip install --quiet --disable-pip-version-check --upgrade \
