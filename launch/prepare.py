@@ -13,7 +13,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,15 +34,17 @@ from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.search.index.search import open_index
 from rapo_jax.suites.catalogue import read_suites
 from rapo_jax.suites.scores import open_judge
-from rapo_jax.tasks import TASKS, check_metric
+from rapo_jax.tasks import TASKS, Task, check_metric
 from rapo_jax.tasks.dataset_files import read_set
+from rapo_jax.tasks.stream import fitting_questions
 from rapo_jax.tasks.user_code import load_user_code
 from rapo_jax.text.protocol import user_tool_names
+from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools import close_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.search_client import HttpSearch
 from rapo_jax.train.encoders import device_encoder
-from rapo_jax.train.run import read_tokens
+from rapo_jax.train.run import read_tokens, system_prompt
 from rapo_jax.train.weights import newest_step
 
 HUB = {
@@ -102,11 +104,13 @@ def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
 
     `given`: the dotted keys that flags set, which must not contradict the model.
     """
-    user_tools: dict[str, Tool] = {}
+    task, user_tools = TASKS.get(s.task.name), dict[str, Tool]()
 
     def load() -> None:
-        user_tools.update(load_user_code(s)[1])
-        close_tools(user_tools)
+        nonlocal task
+        task, opened = load_user_code(s)
+        close_tools(opened)
+        user_tools.update(opened)
 
     if ":" in f"{s.task.name}{s.task.reward}" or s.tools.user_tools or s.tools.mcp.servers:
         yield need("task.name", s.task.name, load)
@@ -114,10 +118,16 @@ def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
     if s.model.folder:
         folder = s.model.folder
         yield need("model.folder", folder, partial(_check_model, folder, s, given), _hub(folder))
+    tokenizer, questions = [], []
     if folder := s.tokenizer.folder or s.model.folder:
-        yield need("tokenizer.folder", folder, partial(_tokens, folder, s, tags), _hub(folder))
+        check = partial(_tokens, folder, s, tags)
+        tokenizer = [need("tokenizer.folder", folder, check, _hub(folder))]
     if s.task.name == "dataset" and not s.suites_alone:
-        yield from _questions(s)
+        questions = list(_questions(s))
+    yield from (*tokenizer, *questions)
+    if tokenizer and questions and not any(each.missing for each in (*tokenizer, *questions)):
+        lengths = partial(_check_lengths, folder, s, task, user_tools)
+        yield need("rollout.prompt_tokens", str(s.rollout.prompt_tokens), lengths)
     if "evaluate" in s.stages and s.evaluate.suites:
         yield from _suites(s)
     yield from _search(s)
@@ -143,12 +153,29 @@ def _check_model(folder: str, s: Settings, given: Collection[str] = ()) -> None:
     check_tensors(Tensors(folder), model_settings(model))
 
 
-def _tokens(folder: str, s: Settings, tags: tuple[str, ...]) -> None:
+def _tokens(folder: str, s: Settings, tags: tuple[str, ...]) -> Tokens:
     model = s.model
     if model.folder and (Path(model.folder) / "config.json").is_file():
         model = model_settings(model)
     tokens = read_tokens(s, Path(folder), model, tags)
     tokens.prompt_ids(s.prompt.system or "system", "question")
+    return tokens
+
+
+def _check_lengths(folder: str, s: Settings, task: Task, user_tools: Mapping[str, Tool]) -> None:
+    """The questions' prompts fit, as in a run."""
+    tokens, d = _tokens(folder, s, user_tool_names(user_tools)), s.task.dataset
+    system = system_prompt(s, task, user_tools)
+    read = partial(read_set, manual_dir=d.manual_dir, malformed=d.malformed)
+    fitting_questions(
+        {
+            name: read(wanted, key=f"task.dataset.{name}").questions
+            for name, wanted in (("train", d.train), ("eval", d.eval))
+        },
+        lambda question: len(tokens.prompt_ids(system, question.question)),
+        limit=s.rollout.prompt_tokens,
+        skip=s.task.too_long == "skip",
+    )
 
 
 def _questions(s: Settings) -> Iterator[Need]:

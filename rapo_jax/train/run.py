@@ -80,7 +80,7 @@ class Run:
 
     @property
     def system(self) -> str:
-        return _system_prompt(self.settings, self.task, self.tools)
+        return system_prompt(self.settings, self.task, self.tools)
 
     @property
     def buffer(self) -> Path:
@@ -115,7 +115,7 @@ def open_run(
     tokens = _open_tokens(settings, workdir, model, task, world, tags)
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     tools = _open_tools(settings, task.documents(world), tokens, user_tools)
-    system = _system_prompt(settings, task, tools)
+    system = system_prompt(settings, task, tools)
     fitting = fitting_questions(
         questions,
         lambda question: len(tokens.prompt_ids(system, question.question)),
@@ -258,7 +258,7 @@ def _open_tools(
     return tools
 
 
-def _system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
+def system_prompt(settings: Settings, task: Task, tools: Mapping[str, Tool]) -> str:
     """prompt.system, else the protocol's, else the task's with a line for each user tool."""
     user_tools = {name: tools[name] for name in user_tool_names(tools)}
     texts = {name: tool.purpose for name, tool in user_tools.items() if isinstance(tool, UserTool)}

@@ -139,6 +139,20 @@ def test_what_the_run_refuses_is_missing(paper, broken, key, message):
     assert any(message in need.missing for need in missing)
 
 
+def test_questions_whose_prompts_are_too_long_are_named_or_left_out_as_by_the_run(paper):
+    folder, config = paper
+    path = folder / "questions" / "gsm8k" / "test.jsonl"
+    first, *others = path.read_text().splitlines()
+    long = json.loads(first) | {"question": "eggs? " * config["rollout"]["prompt_tokens"]}
+    path.write_text("\n".join([json.dumps(long), *others]))
+    config["task"]["too_long"] = "fail"
+    (need,) = [need for need in needs_list(config) if need.missing]
+    assert need.key == "rollout.prompt_tokens"
+    assert "1 of the " in need.missing and "task.too_long='skip'" in need.missing
+    config["task"]["too_long"] = "skip"
+    assert [need for need in needs_list(config) if need.missing] == []
+
+
 def test_a_user_task_is_loaded_as_by_the_run(small_config):
     changes = {"task.name": "nosuch:TASK", "stages": ("rl",)}
     assert "there is no module nosuch" in needs_of(small_config(changes))["task.name"].missing

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from rapo_jax.io.files import Json
+from rapo_jax.io.files import Json, read_object
 
 KEYS = "keys.npy"
 KEYS_DONE = "keys.json"
@@ -20,9 +19,13 @@ def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
 
 
-def read_json(path: Path) -> Json:
-    """The value in a file; raises ValueError if it is missing or damaged."""
+def read_json(path: Path, *keys: str) -> dict[str, Json]:
+    """The object in a file; raises ValueError if it is missing, damaged or lacks one of `keys`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path)
+        if missing := [key for key in keys if key not in found]:
+            raise ValueError(f"{path}: {missing[0]!r} is missing")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); build the index again") from None
+        why = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: cannot be read ({why}); build the index again") from None
+    return found

@@ -84,7 +84,7 @@ def load_keys(folder: Path) -> np.ndarray:
     """The memory-mapped embeddings [n, E] float16 of a finished shard."""
     try:
         key_ME = np.load(folder / KEYS, mmap_mode="r", allow_pickle=False)
-        rows = read_json(folder / KEYS_DONE)["rows"]
+        rows = read_json(folder / KEYS_DONE, "rows")["rows"]
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
             f"{folder}: its keys cannot be read ({error}); build the index again"

@@ -38,7 +38,7 @@ class Shard:
 
     def __init__(self, folder: Path) -> None:
         self.key_ME = load_keys(folder)
-        self.leaves = int(read_json(folder / KEYS_DONE)["leaves"])
+        self.leaves = int(read_json(folder / KEYS_DONE, "leaves")["leaves"])
         self._searcher = None
         if self.leaves and scann_available():
             import scann
@@ -86,7 +86,7 @@ class SearchIndex:
 
     def __init__(self, folder: Path, encode: Encode, *, share: float) -> None:
         self.folder, self.encode, self.share = folder, encode, share
-        count = int(read_json(folder / TEXTS_DONE)["shards"])
+        count = int(read_json(folder / TEXTS_DONE, "shards")["shards"])
         folders = [shard_folder(folder, number) for number in range(count)]
         self.shards = [Shard(each) for each in folders]
         self.texts = Texts(folders)
@@ -135,7 +135,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             f"tools.search.index={str(folder)!r}: no finished index is there; build it with "
             "--config.stages=\"('search_index',)\""
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, "encoder", "leaves_share")
     check_digests(folder, what="the search index", remedy="build it again")
     encode = _query_encoder(folder, manifest["encoder"])
     return SearchIndex(folder, encode, share=manifest["leaves_share"])

@@ -91,7 +91,7 @@ def read_texts(
     """
     done = folder / TEXTS_DONE
     if done.is_file():
-        return read_json(done)
+        return read_json(done, "shards", "summary")
     report, digest = LineReport(corpus), hashlib.sha256()
     lines = read_documents(
         corpus, IdSet().add, malformed=malformed, key="search_index.malformed", report=report

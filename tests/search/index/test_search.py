@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import requests
@@ -103,6 +105,16 @@ def test_the_local_search_uses_the_index_that_the_settings_name(exact):
     (found,) = tools["search"](["Title 9 item9"])
     assert found.text.startswith("[1] Title 9: ") and "\n[2] " in found.text
     close_tools(tools)
+
+
+@pytest.mark.parametrize("text", ["", '{"encoder": {"na', "{}", "[]", "null"])
+@pytest.mark.parametrize("name", ["manifest.json", "texts.json", "shard-00000/keys.json"])
+def test_a_torn_file_of_an_index_is_named_with_the_remedy(exact, tmp_path, name, text):
+    shutil.copytree(exact.folder, tmp_path / "index")
+    (tmp_path / "index" / "digests.json").unlink()  # as in an index of before there were digests
+    (tmp_path / "index" / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}: .*; build the index again"):
+        open_index(tmp_path / "index")
 
 
 def test_the_server_serves_an_index_in_the_same_wire_format(exact):
