@@ -21,6 +21,9 @@ STEP, RESULT, PROMPT = 48, 64, 768
 QUESTIONS = 8
 """Of a step and of an evaluation: a multiple of the devices."""
 
+FILE_RECORDS = 64
+"""Of each file of traces: all of them would be embedded."""
+
 
 def get_config(other: str = "qwen7b") -> ConfigDict:
     c = _module(other).get_config()
@@ -43,6 +46,7 @@ def get_config(other: str = "qwen7b") -> ConfigDict:
     _cut(c.sft, steps=20, batch=8, examples=128, warmup=5)
     c.sft.update(gate_one_hop=0.0, gate_follow=0.0)
     _cut(c.buffer, questions=QUESTIONS, samples=2, keep=2)
+    c.buffer.file_records = min(c.buffer.file_records or FILE_RECORDS, FILE_RECORDS)
     _cut(c.buffer.endpoint, max_calls_total=200, max_tokens_total=200_000)
     _cut(c.rl, steps=2, mini_batches=2, epochs=1, micro_tokens=4 * r.max_tokens)
     c.rl.buckets = (r.max_tokens,)

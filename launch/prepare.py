@@ -60,7 +60,6 @@ TRACES = (
     "AEPO-Qwen3-14B, 16 trajectories a question. Or sample a policy that you trained: "
     "--config.buffer.agent=checkpoint --config.buffer.checkpoint=WORKDIR --config.buffer.files='()'"
 )
-
 AGENT = (
     "the workdir of a trained run or a cold start (it holds a folder checkpoints), or a Hugging "
     "Face folder (it holds *.safetensors)"
@@ -70,8 +69,6 @@ INDEX = (
     "--config.stages=\"('search_index',)\" --config.search_index.corpus=CORPUS.jsonl "
     "--config.search_index.folder=FOLDER"
 )
-
-
 SERVER = (
     "serve a corpus (the paper: Wikipedia of 2018, wiki-18.jsonl): python -m "
     "rapo_jax.search.server --corpus=CORPUS.jsonl, or any server that speaks Search-R1's /retrieve"
@@ -164,14 +161,11 @@ def _tokens(folder: str, s: Settings, tags: tuple[str, ...]) -> Tokens:
 
 def _check_lengths(folder: str, s: Settings, task: Task, user_tools: Mapping[str, Tool]) -> None:
     """The questions' prompts fit, as in a run."""
-    tokens, d = _tokens(folder, s, user_tool_names(user_tools)), s.task.dataset
+    tokens = _tokens(folder, s, user_tool_names(user_tools))
     system = system_prompt(s, task, user_tools)
-    read = partial(read_set, manual_dir=d.manual_dir, malformed=d.malformed)
+    world = task.make_world(**dataclasses.asdict(s.task.dataset) | {"documents": ""})
     fitting_questions(
-        {
-            name: read(wanted, key=f"task.dataset.{name}").questions
-            for name, wanted in (("train", d.train), ("eval", d.eval))
-        },
+        {"train": world.train, "eval": world.eval},
         lambda question: len(tokens.prompt_ids(system, question.question)),
         limit=s.rollout.prompt_tokens,
         skip=s.task.too_long == "skip",
@@ -192,27 +186,20 @@ def _questions(s: Settings) -> Iterator[Need]:
 
 def _suites(s: Settings) -> Iterator[Need]:
     e, d = s.evaluate, s.task.dataset
+    read = partial(
+        read_suites,
+        manual_dir=e.manual_dir or d.manual_dir,
+        malformed=d.malformed,
+        metric=s.task.metric,
+    )
     for name in e.suites:
-        yield need(
-            "evaluate.suites",
-            name,
-            partial(
-                read_suites,
-                (name,),
-                manual_dir=e.manual_dir or d.manual_dir,
-                malformed=d.malformed,
-                metric=s.task.metric,
-            ),
-        )
+        yield need("evaluate.suites", name, partial(read, (name,)))
     if e.scoring == "strict":
         yield need("evaluate.scoring", "math-verify", check_math_verify)
     if e.judge.url:
         with tempfile.TemporaryDirectory() as folder:
-            yield need(
-                "evaluate.judge",
-                e.judge.model,
-                lambda: open_judge(e.judge, rule=e.scoring, folder=Path(folder)).close(),
-            )
+            judge = partial(open_judge, e.judge, rule=e.scoring, folder=Path(folder))
+            yield need("evaluate.judge", e.judge.model, lambda: judge().close())
 
 
 def _search(s: Settings) -> Iterator[Need]:
@@ -252,12 +239,8 @@ def _buffer(s: Settings, tags: tuple[str, ...]) -> Iterator[Need]:
     if "buffer" not in s.stages:
         return
     for file in b.files:
-        yield need(
-            "buffer.files",
-            file,
-            partial(_read_traces, s, file, tags),
-            "" if Path(file).is_file() else TRACES,
-        )
+        how = "" if Path(file).is_file() else TRACES
+        yield need("buffer.files", file, partial(_read_traces, s, file, tags), how)
     for folder in b.checkpoints if "checkpoint" in b.agents else ():
         yield need("buffer.checkpoint", folder, partial(_check_agent, folder, s), AGENT)
     if "endpoint" in b.agents:
@@ -274,6 +257,7 @@ def _read_traces(s: Settings, file: str, tags: tuple[str, ...]) -> None:
         mask=s.retrieval.mask,
         max_chars=s.retrieval.max_chars,
         user_tools=tags,
+        most_records=s.buffer.file_records,
     ).usable_step_traces(unit=s.retrieval.unit, include_answers=True)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,8 +74,11 @@ def read_sources(
     mask: str,
     max_chars: int,
     user_tools: tuple[str, ...] = (),
+    most_records: int = 0,
 ) -> Imported:
-    """Reads every file, in order. A trajectory of one of `questions` gets that question's id.
+    """Reads every file, in order, of each at most `most_records`, or all with 0.
+
+    A trajectory of one of `questions` gets that question's id.
 
     `mask` and `max_chars` make the keys of official records, which are single step traces. There
     question and history are one text; it is split at the first <think> and goes through `key_text`
@@ -89,9 +93,10 @@ def read_sources(
     for path in files:
         report = LineReport(str(path))
         parse = _Parser(Path(path).name, known, score, mask, max_chars, user_tools)
-        for record in read_jsonl(
+        records = read_jsonl(
             path, parse, malformed=malformed, key="buffer.malformed", report=report
-        ):
+        )
+        for record in itertools.islice(records, most_records or None):
             if isinstance(record, AgentTrajectory):
                 imported.trajectories.append(record)
             else:

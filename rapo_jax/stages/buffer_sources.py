@@ -83,6 +83,7 @@ def import_files(run: Run) -> Imported | None:
             mask=s.retrieval.mask,
             max_chars=s.retrieval.max_chars,
             user_tools=run.tokens.user_tools,
+            most_records=s.buffer.file_records,
         )
     except ValueError as error:
         raise ValueError(f"buffer.files: {error}") from None

@@ -36,7 +36,7 @@ def write(path, *records) -> str:
     return str(path)
 
 
-def read(*files, malformed="fail", mask="", max_chars=1000) -> Imported:
+def read(*files, malformed="fail", mask="", max_chars=1000, most_records=0) -> Imported:
     return read_sources(
         files,
         malformed=malformed,
@@ -44,7 +44,17 @@ def read(*files, malformed="fail", mask="", max_chars=1000) -> Imported:
         score=outcome_reward,
         mask=mask,
         max_chars=max_chars,
+        most_records=most_records,
     )
+
+
+def test_of_each_file_at_most_so_many_records_are_read(tmp_path):
+    records = [{"question": f"{i}?", "steps": STEPS, "reward": 1.0} for i in range(5)]
+    paths = [write(tmp_path / f"{name}.jsonl", *records, "{") for name in "ab"]
+    imported = read(*paths, most_records=2)  # the malformed lines are never reached
+    assert len(imported.trajectories) == 4
+    assert [(report.records, report.lines) for report in imported.reports] == [(2, 2), (2, 2)]
+    assert len(read(*paths, malformed="skip").trajectories) == 10
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_papers_chain_runs_with_small_numbers_from_the_buffer_to_the_report(tmp_path):
     data = write_data(tmp_path / "data")
+    (traces,) = (data / "traces").glob("aepo*.jsonl")
+    record = json.loads(traces.read_text())
+    traces.write_text(
+        "".join(json.dumps(record | {"question": f"Who? {i}"}) + "\n" for i in range(100))
+    )
     with search_server(tmp_path) as url:
         done = subprocess.run(
             [
@@ -38,6 +43,8 @@ def test_the_papers_chain_runs_with_small_numbers_from_the_buffer_to_the_report(
     run = tmp_path / "run"
     noted = json.loads((run / "done.json").read_text())["stages"]
     assert noted == ["buffer", "rl", "evaluate", "report"]
+    manifest = json.loads((run / "buffer" / "traces" / "manifest.json").read_text())
+    assert manifest["files"][0]["records"] == 64
     result = json.loads((run / "result.json").read_text())
     assert len(result["suites"]) == 10 and result["counts"]["rl_steps"] == 2
     assert all(1 <= suite["questions"] <= 2 for suite in result["suites"].values())
@@ -50,6 +57,7 @@ def test_every_config_shrinks_to_one_that_works_and_keeps_what_is_small(name, mo
     config["buffer"]["files"] = tuple(__file__ for _ in config["buffer"]["files"])
     s = read_settings(config)
     assert s.rollout.questions <= 8 and s.rl.steps <= 2 and s.rollout.max_tokens <= 1300
+    assert s.buffer.file_records == 64
     assert s.rollout.prompt_tokens == {"tiny": 24, "tests/small.py": 20}.get(name, 768)
 
 

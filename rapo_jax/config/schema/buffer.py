@@ -114,6 +114,9 @@ class BufferSettings:
     files: tuple[str, ...] = key(
         (), "JSON lines (also .gz) of trajectories to add (docs/buffer.md has the formats)"
     )
+    file_records: int = key(
+        0, "most records to read of each file, the first ones; 0 = all", at_least=0
+    )
     malformed: str = key("skip", "what to do with their malformed lines", choices=MALFORMED)
     split: str = key(
         "expert",
