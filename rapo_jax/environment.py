@@ -80,6 +80,7 @@ class Environment:
         self._without_retrieved_history = False
         self._questions: list[Question] = []
         self._history: list[str] = []
+        self._begins: list[list[int]] = []  # places in it at which the steps of calls begin
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._running = RunningCalls(tools, tokens.protocol, max_calls=max_calls)
@@ -111,6 +112,7 @@ class Environment:
         """
         self._questions = list(row_questions)
         self._history = [opened] * len(self._questions)
+        self._begins = [[] for _ in self._questions]
         self.calls = [[] for _ in self._questions]
         self._running.begin()
         self.failure = None
@@ -135,18 +137,23 @@ class Environment:
         token_UX: np.ndarray,
         length_U: np.ndarray,
         *,
+        parent_U: np.ndarray,
+        shared_U: np.ndarray,
         query_U: np.ndarray,
     ) -> Acted:
         """Starts the calls that the steps of `calls_U` closed; returns what is ready.
 
         A slow call delays its own row: the rows of `waits_U` are asked for again. Where all slots
         are idle, waits for one of them. The rows of `wants_U` that are ready get what the device
-        turns into the key of S_<t; `query_U` is a blank result, filled in place.
+        turns into the key of S_<t; `query_U` is a blank result, filled in place. A fork's history
+        begins with that of its parent up to its first `shared_U` calls.
         """
         texts = _no_texts(len(row_U), self._observation_tokens)
         asked_U = calls_U | waits_U
         ready_U = np.zeros(len(row_U), bool)
         with self._errors_kept(asked_U, texts, ready_U):
+            for u in np.flatnonzero(calls_U & (shared_U > 0)).tolist():
+                self._fork(int(row_U[u]), int(parent_U[u]), int(shared_U[u]))
             self._start(row_U, calls_U, token_UX, length_U)
             if idle_U.all():
                 self._wait(row_U[asked_U].tolist())
@@ -170,6 +177,7 @@ class Environment:
         for u in np.flatnonzero(calls_U).tolist():
             text = self.tokens.decode(token_UX[u, : length_U[u]])
             row = int(row_U[u])
+            self._begins[row].append(len(self._history[row]))
             self._history[row] += text
             steps.append((row, text))
         self._running.start(steps)
@@ -181,6 +189,13 @@ class Environment:
         if called[0][0].kind == INVALID and not self.tokens.protocol.turns:
             return self._corrective
         return self._observation_ids(*(observation.text for _, observation in called))
+
+    def _fork(self, row: int, parent: int, shared: int) -> None:
+        """Before a fork's first call: the history of its parent's first `shared` calls."""
+        if not self._begins[row]:
+            end = (*self._begins[parent], None)[shared]
+            self._history[row] = self._history[parent][:end]
+            self._begins[row] = self._begins[parent][:shared]
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation."""

@@ -52,13 +52,26 @@ class Span(flax.struct.PyTreeNode):
     length_B: Array
 
 
+class Forks(flax.struct.PyTreeNode):
+    """How rows began: a fork starts with a copy of the first tokens of another row of its group.
+
+    A row that began from its prompt is its own parent, and copied nothing.
+    """
+
+    parent_B: Array  # number of the parent within the group
+    tokens_B: Array  # tokens that were copied, the prompt included
+    calls_B: Array  # tool calls among them
+    tree_rows: int = flax.struct.field(pytree_node=False)  # of which the first never is a fork
+
+
 class Trajectory(flax.struct.PyTreeNode):
     """The tapes of a batch of rows, written left to right by `think` and `read`.
 
     `step_BT` numbers steps from 0 along each row: a policy step with the observation it caused is
     one step, a retrieved trace is a step of its own, the prompt belongs to step 0. `logp_BT` and
     `entropy_BT` (nats) are those of the sampling distribution at POLICY tokens and 0 elsewhere:
-    `logp_BT[b, t]` is the log-probability of `token_BT[b, t]` given the tokens before it.
+    `logp_BT[b, t]` is the log-probability of `token_BT[b, t]` given the tokens before it. `forks`
+    is None where all rows began from their prompts because nothing else was asked for.
     """
 
     token_BT: Array
@@ -68,6 +81,7 @@ class Trajectory(flax.struct.PyTreeNode):
     entropy_BT: Array
     status_B: Array
     length_B: Array
+    forks: Forks | None = None
 
 
 class Batch(flax.struct.PyTreeNode):

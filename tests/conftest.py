@@ -246,13 +246,10 @@ def make_sampler(house) -> Callable[..., Playing]:
         tools: Mapping[str, Tool] | None = None,
         fsdp: int = 1,
         tensor: int = 1,
-        absorb_chunk: int = 256,
-        slots: int = 0,
         tokens: Tokens = house.tokens,
+        **rollout: Any,
     ) -> Playing:
-        r = dataclasses.replace(
-            house.settings.rollout, driver=driver, absorb_chunk=absorb_chunk, slots=slots
-        )
+        r = dataclasses.replace(house.settings.rollout, driver=driver, **rollout)
         environment = Environment(
             tokens,
             tools or house.tools,

@@ -42,6 +42,24 @@ METHODS = {
         settings={"rl.clipping": "gppo", "rl.dual_clip": 3.0, "rl.aggregation": "token_mean"},
     ),
     "gigpo": MethodSettings("GRPO, and steps from the same state compared with each other"),
+    "tree_grpo": MethodSettings(
+        "GRPO over trees of rollouts, and within each tree",
+        settings={"rollout.branching": "random", "rollout.tree_rows": 3, "rl.kl": 0.001},
+    ),
+    "arpo": MethodSettings(
+        "GRPO on rollouts that fork after observations where the policy is uncertain",
+        settings={"rollout.tree_rows": 2},
+    ),
+    "aepo": MethodSettings(
+        "ARPO with fewer forks in a row, and advantages and a clip that keep uncertain tokens",
+        settings={
+            "rollout.tree_rows": 2,
+            "rollout.branch_penalty": 0.05,
+            "rl.clipping": "aepo",
+            "rl.dual_clip": 3.0,
+            "rl.aggregation": "token_mean",
+        },
+    ),
     "luffy": MethodSettings(
         "GRPO whose groups hold one trajectory of the buffer",
         buffer=True,

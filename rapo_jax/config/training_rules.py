@@ -19,6 +19,18 @@ def rollout_rules(s: Settings) -> Iterator[Rule]:
         0 <= r.n_hybrid <= r.group_size,
         f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
     )
+    divisors = [str(n) for n in range(2, r.group_size + 1) if r.group_size % n == 0]
+    yield (
+        "rollout.tree_rows",
+        r.group_size % r.tree_rows == 0,
+        f"trees divide rollout.group_size={r.group_size}: {', '.join(divisors)}, or 1 for none",
+    )
+    yield (
+        "rollout.slots",
+        r.slots == 0 or r.slots >= r.tree_rows,
+        f"a tree of rollout.tree_rows={r.tree_rows} needs a slot for each row; raise it, or 0 for "
+        "as many as rollouts",
+    )
     yield (
         "rollout.max_tokens",
         r.max_tokens > r.prompt_tokens,
@@ -54,6 +66,9 @@ def method_rules(s: Settings) -> Iterator[Rule]:
         s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
         "more than 1, such as 3, or 0 for none",
     )
+    remedy = "with trajectories that others wrote (luffy, rollout_replay) no rollouts branch: 1"
+    branches = s.method not in ("luffy", "rollout_replay")
+    yield "rollout.tree_rows", branches or r.tree_rows == 1, remedy
     buffer = {"sft", "buffer"} & set(s.stages) or ("rl" in s.stages and s.reads_buffer)
     remedy = "cold start and buffer are in protocol='rapo'; leave their stages out, method='grpo'"
     yield "protocol", s.protocol == "rapo" or not buffer, remedy

@@ -132,6 +132,7 @@ def lowered_rollout(
             prompt,
             group_size=r.group_size,
             retrieves=s.n_hybrid > 0,
+            tree_rows=r.tree_rows,
             repeat=while_unfinished,
         )
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RolloutSettings
+from rapo_jax.rollout.branching import branched, planted
 from rapo_jax.rollout.reading import (
     Texts,
     read,
@@ -53,10 +54,11 @@ class HostCallbacks(NamedTuple):
     """
 
     act: Callable[..., tuple[np.ndarray, ...]]
-    """(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U) -> (ready_U, healthy_U,
-    token_UX, length_U, query_U): starts the calls of the steps calls_U, and brings the observations
-    that are ready of these and of waits_U; it waits for one where idle_U. A row of wants_U gets
-    the query besides, which `embed` turns into the key of S_<t."""
+    """(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, parent_U, shared_U) ->
+    (ready_U, healthy_U, token_UX, length_U, query_U): starts the calls of the steps calls_U, and
+    brings the observations that are ready of these and of waits_U; it waits for one where idle_U. A
+    row of wants_U gets the query besides, which `embed` turns into the key of S_<t. The first
+    shared_U calls of a fork are those of row parent_U."""
     search: Callable[..., tuple[np.ndarray, ...]]
     """(row_U, wants_U, key_UE, pick_U, room_U) -> (healthy_U, token_UX, length_U) trace; pick_U in
     [0, 1) asks for that random trace, -1 for the nearest; one of more than room_U tokens is left
@@ -69,15 +71,15 @@ class Parts(NamedTuple):
     """The device's side of a turn. The program inlines them; the loop in Python compiles each."""
 
     open: Callable[..., Slots]
-    """(params, prompts, *, group_size) -> slots: no row has begun."""
+    """(params, prompts, *, group_size, tree_rows) -> slots: no row has begun."""
     think: Callable[..., Slots]
     """(params, inputs, slots) -> slots."""
     ask: Callable[..., tuple[Array, ...]]
-    """(inputs, slots) -> (row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, pick_U)."""
+    """(inputs, slots) -> (what `act` takes, pick_U)."""
     embed: Callable[..., Array]
     """(query_U, wants_U) -> key_UE."""
     read: Callable[..., Slots]
-    """(params, slots, texts) -> slots."""
+    """(params, inputs, slots, texts) -> slots."""
     close: Callable[..., Trajectory]
     """(slots) -> trajectory."""
 
@@ -100,14 +102,28 @@ def parts(
         calls_U, waits_U = slots.has(Phase.CALLING), slots.has(Phase.WAITING)
         idle_U = jnp.broadcast_to(~slots.has(Phase.THINKING).any(), calls_U.shape)
         row_U = inputs.row_B[slots.row_U]
-        return row_U, calls_U, waits_U, wants_U, idle_U, step.token_BX, step.length_B, pick_U
+        parent_U, shared_U = row_U, jnp.zeros_like(row_U)
+        if slots.trees is not None:
+            forks = slots.trees.forks
+            parent_U = inputs.row_B[forks.parent_B[slots.row_U]]
+            shared_U = forks.calls_B[slots.row_U]
+        asked = (row_U, calls_U, waits_U, wants_U, idle_U, step.token_BX, step.length_B)
+        return *asked, parent_U, shared_U, pick_U
+
+    def open_shard(params: Params, prompt_QX: Span, *, group_size: int, tree_rows: int) -> Slots:
+        how = {"slots": slots, "group_size": group_size}
+        return planted(settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows)
+
+    def read_texts(params: Params, inputs: RolloutInputs, before: Slots, texts: Texts) -> Slots:
+        after = read(model, settings, params, before, texts)
+        return branched(model, settings, inputs, before, after, reading=True)
 
     return Parts(
-        partial(open_slots, model, settings, slots=slots),
+        open_shard,
         partial(think, model, settings, boundary),
         ask,
         partial(embed_wanted, embed),
-        partial(read, model, settings),
+        read_texts,
         partial(closed, settings),
     )
 
@@ -171,7 +187,7 @@ def agent_turn(
         )
         healthy_U = healthy_U & (healthy_too_U | ~wants_U)
         trace = Span(token_UX, length_U)
-    return parts.read(params, slots, Texts(ready_U, healthy_U, observation, trace))
+    return parts.read(params, inputs, slots, Texts(ready_U, healthy_U, observation, trace))
 
 
 Turn = Callable[[Slots], Slots]
@@ -211,10 +227,15 @@ def rollout(
     *,
     group_size: int,
     retrieves: bool,
+    tree_rows: int = 1,
     repeat: Callable[[Turn, Slots], Slots],
 ) -> tuple[Trajectory, Counts]:
-    """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`."""
+    """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
+
+    Trees of `tree_rows` rows in a row share prefixes, see `branching`; 1: all are independent.
+    """
     fixed = (parts, call_host, callbacks, settings, params, inputs)
     turn = partial(agent_turn, *fixed, retrieves=retrieves)
-    slots = repeat(turn, parts.open(params, prompt_QX, group_size=group_size))
+    slots = parts.open(params, prompt_QX, group_size=group_size, tree_rows=tree_rows)
+    slots = repeat(turn, slots)
     return parts.close(slots), slots.counts

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.model.decoding import Cache, empty_cache, prefill
-from rapo_jax.types import Array, Params, Source, Span, Trajectory
+from rapo_jax.types import Array, Forks, Params, Source, Span, Trajectory
 
 
 class Phase(enum.IntEnum):
@@ -60,7 +60,7 @@ class Slots(flax.struct.PyTreeNode):
 
     trajectory: Trajectory
     prompts: Prompts
-    left_1: Array  # rows that have not begun: the last ones
+    due_B: Array  # rows that are to begin from their prompts as soon as there is room
     row_U: Array
     phase_U: Array
     length_U: Array  # tokens of the row so far
@@ -71,17 +71,48 @@ class Slots(flax.struct.PyTreeNode):
     hidden_UD: Array  # of each row's last token: the next one's logits are its unembedding
     cache: Cache
     counts: Counts
+    trees: Trees | None = None  # None: all rows begin from their prompts
 
     @property
     def unfinished(self) -> Array:
-        return (self.phase_U != Phase.FREE).any() | (self.left_1 > 0).any()
+        return (self.phase_U != Phase.FREE).any() | self.due_B.any()
 
     @property
     def rows(self) -> int:
         return self.trajectory.status_B.shape[0]
 
+    @property
+    def group_size(self) -> int:
+        return self.rows // len(self.prompts.length_Q)
+
     def has(self, phase: Phase) -> Array:
         return self.phase_U == phase
+
+
+class Trees(flax.struct.PyTreeNode):
+    """Rows of a tree may begin as forks of each other; see `branching`.
+
+    The tree's rows are consecutive and the first is its root. A row that runs or is due owns the
+    rows after it and before `end_B`, none of which has begun.
+    """
+
+    reserved_1: Array  # slots that stay free for rows that others own
+    end_B: Array
+    streak_U: Array  # boundaries in a row at which the slot's row was to fork
+    forks: Forks  # here parents are numbered as rows of the shard
+    starts: Starts | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.forks.tree_rows
+
+
+class Starts(flax.struct.PyTreeNode):
+    """Where the steps after the S calls of each slot's row began, for forks after its end."""
+
+    position_US: Array
+    step_US: Array
+    hidden_USD: Array  # of the token before
 
 
 class Prompts(flax.struct.PyTreeNode):
@@ -129,7 +160,7 @@ def open_slots(
             length_B=zero_B,
         ),
         prompts=Prompts(prompt_QX.length_B, hidden_QD, cache),
-        left_1=zero_1 + B,
+        due_B=jnp.ones((B,), bool),
         row_U=zero_U,
         phase_U=zero_U,
         length_U=zero_U,
@@ -162,27 +193,44 @@ def closed(settings: RolloutSettings, slots: Slots) -> Trajectory:
         old.entropy_BT[:, :T],
         old.status_B,
         old.length_B,
+        None if slots.trees is None else _numbered_in_groups(slots.trees.forks, slots.group_size),
     )
 
 
+def _numbered_in_groups(forks: Forks, group_size: int) -> Forks:
+    return forks.replace(parent_B=forks.parent_B % group_size)
+
+
 def fill(slots: Slots) -> Slots:
-    """Gives the next rows to the free slots: each gets a copy of its prompt's cache."""
-    group_size = slots.rows // len(slots.prompts.length_Q)
+    """Gives the next due rows to the free slots: each gets a copy of its prompt's cache.
+
+    The root of a tree begins once a slot is left for each row of it, so that no fork has to wait.
+    """
 
     def unfilled(slots: Slots) -> Array:
-        return slots.has(Phase.FREE).any() & (slots.left_1[0] > 0)
+        room, needed = slots.has(Phase.FREE).sum(), jnp.int32(1)
+        if (trees := slots.trees) is not None:
+            is_root = jnp.argmax(slots.due_B) % trees.rows == 0
+            needed = jnp.where(is_root, trees.rows + trees.reserved_1[0], 1)
+        return slots.due_B.any() & (room >= needed)
 
     def begin_row(slots: Slots) -> Slots:
-        u, row = jnp.argmax(slots.has(Phase.FREE)), slots.rows - slots.left_1[0]
-        q = row // group_size
+        u, row = jnp.argmax(slots.has(Phase.FREE)), jnp.argmax(slots.due_B)
+        q = row // slots.group_size
         length = slots.prompts.length_Q[q]
 
         def copy(old: Array, prompt: Array) -> Array:
             part = jax.lax.dynamic_index_in_dim(prompt, q, keepdims=True)
             return jax.lax.dynamic_update_slice(old, part, (u, *[0] * (old.ndim - 1)))
 
+        trees = slots.trees
+        if trees is not None:
+            taken = jnp.where(row % trees.rows == 0, 1 - trees.rows, 1)
+            trees = trees.replace(
+                reserved_1=trees.reserved_1 - taken, streak_U=trees.streak_U.at[u].set(0)
+            )
         return slots.replace(
-            left_1=slots.left_1 - 1,
+            due_B=slots.due_B.at[row].set(False),
             row_U=slots.row_U.at[u].set(row),
             phase_U=slots.phase_U.at[u].set(Phase.THINKING),
             length_U=slots.length_U.at[u].set(length),
@@ -192,6 +240,7 @@ def fill(slots: Slots) -> Slots:
             state_U=slots.state_U.at[u].set(0),
             hidden_UD=slots.hidden_UD.at[u].set(slots.prompts.hidden_QD[q]),
             cache=jax.tree.map(copy, slots.cache, slots.prompts.cache),
+            trees=trees,
         )
 
     return jax.lax.while_loop(unfilled, begin_row, slots)

@@ -12,6 +12,7 @@ from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.model.decoding import extend
 from rapo_jax.model.sampling import sample
 from rapo_jax.model.transformer import unembed
+from rapo_jax.rollout.branching import branched
 from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, end_rows, fill
 from rapo_jax.types import Array, Params, Source, Span, Status
 
@@ -60,8 +61,9 @@ def think(
         return (thinking > 0) & (calling * CALLING_SHARE < thinking + calling) & ~late
 
     def tick(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
-        ticks, now = carry
-        return ticks + 1, fill(think_token(model, settings, boundary, params, inputs, now))
+        ticks, before = carry
+        after = think_token(model, settings, boundary, params, inputs, before)
+        return ticks + 1, fill(branched(model, settings, inputs, before, after))
 
     return jax.lax.while_loop(needless, tick, (jnp.int32(0), fill(slots)))[1]
 

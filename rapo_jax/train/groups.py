@@ -111,6 +111,7 @@ def sample_batch(
         probability=probability,
         noise=s.retrieval.noise,
         last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+        tree_rows=s.rollout.tree_rows,
     )
     rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
     questions = tuple(Question(**row) for row in rows)

@@ -109,6 +109,27 @@ def rollout_metrics(
         "rollout/tokens": mean(response_mask(trajectory.source_BT).sum(1)),
         "rollout/policy_tokens": mean(policy_BT.sum(1)),
         "rollout/retrieved_share": mean(calibration.retrieved_share_B),
+        **branching_metrics(trajectory),
+    }
+
+
+def branching_metrics(trajectory: Trajectory) -> dict[str, float]:
+    """What shared prefixes saved, means over rows; and how the rows of trees began.
+
+    `rollout/policy_tokens` counts a shared prefix in every row that has it, so that less
+    `rollout/saved_tokens` it is what was sampled; `rollout/tool_calls` counts calls that were made.
+    """
+    if (forks := trajectory.forks) is None:
+        return {}
+    row_B = np.arange(len(trajectory.length_B))
+    shared_BT = np.arange(trajectory.source_BT.shape[1]) < forks.tokens_B[:, None]
+    saved_BT = shared_BT & (trajectory.source_BT == Source.POLICY)
+    forked_B = forks.tokens_B > 0
+    return {
+        "rollout/saved_tokens": float(saved_BT.sum(1).mean()),
+        "rollout/saved_calls": float(forks.calls_B.mean()),
+        "rollout/forks": float(forked_B.sum()),
+        "rollout/restarts": float((~forked_B & (row_B % forks.tree_rows > 0)).sum()),
     }
 
 

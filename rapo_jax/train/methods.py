@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RlSettings, Settings
-from rapo_jax.method.advantages import centred_rewards, gigpo_advantage
+from rapo_jax.method.advantages import (
+    centred_rewards,
+    entropy_advantage,
+    gigpo_advantage,
+    tree_advantage,
+)
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.train.update import LossSums, luffy_loss, rapo_loss, replay_loss
 from rapo_jax.types import Array, Source, Trajectory
@@ -66,6 +71,31 @@ def of_steps(
     return np.where(policy_BT, np.take_along_axis(np.asarray(advantage_BS), step_BT, axis=1), 0)
 
 
+def of_trees(
+    s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
+) -> Array:
+    """Tree-GRPO's: over the question's rollouts, plus over those of each tree."""
+    reward_QG = jnp.reshape(reward_B, (-1, s.rollout.group_size))
+    tree_QG = jnp.broadcast_to(
+        jnp.arange(reward_QG.shape[1]) // s.rollout.tree_rows, reward_QG.shape
+    )
+    advantage_QG = tree_advantage(reward_QG, tree_QG, ddof=s.rl.ddof, std_floor=s.rl.std_floor)
+    return np.asarray(advantage_QG).reshape(-1)
+
+
+def of_entropy(
+    s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
+) -> Array:
+    """AEPO's: tokens at which the policy is uncertain weigh more."""
+    advantage_BT = entropy_advantage(
+        jnp.asarray(calibration.advantage_B),
+        jnp.asarray(trajectory.entropy_BT),
+        jnp.asarray(trajectory.source_BT == Source.POLICY),
+        weight=s.rl.entropy_weight,
+    )
+    return np.asarray(advantage_BT)
+
+
 def anchors(
     trajectory: Trajectory, *, group_size: int, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +131,9 @@ METHODS = {
     "dapo": Method(calibrated, rapo_loss),
     "gppo": Method(calibrated, rapo_loss),
     "gigpo": Method(of_steps, rapo_loss),
+    "tree_grpo": Method(of_trees, rapo_loss),
+    "arpo": Method(calibrated, rapo_loss),
+    "aepo": Method(of_entropy, rapo_loss),
     "luffy": Method(centred, luffy_loss, takes_traces=True),
     "rollout_replay": Method(calibrated, replay_loss, replays=True),
     "sft_grpo": Method(calibrated, rapo_loss),

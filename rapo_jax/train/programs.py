@@ -62,8 +62,14 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
         return row_U - process * len(environment.calls)
 
     def act(row_U: np.ndarray, *arrays: np.ndarray) -> Acted:
+        *step, parent_U, shared_U = arrays
         query_U = np.zeros((len(row_U), *query_E.shape), query_E.dtype)
-        return environment.act(local(row_U), *arrays, query_U=query_U)
+        return environment.act(
+            *(local(row_U), *step),
+            parent_U=local(parent_U),
+            shared_U=shared_U,
+            query_U=query_U,
+        )
 
     def search(row_U: np.ndarray, *arrays: np.ndarray) -> Texts:
         return environment.search(local(row_U), *arrays)
@@ -104,9 +110,9 @@ def compiled(parts: Parts, mesh: Mesh) -> Parts:
     ) -> Callable[..., Result]:
         return jax.jit(on_row_shards(mesh, part, specs), donate_argnums=donated)
 
-    @partial(jax.jit, static_argnames="group_size")
-    def open_slots(params: Params, prompt: Span, *, group_size: int) -> Slots:
-        open_shard = partial(parts.open, group_size=group_size)
+    @partial(jax.jit, static_argnames=("group_size", "tree_rows"))
+    def open_slots(params: Params, prompt: Span, *, group_size: int, tree_rows: int) -> Slots:
+        open_shard = partial(parts.open, group_size=group_size, tree_rows=tree_rows)
         return on_row_shards(mesh, open_shard, (EVERYWHERE, ROWS))(params, prompt)
 
     return Parts(
@@ -114,13 +120,18 @@ def compiled(parts: Parts, mesh: Mesh) -> Parts:
         shards(parts.think, EVERYWHERE, INPUTS, ROWS, donated=2),
         shards(parts.ask, INPUTS, ROWS),
         shards(parts.embed, ROWS, ROWS),
-        shards(parts.read, EVERYWHERE, ROWS, ROWS, donated=1),
+        shards(parts.read, EVERYWHERE, INPUTS, ROWS, ROWS, donated=2),
         shards(parts.close, ROWS),
     )
 
 
 def make_program(
-    setup: RolloutSetup, count_compile: Callable[[], None], *, retrieves: bool, group_size: int
+    setup: RolloutSetup,
+    count_compile: Callable[[], None],
+    *,
+    retrieves: bool,
+    group_size: int,
+    tree_rows: int,
 ) -> Program:
     """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
     callbacks, settings, mesh = setup.callbacks, setup.settings, setup.mesh
@@ -137,6 +148,7 @@ def make_program(
             prompt,
             group_size=group_size,
             retrieves=retrieves,
+            tree_rows=tree_rows,
             repeat=while_unfinished,
         )
 
@@ -157,6 +169,7 @@ def make_program(
                 prompt,
                 group_size=group_size,
                 retrieves=retrieves,
+                tree_rows=tree_rows,
                 repeat=loop_unfinished,
             )
 

@@ -8,13 +8,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from rapo_jax.tasks import Question
 from rapo_jax.train.measures import RowScores
 from rapo_jax.types import Trajectory
 
-TAPE_ARRAYS = len(dataclasses.fields(Trajectory))
+TAPE_ARRAYS = len(dataclasses.fields(Trajectory)) - 1
+"""Past rows did not branch: `forks` is None."""
 FOLDER = "replay"
 """In the workdir: STEP.npz, the store at each checkpoint."""
 
@@ -62,7 +64,7 @@ class Replay:
     def save(self, path: Path) -> None:
         """Writes all groups in their order; the file is whole or not there."""
         groups = list(self._groups.values())
-        rows = [(*vars(each.trajectory).values(), *each.scores) for each in groups]
+        rows = [(*jax.tree.leaves(each.trajectory), *each.scores) for each in groups]
         questions = [json.dumps(dataclasses.asdict(each.question)) for each in groups]
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".tmp")

@@ -48,6 +48,13 @@ class Sampler:
         embed: Callable[[jax.Array], jax.Array],
         query_E: jax.ShapeDtypeStruct,
     ) -> None:
+        slots = settings.slots // row_shards(mesh)
+        if 0 < slots < settings.tree_rows:
+            raise ValueError(
+                f"rollout.slots={settings.slots}: leaves {slots} to each of {row_shards(mesh)} "
+                f"devices, and a tree of rollout.tree_rows={settings.tree_rows} needs one for each "
+                "row; raise it, or 0 for as many as rollouts"
+            )
         self._tokens, self._environment, self._system = tokens, environment, system
         self._model, self._mesh = model, mesh
         self._setup = RolloutSetup(
@@ -56,7 +63,7 @@ class Sampler:
                 settings,
                 boundary(tokens.bytes_V, eos_ids=tokens.eos_ids, protocol=tokens.protocol),
                 embed,
-                slots=settings.slots // row_shards(mesh),
+                slots=slots,
             ),
             host_callbacks(environment, query_E),
             settings,
@@ -97,9 +104,11 @@ class Sampler:
         probability: float = 0.0,
         noise: float = 0.0,
         last_retrieval: int = FOREVER,
+        tree_rows: int = 1,
     ) -> Trajectory:
         """Q * G trajectories as numpy arrays; the last `n_hybrid` of each group may retrieve.
 
+        `tree_rows` rows of a group in a row share prefixes (`rollout.branching`); 1: none do.
         `params` are what `load` returned. `questions` are those of this process; all processes
         call this together, and each gets the trajectories of all questions, in the order of
         processes.
@@ -125,7 +134,7 @@ class Sampler:
             *place((row_B, hybrid_B), rows(mesh)),
             **place(scalars, replicated(mesh)),
         )
-        program = self._program(retrieves=n_hybrid > 0, group_size=group_size)
+        program = self._program(n_hybrid > 0, group_size, tree_rows)
         prompt = place_local_rows(prompt_QX, rows(mesh))
         tape, counts = program(params, inputs, prompt)
         if jax.process_count() > 1:
@@ -161,8 +170,14 @@ class Sampler:
         opened, _ = self._tokens.opened(token_QX[0, : length_Q[0]])
         return Span(token_QX, length_Q), opened
 
-    def _make_program(self, *, retrieves: bool, group_size: int) -> Program:
+    def _make_program(self, retrieves: bool, group_size: int, tree_rows: int) -> Program:
         def count_compile() -> None:
             self.compiled += 1
 
-        return make_program(self._setup, count_compile, retrieves=retrieves, group_size=group_size)
+        return make_program(
+            self._setup,
+            count_compile,
+            retrieves=retrieves,
+            group_size=group_size,
+            tree_rows=tree_rows,
+        )

@@ -53,7 +53,18 @@ def make(house):
 def act_once(house):
     """Calls `act` with steps of rows as the rollout writes them; unless said otherwise all call."""
 
-    def ask(environment, steps, *, rows=None, calls=None, waits=None, wants=None, idle=True):
+    def ask(
+        environment,
+        steps,
+        *,
+        rows=None,
+        calls=None,
+        waits=None,
+        wants=None,
+        idle=True,
+        parents=None,
+        shared=None,
+    ):
         U = len(steps)
         token_UX, length_U = np.zeros((U, STEP), np.int32), np.zeros(U, np.int32)
         for u, text in enumerate(steps):
@@ -67,6 +78,8 @@ def act_once(house):
         width = house.retriever.buffer.key_ME.shape[1]
         ready_U, healthy_U, token_UX, length_U, query_UE = environment.act(
             *(row_U, calls_U, waits_U, wants_U, np.full(U, idle), token_UX, length_U),
+            parent_U=row_U if parents is None else np.array(parents),
+            shared_U=np.zeros(U, int) if shared is None else np.array(shared),
             query_U=np.zeros((U, width), np.float32),
         )
         assert token_UX.dtype == length_U.dtype == np.int32

@@ -6,6 +6,7 @@ random draws and the texts of the tools and of the buffer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,15 @@ class Row(NamedTuple):
 
 def reference_rows(house: Any, key: jax.Array, *, group_size: int, n_hybrid: int, **how: Any):
     """The rows of the house's questions; `how` as for `Sampler.sample`, all of it given."""
+    row_of = reference_row(house, key, group_size=group_size, n_hybrid=n_hybrid, **how)
+    return [row_of(number) for number in range(len(house.asked) * group_size)]
+
+
+def reference_row(
+    house: Any, key: jax.Array, *, group_size: int, n_hybrid: int, **how: Any
+) -> Callable[..., Row]:
+    """(number, prefix, calls) -> that row; `prefix` is a row of so many calls that it begins with,
+    ended by an observation or a trace."""
     r, model, params = house.settings.rollout, house.model, jax.device_put(house.params)
 
     @jax.jit
@@ -40,11 +50,11 @@ def reference_rows(house: Any, key: jax.Array, *, group_size: int, n_hybrid: int
         drawn = sample(logits_1V, key[None], temperature=how["temperature"])
         return jax.tree.map(lambda x: x[0], drawn)
 
-    def row_of(number: int) -> Row:
+    def row_of(number: int, prefix: Row | None = None, calls: int = 0) -> Row:
         question = house.asked[number // group_size]
         hybrid = number % group_size >= group_size - n_hybrid
-        row = Row([], [], [], [], [], Status.RUNNING)
-        step, calls, history = 0, 0, ""
+        row = prefix or Row([], [], [], [], [], Status.RUNNING)
+        step, history = 0, ""
         token_key = jax.random.fold_in(jax.random.fold_in(key, 0), number)
 
         def write(ids, source: Source, logp: float = 0.0, entropy: float = 0.0) -> None:
@@ -53,7 +63,11 @@ def reference_rows(house: Any, key: jax.Array, *, group_size: int, n_hybrid: int
                 for values, value in zip(row[:5], token, strict=True):
                     values.append(value)
 
-        write(house.tokens.prompt_ids(house.system, question.question), Source.PROMPT)
+        prompt = house.tokens.prompt_ids(house.system, question.question)
+        if prefix is None:
+            write(prompt, Source.PROMPT)
+        else:
+            step, history = row.step[-1] + 1, house.tokens.decode(row.token[len(prompt) :])
         while True:
             begin = len(row.token)
             while True:  # think
@@ -102,4 +116,4 @@ def reference_rows(house: Any, key: jax.Array, *, group_size: int, n_hybrid: int
             if len(row.token) == r.max_tokens:
                 return row._replace(status=Status.OUT_OF_TOKENS)
 
-    return [row_of(number) for number in range(len(house.asked) * group_size)]
+    return row_of

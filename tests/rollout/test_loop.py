@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import jax
@@ -30,13 +29,20 @@ def policy_and_retrieved(trajectory, b):
     return [steps[step] for step in sorted(steps)]
 
 
+def named_pairs(left, right):
+    leaves, tree = jax.tree_util.tree_flatten_with_path(left)
+    others, other_tree = jax.tree.flatten(right)
+    assert tree == other_tree
+    for (path, found), wanted in zip(leaves, others, strict=True):
+        yield jax.tree_util.keystr(path), found, wanted
+
+
 def same(left, right, *, rounding=0.0):
-    for field in dataclasses.fields(left):
-        found, wanted = getattr(left, field.name), getattr(right, field.name)
+    for name, found, wanted in named_pairs(left, right):
         if rounding and found.dtype.kind == "f":
-            np.testing.assert_allclose(found, wanted, atol=rounding, err_msg=field.name)
+            np.testing.assert_allclose(found, wanted, atol=rounding, err_msg=name)
         else:
-            np.testing.assert_array_equal(found, wanted, err_msg=field.name)
+            np.testing.assert_array_equal(found, wanted, err_msg=name)
 
 
 def rows_of(trajectory, index):

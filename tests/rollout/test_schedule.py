@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import threading
 import time
@@ -67,8 +66,7 @@ def check(trajectory, rows):
 
 
 def same(left, right):
-    for field in dataclasses.fields(left):
-        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 @pytest.mark.parametrize("slots", [0, 1, 5, 16])

@@ -77,7 +77,7 @@ def perform(stage, tape_text):
     ):
         acts, searches, asked = [], [], Counter()
 
-        def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U):
+        def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, *_):
             asked.update(row_U[calls_U | waits_U].tolist())
             late_U = np.array([asked[row] < (delays or {}).get(row, 1) for row in row_U.tolist()])
             ready_U = (calls_U | waits_U) & ~late_U
@@ -216,7 +216,7 @@ def test_a_step_without_an_action_gets_a_reply_where_the_protocol_says_so(stage,
     params = stage.policy(first, "E F G </answer>" if width > 2 else "E F end", "B D </python>")
     asked = []
 
-    def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U):
+    def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, *_):
         for u in np.flatnonzero(calls_U):
             asked.append((int(row_U[u]), stage.names(token_UX[u, : length_U[u]])))
         span = stage.span(*("E" if call else "" for call in calls_U), width=4)

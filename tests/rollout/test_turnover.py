@@ -31,16 +31,16 @@ def test_free_slots_take_the_next_rows_and_get_copies_of_their_prompts(stage):
     settings = dataclasses.replace(stage.settings, max_tokens=TOKENS)
     prompt = stage.span("A B", "D", "F F F", width=stage.settings.prompt_tokens)
     opened = open_slots(stage.model, settings, params, prompt, slots=4, group_size=2)
-    assert opened.left_1 == 6 and not (opened.phase_U != Phase.FREE).any()
+    assert opened.due_B.tolist() == [True] * 6 and not (opened.phase_U != Phase.FREE).any()
     slots = fill(opened)
-    assert slots.left_1 == 2 and slots.row_U.tolist() == [0, 1, 2, 3]
+    assert slots.due_B.tolist() == [False] * 4 + [True] * 2 and slots.row_U.tolist() == [0, 1, 2, 3]
     assert slots.length_U.tolist() == slots.begin_U.tolist() == [2, 2, 1, 1]
     same(fill(slots), slots)
 
     ended = end_rows(slots, jnp.array([False, True, False, False]), jnp.full(4, Status.STOPPED))
     assert ended.phase_U.tolist() == [Phase.THINKING, Phase.FREE, Phase.THINKING, Phase.THINKING]
     again = fill(ended.replace(step_U=slots.step_U + 3, calls_U=slots.calls_U + 1))
-    assert again.left_1 == 1 and again.row_U.tolist() == [0, 4, 2, 3]
+    assert again.due_B.tolist() == [False] * 5 + [True] and again.row_U.tolist() == [0, 4, 2, 3]
     assert again.step_U.tolist() == [3, 0, 3, 3] and again.calls_U.tolist() == [1, 0, 1, 1]
     X = stage.settings.prompt_tokens
     for u, q in ((0, 0), (1, 2), (2, 1), (3, 1)):
@@ -58,7 +58,7 @@ def test_rows_that_end_make_room_for_the_next_while_others_sample(stage):
     for slots in (0, 1, 3):
         programs = Programs(stage, slots=slots)
         found = jax.device_get(programs.think(params, programs.open(params, *prompts)))
-        assert not found.unfinished and found.left_1 == 0
+        assert not found.unfinished and not found.due_B.any()
         finished[slots] = closed(programs.settings, found)
         counts = jax.tree.map(lambda x: int(x[0]), found.counts)
         ticks[slots] = counts.ticks

@@ -20,6 +20,27 @@ class RolloutSettings:
         remedy="a group-relative advantage needs at least 2 rollouts per question",
     )
     n_hybrid: int = key(8, "rollouts of a group that may retrieve", paper="sec. 4.1.2")
+    tree_rows: int = key(
+        1,
+        "rollouts of a question in a row that may begin as forks of each other, a tree; divides "
+        "group_size; 1 = all are independent",
+        at_least=1,
+    )
+    branching: str = key(
+        "entropy",
+        "where rollouts of a tree begin (docs/methods.md)",
+        choices={
+            "entropy": "after an observation of another one, by the policy's entropy (ARPO, AEPO)",
+            "random": "at boundaries of the first one, after its end (Tree-GRPO)",
+        },
+    )
+    branch_probability: float = fraction(0.5, "chance of a fork where the entropy has not changed")
+    branch_entropy: float = key(
+        0.2, "weight in it of the rise of the entropy since the first step", unit="1 / ln V"
+    )
+    branch_penalty: float = fraction(
+        0.0, "share of a fork's chance that each fork just before it takes away (AEPO)"
+    )
     max_calls: int = key(3, "most tool calls of a trajectory", at_least=0)
     prompt_tokens: int = key(1536, "longest prompt", unit="tokens", at_least=1)
     step_tokens: int = key(1024, "longest step of the policy", unit="tokens", at_least=1)
@@ -164,6 +185,9 @@ class RlSettings:
     step_std: bool = key(False, "divide both advantages of gigpo by the std of their groups")
     trace_gamma: float = key(
         0.1, "gamma: a buffer's token of probability p weighs p / (p + gamma) (luffy)", above=0
+    )
+    entropy_weight: float = key(
+        0.2, "weight of a token's standardised entropy in its advantage (aepo)", at_least=0
     )
     replay_share: float = fraction(
         0.0, "share of a step's groups that are past ones, from the second epoch (rollout_replay)"
