@@ -29,20 +29,14 @@ def policy_and_retrieved(trajectory, b):
     return [steps[step] for step in sorted(steps)]
 
 
-def named_pairs(left, right):
-    leaves, tree = jax.tree_util.tree_flatten_with_path(left)
-    others, other_tree = jax.tree.flatten(right)
-    assert tree == other_tree
-    for (path, found), wanted in zip(leaves, others, strict=True):
-        yield jax.tree_util.keystr(path), found, wanted
-
-
 def same(left, right, *, rounding=0.0):
-    for name, found, wanted in named_pairs(left, right):
+    def compare(found, wanted):
         if rounding and found.dtype.kind == "f":
-            np.testing.assert_allclose(found, wanted, atol=rounding, err_msg=name)
+            np.testing.assert_allclose(found, wanted, atol=rounding)
         else:
-            np.testing.assert_array_equal(found, wanted, err_msg=name)
+            np.testing.assert_array_equal(found, wanted)
+
+    jax.tree.map(compare, left, right)
 
 
 def rows_of(trajectory, index):

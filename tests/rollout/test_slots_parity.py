@@ -13,11 +13,13 @@ import pytest
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import forward, init_params
+from rapo_jax.rollout.branching import branched, planted
 from rapo_jax.rollout.reading import (
     Texts,
     read,
 )
 from rapo_jax.rollout.slots import (
+    Phase,
     fill,
     open_slots,
 )
@@ -27,7 +29,7 @@ from rapo_jax.rollout.thinking import (
 )
 from rapo_jax.types import Source, Span
 from tests.models import SMALL_MODEL
-from tests.rollout.programs import inputs_of
+from tests.rollout.programs import inputs_of, same
 
 BASE = dataclasses.replace(SMALL_MODEL, vocab=31, width=12, ffn=16, init_scale=0.4)
 
@@ -93,6 +95,53 @@ def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(stage, n
         prompt = arguments[1]
         length = prompt.length_B[b // 2]
         np.testing.assert_array_equal(found.token_BT[b, :length], prompt.token_BX[b // 2, :length])
+
+
+def test_a_fork_writes_what_a_slot_that_was_put_into_its_state_by_hand_writes(stage):
+    model, boundary = VARIANTS[GROUPED], endless(stage, VARIANTS[GROUPED])
+    settings = dataclasses.replace(
+        stage.settings, max_tokens=60, step_tokens=60, tree_rows=2, branch_probability=1.0
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.float32(0.4 * rng.standard_normal(leaf.shape)) + (leaf.ndim == 1),
+        shapes_of(model),
+    )
+    inputs, every = inputs_of(4, temperature=jnp.float32(1)), jnp.ones(4, bool)
+    prompt, observation, trace = (
+        Span(rng.integers(0, model.vocab, (len(lengths), 8), np.int32), np.array(lengths, np.int32))
+        for lengths in ([3, 8], [5, 7, 0, 0], [0, 4, 0, 0])
+    )
+    think_once = jax.jit(partial(think_token, model, settings, boundary, params, inputs))
+
+    def sampled(slots, tokens):
+        for _ in range(tokens):
+            slots = think_once(slots)
+        return slots
+
+    opened = open_slots(model, settings, params, prompt, slots=4, group_size=2)
+    slots = sampled(fill(planted(settings, opened, 2)), 6)
+    assert slots.has(Phase.THINKING).tolist() == [True, True, False, False]  # the roots
+    assert slots.row_U[:2].tolist() == [0, 2]
+    called_U = slots.has(Phase.THINKING)
+    slots = slots.replace(
+        phase_U=jnp.where(called_U, Phase.CALLING, Phase.FREE), calls_U=1 * called_U
+    )
+    after = read(model, settings, params, slots, Texts(called_U, every, observation, trace))
+    forked = branched(model, settings, inputs, slots, after, reading=True)
+    assert forked.row_U.tolist() == [0, 2, 1, 3] and forked.has(Phase.THINKING).all()
+    assert forked.trees.reserved_1 == 0
+
+    state = ("phase_U", "length_U", "begin_U", "step_U", "calls_U", "state_U", "hidden_UD", "cache")
+    twice = {
+        name: jax.tree.map(lambda x: np.concatenate([x[:2], x[:2]]), getattr(after, name))
+        for name in state
+    }
+    tape = jax.tree.map(lambda x: np.asarray(x)[[0, 0, 2, 2]], after.trajectory)
+    by_hand = after.replace(trees=None, trajectory=tape, row_U=np.array([0, 2, 1, 3]), **twice)
+    found, wanted = (sampled(slots, 7).trajectory for slots in (forked, by_hand))
+    same(found, wanted)
+    assert (np.asarray(found.token_BT[0]) != found.token_BT[1]).any()  # by its own number
 
 
 def shapes_of(model):

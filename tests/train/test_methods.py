@@ -11,11 +11,14 @@ import pytest
 
 from rapo_jax.config.methods import METHODS as PUBLISHED
 from rapo_jax.config.sources import resolve
+from rapo_jax.method.calibrate import Calibration
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.imitation import imitation_folder, train_imitation
 from rapo_jax.train.methods import METHODS
 from rapo_jax.train.rl import train_rl
+from rapo_jax.train.run import open_run
+from rapo_jax.types import Source
 
 OF_EVERY_RUN = {"rl.steps": 2, "checkpoint.every": 2}
 
@@ -84,6 +87,74 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
     if method == "luffy":
         assert [row["rollout/groups_with_trace"] for row in rows] == [1.0] * 4
         assert all(row["loss/off_policy"] > 0 and 0 < row["loss/off_weight"] < 1 for row in rows)
+
+
+@pytest.fixture
+def open_own(branch):
+    """A run of the trunk with a sampler of its own, as settings of rollouts need it."""
+    opened = []
+
+    def make(changes, *, name):
+        run = branch(changes, name=name)
+        opened.append(open_run(run.settings, run.workdir, devices=jax.devices()[:1]))
+        return opened[-1]
+
+    yield make
+    for run in opened:
+        run.close()
+
+
+@pytest.mark.parametrize("method", ["tree_grpo", "arpo", "aepo"])
+def test_a_method_whose_rollouts_branch_learns_and_resumes_exactly(open_own, metrics_of, method):
+    changes = changes_of(method, **{"rollout.tree_rows": 2})
+    whole = train(open_own(changes | {"rl.steps": 4}, name="whole"))
+    train(open_own(changes, name="parts"))
+    parts = open_own(changes | {"rl.steps": 4}, name="parts")
+    identical(whole, train(parts))
+    rows = metrics_of(parts.workdir)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert any(row["loss/grad_norm"] > 0 for row in rows)
+    assert all(row["rollout/forks"] + row["rollout/restarts"] == 4 for row in rows)  # of 8 rows
+    assert sum(row["rollout/forks"] for row in rows) > 2
+    assert all(row["rollout/saved_tokens"] < row["rollout/policy_tokens"] for row in rows)
+    assert sum(row["rollout/saved_calls"] for row in rows) > 0
+
+
+def test_retrieval_on_top_of_branches_runs_and_resampled_groups_keep_their_trees(
+    open_own, metrics_of
+):
+    changes = changes_of("arpo", **{"retrieval.always": True, "rl.resample": 1})
+    run = open_own(changes, name="arpo")
+    train(run)
+    rows = metrics_of(run.workdir)
+    assert sum(row["buffer/count"] for row in rows) > 0
+    assert all(row["rollout/forks"] + row["rollout/restarts"] == 4 for row in rows)
+
+
+def test_methods_with_rows_of_others_do_not_branch(small_settings):
+    for method in ("luffy", "rollout_replay"):
+        with pytest.raises(ValueError, match="rollout.tree_rows=2: .* no rollouts branch: 1"):
+            small_settings({"method": method, "rollout.tree_rows": 2})
+
+
+def test_the_advantages_of_trees_and_of_uncertain_tokens_are_those_of_their_functions(
+    small_settings, tapes
+):
+    s, G = small_settings({"rollout.tree_rows": 2}), 4
+    rng = np.random.default_rng(0)
+    reward_B = rng.random(len(tapes.length_B)).astype(np.float32)
+    calibration = Calibration(reward_B - 0.5, *[None] * 5)
+    found_B = METHODS["tree_grpo"].advantage(s, tapes, reward_B, calibration)
+    for b, reward in enumerate(reward_B):
+        group, tree = (reward_B[b // n * n :][:n].astype(np.float64) for n in (G, 2))
+        wanted = sum((reward - x.mean()) / (x.std(ddof=1) + s.rl.std_floor) for x in (group, tree))
+        np.testing.assert_allclose(found_B[b], wanted, rtol=1e-4)
+    found_BT = METHODS["aepo"].advantage(s, tapes, reward_B, calibration)
+    policy_BT = tapes.source_BT == Source.POLICY
+    entropy = tapes.entropy_BT[policy_BT].astype(np.float64)
+    z_BT = (tapes.entropy_BT - entropy.mean()) / entropy.std(ddof=1) * policy_BT
+    wanted_BT = calibration.advantage_B[:, None] * (1 + 0.2 * z_BT)
+    np.testing.assert_allclose(found_BT, wanted_BT, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
