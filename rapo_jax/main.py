@@ -36,8 +36,10 @@ from absl import flags
 
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.reference import help_text
+from rapo_jax.config.rules import missing_models
 from rapo_jax.config.sources import FLAG, Resolved, as_yaml, resolve
 from rapo_jax.io import signals
+from rapo_jax.io.hub import download
 
 NO_WEIGHTS = {"plan", "search_index"}
 """Stages that know a published model by its name, or need none."""
@@ -109,6 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     if line.print_config:
         _show(as_yaml(resolved) + "\n")
     try:
+        if line.workdir and not line.print_config:
+            download(missing_models(read_settings(resolved.config, files=False)))
         settings = read_settings(resolved.config)
     except (ValueError, FileNotFoundError) as error:
         _refuse(error)

@@ -122,22 +122,34 @@ def _distributed(s: Settings) -> Iterator[Rule]:
     )
 
 
-def _check_files(s: Settings) -> None:
-    b, stages = s.buffer, set(s.stages)
+def _missing_models(s: Settings) -> Iterator[tuple[str, str]]:
+    """(key, name) of the hub's models that the stages need and that are not in the cache."""
+    stages = set(s.stages)
     weights = not stages <= {"plan", "search_index"}  # those two need none
     needed = {
         "model.folder": weights,
         "tokenizer.folder": weights,
-        "buffer.checkpoint": "buffer" in stages and "checkpoint" in b.agents,
+        "buffer.checkpoint": "buffer" in stages and "checkpoint" in s.buffer.agents,
         "retrieval.encoder_folder": weights and s.retrieval.encoder == "minilm",
         "search_index.encoder_folder": "search_index" in stages,
     }
     for key in MODEL_FOLDERS:
         for folder in names(operator.attrgetter(key)(s)) if needed[key] else ():
             if is_hub_name(folder):  # a name that is in the cache was replaced by its folder
-                remedy = "there is no such folder, and no model of this name in the Hugging Face "
-                remedy += f"cache; if it is one of the hub, fetch it: hf download {folder}"
-                _refuse(key, folder, remedy)
+                yield key, folder
+
+
+def missing_models(s: Settings) -> list[str]:
+    """Names of the hub's models that the stages need and that are not in the cache."""
+    return list(dict.fromkeys(name for _, name in _missing_models(s)))
+
+
+def _check_files(s: Settings) -> None:
+    b, stages = s.buffer, set(s.stages)
+    for key, name in _missing_models(s):
+        remedy = "there is no such folder, and no model of this name in the Hugging Face "
+        remedy += f"cache; if it is one of the hub, fetch it: hf download {name}"
+        _refuse(key, name, remedy)
     if "buffer" in stages and "endpoint" in b.agents:
         read_api_key(b.endpoint.key_variable, key="buffer.endpoint.key_variable")
     for file in b.files if "buffer" in stages else ():

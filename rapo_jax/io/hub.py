@@ -1,8 +1,12 @@
-"""Models by their name on the Hugging Face hub, in the cache of this machine; no network."""
+"""Models by their name on the Hugging Face hub, in the cache of this machine."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -24,3 +28,19 @@ def cached_folder(folder: str) -> str:
         return snapshot_download(folder, local_files_only=True)
     except LocalEntryNotFoundError:
         return folder
+
+
+def download(models: Iterable[str], *, program: str = "") -> None:
+    """Downloads models into the cache with `hf`, unless HF_HUB_OFFLINE forbids a network.
+
+    One that cannot be downloaded stays missing; the output of `hf` says why.
+    """
+    from huggingface_hub import constants
+
+    beside = shutil.which("hf", path=str(Path(sys.executable).parent))
+    program = program or beside or shutil.which("hf") or ""
+    if not program or constants.HF_HUB_OFFLINE:
+        return
+    for name in models:
+        print(f"[hub] {name} is not in the cache: hf download {name}", flush=True)
+        subprocess.run([program, "download", name], stdout=subprocess.DEVNULL, check=False)

@@ -9,7 +9,8 @@ import huggingface_hub.constants
 import pytest
 
 from rapo_jax.config.read import read_settings
-from rapo_jax.io.hub import cached_folder, is_hub_name
+from rapo_jax.config.rules import missing_models
+from rapo_jax.io.hub import cached_folder, download, is_hub_name
 
 NAME, COMMIT = "Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"
 
@@ -69,6 +70,38 @@ def test_a_name_that_is_not_there_is_refused_with_the_command_that_fetches_it(
         read_settings(small_config({key: NAME} | more))
     assert str(refused.value).startswith(f"{key}={NAME!r}: there is no such folder, and no model")
     assert str(refused.value).endswith(f"of the hub, fetch it: hf download {NAME}")
+
+
+HF = """#!/usr/bin/env bash
+[ "$1" = download ] || exit 1
+mkdir -p "CACHE/snapshots/COMMIT" "CACHE/refs"
+echo -n COMMIT > "CACHE/refs/main"
+"""
+"""`hf` of a machine with a network."""
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_name_is_downloaded_where_hf_may_use_a_network(
+    cache, small_config, tmp_path, monkeypatch, offline
+):
+    program = tmp_path / "hf"
+    text = HF.replace("CACHE", str(cache / f"models--{NAME.replace('/', '--')}"))
+    program.write_text(text.replace("COMMIT", COMMIT))
+    program.chmod(0o755)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    config = small_config({"model.folder": NAME})
+    download(missing_models(read_settings(config, files=False)), program=str(program))
+    if offline:
+        with pytest.raises(ValueError, match="hf download"):
+            read_settings(config)
+    else:
+        assert COMMIT in read_settings(config).model.folder
+
+
+def test_a_download_that_fails_leaves_the_refusal(cache, small_config):
+    download([NAME], program="false")
+    with pytest.raises(ValueError, match="hf download"):
+        read_settings(small_config({"model.folder": NAME}))
 
 
 def test_a_published_model_is_planned_for_by_its_name_alone(cache, small_config):
