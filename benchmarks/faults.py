@@ -9,6 +9,7 @@ parameters and trajectories of one that was not. The status is 1 if anything dif
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import json
 import os
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,20 +32,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import fuzz
 from benchmarks.peers import machine
+from benchmarks.small_runs import (
+    PATIENCE_S,
+    build_failing_disk,
+    difference,
+    ended,
+    failing,
+    finish,
+    start,
+)
 from rapo_jax.tasks.reward import outcome_reward
-from rapo_jax.train.checkpoint import Checkpoints
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = {
-    "sft.steps": 40, "sft.checkpoint_every": 10, "checkpoint.every": 1, "rl.steps": 6,
-    "task.reward": "benchmarks.faults:reward", "rollout.driver": "host",
-}  # fmt: skip
 WATCHDOG_S = 40.0
-PATIENCE_S = 600.0
-SHARES = {"kill": 0.4, "hosts": 0.25, "soak": 0.2, "fuzz": 0.15}
+SHARES = {"kill": 0.35, "disk": 0.15, "hosts": 0.2, "soak": 0.15, "fuzz": 0.15}
 """Of the time, for each part."""
 CALLS = itertools.count(1)
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 class Row(NamedTuple):
@@ -61,84 +64,19 @@ def reward(text: str, gold_answers: Sequence[str]) -> float:
     return outcome_reward(text, gold_answers)
 
 
-def start(workdir: Path, changes: Mapping[str, object], **variables: str) -> subprocess.Popen:
-    flags = [f"--config.{key}={value}" for key, value in (SMALL | dict(changes)).items()]
-    command = [sys.executable, "-m", "rapo_jax.main", f"--config={ROOT}/tests/small.py"]
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(
-            [*command, f"--workdir={workdir}", *flags],
-            cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": QUICK} | variables,
-            stdout=log,
-            stderr=log,
-        )
-
-
-def ended(process: subprocess.Popen, seconds: float) -> int | None:
-    """Exit status; None if it runs on."""
-    try:
-        return process.wait(timeout=max(seconds, 0))
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def finish(processes: Sequence[subprocess.Popen], workdir: Path) -> None:
-    """Waits for their ends, which must be good ones."""
-    for process in processes:
-        if (status := ended(process, PATIENCE_S)) != 0:
-            text = workdir.with_suffix(".log").read_text(errors="replace")
-            raise RuntimeError(f"status {status}:\n{text[-3000:]}")
-
-
-def difference(workdir: Path, whole: Path) -> str:
-    """What of a run differs from the uninterrupted one; '' if nothing does."""
-    for name in ("trajectories.jsonl", "buffer/step_traces.jsonl", "buffer/trajectories.jsonl"):
-        one, other = (folder / name for folder in (workdir, whole))
-        if one.is_file() != other.is_file() or (
-            one.is_file() and one.read_bytes() != other.read_bytes()
-        ):
-            return name
-    if metrics(workdir) != metrics(whole):
-        return "metrics.jsonl"
-    for folder in ("coldstart/checkpoints", "checkpoints"):
-        if (workdir / folder).is_dir() and parameters(workdir / folder) != parameters(
-            whole / folder
-        ):
-            return folder
-    return ""
-
-
-def metrics(workdir: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Rows by stage and step, without times."""
-    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {
-        (row["stage"], row["step"]): {
-            key: x for key, x in row.items() if not key.startswith(("time/", "cpu/"))
-        }
-        for row in rows
-    }
-
-
-def parameters(folder: Path) -> list[bytes]:
-    import jax
-
-    store = Checkpoints(folder, keep=None)
-    leaves = jax.tree.leaves(store.restore_params())
-    store.close()
-    return [np.asarray(leaf).tobytes() for leaf in leaves]
-
-
 def kill(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
-    """kill -9 at random moments, again and again until the run has ended; and rewards that hang."""
+    """kill -9 at random moments, again and again until the run has ended; and rewards that hang.
+
+    A trial is one kill; it passes if the run that it interrupted ends as the uninterrupted one.
+    """
     whole = folder / "whole"
     finish([start(whole, {})], whole)
     started = time.monotonic()
     finish([start(folder / "again", {})], folder / "again")  # its programs are cached
     span = time.monotonic() - started
-    kills, runs, same, wrong = 0, 0, 0, []
-    while time.monotonic() < until or not runs:
-        workdir = folder / f"killed-{runs}"
+    trials, passed, runs, wrong = 0, 0, 0, []
+    while time.monotonic() < until or not trials:
+        workdir, kills = folder / f"killed-{runs}", 0
         while True:
             process = start(workdir, {})
             if (status := ended(process, rng.uniform(0.1, 0.7) * span)) is not None:
@@ -147,9 +85,10 @@ def kill(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
             process.wait()
             kills += 1
         wrong += [f"status {status}"] * (status != 0) or [difference(workdir, whole)]
-        runs, same = runs + 1, same + (wrong[-1] == "")
-    notes = f"{kills} kills; {', '.join(filter(None, wrong)) or 'all bit-identical'}"
-    yield Row("kill -9, all stages, until the run ends", runs, same, notes)
+        runs, trials, passed = runs + 1, trials + kills, passed + kills * (wrong[-1] == "")
+        shutil.rmtree(workdir, ignore_errors=not wrong[-1])
+    notes = f"of {runs} runs; {', '.join(filter(None, wrong)) or 'all bit-identical'}"
+    yield Row("kill -9 at random moments over all stages", trials, passed, notes)
     yield hang(folder / "hung", whole, rng)
 
 
@@ -163,8 +102,47 @@ def hang(workdir: Path, whole: Path, rng: random.Random) -> Row:
     return Row("a reward that never returns", 1, int(status == 1 and stacks and not wrong), notes)
 
 
+def disk(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
+    """A disk that is full from a random write on, or fails one write: what is there is whole.
+
+    The run may end, or go on where the write was of something that it can do without; started
+    again, it ends as the uninterrupted one.
+    """
+    library = build_failing_disk(folder)
+    whole = folder / "whole"
+    if not whole.exists():
+        finish([start(whole, {})], whole)
+    counted = folder / "counted"
+    finish([start(counted, {}, **failing(library, counted, count=folder / "writes"))], counted)
+    writes = int((folder / "writes").read_text())
+    codes = (errno.ENOSPC, errno.EIO)
+    for code, deadline in zip(codes, deadlines(until, 2), strict=True):
+        trials, passed, outcomes = 0, 0, Counter()
+        while time.monotonic() < deadline or not trials:
+            workdir = folder / f"disk-{code}-{trials}"
+            first = rng.randint(1, writes)
+            faulty = failing(library, workdir, first=first, code=code)
+            status = ended(start(workdir, {}, **faulty), PATIENCE_S)
+            again = ended(start(workdir, {}), PATIENCE_S)
+            wrong = f"status {again}" if again else difference(workdir, whole)
+            outcomes[f"status {status}"] += 1
+            outcomes[wrong] += bool(wrong)
+            trials, passed = trials + 1, passed + (not wrong)
+        notes = ", ".join(f"{count} × {what}" for what, count in outcomes.items() if count)
+        name = errno.errorcode[code]
+        yield Row(
+            f"a disk that answers {name} from one of {writes} writes on", trials, passed, notes
+        )
+
+
+def deadlines(until: float, parts: int) -> list[float]:
+    """The ends of so many equal parts of the time from now to `until`."""
+    now = time.monotonic()
+    return [now + (until - now) * (part + 1) / parts for part in range(parts)]
+
+
 def hosts(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
-    """Two processes, one of them killed or stopped: the other one ends, and both resume exactly."""
+    """Two and four processes, one killed or stopped: the others end, and all resume exactly."""
     shared = {
         "sft.folder": folder / "whole/coldstart",
         "buffer.folder": folder / "whole/buffer",
@@ -174,38 +152,44 @@ def hosts(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
         "rollout.driver": "jit",  # the other one drives a single process
     }
 
-    def pair(workdir: Path) -> list[subprocess.Popen]:
+    def group(workdir: Path, processes: int) -> list[subprocess.Popen]:
         with socket.socket() as listening:
             listening.bind(("localhost", 0))
             where = f"localhost:{listening.getsockname()[1]}"
-        explicit = {"mode": "explicit", "coordinator": where, "processes": 2}
+        explicit = {"mode": "explicit", "coordinator": where, "processes": processes}
         named = {f"distributed.{key}": value for key, value in explicit.items()}
-        return [start(workdir, shared | named | {"distributed.process": n}) for n in range(2)]
+        named["rollout.questions"] = processes
+        return [
+            start(workdir, shared | named | {"distributed.process": n}) for n in range(processes)
+        ]
 
-    whole = folder / "two"
-    started = time.monotonic()
-    finish(pair(whole), whole)
-    span, number = time.monotonic() - started, 0
-    for how in (signal.SIGKILL, signal.SIGSTOP):
-        trials, passed, longest, wrong = 0, 0, 0.0, ""
-        while time.monotonic() < until or not trials:
-            workdir, number = folder / f"two-{number}", number + 1
-            processes = pair(workdir)
-            victim = rng.randrange(2)
-            time.sleep(rng.uniform(0.4, 0.9) * span)
-            processes[victim].send_signal(how)
-            sent = time.monotonic()
-            ended(processes[1 - victim], PATIENCE_S)
-            waited = time.monotonic() - sent
-            processes[victim].kill()
-            finish(pair(workdir), workdir)
-            wrong = difference(workdir, whole)
-            longest, trials = max(longest, waited), trials + 1
-            passed += not wrong and waited < 2 * WATCHDOG_S
-            if trials >= 2 and how == signal.SIGKILL:
-                break
-        notes = f"the other ended within {longest:.0f} s; {wrong or 'bit-identical'}"
-        yield Row(f"one of two processes: {how.name}", trials, passed, notes)
+    for processes, until_then in zip((2, 4), deadlines(until, 2), strict=True):
+        whole = folder / f"of-{processes}"
+        started = time.monotonic()
+        finish(group(whole, processes), whole)
+        span = time.monotonic() - started
+        signals = (signal.SIGKILL, signal.SIGSTOP)
+        for how, deadline in zip(signals, deadlines(until_then, 2), strict=True):
+            trials, passed, longest, wrong = 0, 0, 0.0, []
+            while time.monotonic() < deadline or not trials:
+                workdir = folder / f"of-{processes}-{how.name}-{trials}"
+                running = group(workdir, processes)
+                victim = running.pop(rng.randrange(processes))
+                time.sleep(rng.uniform(0.4, 0.9) * span)
+                victim.send_signal(how)
+                sent = time.monotonic()
+                for each in running:
+                    ended(each, PATIENCE_S)
+                waited = time.monotonic() - sent
+                victim.kill()
+                finish(group(workdir, processes), workdir)
+                wrong += filter(None, [difference(workdir, whole)])
+                longest, trials = max(longest, waited), trials + 1
+                passed += not wrong and waited < 2 * WATCHDOG_S
+            notes = (
+                f"the others ended within {longest:.0f} s; {', '.join(wrong) or 'bit-identical'}"
+            )
+            yield Row(f"one of {processes} processes: {how.name}", trials, passed, notes)
 
 
 def soak(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
@@ -266,7 +250,9 @@ def fuzzing(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
 
 
 Part = Callable[[Path, float, random.Random], Iterator[Row]]
-PARTS: dict[str, Part] = {"kill": kill, "hosts": hosts, "soak": soak, "fuzz": fuzzing}
+PARTS: dict[str, Part] = {
+    "kill": kill, "disk": disk, "hosts": hosts, "soak": soak, "fuzz": fuzzing,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -172,6 +172,10 @@ def with_atheris(name: str, seconds: int) -> None:
     atheris.Fuzz()
 
 
+LEAST = 20
+"""Inputs that hypothesis tries, however little time there is."""
+
+
 def with_hypothesis(name: str, seconds: int) -> int:
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
@@ -184,11 +188,11 @@ def with_hypothesis(name: str, seconds: int) -> int:
     @given(st.lists(pieces, max_size=8))
     def run(parts: list[bytes]) -> None:
         nonlocal count
-        if time.monotonic() < until:
+        if time.monotonic() < until or count < LEAST:
             count += 1
             tried(target, b"".join(parts))
 
-    while time.monotonic() < until:
+    while time.monotonic() < until or count < LEAST:
         run()
     return count
 

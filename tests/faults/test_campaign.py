@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from benchmarks.faults import difference, reward
+from benchmarks.faults import reward
 from benchmarks.fuzz import TARGETS, tried, with_hypothesis
+from benchmarks.small_runs import difference
 from rapo_jax.tasks import outcome_reward
 
 RIGHT = "<think>t</think><answer>\\boxed{Bob}</answer>"
