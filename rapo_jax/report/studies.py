@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from rapo_jax.report.compare import Interval, by_seed, paired_difference
-from rapo_jax.report.costs import step_cost
+from rapo_jax.report.costs import Points, cpu_curve, step_cost, token_curve, value_at
 from rapo_jax.report.runs import Run, accuracy, series
 
 POWER, CONFIDENCE = 0.8, 0.95
@@ -92,6 +93,9 @@ MEASURES = {
     "rollout_s": Measure("rollout of a step, s", step_median("time/rollout"), digits=2),
     "update_s": Measure("update of a step, s", step_median("time/update"), digits=2),
     "cpu_s": Measure("CPU-seconds of a step", lambda run: step_cost(run).cpu, digits=2),
+    "equal_cpu": Measure("at GRPO's CPU time, %", scale=100),
+    "equal_tokens": Measure("at GRPO's tokens, %", scale=100),
+    "sampled": Measure("tokens sampled in a step", lambda run: step_cost(run).tokens, digits=0),
     "clusters": Measure("clusters", digits=0),
     "variance": Measure("variance of the embeddings", digits=3),
     "rollout_reward": Measure("outcome reward", digits=3),
@@ -106,6 +110,35 @@ def measured(variants: Variants, names: Sequence[str]) -> Values:
         label: {name: by_seed(runs, each) for name, each in of.items()}
         for label, runs in variants.items()
     }
+
+
+def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str) -> Values:
+    """`measured`, and the held-out accuracy at what the baseline's run of the same seed had spent.
+
+    That is its CPU time, or its sampled tokens, up to its last evaluation during training. A run
+    that never spends so much counts with its last accuracy.
+    """
+    values = {label: dict(of) for label, of in measured(variants, names).items()}
+    for name, curve_of in {"equal_cpu": cpu_curve, "equal_tokens": token_curve}.items():
+        spent = by_seed(variants[baseline], partial(_spent, curve_of))
+        for label, runs in variants.items():
+            at_equal = by_seed(runs, partial(_accuracy_at, curve_of, spent))
+            values[label][name] = at_equal
+    return values
+
+
+def _spent(curve_of: Callable[[Run], Points], run: Run) -> float | None:
+    """What a finished run had spent at its last evaluation during training."""
+    costs, _ = curve_of(run)
+    return float(costs[-1]) if costs.size and accuracy(run) is not None else None
+
+
+def _accuracy_at(
+    curve_of: Callable[[Run], Points], spent: Mapping[int, float], run: Run
+) -> float | None:
+    if run.seed is None or accuracy(run) is None:
+        return None
+    return value_at(curve_of(run), spent.get(run.seed))
 
 
 class Difference(NamedTuple):

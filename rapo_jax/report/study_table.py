@@ -7,9 +7,10 @@ whose texts are longer needs other numbers at *a whole trajectory*.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from rapo_jax.report import diversity
-from rapo_jax.report.studies import Claim, Study
+from rapo_jax.report.studies import Claim, Study, with_equal_costs
 from rapo_jax.report.study_pictures import draw_curves, draw_variants
 
 Config = Mapping[str, object]
@@ -44,12 +45,19 @@ CORNERS = {
 
 
 def methods(config: Config) -> Mapping[str, str]:
-    """All training methods; imitation and GRPO share the updates of the others."""
-    half = int(str(config["rl.steps"])) // 2
+    """All training methods; imitation and then GRPO share the updates of the others.
+
+    Tree-GRPO's trees have three leaves as published, where they divide the group, else four.
+    """
+    half, G = (int(str(config[key])) for key in ("rl.steps", "rollout.group_size"))
+    half, leaves = half // 2, 3 if G % 3 == 0 else 4
     return BOTH | {
         "DAPO": "method=dapo",
         "GPPO": "method=gppo",
         "GiGPO": "method=gigpo",
+        "Tree-GRPO": f"method=tree_grpo,rollout.tree_rows={leaves}",
+        "ARPO": "method=arpo",
+        "AEPO": "method=aepo",
         "RolloutReplay": "method=rollout_replay",
         "LUFFY": "method=luffy,buffer.split=train",
         "SFT": "method=sft",
@@ -73,12 +81,16 @@ def parameters(config: Config) -> Mapping[str, str]:
 STUDIES = {
     "methods": Study(
         "The methods of the paper's table", "tab. 1", methods, GRPO,
-        ("accuracy", "tokens", "calls", "cpu_s"),
+        ("accuracy", "equal_cpu", "equal_tokens", "sampled", "calls", "cpu_s"),
         draw_variants,
         tuple(
             Claim(f"RAPO is better than {name}", "accuracy", RAPO, name)
-            for name in (GRPO, "DAPO", "GPPO", "GiGPO", "RolloutReplay", "LUFFY", "SFT")
+            for name in (
+                GRPO, "DAPO", "GPPO", "GiGPO", "Tree-GRPO", "ARPO", "AEPO", "RolloutReplay",
+                "LUFFY", "SFT",
+            )
         ),
+        collect=partial(with_equal_costs, baseline=GRPO),
     ),
     "efficiency": Study(
         "What a step costs", "fig. 3, 11", both_and({}), GRPO,

@@ -12,7 +12,15 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.report import diversity
 from rapo_jax.report.runs import load_run
-from rapo_jax.report.studies import MEASURES, Claim, Study, difference, measured, verdict
+from rapo_jax.report.studies import (
+    MEASURES,
+    Claim,
+    Study,
+    difference,
+    measured,
+    verdict,
+    with_equal_costs,
+)
 from rapo_jax.report.study_pages import write_page
 from rapo_jax.report.study_pictures import draw_curves, draw_variants
 from rapo_jax.report.study_table import STUDIES
@@ -64,6 +72,24 @@ def test_measures_are_those_of_the_runs_by_seed(write_run, tmp_path):
     assert values["reward"] == {1: 4, 2: 4}  # the last quarter of rewards 1, 2, 3, 4
     assert values["rollout_s"] == {1: 0.5, 2: 0.5} and values["cpu_s"] == {1: 1, 2: 1}
     assert values["tokens"] == {}  # the made runs have no such metric
+
+
+def test_accuracies_are_compared_at_what_the_baselines_run_of_the_same_seed_had_spent(
+    write_run, tmp_path
+):
+    """The made runs measure 0.5 + t / 100 before step t; each step spends `cpu` seconds."""
+    base = [load_run(write_run(tmp_path / "base", seed=3, steps=4, cpu=1.0))]
+    costly = [load_run(write_run(tmp_path / "costly", seed=3, steps=4, cpu=2.0))]
+    cheap = [load_run(write_run(tmp_path / "cheap", seed=3, steps=4, cpu=0.1))]
+    other = [load_run(write_run(tmp_path / "other", seed=4, steps=4))]
+    runs = {"base": base, "costly": costly, "cheap": cheap, "other": other}
+    values = with_equal_costs(runs, ("accuracy",), baseline="base")
+    at_cpu = {label: of["equal_cpu"] for label, of in values.items()}
+    # the base's last measurement, 0.54, is after 3 CPU-seconds; a run of 2 s a step then is halfway
+    # between those after 2 s (0.52) and after 4 s (0.53)
+    assert at_cpu["base"] == {3: pytest.approx(0.54)}
+    assert at_cpu["costly"] == {3: pytest.approx(0.525)}
+    assert at_cpu["cheap"] == {3: pytest.approx(0.54)} and at_cpu["other"] == {}
 
 
 def page_of(write_run, tmp_path, draw=draw_variants):
