@@ -10,16 +10,17 @@ the trainer raises it after the program.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
+from rapo_jax.text.condensing import Condense, condensing_prompt
 from rapo_jax.text.observations import (
     corrective_ids,
     observation_ids,
@@ -29,6 +30,7 @@ from rapo_jax.text.observations import (
 from rapo_jax.text.protocol import INVALID, without_retrieved
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools.calls import Called, RunningCalls
+from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
 
 CACHED_TEXTS = 65_536
@@ -55,8 +57,9 @@ class Environment:
         observation_tokens: int,
         retrieved_tokens: int,
         max_calls: int = 2**30,
+        condense_room: int = 0,
     ) -> None:
-        """`max_calls`: calls of a row that are made; further ones of a turn get an error."""
+        """`max_calls`: most calls of a row; `condense_room`: tokens of a condensing prompt."""
         needed = len(whole_observation_ids(tokens, ""))
         if observation_tokens < needed:
             raise ValueError(
@@ -66,13 +69,10 @@ class Environment:
         self.tokens = tokens
         self._observation_tokens = observation_tokens
         self._retrieved_tokens = retrieved_tokens
-        cached = functools.lru_cache(maxsize=CACHED_TEXTS)
-        self._observation_ids = cached(
-            functools.partial(observation_ids, tokens, room=observation_tokens)
-        )
-        self._retrieved_ids = cached(
-            functools.partial(retrieved_ids, tokens, room=retrieved_tokens)
-        )
+        self._condense_room = condense_room
+        cached = lru_cache(maxsize=CACHED_TEXTS)
+        self._observation_ids = cached(partial(observation_ids, tokens, room=observation_tokens))
+        self._retrieved_ids = cached(partial(retrieved_ids, tokens, room=retrieved_tokens))
         self._corrective = corrective_ids(tokens, room=observation_tokens)
         self._retriever: Retriever | None = None
         self._query: Query | None = None
@@ -86,6 +86,8 @@ class Environment:
         self._running = RunningCalls(tools, tokens.protocol, max_calls=max_calls)
         self.calls: list[list[tuple[str, str]]] = []
         """Of each row: (tool, outcome) of its calls, in their order."""
+        self.condense: Condense | None = None
+        """Condenses the documents of searches; wants rollout.driver='host', as it runs programs."""
         self.failure: BaseException | None = None
 
     def use_buffer(
@@ -144,7 +146,8 @@ class Environment:
         """Starts the calls that the steps of `calls_U` closed; returns what is ready.
 
         A slow call delays its own row: the rows of `waits_U` are asked for again. Where all slots
-        are idle, waits for one of them. The rows of `wants_U` that are ready get what the device
+        are idle, waits for one of them; where searches are condensed, for all, which are read
+        together then, and not before. The rows of `wants_U` that are ready get what the device
         turns into the key of S_<t; `query_U` is a blank result, filled in place. A fork's history
         begins with that of its parent up to its first `shared_U` calls.
         """
@@ -155,17 +158,18 @@ class Environment:
             for u in np.flatnonzero(calls_U & (shared_U > 0)).tolist():
                 self._fork(int(row_U[u]), int(parent_U[u]), int(shared_U[u]))
             self._start(row_U, calls_U, token_UX, length_U)
-            if idle_U.all():
+            idle = bool(idle_U.all())
+            if idle:
                 self._wait(row_U[asked_U].tolist())
-            for u in np.flatnonzero(asked_U).tolist():
+            asked = np.flatnonzero(asked_U & (idle or self.condense is None)).tolist()
+            done = [u for u in asked if self._running.done(int(row_U[u]))]
+            called = [self._running.take(int(row_U[u])) for u in done]
+            for u, results in zip(done, self._condensed(row_U[done].tolist(), called), strict=True):
                 row = int(row_U[u])
-                if not self._running.done(row):
-                    continue
-                called = self._running.take(row)
                 ready_U[u] = True
-                for step, observation in called:
+                for step, observation in results:
                     self._record_call(row, step.kind, observation.outcome)
-                self._give(texts, u, row, self._reply(called))
+                self._give(texts, u, row, self._reply(results))
             self._fill_queries(row_U, ready_U & wants_U, query_U)
         return ready_U, *texts, query_U
 
@@ -181,6 +185,18 @@ class Environment:
             self._history[row] += text
             steps.append((row, text))
         self._running.start(steps)
+
+    def _condensed(self, rows: list[int], called: list[list[Called]]) -> list[list[Called]]:
+        """The calls of these rows; those of searches with what the model makes of the documents."""
+        if self.condense is None:
+            return called
+        make = partial(condensing_prompt, self.tokens, room=self._condense_room)
+        history = [self._history[row] for row in rows]
+        condensed, counts = condense_searches(self.condense, make, called, history)
+        with self._lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+        return condensed
 
     def _reply(self, called: Sequence[Called]) -> list[int]:
         """Tokens of the observations of a step; none of a turn without calls: its row ends."""
@@ -198,9 +214,9 @@ class Environment:
             self._begins[row] = self._begins[parent][:shared]
 
     def _wait(self, rows: Sequence[int]) -> None:
-        """Waits until one of these rows has its observation."""
+        """Waits until one of these rows has its observation; all where searches are condensed."""
         started = time.perf_counter()
-        self._running.wait(rows)
+        self._running.wait(rows, for_all=self.condense is not None)
         with self._lock:
             self._counts["waited"] += time.perf_counter() - started
 

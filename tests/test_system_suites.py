@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.text.condensing import NOTHING_HELPFUL
 from rapo_jax.text.protocols import SEARCH_R1
-from rapo_jax.text.tokens import build_tokenizer
+from rapo_jax.text.tokens import build_tokenizer, load_tokens
 from tests.model.checkpoints import make_model, save_model
 from tests.tasks.published.fixtures import gsm, lines
+from tests.text.test_chat import PUBLISHED, make
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("Anna", "Bob", "Carla", "Dora", "Emil")
@@ -106,3 +108,38 @@ def test_a_folder_is_evaluated_in_the_protocol_of_search_r1(flags, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["suites"]["gsm8k"]["method"] == "search_r1"
     assert "Paper: Search-R1 on " in (tmp_path / "suites" / "table.md").read_text()
+
+
+def test_a_folder_is_evaluated_in_the_protocol_of_search_o1_from_python_alone(flags, tmp_path):
+    """A random model with a vocabulary of searches, and of what it makes of their documents."""
+    searches = [f"<|begin_search_query|>{n}<|end_search_query|>" for n in range(300)]
+    markers = [f"**Final Information** told {n}." for n in range(200)]
+    control, ordinary, end, template = PUBLISHED["qwen2.5"]
+    folder, work = tmp_path / "model", tmp_path / "run"
+    folder.mkdir()
+    make(folder, control, (*ordinary, *searches, *markers), end, template)
+    size = len(load_tokens(folder).bytes_V)
+    save_model(make_model("qwen2_tied", vocab_size=size), folder)
+    room = {
+        "prompt_tokens": 900, "observation_tokens": 250, "step_tokens": 12, "max_tokens": 3000,
+        "condense_tokens": 8,
+    }  # fmt: skip
+    flags = [
+        *flags, "--config.protocol=search_o1", "--config.prompt.system=",
+        "--config.rl.buckets=(3000,)", f"--config.model.folder={folder}",
+        "--config.evaluate.temperature=1.0",
+        *(f"--config.rollout.{key}={value}" for key, value in room.items()),
+    ]  # fmt: skip
+    refused = run(work, *flags)
+    line = refused.stderr.splitlines()[-1]
+    assert line.startswith("error: rollout.driver='jit': protocol='search_o1' samples the model")
+    done = run(work, *flags, "--config.rollout.driver=host")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(row) for row in (work / "suites" / "own-first4.jsonl").open()]
+    assert any("search" in row["calls"] for row in rows)
+    told = "<|begin_search_result|>told "
+    assert any(told in row["text"] or NOTHING_HELPFUL in row["text"] for row in rows)
+    assert "is here" not in "".join(row["text"] for row in rows)  # the documents themselves
+    assert "[condensing] " in done.stdout
+    result = json.loads((work / "result.json").read_text())
+    assert result["suites"]["gsm8k"]["method"] == "search_o1"

@@ -110,6 +110,7 @@ class Settings:
         choices={
             "rapo": "ours",
             "search_r1": "that of Search-R1",
+            "search_o1": "that of Search-o1, evaluated only, with rollout.driver='host'",
             "tool_star": "that of Tool-Star",
             "chat_tools": "tool calls of the chat template: Hermes', Qwen's or Llama's",
             "module:NAME": "yours: a rapo_jax.text.protocols.Protocol",

@@ -26,6 +26,7 @@ from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocols import Answers
 from rapo_jax.train.batches import even_size, padded_batches
+from rapo_jax.train.condensing import report_condensing
 from rapo_jax.train.distributed import (
     Stopped,
     allgather_json,
@@ -118,7 +119,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
         if is_first():
             (run.workdir / FOLDER / "table.md").write_text(table(result["suites"]))
             print(f"[suites] {headline(suite.name, summary)}", flush=True)
-    run.environment.take_counts()
+    report_condensing(run.environment.take_counts())
 
 
 def evaluate_suite(

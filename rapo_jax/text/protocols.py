@@ -60,6 +60,15 @@ class Protocol:
     the step and replies to it. An end-of-sequence token that gets a reply is not kept."""
     corrective: str = ""
     """The reply to an INVALID step, without `before` and `after`."""
+    repeated: str = ""
+    """The reply to a call that the row has made before; '' makes it again."""
+    no_calls_left: str = "error: no calls are left; answer without"
+    """The reply to a call beyond rollout.max_calls, where a row may make one."""
+    refused_turns: int = 0
+    """Steps beyond rollout.max_calls whose calls get that reply; the next one ends the row."""
+    condenses: bool = False
+    """Whether the model reads the hits of a search in a prompt of their own, and what it makes of
+    them is the observation. Such a protocol is evaluated, not trained."""
     answers: Answers = "tagged"
     passage: Callable[[int, str, str], str] | None = None
     """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""
@@ -186,7 +195,40 @@ CHAT_TOOLS = Protocol(
 )
 """Tool calls of the checkpoint's chat template, several in a turn: `chat_turns.with_turns`."""
 
-PROTOCOLS = {p.name: p for p in (rapo(), SEARCH_R1, TOOL_STAR, CHAT_TOOLS)}
+_SEARCH_O1_CALL = re.compile(r"<\|begin_search_query\|>(.*?)<\|end_search_query\|>", re.DOTALL)
+
+
+def _search_o1_step(text: str) -> list[Step]:
+    """The last query of a step; without one the row ends."""
+    queries = [query.strip() for query in _SEARCH_O1_CALL.findall(text)]
+    return [Step("search", queries[-1])] if queries and queries[-1] else []
+
+
+SEARCH_O1 = Protocol(
+    name="search_o1",
+    stops=("<|end_search_query|>",),
+    parse=_search_o1_step,
+    tags=("think",),
+    before="\n\n<|begin_search_result|>",
+    after="<|end_search_result|>\n\n",
+    system="",
+    user=(
+        "Answer the question below; reason step by step. When a fact is missing, search for it: "
+        "write <|begin_search_query|> your query <|end_search_query|>, and what the documents say "
+        "of it follows as <|begin_search_result|> ... <|end_search_result|>. You may search "
+        "several times; read each result, and continue to reason. A question of several parts "
+        "takes a search for each. When you know the answer, give it in \\boxed{}.\n\nQuestion:\n",
+        "\n",
+    ),
+    repeated="You have made this search before; see its result above.",
+    no_calls_left="The limit of searches is reached; you may not search.",
+    refused_turns=5,
+    condenses=True,
+    answers="boxed",
+)
+"""Search-o1 (arXiv 2501.05366): a model as it is, prompted; the wording of its prompts is ours."""
+
+PROTOCOLS = {p.name: p for p in (rapo(), SEARCH_R1, SEARCH_O1, TOOL_STAR, CHAT_TOOLS)}
 
 
 def find_protocol(name: str, user_tools: tuple[str, ...] = ()) -> Protocol:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -12,8 +12,6 @@ from rapo_jax.tools.observation import Observation, Tool
 
 Called = tuple[Step, Observation]
 """A call and what its tool observed."""
-
-NO_CALLS_LEFT = "error: no calls are left; answer without"
 
 THREADS = 128
 """Calls of tools at a time, those that wait for a service included."""
@@ -30,23 +28,27 @@ class RunningCalls:
     def begin(self) -> None:
         """Forgets all rows."""
         self._running: dict[int, list[Future[Called]]] = {}
-        self._made: Counter[int] = Counter()
+        self._made: dict[int, list[Step]] = defaultdict(list)
 
     def start(self, steps: Sequence[tuple[int, str]]) -> None:
         """Hands the calls in the texts of these rows' steps to the tools."""
+        protocol = self._protocol
         calls: dict[str, list[tuple[Future[Called], Step]]] = {}
         for row, text in steps:
-            parsed = self._protocol.parse(text)
+            parsed, made = protocol.parse(text), self._made[row]
             self._running[row] = []
             for step in [parsed] if isinstance(parsed, Step) else parsed:
                 call: Future[Called] = Future()
                 self._running[row].append(call)
-                self._made[row] += 1
                 if step.kind == INVALID:
-                    call.set_result((step, Observation(self._protocol.corrective, "error")))
-                elif self._made[row] > self._max_calls:
-                    call.set_result((step, Observation(NO_CALLS_LEFT, "error")))
+                    call.set_result((step, Observation(protocol.corrective, "error")))
+                    made.append(step)
+                elif len(made) >= self._max_calls:
+                    call.set_result((step, Observation(protocol.no_calls_left, "error")))
+                elif protocol.repeated and step in made:
+                    call.set_result((step, Observation(protocol.repeated, "error")))
                 else:
+                    made.append(step)
                     calls.setdefault(step.kind, []).append((call, step))
         for name, callers in calls.items():
             tool = self._tools[name]

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import Settings
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.tasks.chains import LONGEST_CHAIN
+from rapo_jax.text.protocols import Protocol
 
 
 def check_devices(settings: Settings, mesh: Mesh) -> None:
@@ -43,4 +44,22 @@ def check_calls(settings: Settings) -> None:
         raise ValueError(
             f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
             f"a trajectory; set it to {LONGEST_CHAIN} or more"
+        )
+
+
+def check_condensing(settings: Settings, protocol: Protocol) -> None:
+    """Raises ValueError where a protocol that condenses searches cannot work."""
+    if not protocol.condenses:
+        return
+    r, name = settings.rollout, f"protocol={settings.protocol!r}"
+    trained = [stage for stage in ("sft", "buffer", "rl") if stage in settings.stages]
+    if trained:
+        raise ValueError(
+            f"stages={settings.stages!r}: {name} is evaluated, not trained, for the model writes "
+            f"its observations; leave {', '.join(trained)} out"
+        )
+    if r.driver != "host":
+        raise ValueError(
+            f"rollout.driver={r.driver!r}: {name} samples the model while a rollout waits; use "
+            "'host'"
         )

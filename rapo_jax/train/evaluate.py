@@ -14,6 +14,7 @@ from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.tasks import Question
 from rapo_jax.train.batches import even_size, padded_batches
+from rapo_jax.train.condensing import report_condensing
 from rapo_jax.train.dashboards import Sample, SampleSegment
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.measures import score_rows
@@ -95,7 +96,7 @@ def evaluate(
         rewards += scores.reward_B.tolist()
         tokens += response_mask(trajectory.source_BT).sum(1)[: len(batch.items)].tolist()
         endings.update(Status(int(x)).name for x in trajectory.status_B[: len(batch.items)])
-    run.environment.take_counts()
+    report_condensing(run.environment.take_counts())
     hidden = [x for kind, values in right.items() if kind.startswith("hidden") for x in values]
     evaluation = Evaluation(
         accuracy=float(np.mean([x for values in right.values() for x in values])),

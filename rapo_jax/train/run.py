@@ -30,7 +30,8 @@ from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.user import UserTool
-from rapo_jax.train.checks import check_calls, check_devices
+from rapo_jax.train.checks import check_calls, check_condensing, check_devices
+from rapo_jax.train.condensing import make_condenser, prompt_room
 from rapo_jax.train.distributed import in_turn, is_first, on_first
 from rapo_jax.train.encoders import DeviceEncoder, device_encoder
 from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
@@ -113,6 +114,7 @@ def open_run(
     world = task.make_world(**parameters)
     questions = _open_questions(settings, workdir, task, world, parameters)
     tokens = _open_tokens(settings, workdir, model, task, world, tags)
+    check_condensing(settings, tokens.protocol)
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     tools = _open_tools(settings, task.documents(world), tokens, user_tools)
     system = system_prompt(settings, task, tools)
@@ -128,11 +130,12 @@ def open_run(
         observation_tokens=r.observation_tokens,
         retrieved_tokens=r.retrieved_tokens,
         max_calls=r.max_calls,
+        condense_room=prompt_room(settings),
     )
     encoder = device_encoder(settings.retrieval)
     sampler = Sampler(
         model,
-        r,
+        dataclasses.replace(r, max_calls=r.max_calls + tokens.protocol.refused_turns),
         tokens,
         environment,
         mesh,
@@ -140,6 +143,8 @@ def open_run(
         embed=encoder.embed,
         query_E=encoder.query_E,
     )
+    if tokens.protocol.condenses:
+        sampler.condenser = make_condenser(settings, model, tokens, mesh)
     return Run(
         settings=settings,
         workdir=workdir,
@@ -241,7 +246,7 @@ def _open_tools(
         )
 
     def fits(text: str) -> bool:
-        return len(whole_observation_ids(tokens, text)) <= limit
+        return tokens.protocol.condenses or len(whole_observation_ids(tokens, text)) <= limit
 
     tools = make_tools(
         t,

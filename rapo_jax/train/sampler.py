@@ -22,6 +22,7 @@ from rapo_jax.rollout.slots import (
     RolloutInputs,
 )
 from rapo_jax.tasks.schema import Question
+from rapo_jax.text.condensing import Condense
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.train.distributed import allgather_json
 from rapo_jax.train.programs import Program, RolloutSetup, boundary, host_callbacks, make_program
@@ -77,6 +78,8 @@ class Sampler:
         """Rollout programs compiled so far."""
         self.counts: dict[str, int] = {}
         """Of the last rollout of all processes, see `rollout.slots.Counts`."""
+        self.condenser: Callable[[Params, jax.Array, float], Condense] | None = None
+        """See `condensing.make_condenser`."""
 
     def load(self, params: Params) -> Params:
         """Weights in the training layout -> those that `sample` takes: once for each phase."""
@@ -120,6 +123,8 @@ class Sampler:
         mesh = self._mesh
         prompt_QX, opened = self._prompts(questions)
         self._environment.begin([q for q in questions for _ in range(group_size)], opened=opened)
+        if self.condenser:
+            self._environment.condense = self.condenser(params, key, temperature)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {

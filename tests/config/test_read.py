@@ -206,7 +206,7 @@ NEEDED = {
     "none": {"buffer.files": (__file__,)},
     "endpoint": {"buffer.endpoint.url": "http://localhost:8000/v1", "buffer.endpoint.model": "m"},
     **dict.fromkeys(
-        ("search_r1", "tool_star", "chat_tools", "module:NAME"),
+        ("search_r1", "search_o1", "tool_star", "chat_tools", "module:NAME"),
         {"stages": ("rl", "evaluate"), "method": "grpo"},
     ),
     "dataset": {

@@ -29,6 +29,7 @@ def make(house):
         tokens=None,
         room=ROOM,
         max_calls=99,
+        condense_room=0,
     ):
         found = Environment(
             tokens or house.tokens,
@@ -36,6 +37,7 @@ def make(house):
             observation_tokens=room,
             retrieved_tokens=TRACE_ROOM,
             max_calls=max_calls,
+            condense_room=condense_room,
         )
         found.use_buffer(
             house.retriever,

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
+from rapo_jax.text.condensing import NOTHING_HELPFUL
 from rapo_jax.text.observations import observation_ids
 from rapo_jax.text.protocol import render_result
-from rapo_jax.text.protocols import SEARCH_R1, Protocol, rapo
+from rapo_jax.text.protocols import SEARCH_O1, SEARCH_R1, Protocol, rapo
 from rapo_jax.text.tool_calls import hermes_calls
-from rapo_jax.tools.calls import NO_CALLS_LEFT
 from rapo_jax.tools.observation import Observation
 from tests.environment.stand_ins import ROOM, Immediate, echo
 
@@ -209,7 +209,7 @@ def test_calls_of_a_turn_beyond_the_limit_are_not_made(house, make, act):
     environment = make({"search": recorder("s", heard)}, tokens=tokens, room=200, max_calls=3)
     act(environment, [calling("a", "b")])
     (text,), _ = act(environment, [calling("c", "d")])
-    assert text == f"(s 0 | {NO_CALLS_LEFT})"
+    assert text == f"(s 0 | {CALLING.no_calls_left})"
     assert sorted(call for _, (call,) in heard) == ["a", "b", "c"]
     assert environment.calls[0] == [("search", "ok")] * 3 + [("search", "error")]
 
@@ -220,3 +220,44 @@ def test_a_tool_that_raises_in_one_of_a_turns_calls_leaves_its_row_unhealthy(hou
     broken = '{"name": "python", "arguments": {"code": "1"}}'
     texts, healthy = act(environment, [calling("a", broken)])
     assert (texts, healthy) == ([""], [False]) and isinstance(environment.failure, SystemExit)
+
+
+def search_o1(*queries):
+    return [f"<|begin_search_query|>{query}<|end_search_query|>" for query in queries]
+
+
+def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_once):
+    asked = []
+
+    def condense(prompts):
+        asked.append(prompts)
+        return [f"so **Final Information** text {n}" for n in range(len(prompts) - 1)] + ["nothing"]
+
+    tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
+    environment = make({"search": Immediate(echo)}, tokens=tokens, room=200, condense_room=3000)
+    environment.condense = condense
+    early = act_once(environment, search_o1("a", "b", "c"), idle=False)
+    assert early.ready == [False] * 3 and not asked
+    waits = {"calls": [False] * 3, "waits": [True] * 3}
+    found = act_once(environment, [""] * 3, **waits)
+    result = "\n\n<|begin_search_result|>{}<|end_search_result|>\n\n"
+    texts = ("text 0", "text 1", NOTHING_HELPFUL)
+    assert found.ready == [True] * 3 and found.texts == [result.format(text) for text in texts]
+    ((first, _, _),) = asked
+    assert "Search query:\na\n" in first and "Documents:\nheard a\n" in first
+    again = act_once(environment, search_o1("a", "d", "e"))  # no prompt for the repeated search
+    assert [len(prompts) for prompts in asked] == [3, 2]
+    assert again.texts[0] == result.format(SEARCH_O1.repeated)
+    counts = environment.take_counts()
+    assert (counts["condensed"], counts["condensed/nothing"], counts["condensed/cut"]) == (5, 2, 0)
+
+
+def test_a_condensation_that_fails_leaves_its_rows_unhealthy(house, make, act):
+    def condense(prompts):
+        raise MemoryError
+
+    tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
+    environment = make({"search": echo}, tokens=tokens, room=90, condense_room=3000)
+    environment.condense = condense
+    texts, healthy = act(environment, search_o1("a"))
+    assert (texts, healthy) == ([""], [False]) and isinstance(environment.failure, MemoryError)

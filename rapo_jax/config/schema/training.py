@@ -45,6 +45,13 @@ class RolloutSettings:
     prompt_tokens: int = key(1536, "longest prompt", unit="tokens", at_least=1)
     step_tokens: int = key(1024, "longest step of the policy", unit="tokens", at_least=1)
     observation_tokens: int = key(512, "longest tool result", unit="tokens", at_least=1)
+    condense_tokens: int = key(
+        1024,
+        "protocol='search_o1': longest text that the model makes of a search; its prompt has the "
+        "rest of max_tokens",
+        unit="tokens",
+        at_least=1,
+    )
     retrieved_tokens: int = key(1024, "longest retrieved trace", unit="tokens", at_least=1)
     max_tokens: int = key(5632, "longest trajectory, prompt included", unit="tokens")
     temperature: float = key(1.0, "sampling temperature in training", at_least=0)
