@@ -158,8 +158,7 @@ class Environment:
             for u in np.flatnonzero(calls_U & (shared_U > 0)).tolist():
                 self._fork(int(row_U[u]), int(parent_U[u]), int(shared_U[u]))
             self._start(row_U, calls_U, token_UX, length_U)
-            idle = bool(idle_U.all())
-            if idle:
+            if idle := bool(idle_U.all()):
                 self._wait(row_U[asked_U].tolist())
             asked = np.flatnonzero(asked_U & (idle or self.condense is None)).tolist()
             done = [u for u in asked if self._running.done(int(row_U[u]))]
@@ -212,6 +211,7 @@ class Environment:
             end = (*self._begins[parent], None)[shared]
             self._history[row] = self._history[parent][:end]
             self._begins[row] = self._begins[parent][:shared]
+            self._running.fork(row, parent, steps=shared)
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation; all where searches are condensed."""

@@ -88,9 +88,10 @@ def small_settings(small_config) -> Callable[..., Settings]:
 
 
 SLOW = (
-    "benchmarks", "faults/test_run.py", "launch", "model", "plan", "report", "rollout", "stages",
-    "train", "test_main.py", "test_notebook.py", "test_package.py", "test_system.py",
-    "test_system_chat_tools.py", "test_system_suites.py", "test_usage.py", "test_user_examples.py",
+    "benchmarks", "faults/test_disk.py", "faults/test_run.py", "faults/test_whole_run.py",
+    "launch", "model", "plan", "report", "rollout", "stages", "train", "test_main.py",
+    "test_notebook.py", "test_package.py", "test_system.py", "test_system_chat_tools.py",
+    "test_system_suites.py", "test_usage.py", "test_user_examples.py",
     "tools/sandbox/test_attacks.py", "tools/sandbox/test_sandbox.py",
 )  # fmt: skip
 """Folders and files of tests that compile models or start jobs: launch/test.sh fast skips them."""

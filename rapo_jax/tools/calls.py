@@ -28,14 +28,20 @@ class RunningCalls:
     def begin(self) -> None:
         """Forgets all rows."""
         self._running: dict[int, list[Future[Called]]] = {}
-        self._made: dict[int, list[Step]] = defaultdict(list)
+        self._made: dict[int, list[list[Step]]] = defaultdict(list)  # by step
+
+    def fork(self, row: int, parent: int, *, steps: int) -> None:
+        """The row has made the calls of the parent's first `steps` steps."""
+        self._made[row] = [list(made) for made in self._made[parent][:steps]]
 
     def start(self, steps: Sequence[tuple[int, str]]) -> None:
         """Hands the calls in the texts of these rows' steps to the tools."""
         protocol = self._protocol
         calls: dict[str, list[tuple[Future[Called], Step]]] = {}
         for row, text in steps:
-            parsed, made = protocol.parse(text), self._made[row]
+            parsed, earlier = protocol.parse(text), sum(self._made[row], [])
+            made: list[Step] = []
+            self._made[row].append(made)
             self._running[row] = []
             for step in [parsed] if isinstance(parsed, Step) else parsed:
                 call: Future[Called] = Future()
@@ -43,9 +49,9 @@ class RunningCalls:
                 if step.kind == INVALID:
                     call.set_result((step, Observation(protocol.corrective, "error")))
                     made.append(step)
-                elif len(made) >= self._max_calls:
+                elif len(earlier) + len(made) >= self._max_calls:
                     call.set_result((step, Observation(protocol.no_calls_left, "error")))
-                elif protocol.repeated and step in made:
+                elif protocol.repeated and step in earlier + made:
                     call.set_result((step, Observation(protocol.repeated, "error")))
                 else:
                     made.append(step)

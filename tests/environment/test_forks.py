@@ -40,3 +40,15 @@ def test_the_key_of_a_fork_is_made_of_the_history_that_it_shares(make, act_once,
     act_once(environment, [STEPS[1]], rows=[1], parents=[0], shared=[1], wants=[True])
     (wanted,) = house.retriever.key_texts([house.asked[1].question], [DONE[0] + DONE[1]])
     assert queries == [wanted]
+
+
+def test_a_fork_has_made_the_calls_that_it_shares(make, act_once):
+    """Two calls are allowed: a fork after the first one makes one more, and then no other."""
+    environment = make({"search": Immediate(echo)}, max_calls=2)
+    act_once(environment, [STEPS[0]], rows=[0])
+    act_once(environment, [STEPS[1]], rows=[1], parents=[0], shared=[1])
+    assert environment._history[1] == DONE[0] + DONE[1]
+    act_once(environment, [STEPS[2]], rows=[1], parents=[0], shared=[1])
+    assert render_result("heard c") not in environment._history[1]
+    act_once(environment, [STEPS[2]], rows=[0])  # the parent's second one
+    assert environment._history[0] == DONE[0] + DONE[2]
