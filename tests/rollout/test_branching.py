@@ -32,25 +32,30 @@ def branching(request):
 
 
 @pytest.fixture(scope="module")
-def forked(make_sampler, house, branching):
-    """Tapes of two keys, one slot for each row."""
-    playing = make_sampler(devices=1, driver="host", **branching)
-    return [play(playing, house, seed=seed) for seed in range(2)]
+def whole(make_sampler, branching):
+    """A sampler with a slot for each row."""
+    return make_sampler(devices=1, driver="host", **branching)
 
 
-def test_a_forks_tape_is_what_one_row_with_its_prefix_and_its_own_key_writes(forked, house):
-    for seed, found in enumerate(forked):
-        row_of = reference_row(
-            house, jax.random.key(seed), group_size=GROUP, n_hybrid=HYBRID, **HOW
-        )
-        rows = []
-        for b, tokens in enumerate(found.forks.tokens_B):
-            parent = b // GROUP * GROUP + found.forks.parent_B[b]
-            names = ("token_BT", "source_BT", "step_BT", "logp_BT", "entropy_BT")
-            parts = [getattr(found, name)[parent, :tokens].tolist() for name in names]
-            prefix = Row(*parts, Status.RUNNING) if tokens else None
-            rows.append(row_of(b, prefix, int(found.forks.calls_B[b])))
-        check(found, rows)
+@pytest.fixture(scope="module")
+def forked(whole, house):
+    return [play(whole, house, seed=seed) for seed in range(2)]
+
+
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_a_forks_tape_is_what_one_row_with_its_prefix_and_its_own_key_writes(whole, house, seed):
+    found = play(whole, house, seed=seed)
+    groups = {"group_size": GROUP, "n_hybrid": HYBRID}
+    row_of = reference_row(house, jax.random.key(seed), **groups, **HOW)
+    rows = []
+    for b, tokens in enumerate(found.forks.tokens_B):
+        parent = b // GROUP * GROUP + found.forks.parent_B[b]
+        names = ("token_BT", "source_BT", "step_BT", "logp_BT", "entropy_BT")
+        parts = [getattr(found, name)[parent, :tokens].tolist() for name in names]
+        prefix = Row(*parts, Status.RUNNING) if tokens else None
+        rows.append(row_of(b, prefix, int(found.forks.calls_B[b])))
+    check(found, rows)
 
 
 def test_both_strategies_fork_restart_and_retrieve(forked):
@@ -73,6 +78,7 @@ def test_both_strategies_fork_restart_and_retrieve(forked):
         {"devices": 1, "driver": "host", "slots": 7, "absorb_chunk": 7},
         {"devices": 1, "driver": "jit", "slots": 16},
         {"devices": 4, "driver": "jit", "slots": 20},
+        {"devices": 8, "driver": "jit", "slots": 16, "tensor": 2},
     ],
     ids=str,
 )
