@@ -102,9 +102,10 @@ def test_a_step_at_the_end_of_its_row_is_out_of_tokens_unless_it_was_finished(st
     step = programs.step_of(slots)  # the call, whose slice would begin too early
     assert stage.names(step.token_BX[2, : step.length_B[2]]) == "J K </search>"
 
-    for said in ("", "V"):  # the call is made, but nothing can follow it
+    # a step that called nothing has no observation; one that called has no room for it
+    for said, ending in (("", Status.STOPPED), ("V", Status.OUT_OF_TOKENS)):
         later = jax.device_get(programs.read(params, slots, "", "", said, ready=np.arange(7) == 2))
-        endings[2] = Status.OUT_OF_TOKENS
+        endings[2] = ending
         assert later.trajectory.status_B[:4].tolist() == endings
         assert later.trajectory.length_B[2] == TOKENS
         same(later.trajectory.token_BT[:4], slots.trajectory.token_BT[:4])
@@ -166,10 +167,10 @@ def test_texts_are_written_with_their_sources_and_steps_and_padding_keeps_the_la
     params = stage.policy("A B")
     slots = fill(programs.open(params, "A B", "A", "A", "A"))
     slots = slots.replace(step_U=jnp.array([2] + [0] * (ROWS - 1)))
-    slots = programs.read(
-        params, slots, "C D", "", "E F G H I", "E", traces=["", "", "J K L M N O"]
-    )
-    assert slots.step_U[:5].tolist() == [3, 1, 2, 1, 0]
+    texts, ready = ("C D", "", "E F G H I", "E"), np.isin(np.arange(ROWS), [0, 2, 3])
+    traces = ["", "", "J K L M N O"]
+    slots = programs.read(params, slots, *texts, traces=traces, ready=ready)
+    assert slots.step_U[:5].tolist() == [3, 0, 2, 1, 0]
     assert slots.length_U[:5].tolist() == slots.begin_U[:5].tolist() == [4, 1, 12, 2, 1]
     ended = end_rows(slots, jnp.ones(ROWS, bool), jnp.full(ROWS, Status.STOPPED))
     found = jax.device_get(closed(programs.settings, ended))

@@ -81,9 +81,9 @@ def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(stage, n
         token_BT = slots.trajectory.token_BT
         return slots, forward(model, params, token_BT), score(model, params, token_BT)
 
-    arguments = (params, span([3, 8]), span([0, 7, 2, 8]), span([8, 0, 5, 1]))
+    arguments = (params, span([3, 8]), span([1, 7, 2, 8]), span([8, 0, 5, 1]))
     slots, hidden_BTD, (logp_BT, entropy_BT) = jax.device_get(jax.jit(play)(*arguments))
-    assert slots.length_U.tolist() == [3 + 8 + 9, 3 + 7 + 9, 8 + 7 + 9, 8 + 9]
+    assert slots.length_U.tolist() == [3 + 9 + 9, 3 + 7 + 9, 8 + 7 + 9, 8 + 9]
     for u, length in enumerate(slots.length_U):
         np.testing.assert_allclose(slots.hidden_UD[u], hidden_BTD[u, length - 1], atol=1e-5)
     found = slots.trajectory
