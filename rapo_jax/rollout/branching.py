@@ -22,7 +22,7 @@ from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, Starts, Trees
 from rapo_jax.types import Array, Forks, Source
 
 OPENING_TOKENS = 20
-"""The entropy of a step is that of so many of its first tokens (ARPO)."""
+"""The entropy of a step is the sum over so many of its first tokens (ARPO)."""
 
 
 class Given(NamedTuple):
@@ -140,7 +140,7 @@ def is_to_fork(
 
 
 def opening_entropy(slots: Slots, begin_U: Array, step_U: Array | int) -> Array:
-    """Mean entropy, in nats, of the first policy tokens of a step of each slot's row."""
+    """Total entropy, in nats, of the first policy tokens of a step of each slot's row."""
     tape, row_U1 = slots.trajectory, slots.row_U[:, None]
     position_UX = begin_U[:, None] + jnp.arange(OPENING_TOKENS)
 
@@ -149,8 +149,7 @@ def opening_entropy(slots: Slots, begin_U: Array, step_U: Array | int) -> Array:
 
     is_step_UX = part(tape.step_BT) == jnp.reshape(step_U, (-1, 1))
     policy_UX = is_step_UX & (part(tape.source_BT) == Source.POLICY)
-    total_U = jnp.where(policy_UX, part(tape.entropy_BT), 0).sum(1)
-    return total_U / jnp.maximum(policy_UX.sum(1), 1)
+    return jnp.where(policy_UX, part(tape.entropy_BT), 0).sum(1)
 
 
 def restart_next(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:

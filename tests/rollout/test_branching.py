@@ -113,11 +113,11 @@ def starts_of(tape, b):
 
 
 def opening(tape, b, start):
-    """Mean entropy of the first tokens of the policy's step that begins there."""
+    """Total entropy of the first tokens of the policy's step that begins there."""
     end = start
     while end < min(start + OPENING_TOKENS, tape.length_B[b]) and tape.source_BT[b, end] == POLICY:
         end += 1
-    return np.mean(tape.entropy_BT[b, start:end], dtype=np.float64)
+    return np.sum(tape.entropy_BT[b, start:end], dtype=np.float64)
 
 
 def uniform(key, stream, *numbers):
