@@ -27,7 +27,8 @@ FILE_RECORDS = 64
 
 def get_config(other: str = "qwen7b") -> ConfigDict:
     c = _module(other).get_config()
-    calls = c.rollout.max_calls if c.task.name == "chains" else min(c.rollout.max_calls, 2)
+    scripted = c.task.name in ("chains", "pairs")  # their agents make that many calls
+    calls = c.rollout.max_calls if scripted else min(c.rollout.max_calls, 2)
     _cut(
         c.rollout,
         questions=QUESTIONS,

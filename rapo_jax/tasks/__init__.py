@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from rapo_jax.io.user_code import load
-from rapo_jax.tasks import chains, chains_agents, chains_text, dataset
+from rapo_jax.tasks import (
+    chains,
+    chains_agents,
+    chains_text,
+    dataset,
+    made,
+    pairs,
+    pairs_agents,
+    pairs_text,
+)
 from rapo_jax.tasks.reward import (
     METRICS,
     answer_of,
@@ -41,11 +50,28 @@ TASKS: dict[str, Task] = {
         demonstrator=chains_agents.demonstrator,
         random_retrieved_step=chains_text.random_retrieved_step,
         injector=chains_text.injector,
-        retrieved_decision=chains_agents.retrieved_decision,
-        decision=chains_agents.decision,
+        retrieved_decision=made.retrieved_decision,
+        decision=made.decision,
         can_follow=chains_agents.can_follow,
         system_prompt=chains.SYSTEM_PROMPT,
         kinds=chains.KINDS,
+        calls=chains.LONGEST_CHAIN,
+    ),
+    "pairs": Task(
+        make_world=pairs.make_world,
+        questions=pairs.questions,
+        documents=pairs.documents,
+        corpus=pairs_text.corpus,
+        expert=pairs_agents.expert,
+        demonstrator=pairs_agents.demonstrator,
+        random_retrieved_step=pairs_text.random_retrieved_step,
+        injector=pairs_text.injector,
+        retrieved_decision=made.retrieved_decision,
+        decision=made.decision,
+        can_follow=pairs_agents.can_follow,
+        system_prompt=pairs.SYSTEM_PROMPT,
+        kinds=pairs.KINDS,
+        calls=pairs.MOST_CALLS,
     ),
     "dataset": dataset.unscripted_task(dataset.make_world),
 }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rapo_jax.tasks.made import invent
 from rapo_jax.tasks.schema import SPLITS, Question
 
 RELATIONS = ("mentor", "rival", "friend", "heir")
@@ -27,9 +28,6 @@ HIDDEN_KINDS = ("hidden", "hidden_number")
 LONGEST_CHAIN = 4
 SYSTEM_PROMPT = "use tools ; retrieve may help"
 SENTENCE_WORDS = tuple("who what is the of print boxed search python answer".split())
-
-_CONSONANTS = "bdfgklmnprstvz"
-_VOWELS = "aeiou"
 
 Chain = tuple[str, ...]
 
@@ -93,7 +91,8 @@ def make_world(
         rng, two_hop=two_hop, number=number, hidden=hidden, hidden_number=hidden_number
     )
     n_words = sum(map(len, chains_by_kind.values()))
-    names = _invent(rng, n_entities + n_words)
+    taken = (*RELATIONS, ATTRIBUTE, *OPERATIONS, DONE, *SENTENCE_WORDS, *SYSTEM_PROMPT.split())
+    names = invent(rng, n_entities + n_words, taken=taken)
     entities = [name.capitalize() for name in names[:n_entities]]
     words = iter(names[n_entities:])
 
@@ -180,24 +179,6 @@ def _choose_chains(
         "hidden": begun_in_turn(LONGEST_CHAIN, hidden, hidden_number),
         "hidden_number": numbers("hidden_number", beginnings, hidden_number),
     }
-
-
-def _invent(rng: np.random.Generator, count: int) -> list[str]:
-    """Distinct lower-case words of 4 to 6 letters, none the beginning of another."""
-    taken = {*RELATIONS, ATTRIBUTE, *OPERATIONS, DONE, *SENTENCE_WORDS, *SYSTEM_PROMPT.split()}
-    prefixes = {word[:end] for word in taken for end in range(1, len(word) + 1)}
-    words: list[str] = []
-    while len(words) < count:
-        letters = []
-        for place in range(int(rng.integers(4, 7))):
-            letters.append(rng.choice(list(_VOWELS if place % 2 else _CONSONANTS)))
-        word = "".join(letters)
-        beginnings = {word[:end] for end in range(1, len(word) + 1)}
-        if word not in prefixes and not beginnings & taken:
-            taken.add(word)
-            prefixes |= beginnings
-            words.append(word)
-    return words
 
 
 def apply_operation(operation: str, number: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +22,12 @@ from rapo_jax.tasks.chains import (
     RELATIONS,
     World,
 )
+from rapo_jax.tasks.made import is_number, pick, results, retrieved_decision
 from rapo_jax.tasks.schema import Agent
-from rapo_jax.text.protocol import without_retrieved
 
 WEAK_AGE = 0.2
 """Probability that the weak demonstrator looks up the age of a number word, from step 3 on."""
 
-_LAST_RETRIEVED = re.compile(r"<retrieve>((?:(?!<retrieve>).)*?)</retrieve>\s*\Z", re.DOTALL)
-_RESULT = re.compile(r"<result>((?:(?!<result>).)*?)</result>", re.DOTALL)
-_THINK = re.compile(r"<think>\s*(\w+)\s*</think>")
 _PASSAGE = re.compile(r"\W*(?:\d+\W+)?[A-Z][a-z]+ [a-z]+ ([A-Z][a-z]+|\d+)\b")
 _NUMBER = re.compile(r"\s*(-?\d+)\s*\Z")
 _QUESTION = re.compile(r"is the (\w+) of (\w+)")
@@ -61,35 +57,18 @@ def step_text(decision: str, value: str) -> str:
     return f"<think> {decision}</think><search> {value} {decision}</search>"
 
 
-def decision(text: str) -> str | None:
-    """The decision of a step text: the word in its first thought, None if there is none."""
-    thought = _THINK.search(text)
-    return thought[1].strip() if thought else None
-
-
-def retrieved_decision(history: str) -> str | None:
-    """The decision of the retrieved trace that ends a history, None if no trace ends it."""
-    trace = _LAST_RETRIEVED.search(history)
-    return decision(trace[1]) if trace else None
-
-
 def read_situation(question: str, history: str) -> Situation:
     """Reads word, present value and number of steps from the text without retrieved traces."""
     asked = _QUESTION.search(question)
     word, value = (asked[1], asked[2]) if asked else ("", "")
     lost, computed = not asked, False
-    results = _RESULT.findall(without_retrieved(history))
-    for result in results:
+    observed = results(history)
+    for result in observed:
         passage, number = _PASSAGE.match(result), _NUMBER.match(result)
         match = passage or number
         lost, computed = match is None, number is not None
         value = match[1] if match else value
-    return Situation(word, value, len(results), lost, computed)
-
-
-def is_number(value: str) -> bool:
-    """Whether a present value is a number and not an entity."""
-    return value.lstrip("-").isdigit()
+    return Situation(word, value, len(observed), lost, computed)
 
 
 def applicable(choice: str, now: Situation) -> bool:
@@ -109,11 +88,6 @@ def can_follow(choice: str, history: str) -> bool:
     """Whether a decision can be taken at the end of a history, retrieved traces left out."""
     now = read_situation("", history)
     return not now.lost and now.steps < LONGEST_CHAIN and applicable(choice, now)
-
-
-def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options, all equally likely; `rng.choice` on strings is ten times slower."""
-    return options[int(rng.integers(len(options)))]
 
 
 def _planned(world: World, now: Situation) -> str:

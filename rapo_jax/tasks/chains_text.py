@@ -20,7 +20,8 @@ from rapo_jax.tasks.chains import (
     documents,
     questions,
 )
-from rapo_jax.tasks.chains_agents import is_number, pick, read_situation, step_text
+from rapo_jax.tasks.chains_agents import read_situation, step_text
+from rapo_jax.tasks.made import is_number, pick
 from rapo_jax.tasks.schema import SPLITS
 
 

@@ -54,6 +54,9 @@ class Task(NamedTuple):
     sources: Callable[[TaskWorld], list[Mapping[str, object]]] = lambda world: []
     """Reports of the files that were read, each with a 'summary' for people."""
     kinds: tuple[str, ...] = ()
+    """Of questions; the first are the easiest, which the gate of the cold start measures."""
+    calls: int = 0
+    """Tool calls that its scripted agents make at most."""
     expert: Callable[..., Agent] = unscripted
     """(world, *, error) -> the noisy off-policy agent that fills the Step-Trace Buffer."""
     demonstrator: Callable[..., Agent] = unscripted

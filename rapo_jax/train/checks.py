@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import Settings
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.tasks.chains import LONGEST_CHAIN
+from rapo_jax.tasks.schema import Task
 from rapo_jax.text.protocols import Protocol
 
 
@@ -37,13 +37,13 @@ def check_devices(settings: Settings, mesh: Mesh) -> None:
         )
 
 
-def check_calls(settings: Settings) -> None:
+def check_calls(settings: Settings, task: Task) -> None:
     """Agents of a task call as often as its longest question needs; fewer calls break them off."""
     calls = settings.rollout.max_calls
-    if settings.task.name == "chains" and calls < LONGEST_CHAIN:
+    if calls < task.calls:
         raise ValueError(
-            f"rollout.max_calls={calls}: task.name='chains' needs up to {LONGEST_CHAIN} tool calls "
-            f"a trajectory; set it to {LONGEST_CHAIN} or more"
+            f"rollout.max_calls={calls}: task.name={settings.task.name!r} needs up to {task.calls} "
+            f"tool calls a trajectory; set it to {task.calls} or more"
         )
 
 

@@ -104,11 +104,11 @@ def open_run(
     """
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
     check_devices(settings, mesh)
-    check_calls(settings)
     check_metric(settings.task.metric)
     model = model_settings(settings.model)
     r, log = settings.rollout, settings.log
     task, user_tools = load_user_code(settings)
+    check_calls(settings, task)
     tags = user_tool_names(user_tools)
     parameters = task_parameters(settings)
     world = task.make_world(**parameters)

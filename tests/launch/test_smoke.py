@@ -50,7 +50,9 @@ def test_the_papers_chain_runs_with_small_numbers_from_the_buffer_to_the_report(
     assert all(1 <= suite["questions"] <= 2 for suite in result["suites"].values())
 
 
-@pytest.mark.parametrize("name", ["tiny", "qwen3b", "qwen7b", "llama8b", "web7b", "tests/small.py"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "pairs", "qwen3b", "qwen7b", "llama8b", "web7b", "tests/small.py"]
+)
 def test_every_config_shrinks_to_one_that_works_and_keeps_what_is_small(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = smoke.get_config(name).to_dict()
@@ -58,7 +60,7 @@ def test_every_config_shrinks_to_one_that_works_and_keeps_what_is_small(name, mo
     s = read_settings(config)
     assert s.rollout.questions <= 8 and s.rl.steps <= 2 and s.rollout.max_tokens <= 1300
     assert s.buffer.file_records == 64
-    assert s.rollout.prompt_tokens == {"tiny": 24, "tests/small.py": 20}.get(name, 768)
+    assert s.rollout.prompt_tokens == {"tiny": 24, "pairs": 28, "tests/small.py": 20}.get(name, 768)
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch.py"])
@@ -66,4 +68,4 @@ def test_an_unknown_config_is_one_line_with_those_that_are_there(name, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         smoke.get_config(name)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "name one of default, llama8b, qwen3b, qwen7b, tiny, web7b or the path" in line
+    assert "name one of default, llama8b, pairs, qwen3b, qwen7b, tiny, web7b or the path" in line

@@ -30,6 +30,26 @@ class ChainsSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairsSettings:
+    """The invented world of task.name='pairs' (docs/pairs.md)."""
+
+    seed: int = key(1, "seed of the names, the facts and the meaning of the words")
+    n_entities: int = key(150, "entities of the world")
+    n_train: int = key(90, "entities that start training questions")
+    n_eval: int = key(20, "entities that start held-out questions")
+    n_expert: int = key(30, "entities that start questions of the buffer")
+    known: int = key(8, "words on which the cold start and the teacher are right")
+    mastered: int = key(6, "outer words on which the teacher is right and the cold start wrong")
+    blind: int = key(4, "words on which the teacher is wrong and the cold start explores")
+    number: int = key(
+        2, "known words that end in a number, and as many mastered ones; none is an inner word"
+    )
+    train_questions: int = key(1000, "training questions of each kind")
+    eval_questions: int = key(120, "held-out questions of each kind")
+    expert_questions: int = key(240, "questions of the buffer of each kind")
+
+
+@dataclasses.dataclass(frozen=True)
 class DatasetSettings:
     """The questions of task.name='dataset'.
 
@@ -57,6 +77,7 @@ class TaskSettings:
         "the task",
         choices={
             "chains": "questions about an invented world, for the tiny run",
+            "pairs": "compositions of words of an invented world, with a teacher of blind spots",
             "dataset": "questions from files or published sets",
             "module:TASK": "your task (docs/user_code.md)",
         },
@@ -79,6 +100,7 @@ class TaskSettings:
     )
     data_dir: str = key("", "folder of the prepared questions; '' = WORKDIR/data")
     chains: ChainsSettings = ChainsSettings()
+    pairs: PairsSettings = PairsSettings()
     dataset: DatasetSettings = DatasetSettings()
     user_arguments: Mapping[str, object] = key(
         {}, "keyword arguments of your task; any keys, which only task.name='module:TASK' reads"

@@ -92,13 +92,19 @@ class SftSettings:
     inject_share: float = fraction(0.5, "share of trajectories with random retrieved traces")
     inject: float = fraction(0.5, "in these: chance of such a trace at a step boundary")
     follow: float = fraction(0.97, "chance that the demonstrator follows such a trace")
-    weak_first: float = fraction(0.5, "hidden words: chance that the first decision is right")
-    weak_habit: float = fraction(
-        0.0, "hidden words: chance that a later one is the word's wrong habit; otherwise random"
+    weak_first: float = fraction(
+        0.5, "hidden or blind words: chance that the first decision is right"
     )
-    weak_stop: float = fraction(0.3, "hidden words: chance to stop, at each step from the third on")
+    weak_habit: float = fraction(
+        0.0,
+        "chance of a word's wrong habit, else random: of later decisions of hidden words, of all "
+        "of mastered words",
+    )
+    weak_stop: float = fraction(
+        0.3, "words that are not known: chance to stop, at each step from the third on"
+    )
     gate_one_hop: float = fraction(
-        0.0, "least accuracy on questions of one search, at temperature 1; below it the run stops"
+        0.0, "least accuracy on the task's easiest kind, at temperature 1; below it the run stops"
     )
     gate_follow: float = fraction(
         0.0, "least share of retrieved steps that the policy follows; below it the run stops"
