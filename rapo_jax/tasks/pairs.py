@@ -17,18 +17,21 @@ import numpy as np
 
 from rapo_jax.tasks.chains import OPERATIONS, apply_operation
 from rapo_jax.tasks.made import invent
+from rapo_jax.tasks.pairs_words import (
+    ATTRIBUTES,
+    COMMUTING,
+    PROCEDURE,
+    RELATIONS,
+    Procedure,
+    make_procedures,
+    wrong_habit,
+)
 from rapo_jax.tasks.schema import SPLITS, Question
 
-RELATIONS = ("mentor", "rival", "friend", "heir")
-COMMUTING = ("friend", "rival")
-"""Relations that lead to the same entity in either order."""
-ATTRIBUTES = ("age", "size")
 CHECK = "check"
 """Looks an entity up and returns it: a wasted call."""
 DONE = "done"
 NUMBERS = range(10, 50)
-PROCEDURE = 2
-"""Decisions of a word."""
 NEEDED_CALLS = 2 * PROCEDURE
 MOST_CALLS = NEEDED_CALLS + 2
 """With the calls that the teacher wastes."""
@@ -36,8 +39,6 @@ KINDS = ("known", "blind", "mixed", "mastered")
 TRAINED_KINDS = KINDS[:3]
 SYSTEM_PROMPT = "use tools ; retrieve may help"
 SENTENCE_WORDS = tuple("who what is the of print boxed search python answer".split())
-
-Procedure = tuple[str, ...]
 
 
 class Pair(NamedTuple):
@@ -128,9 +129,9 @@ def make_world(
             strict=True,
         )
     )
-    procedures = _procedures(rng, groups, number)
+    procedures = make_procedures(rng, groups, number)
     weak = [word for word, group in groups.items() if group != "known"]
-    habits = {word: _habit(procedures[word], turn) for turn, word in enumerate(weak)}
+    habits = {word: wrong_habit(procedures[word], turn) for turn, word in enumerate(weak)}
     cuts = itertools.accumulate((n_train, n_eval, n_expert), initial=0)
     starts = {
         split: tuple(entities[first:last])
@@ -180,49 +181,6 @@ def _facts(rng: np.random.Generator, entities: Sequence[str]) -> dict[tuple[str,
         for attribute in ATTRIBUTES:
             facts[entity, attribute] = str(rng.integers(NUMBERS.start, NUMBERS.stop))
     return facts
-
-
-def _procedures(
-    rng: np.random.Generator, groups: Mapping[str, str], number: int
-) -> dict[str, Procedure]:
-    """Distinct procedures; the last `number` words of known and of mastered end in a number.
-
-    Look-ups come in blocks in which each relation is once the first and once the second, so that no
-    relation is the answer at a place for most blind or most mastered words.
-    """
-    firsts, seconds = rng.permutation(RELATIONS).tolist(), rng.permutation(RELATIONS).tolist()
-    turns = range(len(RELATIONS))
-    blocks = [list(zip(firsts, seconds[turn:] + seconds[:turn], strict=True)) for turn in turns]
-    free = [[hop for hop in block if set(hop) != set(COMMUTING)] for block in blocks]
-    hops = list(itertools.chain.from_iterable(sorted(free, key=len, reverse=True)))
-    computed = list(itertools.product(ATTRIBUTES, OPERATIONS))
-    numbers = iter([computed[i] for i in rng.permutation(len(computed))])
-    looked_up = {"blind": iter(hops), "known": iter([COMMUTING, *reversed(hops)])}
-    looked_up["mastered"] = looked_up["blind"]
-    procedures = {}
-    for group in ("blind", "mastered", "known"):
-        words = [word for word, its in groups.items() if its == group]
-        ending = number if group != "blind" else 0
-        for place, word in enumerate(words):
-            hop = place < len(words) - ending
-            procedures[word] = next(looked_up[group] if hop else numbers)
-    return procedures
-
-
-def _habit(procedure: Procedure, turn: int) -> Procedure:
-    """For each place a wrong decision of the same sort; they take turns from word to word."""
-    wrong = []
-    for place, right in enumerate(procedure):
-        options = [choice for choice in alternatives(right) if choice != right]
-        wrong.append(options[(turn + turn // len(options) * place) % len(options)])
-    return tuple(wrong)
-
-
-def alternatives(choice: str) -> tuple[str, ...]:
-    """The decisions of the same sort: relations, attributes or operations."""
-    return next(
-        sort for sort in (RELATIONS, ATTRIBUTES, tuple(OPERATIONS), (choice,)) if choice in sort
-    )
 
 
 def _split_pairs(

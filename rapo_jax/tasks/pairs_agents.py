@@ -14,18 +14,14 @@ import numpy as np
 from rapo_jax.tasks.chains import OPERATIONS
 from rapo_jax.tasks.made import is_number, pick, results, retrieved_decision
 from rapo_jax.tasks.pairs import (
-    ATTRIBUTES,
     CHECK,
-    COMMUTING,
     DONE,
     MOST_CALLS,
     NEEDED_CALLS,
-    PROCEDURE,
-    RELATIONS,
     Pair,
     World,
-    alternatives,
 )
+from rapo_jax.tasks.pairs_words import ATTRIBUTES, COMMUTING, PROCEDURE, RELATIONS, alternatives
 from rapo_jax.tasks.schema import Agent
 
 WASTE = 0.25

@@ -9,13 +9,11 @@ import numpy as np
 from rapo_jax.tasks.chains import OPERATIONS
 from rapo_jax.tasks.made import is_number, pick
 from rapo_jax.tasks.pairs import (
-    ATTRIBUTES,
     CHECK,
     DONE,
     MOST_CALLS,
     NEEDED_CALLS,
     NUMBERS,
-    RELATIONS,
     SENTENCE_WORDS,
     SYSTEM_PROMPT,
     World,
@@ -23,6 +21,7 @@ from rapo_jax.tasks.pairs import (
     questions,
 )
 from rapo_jax.tasks.pairs_agents import read_situation, step_text
+from rapo_jax.tasks.pairs_words import ATTRIBUTES, RELATIONS
 from rapo_jax.tasks.schema import SPLITS
 
 

@@ -127,7 +127,9 @@ def test_only_a_user_task_has_user_arguments():
     config.task.name = "my_task:TASK"
     assert read_settings(config.to_dict()).task.user_arguments == {"words": 3}
     config.task.name = "chain"
-    with pytest.raises(ValueError, match="task.name='chain': expected one of chains, dataset, mo"):
+    with pytest.raises(
+        ValueError, match="task.name='chain': expected one of chains, pairs, dataset, mo"
+    ):
         read_settings(config.to_dict())
 
 
