@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,11 +121,12 @@ class Bench:
             max_tokens=z.prompt + z.ticks,
         )
         turn = parts(model, r, byte_boundary(model.vocab), lambda key_UE: key_UE, slots=0)
-        opened = jax.jit(lambda params, prompt: turn.open(params, prompt, group_size=1))
+        open_slots = partial(turn.open, group_size=1, tree_rows=1)
+        opened = jax.jit(open_slots)
 
         @jax.jit
         def decoded(params: Params, inputs: RolloutInputs, prompt: Span) -> Array:
-            slots = turn.open(params, prompt, group_size=1)
+            slots = open_slots(params, prompt)
             return turn.think(params, inputs, slots).trajectory.length_B
 
         works: dict[str, Callable[[], object]] = {}

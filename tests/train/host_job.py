@@ -93,7 +93,7 @@ def break_tools(run):
 
     def equip(tool):
         if process == jax.process_count() - 1:
-            run.environment._tools = dict.fromkeys(run.tools, tool)
+            run.environment._running._tools = dict.fromkeys(run.tools, tool)
 
     equip(broken)
     found = {"observations": observations()}

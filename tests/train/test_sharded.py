@@ -121,9 +121,9 @@ def rolled(house, make_sampler, request):
     sampler, texts = playing.sampler, []
     make_program = sampler._program
 
-    def keeping(**how):
+    def keeping(*how):
         def run(*arguments):
-            program = make_program(**how).lower(*arguments).compile()
+            program = make_program(*how).lower(*arguments).compile()
             texts.append(program.as_text())
             return program(*arguments)
 
