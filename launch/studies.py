@@ -66,7 +66,8 @@ def _write(
     values = (study.collect or measured)(runs, study.measures)
     folder.mkdir(parents=True, exist_ok=True)
     study.draw(runs, values, study.measures, folder / f"{name}.svg")
-    command = ["python", "launch/studies.py", name, "--workdir=WORKDIR", *options]
+    shown = [option.replace(f"{ROOT}/", "") for option in options]
+    command = ["python", "launch/studies.py", name, "--workdir=WORKDIR", *shown]
     command.append(f"--seeds={flags.seeds}")
     every = [run for found in runs.values() for run in found if run.holds_anything()]
     say("\n" + write_page(name, study, values, every, folder, command=shlex.join(command)))

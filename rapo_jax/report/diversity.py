@@ -91,7 +91,8 @@ def radius_of(point_NC: np.ndarray) -> float:
 def collect(variants: Variants, names: Sequence[str]) -> Values:
     """Clusters, variance, reward and length of the two kinds of each run's rollouts, by seed.
 
-    Both kinds of a run are clustered with one radius, and each alone.
+    Both kinds of a run are clustered with one radius, the mean of theirs, and each alone: taken
+    together, equal answers to a question would make it smaller than any cluster of one kind.
     """
     values: dict[str, dict[str, dict[int, float]]] = {
         kind: {name: {} for name in names} for kind in KINDS.values()
@@ -100,7 +101,7 @@ def collect(variants: Variants, names: Sequence[str]) -> Values:
         kinds = _rollouts(run.workdir / "trajectories.jsonl")
         if run.seed is None or not kinds:
             continue
-        radius = radius_of(np.concatenate([each.point_NC for each in kinds.values()]))
+        radius = float(np.mean([radius_of(each.point_NC) for each in kinds.values()]))
         for kind, each in kinds.items():
             measured = {
                 "clusters": float(clusters(each.point_NC, radius)),

@@ -70,7 +70,9 @@ def claims_table(study: Study, values: Values) -> str:
         rows.append(
             [claim.text, measure.name, pair, interval(found.interval, measure), verdict(found)]
         )
-    return markdown_table(["the paper says", "measure", "difference", "here [95 %]", ""], rows)
+    return markdown_table(
+        ["the paper says", "measure", "difference", "here [95 %]", "verdict"], rows
+    )
 
 
 def spread(of: Mapping[int, float], measure: Measure) -> str:

@@ -56,7 +56,9 @@
     if (from < 4) fillBeside();
     const shown = [rowMenu.value, besideMenu.value].filter((value) => value !== "");
     place.className = shown.length > 1 ? "pair" : "";
-    place.replaceChildren(...shown.map((index) => drawRow(inQuestion()[Number(index)])));
+    const rows = shown.map((index) => inQuestion()[Number(index)]).filter(Boolean);
+    const entropies = rows.flatMap(segmentsOf).map((s) => s.entropy).filter(isNumber);
+    place.replaceChildren(...rows.map((each) => drawRow(each, Math.max(0, ...entropies))));
   };
   // beside a rollout: at first one of the other kind, a hybrid one beside an on-policy one
   const fillBeside = () => {
@@ -129,16 +131,15 @@
     return row;
   };
 
-  const drawRow = (each) => {
+  // `most` is the largest step entropy of the rollouts that are shown: their bars have one scale
+  const drawRow = (each, most) => {
     const column = make("div", "rollout");
-    if (!each) return column;
     const facts = make("div", "facts");
     const answers = Array.isArray(each.answers) ? each.answers.join(" | ") : "";
-    facts.append(fact("row", rowText(each)), fact("status", String(each.status ?? "–")), fact("reward", show(each.reward)),
+    facts.append(fact("row", rowText(each)), fact("status", String(each.status ?? "–")),
       fact("advantage", signed(each.advantage)), fact("retrieval reward", signed(each.retrieval_reward)),
       fact("gold", answers), fact("question", String(each.question ?? "–")));
     const segments = segmentsOf(each);
-    const most = Math.max(0, ...segments.map((s) => (isNumber(s.entropy) ? s.entropy : 0)));
     column.append(facts, ...segments.map((each, i) => drawSegment(each, i, segments, most)));
     return column;
   };

@@ -82,7 +82,7 @@ def think_token(
     tag; one that ends otherwise ends its row, unless the host is asked for a reply (`Boundary`),
     and so does a call beyond `max_calls`.
     """
-    s, thinking_U, position_U = settings, slots.has(Phase.THINKING), slots.length_U
+    thinking_U, position_U = slots.has(Phase.THINKING), slots.length_U
     key_U = row_keys(jax.random.fold_in(inputs.key, 0), inputs, slots)
     key_U = jax.vmap(jax.random.fold_in)(key_U, position_U)
     drawn = sample(unembed(model, params, slots.hidden_UD), key_U, temperature=inputs.temperature)
@@ -97,24 +97,7 @@ def think_token(
         length_B=jnp.where(thinking_U, position_U + 1, 0),
     )
     state_U = boundary.next_state_AV[slots.state_U, token_U].astype(jnp.int32)
-    accepted_U = state_U >= boundary.first_accept
-    answer_U = state_U - boundary.first_accept == boundary.answer_tag
-    eos_U = jnp.isin(token_U, boundary.eos_W)
-    full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
-    over_U = slots.calls_U >= s.max_calls
-    # a turn that an end-of-sequence token closes may call nothing: the host would say
-    over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_STEPS)
-    status_U = jnp.where(
-        accepted_U,
-        jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, over_status_U, 0)),
-        jnp.where(eos_U, Status.STOPPED, jnp.where(full_U, Status.OUT_OF_TOKENS, 0)),
-    )
-    kept_U, ends_U = thinking_U, accepted_U
-    if boundary.asks_at_eos:
-        asks_U = ~accepted_U & (eos_U | full_U) & ~over_U & (position_U + 1 < s.max_tokens)
-        status_U = jnp.where(asks_U, Status.RUNNING, status_U)
-        kept_U, ends_U = thinking_U & ~(asks_U & eos_U), accepted_U | asks_U
-    calls_U = thinking_U & ends_U & (status_U == Status.RUNNING)
+    status_U, calls_U, kept_U = ending(settings, boundary, slots, token_U, state_U)
     old, row_U = slots.trajectory, jnp.where(kept_U, slots.row_U, slots.rows)
 
     def put(table_BT: Array, value_U: Array | int) -> Array:
@@ -143,6 +126,35 @@ def think_token(
         ),
     )
     return end_rows(slots, thinking_U & (status_U != Status.RUNNING), status_U)
+
+
+def ending(
+    settings: RolloutSettings, boundary: Boundary, slots: Slots, token_U: Array, state_U: Array
+) -> tuple[Array, Array, Array]:
+    """How the sampled tokens end steps and rows; `state_U` is the automaton's after them.
+
+    Returns status_U, with which rows end, RUNNING for those that do not; calls_U, the slots whose
+    step ended in a call; and kept_U, the slots whose token belongs to their row.
+    """
+    s, thinking_U, position_U = settings, slots.has(Phase.THINKING), slots.length_U
+    accepted_U = state_U >= boundary.first_accept
+    answer_U = state_U - boundary.first_accept == boundary.answer_tag
+    eos_U = jnp.isin(token_U, boundary.eos_W)
+    full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
+    over_U = slots.calls_U >= s.max_calls
+    # a turn that an end-of-sequence token closes may call nothing: only the host can say
+    over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_STEPS)
+    status_U = jnp.where(
+        accepted_U,
+        jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, over_status_U, Status.RUNNING)),
+        jnp.where(eos_U, Status.STOPPED, jnp.where(full_U, Status.OUT_OF_TOKENS, Status.RUNNING)),
+    )
+    kept_U, ends_U = thinking_U, accepted_U
+    if boundary.asks_at_eos:
+        asks_U = ~accepted_U & (eos_U | full_U) & ~over_U & (position_U + 1 < s.max_tokens)
+        status_U = jnp.where(asks_U, Status.RUNNING, status_U)
+        kept_U, ends_U = thinking_U & ~(asks_U & eos_U), accepted_U | asks_U
+    return status_U, thinking_U & ends_U & (status_U == Status.RUNNING), kept_U
 
 
 def step_of(settings: RolloutSettings, slots: Slots) -> Span:

@@ -124,14 +124,7 @@ def open_run(
         limit=r.prompt_tokens,
         skip=settings.task.too_long == "skip",
     )
-    environment = Environment(
-        tokens,
-        tools,
-        observation_tokens=r.observation_tokens,
-        retrieved_tokens=r.retrieved_tokens,
-        max_calls=r.max_calls,
-        condense_room=prompt_room(settings),
-    )
+    environment = _open_environment(settings, tokens, tools)
     encoder = device_encoder(settings.retrieval)
     sampler = Sampler(
         model,
@@ -164,6 +157,18 @@ def open_run(
             if is_first()
             else NoMetrics()
         ),
+    )
+
+
+def _open_environment(settings: Settings, tokens: Tokens, tools: Mapping[str, Tool]) -> Environment:
+    r = settings.rollout
+    return Environment(
+        tokens,
+        tools,
+        observation_tokens=r.observation_tokens,
+        retrieved_tokens=r.retrieved_tokens,
+        max_calls=r.max_calls,
+        condense_room=prompt_room(settings),
     )
 
 

@@ -22,7 +22,8 @@ def test_a_study_runs_its_variants_and_writes_its_page(tmp_path, program, capsys
     assert sorted(order[1:]) == ["grpo_seed=0", "grpo_seed=1", "rapo_seed=0", "rapo_seed=1"]
     page = (folder / "pages" / "dynamics.md").read_text()
     assert page in capsys.readouterr().out
-    assert "| RAPO ends at a higher reward |" in page and "--seeds=0,1" in page
+    assert "| RAPO ends at a higher reward |" in page
+    assert "--workdir=WORKDIR --config=configs/tiny.py --seeds=0,1`" in page
 
 
 def test_studies_share_their_runs(tmp_path, program):

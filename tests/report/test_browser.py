@@ -43,8 +43,10 @@ CONTRAST = """(() => {
 
 
 def with_step_after(row):
-    """The rollout with a policy step after its retrieved trace, whose Z is a number."""
-    if row["hybrid"]:
+    """A hybrid rollout with a policy step after its retrieved trace; others with less entropy."""
+    if not row["hybrid"]:
+        row["segments"][1]["entropy"] = 0.25
+    else:
         row["segments"][-1]["z"] = 0.125
         row["segments"].append(segment("POLICY", 2, "then", entropy=0.25, token_entropy=[0.25]))
     return row
@@ -163,6 +165,18 @@ def test_a_retrieved_step_shows_the_entropies_around_it_and_its_reward(browser):
     text = columns(browser)[0]
     # of the made trajectory: a policy step of 0.5 nats before, one of 0.25 after, Z of 0.125
     assert "entropy before 0.500" in text and "after 0.250 nats" in text and "Z +0.125" in text
+
+
+def test_the_bars_of_both_rollouts_have_one_scale(browser):
+    """Steps of 0.5 and 0.25 nats beside one of 0.25, which alone is the largest."""
+    hybrid = next(i for i, x in enumerate(options(browser, "row")) if "hybrid" in x)
+    on_policy = next(i for i, x in enumerate(options(browser, "row")) if "hybrid" not in x)
+    choose(browser, "row", str(hybrid))
+    bars = "[...document.querySelectorAll('.meter div')].map((x) => x.style.width)"
+    assert browser.run(bars) == ["100%", "50%", "50%"]
+    choose(browser, "row", str(on_policy))
+    choose(browser, "beside", "")
+    assert browser.run(bars) == ["100%"]
 
 
 @pytest.mark.parametrize(("width", "beside"), [(1200, True), (390, False)])

@@ -187,6 +187,16 @@ def test_rollouts_of_more_kinds_of_text_form_more_clusters(write_run, tmp_path):
     assert b"hybrid rollouts (120)" in (tmp_path / "plane.svg").read_bytes()
 
 
+def test_equal_answers_of_both_kinds_do_not_hide_the_clusters_of_each(write_run, tmp_path):
+    """Eight equal texts of each kind: ten neighbours are at distance 0 only among both kinds."""
+    workdir = write_run(tmp_path / "run")
+    subjects = ("red apple", "blue river", "green hill", "old house")
+    texts = [f"{subjects[i % 4]} number {i}" for i in range(20) for _ in range(8)]
+    write_rollouts(workdir / "trajectories.jsonl", {False: texts, True: texts})
+    values = diversity.collect({"RAPO": [load_run(workdir)]}, ("clusters",))
+    assert min(of["clusters"][0] for of in values.values()) > 1
+
+
 def test_both_kinds_are_compared_on_equally_many_rollouts(tmp_path):
     texts = [f"text {i} {i * i}" for i in range(60)]
     write_rollouts(tmp_path / "t.jsonl", {False: texts, True: texts[:20]})
