@@ -26,6 +26,8 @@ from rapo_jax.tasks.schema import Agent
 
 WASTE = 0.25
 """Probability that the teacher looks an entity up once more."""
+COMPUTES = 0.25
+"""Probability that the demonstrator computes with Python instead of looking the result up."""
 
 _QUESTION = re.compile(r"is the (\w+) of the (\w+) of (\w+)")
 _FACT = re.compile(r"([A-Z][a-z]+|\d+) ([a-z]+) ([A-Z][a-z]+|\d+)\b")
@@ -143,7 +145,8 @@ def demonstrator(
 ) -> Agent:
     """The agent of the cold start: right on known words, exploring blind ones, mistaken on others.
 
-    After a retrieved trace it applies the trace's decision to its present value with probability
+    It computes with Python with probability COMPUTES, so that the policy can use the tool, and else
+    looks results up. After a retrieved trace it applies the trace's decision to its present value with probability
     `follow`, where that is possible. A decision for a blind word is random; the first is right with
     probability `weak_first`. A decision for a mastered word is its wrong habit with probability
     `weak_habit`, and else random. After two steps each step for such words stops with probability
@@ -153,11 +156,12 @@ def demonstrator(
     def act(question: str, history: str, rng: np.random.Generator) -> str:
         now = read_situation(question, history)
         hint = retrieved_decision(history)
-        follows, first, habitual, stops = rng.random(4)
+        follows, first, habitual, stops, tool = rng.random(5)
+        python = bool(tool < COMPUTES)
         if now.lost or _ended(now) or any(word not in world.groups for word in now.pair):
             return step_text(DONE, now.value)
         if hint is not None and follows < follow and applicable(hint, now):
-            return step_text(hint, now.value)
+            return step_text(hint, now.value, python=python)
         word, place = _place(now)
         group, choice = world.groups[word], world.procedures[word][place]
         if group == "mastered" and habitual < weak_habit:
@@ -166,6 +170,6 @@ def demonstrator(
             choice = pick(rng, alternatives(choice))
         if group != "known" and now.steps >= PROCEDURE and stops < weak_stop:
             choice = DONE
-        return step_text(choice if applicable(choice, now) else DONE, now.value)
+        return step_text(choice if applicable(choice, now) else DONE, now.value, python=python)
 
     return act
