@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Retriever:
         self.buffer = buffer
         self.index = make_index(buffer.key_ME, kind=kind, folder=folder)
         self._counts: defaultdict[str, float] = defaultdict(float)
+        self._similarities: list[float] = []
         self._lock = threading.Lock()  # shards call from concurrent threads
 
     def key_texts(self, questions: Sequence[str], histories: Sequence[str]) -> list[str]:
@@ -83,7 +85,8 @@ class Retriever:
         pick_B = np.full(len(key_BE), -1.0) if pick_B is None else np.asarray(pick_B, np.float64)
         row_B = self._nearest_allowed(key_BE, excluded)
         counts: defaultdict[str, float] = defaultdict(float, queries=len(key_BE))
-        hits = []
+        hits: list[Hit] = []
+        similarities = []
         for b, row in enumerate(row_B):
             if pick_B[b] >= 0:
                 row = self._random_allowed(pick_B[b], excluded[b])
@@ -101,8 +104,9 @@ class Retriever:
             counts[f"origin/{step_trace.origin}"] += 1
             counts["same_question"] += same
             if np.isfinite(similarity):
-                counts["similarity_sum"] += similarity
+                similarities.append(similarity)
         with self._lock:
+            self._similarities += similarities
             for name, count in counts.items():
                 self._counts[name] += count
         return hits
@@ -110,14 +114,16 @@ class Retriever:
     def take_counts(self) -> dict[str, float]:
         """Counts since the last call, for the metrics: queries, hits, random, misses by reason.
 
-        `origin/NAME` are the hits of each origin that the buffer has.
+        `origin/NAME` are the hits of each origin that the buffer has. The mean similarity does not
+        depend on the order in which calls arrived.
         """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
+            similarities, self._similarities = self._similarities, []
         names = ["queries", "hits", "random", "same_question", "excluded", "not_finite"]
         names += [f"origin/{name}" for name in self.buffer.manifest["traces_by_origin"]]
         taken = {name: counts[name] for name in names}
-        taken["similarity_mean"] = counts["similarity_sum"] / max(1, counts["hits"])
+        taken["similarity_mean"] = math.fsum(similarities) / max(1, counts["hits"])
         return taken
 
     def _nearest_allowed(self, key_BE: np.ndarray, excluded: Sequence[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -177,3 +178,18 @@ def test_counts_are_those_since_the_last_call_and_survive_threads():
     assert (counts["not_finite"], counts["excluded"]) == (20, 0)
     assert 0 < counts["similarity_mean"] <= 1
     assert set(retriever.take_counts().values()) == {0}
+
+
+def test_the_mean_similarity_does_not_depend_on_the_order_of_the_calls():
+    rng = np.random.default_rng(0)
+    key_BE = rng.normal(size=(400, RETRIEVER.buffer.key_ME.shape[1])).astype(np.float32)
+
+    def mean(order):
+        retriever = make()
+        for b in order:
+            retriever.nearest(key_BE[b : b + 1])
+        return retriever.take_counts()["similarity_mean"]
+
+    similarities = [hit.similarity for hit in RETRIEVER.nearest(key_BE)]
+    assert sum(similarities) != sum(similarities[::-1])  # in float64 the order matters
+    assert mean(range(400)) == mean(range(399, -1, -1)) == math.fsum(similarities) / 400
