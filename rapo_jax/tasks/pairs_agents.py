@@ -146,11 +146,11 @@ def demonstrator(
     """The agent of the cold start: right on known words, exploring blind ones, mistaken on others.
 
     It computes with Python with probability COMPUTES, so that the policy can use the tool, and else
-    looks results up. After a retrieved trace it applies the trace's decision to its present value with probability
-    `follow`, where that is possible. A decision for a blind word is random; the first is right with
-    probability `weak_first`. A decision for a mastered word is its wrong habit with probability
-    `weak_habit`, and else random. After two steps each step for such words stops with probability
-    `weak_stop`.
+    looks results up. After a retrieved trace it applies the trace's decision to its present value
+    with probability `follow`, where that is possible. A decision for a blind word is random; the
+    first is right with probability `weak_first`. A decision for a mastered word is its wrong habit
+    with probability `weak_habit`, and else random. After two steps each step for such words stops
+    with probability `weak_stop`.
     """
 
     def act(question: str, history: str, rng: np.random.Generator) -> str:

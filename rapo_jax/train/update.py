@@ -151,7 +151,8 @@ class Updater:
             loss_sum, (weight, metrics) = value
             return Sums(gradient, loss_sum, weight, metrics)
 
-        self.sums_of = sums_of
+        # jitted here, once: jax.eval_shape of a plain function keeps a new wrapper at every call
+        self.sums_of = jax.jit(sums_of)
         where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
         self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
