@@ -44,13 +44,18 @@ CORNERS = {
 }
 
 
+def imitation_first(config: Config) -> str:
+    """Imitation and then GRPO, which share the updates of the other methods."""
+    half = int(str(config["rl.steps"])) // 2
+    return f"method=sft_grpo,rl.steps={half},rl.imitation_steps={half}"
+
+
 def methods(config: Config) -> Mapping[str, str]:
-    """All training methods; imitation and then GRPO share the updates of the others.
+    """All training methods.
 
     Tree-GRPO's trees have three leaves as published, where they divide the group, else four.
     """
-    half, G = (int(str(config[key])) for key in ("rl.steps", "rollout.group_size"))
-    half, leaves = half // 2, 3 if G % 3 == 0 else 4
+    leaves = 3 if int(str(config["rollout.group_size"])) % 3 == 0 else 4
     return BOTH | {
         "DAPO": "method=dapo",
         "GPPO": "method=gppo",
@@ -61,7 +66,36 @@ def methods(config: Config) -> Mapping[str, str]:
         "RolloutReplay": "method=rollout_replay",
         "LUFFY": "method=luffy,buffer.split=train",
         "SFT": "method=sft",
-        "SFT, then GRPO": f"method=sft_grpo,rl.steps={half},rl.imitation_steps={half}",
+        "SFT, then GRPO": imitation_first(config),
+    }
+
+
+def retrieval(config: Config) -> Mapping[str, str]:
+    """RAPO, what else can be done with the same traces or rollouts, and parts of RAPO."""
+    others = ("DAPO", "RolloutReplay", "LUFFY", "SFT", "SFT, then GRPO")
+    each = methods(config)
+    return (
+        BOTH
+        | {name: each[name] for name in others}
+        | {
+            "hybrid rollouts alone": "method=rapo,rl.m=0,rl.a=0",
+            "random traces": "method=rapo,retrieval.noise=1.0",
+        }
+    )
+
+
+def by_teacher(config: Config) -> Mapping[str, str]:
+    """GRPO, and each method that uses the buffer, with each of some teachers."""
+    users = {
+        RAPO: BOTH[RAPO],
+        "LUFFY": "method=luffy,buffer.split=train",
+        "SFT": "method=sft",
+        "SFT, then GRPO": imitation_first(config),
+    }
+    return {GRPO: BOTH[GRPO]} | {
+        f"{name}, teacher errs {rate:.0%}": f"{settings},buffer.expert_error={rate}"
+        for rate in ERRORS[::2]
+        for name, settings in users.items()
     }
 
 
@@ -119,6 +153,23 @@ STUDIES = {
         tuple(
             Claim("RAPO leads GRPO with every agent", "accuracy", label, GRPO) for label in TEACHERS
         ),
+    ),
+    "retrieval": Study(
+        "Is retrieval better than what else the traces serve for", "tab. 1, fig. 6, 7", retrieval,
+        GRPO, ("accuracy", "equal_cpu", "equal_tokens", "sampled", "cpu_s"), draw_variants,
+        tuple(
+            Claim(f"RAPO is better than {name}", "accuracy", RAPO, name)
+            for name in (
+                GRPO, "DAPO", "RolloutReplay", "LUFFY", "SFT", "SFT, then GRPO",
+                "hybrid rollouts alone", "random traces",
+            )
+        ),
+        collect=partial(with_equal_costs, baseline=GRPO),
+    ),
+    "map": Study(
+        "Which method for which teacher", "not in the paper", by_teacher, GRPO,
+        ("accuracy", "equal_cpu"), draw_variants,
+        collect=partial(with_equal_costs, baseline=GRPO),
     ),
     "noise": Study(
         "Random traces", "fig. 6", both_and(NOISY), GRPO,
