@@ -48,6 +48,7 @@ from benchmarks.gpu_sizes import (
 )
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
+from rapo_jax.config import OptimizerSettings
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.plan.programs import byte_boundary
 from rapo_jax.rollout.loop import parts
@@ -59,7 +60,6 @@ from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Source, Span
 
 RANK = 32
-OPTIMIZER = {"clip_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 
 
 class Bench:
@@ -70,7 +70,7 @@ class Bench:
         self.chip = chip_of(device)
         self.s, self.model = settings_of(name, adapters=0 if name in FULL_FINE_TUNE else RANK)
         self.mesh = make_mesh([device])
-        self.optimizer = make_optimizer(lambda _: 1e-6, **OPTIMIZER)
+        self.optimizer = make_optimizer(OptimizerSettings(), lambda _: 1e-6)
         run = SimpleNamespace(mesh=self.mesh, model=self.model)
         self.state = start_state(run, random_params(self.model, self.mesh), self.optimizer)
         self.rows: list[Row] = []

@@ -114,8 +114,8 @@ class Retriever:
     def take_counts(self) -> dict[str, float]:
         """Counts since the last call, for the metrics: queries, hits, random, misses by reason.
 
-        `origin/NAME` are the hits of each origin that the buffer has. The mean similarity does not
-        depend on the order in which calls arrived.
+        `origin/NAME` are the hits of each origin that the buffer has. The sum of similarities does
+        not depend on the order in which calls arrived.
         """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
@@ -123,8 +123,7 @@ class Retriever:
         names = ["queries", "hits", "random", "same_question", "excluded", "not_finite"]
         names += [f"origin/{name}" for name in self.buffer.manifest["traces_by_origin"]]
         taken = {name: counts[name] for name in names}
-        taken["similarity_mean"] = math.fsum(similarities) / max(1, counts["hits"])
-        return taken
+        return taken | {"similarity_sum": math.fsum(similarities)}
 
     def _nearest_allowed(self, key_BE: np.ndarray, excluded: Sequence[str]) -> np.ndarray:
         """Nearest trace [B] that is not of the row's excluded question, -1 where there is none."""

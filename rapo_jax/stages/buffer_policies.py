@@ -25,6 +25,7 @@ from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.tasks import Question
 from rapo_jax.text.chat import known_arguments
+from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens, load_tokens
 from rapo_jax.train.batches import padded_batches
 from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
@@ -133,24 +134,24 @@ def _sample_rest(
         )
         if is_first():
             files.append(
-                AgentTrajectory(
-                    question.id,
-                    question.question,
-                    steps_without_retrieved(
-                        segments(guest.tokens, trajectory, q * n_samples + sample)
-                    ),
-                    UNSCORED,
-                    f"checkpoint:{checkpoint}",
-                    sample,
-                )
+                unscored(question, sample, row, f"checkpoint:{checkpoint}")
                 for q, question in enumerate(batch.items)
                 for sample in range(n_samples)
+                for row in [segments(guest.tokens, trajectory, q * n_samples + sample)]
             )
         done = batch.start + len(batch.items)
         progress.show(done)
         if stop_asked() and done < len(questions):
             raise Stopped(f"trajectories of {done} of {len(questions)} questions are kept")
     guest.environment.take_counts()
+
+
+def unscored(
+    question: Question, sample: int, row: Sequence[Segment], origin: str
+) -> AgentTrajectory:
+    """The trajectory of a sampled row, its retrieved traces left out."""
+    steps = steps_without_retrieved(row)
+    return AgentTrajectory(question.id, question.question, steps, UNSCORED, origin, sample)
 
 
 def load_guest(run: Run, folder: Path) -> Guest:

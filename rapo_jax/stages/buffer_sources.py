@@ -11,21 +11,18 @@ from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.conversations import Outcome, converse
 from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.sources import Imported, read_sources
-from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
+from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.io import watchdog
 from rapo_jax.io.files import Json
 from rapo_jax.io.signals import stop_requested
-from rapo_jax.stages.buffer_policies import sample_policies
+from rapo_jax.stages.buffer_policies import sample_policies, unscored
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.distributed import Stopped
 from rapo_jax.train.metrics import Progress
 from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import steps_without_retrieved
-
-Trajectories = Sequence[AgentTrajectory]
 
 SCRIPTED_AT_A_TIME = 512
 """Questions; a trajectory does not depend on what else is sampled with it."""
@@ -94,14 +91,7 @@ def import_files(run: Run) -> Imported | None:
     return imported
 
 
-def _unscored(
-    question: Question, sample: int, row: Sequence[Segment], origin: str
-) -> AgentTrajectory:
-    steps = steps_without_retrieved(row)
-    return AgentTrajectory(question.id, question.question, steps, UNSCORED, origin, sample)
-
-
-def _scripted(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
+def _scripted(run: Run, questions: Sequence[Question]) -> Sampling:
     s = run.settings
     expert = run.task.expert(run.world, error=s.buffer.expert_error)
     progress = Progress("buffer", total=len(questions), done=0)
@@ -117,7 +107,7 @@ def _scripted(run: Run, questions: Sequence[Question], policies: Trajectories) -
             rng_seed=s.seed,
         )
         trajectories += [
-            _unscored(question, sample, row, "scripted")
+            unscored(question, sample, row, "scripted")
             for question, group in zip(some, groups, strict=True)
             for sample, row in enumerate(group)
         ]
@@ -126,11 +116,7 @@ def _scripted(run: Run, questions: Sequence[Question], policies: Trajectories) -
     return Sampling(trajectories, {})
 
 
-def _policies(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
-    return Sampling(list(policies), {})
-
-
-def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
+def _endpoint(run: Run, questions: Sequence[Question]) -> Sampling:
     """A chat endpoint; a cap on spending cuts the samples of all questions alike."""
     s, n = run.settings, run.settings.buffer.endpoint
     folder = run.buffer / "agents"
@@ -152,7 +138,7 @@ def _endpoint(run: Run, questions: Sequence[Question], policies: Trajectories) -
     progress = Progress("buffer: endpoint", total=total, done=len(there))
 
     def keep(question: Question, sample: int, segments: list[Segment]) -> None:
-        trajectory = _unscored(question, sample, segments, f"endpoint:{n.model}")
+        trajectory = unscored(question, sample, segments, f"endpoint:{n.model}")
         files.append([trajectory])
         trajectories.append(trajectory)
         watchdog.beat()
@@ -220,14 +206,10 @@ def _print_outcome(run: Run, outcome: Outcome, count: int, total: int) -> None:
         )
 
 
-def _none(run: Run, questions: Sequence[Question], policies: Trajectories) -> Sampling:
-    """No agent: buffer.files alone fill the buffer."""
-    return Sampling([], {})
-
-
-AGENTS = {
-    "scripted": _scripted,
-    "checkpoint": _policies,
-    "endpoint": _endpoint,
-    "none": _none,
+AGENTS: dict[str, Callable[[Run, list[Question], list[AgentTrajectory]], Sampling]] = {
+    "scripted": lambda run, questions, _: _scripted(run, questions),
+    "checkpoint": lambda run, questions, policies: Sampling(policies, {}),
+    "endpoint": lambda run, questions, _: _endpoint(run, questions),
+    "none": lambda run, questions, _: Sampling([], {}),
 }
+"""(run, questions, trajectories of policies) -> an agent's trajectories."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 from rapo_jax.io.files import read_json, write_json
 
@@ -28,16 +28,6 @@ class Sample(TypedDict):
     status: str
     reward: float
     segments: list[SampleSegment]
-
-
-class Dashboard(Protocol):
-    """Takes the metrics of each step, and samples of some."""
-
-    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
-
-    def write_samples(self, step: int, samples: Sequence[Sample]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:

@@ -239,20 +239,27 @@ def replayed(
 
 
 def _joined(groups: Groups, more: Groups) -> Groups:
+    questions = groups.questions + more.questions
+    return _merged(groups, more, questions, lambda *rows: np.concatenate(rows))
+
+
+def _merged(
+    groups: Groups,
+    more: Groups,
+    questions: tuple[Question, ...],
+    merge: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Groups:
+    """The groups of both batches of a step; `merge` makes one array of rows of theirs."""
     rows = [(g.trajectory, g.scores, g.off_policy_B) for g in (groups, more)]
-    trajectory, scores, off_policy_B = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    trajectory, scores, off_policy_B = jax.tree.map(merge, *rows)
     return groups._replace(
-        questions=groups.questions + more.questions,
+        questions=questions,
         trajectory=trajectory,
         scores=scores,
         off_policy_B=off_policy_B,
-        slot_counts=_added(groups.slot_counts, more.slot_counts),
+        slot_counts={name: n + more.slot_counts[name] for name, n in groups.slot_counts.items()},
         scoring_seconds=groups.scoring_seconds + more.scoring_seconds,
     )
-
-
-def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    return {name: count + right[name] for name, count in left.items()}
 
 
 def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
@@ -271,14 +278,4 @@ def _replaced(groups: Groups, place_K: np.ndarray, more: Groups, taken_K: np.nda
         grouped[place_K] = np.reshape(others, grouped.shape)[taken_K]
         return grouped.reshape(table.shape)
 
-    rows = (groups.trajectory, groups.scores, groups.off_policy_B)
-    others = (more.trajectory, more.scores, more.off_policy_B)
-    trajectory, scores, off_policy_B = jax.tree.map(put, rows, others)
-    return groups._replace(
-        questions=tuple(questions),
-        trajectory=trajectory,
-        scores=scores,
-        off_policy_B=off_policy_B,
-        slot_counts=_added(groups.slot_counts, more.slot_counts),
-        scoring_seconds=groups.scoring_seconds + more.scoring_seconds,
-    )
+    return _merged(groups, more, tuple(questions), put)

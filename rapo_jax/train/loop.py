@@ -70,22 +70,9 @@ def count_skips(skips: int, skipped: float, *, step: int) -> int:
 
 def policy_optimizer(s: Settings) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of `config.optimizer` for all updates of a run, and its schedule."""
-    o = s.optimizer
-    schedule = learning_rate_schedule(
-        learning_rate=o.learning_rate,
-        warmup=o.warmup,
-        schedule=o.schedule,
-        steps=s.rl.steps * s.rl.epochs * s.rl.mini_batches,
-    )
-    optimizer = make_optimizer(
-        schedule,
-        clip_norm=o.clip_norm,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-    )
-    return optimizer, schedule
+    updates = s.rl.steps * s.rl.epochs * s.rl.mini_batches
+    schedule = learning_rate_schedule(s.optimizer, steps=updates)
+    return make_optimizer(s.optimizer, schedule), schedule
 
 
 class Step(NamedTuple):

@@ -81,10 +81,6 @@ def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
         return parts[0]
     names = {name: None for counts in parts for name in counts}
     counts = {name: sum(each.get(name, 0) for each in parts) for name in names}
-    mean = "buffer/similarity_mean"
-    if mean in counts:
-        total = sum(each.get(mean, 0) * each.get("buffer/hits", 0) for each in parts)
-        counts[mean] = total / max(counts["buffer/hits"], 1)
     return counts | {name: local_counts.get(name, 0.0) for name in ("seconds", "waited")}
 
 
@@ -155,7 +151,7 @@ def host_metrics(
         "tools/timeouts": float(count("outcome/timeout")),
         "buffer/count": float(count("buffer/hits")),
         "buffer/hit_rate": count("buffer/hits") / queries,
-        "buffer/similarity": counts.get("buffer/similarity_mean", 0.0),
+        "buffer/similarity": count("buffer/similarity_sum") / max(count("buffer/hits"), 1),
         "buffer/same_question": count("buffer/same_question") / queries,
         **{name: float(x) for name, x in counts.items() if name.startswith(ORIGIN)},
     }

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rapo_jax.io.jsonl import append_lines
-from rapo_jax.train.dashboards import Dashboard, Sample, TensorBoard, WandB
+from rapo_jax.train.dashboards import Sample, TensorBoard, WandB
+from rapo_jax.train.distributed import is_first
 
 
 class Metrics:
     """Writes one JSON object for each step, `{'step', 'stage', 'group/name': number}`.
 
-    After a resume the steps since the checkpoint are written again; see `cut_back`.
+    After a resume the steps since the checkpoint are written again; see `cut_back`. Of several
+    processes the first one alone writes.
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool, wandb: str = "") -> None:
@@ -25,13 +27,15 @@ class Metrics:
             ValueError: Weights & Biases cannot be used; names the remedy.
         """
         self._path, self._samples = workdir / "metrics.jsonl", workdir / "samples.jsonl"
-        self._dashboards: list[Dashboard] = []
-        if tensorboard:
+        self._dashboards: list[TensorBoard | WandB] = []
+        if tensorboard and is_first():
             self._dashboards.append(TensorBoard(workdir))
-        if wandb:
+        if wandb and is_first():
             self._dashboards.append(WandB(workdir, wandb))
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        if not is_first():
+            return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         append_lines(self._path, json.dumps({"step": step, "stage": stage, **finite}) + "\n")
@@ -40,6 +44,8 @@ class Metrics:
 
     def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Writes held-out questions with the responses of a step of RL."""
+        if not is_first():
+            return
         lines = [json.dumps({"step": step, "stage": "heldout", **sample}) for sample in samples]
         append_lines(self._samples, "".join(f"{line}\n" for line in lines))
         for dashboard in self._dashboards:
@@ -47,6 +53,8 @@ class Metrics:
 
     def cut_back(self, stage: str, step: int) -> None:
         """Removes the lines of `stage` from `step` on, which a resumed run writes again."""
+        if not is_first():
+            return
         cut_back(self._path, stage, step)
         if stage == "rl":
             cut_back(self._samples, "heldout", step)
@@ -54,22 +62,6 @@ class Metrics:
     def close(self) -> None:
         for dashboard in self._dashboards:
             dashboard.close()
-
-
-class NoMetrics:
-    """Takes the place of `Metrics` in processes that write nothing."""
-
-    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        pass
-
-    def cut_back(self, stage: str, step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def cut_back(path: Path, stage: str, step: int) -> None:

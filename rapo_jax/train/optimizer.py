@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import optax
 
+from rapo_jax.config import OptimizerSettings
 
-def learning_rate_schedule(
-    *, learning_rate: float, warmup: int, schedule: str, steps: int
-) -> optax.Schedule:
+
+def learning_rate_schedule(o: OptimizerSettings, *, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup` updates, then constant or decaying to 0 at update `steps`."""
-    after = max(steps - warmup, 1)
+    after = max(steps - o.warmup, 1)
     decays = {
-        "constant": optax.constant_schedule(learning_rate),
-        "linear": optax.linear_schedule(learning_rate, 0.0, after),
-        "cosine": optax.cosine_decay_schedule(learning_rate, after),
+        "constant": optax.constant_schedule(o.learning_rate),
+        "linear": optax.linear_schedule(o.learning_rate, 0.0, after),
+        "cosine": optax.cosine_decay_schedule(o.learning_rate, after),
     }
-    warm = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup)
-    return optax.join_schedules([warm, decays[schedule]], [warmup])
+    warm = optax.linear_schedule(o.learning_rate / max(o.warmup, 1), o.learning_rate, o.warmup)
+    return optax.join_schedules([warm, decays[o.schedule]], [o.warmup])
 
 
-def make_optimizer(
-    schedule: optax.Schedule,
-    *,
-    clip_norm: float,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-) -> optax.GradientTransformation:
+def make_optimizer(o: OptimizerSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; moments are float32 like the master weights."""
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        optax.clip_by_global_norm(o.clip_norm),
+        optax.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay),
     )

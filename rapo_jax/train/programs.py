@@ -23,14 +23,8 @@ from rapo_jax.rollout.loop import (
     rollout,
     while_unfinished,
 )
-from rapo_jax.rollout.slots import (
-    Counts,
-    RolloutInputs,
-    Slots,
-)
-from rapo_jax.rollout.thinking import (
-    Boundary,
-)
+from rapo_jax.rollout.slots import Counts, RolloutInputs, Slots
+from rapo_jax.rollout.thinking import Boundary
 from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocols import Protocol
 from rapo_jax.types import Params, Span, Trajectory
@@ -134,23 +128,10 @@ def make_program(
     tree_rows: int,
 ) -> Program:
     """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
-    callbacks, settings, mesh = setup.callbacks, setup.settings, setup.mesh
-    parts = compiled(setup.parts, mesh)
-
-    def shard(params: Params, inputs: RolloutInputs, prompt: Span) -> Rolled:
-        return rollout(
-            setup.parts,
-            partial(host_call, mesh),
-            callbacks,
-            settings,
-            params,
-            inputs,
-            prompt,
-            group_size=group_size,
-            retrieves=retrieves,
-            tree_rows=tree_rows,
-            repeat=while_unfinished,
-        )
+    mesh, fixed = setup.mesh, (setup.callbacks, setup.settings)
+    roll = partial(rollout, group_size=group_size, retrieves=retrieves, tree_rows=tree_rows)
+    shard = partial(roll, setup.parts, partial(host_call, mesh), *fixed, repeat=while_unfinished)
+    loop = partial(roll, compiled(setup.parts, mesh), call_directly, *fixed, repeat=loop_unfinished)
 
     def in_program(*arguments: object) -> Rolled:
         count_compile()  # runs while tracing
@@ -159,19 +140,7 @@ def make_program(
 
     def from_python(params: Params, inputs: RolloutInputs, prompt: Span) -> Rolled:
         with on_mesh(setup.kernel_mesh):
-            return rollout(
-                parts,
-                call_directly,
-                callbacks,
-                settings,
-                params,
-                inputs,
-                prompt,
-                group_size=group_size,
-                retrieves=retrieves,
-                tree_rows=tree_rows,
-                repeat=loop_unfinished,
-            )
+            return loop(params, inputs, prompt)
 
     drivers: dict[str, Program] = {"jit": jax.jit(in_program), "host": from_python}
-    return drivers[settings.driver]
+    return drivers[setup.settings.driver]

@@ -32,10 +32,10 @@ from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.user import UserTool
 from rapo_jax.train.checks import check_calls, check_condensing, check_devices
 from rapo_jax.train.condensing import make_condenser, prompt_room
-from rapo_jax.train.distributed import in_turn, is_first, on_first
+from rapo_jax.train.distributed import in_turn, on_first
 from rapo_jax.train.encoders import DeviceEncoder, device_encoder
 from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
-from rapo_jax.train.metrics import Metrics, NoMetrics
+from rapo_jax.train.metrics import Metrics
 from rapo_jax.train.sampler import Sampler
 
 SEARCH_ORDERS = (1, 2)
@@ -62,7 +62,7 @@ class Run:
     environment: Environment
     sampler: Sampler
     encoder: DeviceEncoder
-    metrics: Metrics | NoMetrics
+    metrics: Metrics
 
     @property
     def cold_start(self) -> Path:
@@ -152,11 +152,7 @@ def open_run(
         environment=environment,
         sampler=sampler,
         encoder=encoder,
-        metrics=(
-            Metrics(workdir, tensorboard=log.tensorboard, wandb=log.wandb)
-            if is_first()
-            else NoMetrics()
-        ),
+        metrics=Metrics(workdir, tensorboard=log.tensorboard, wandb=log.wandb),
     )
 
 

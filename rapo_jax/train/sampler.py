@@ -18,9 +18,7 @@ from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import layout, place, place_local_rows, replicated, row_shards, rows
 from rapo_jax.rollout.loop import parts
-from rapo_jax.rollout.slots import (
-    RolloutInputs,
-)
+from rapo_jax.rollout.slots import RolloutInputs
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense
 from rapo_jax.text.tokens import Tokens

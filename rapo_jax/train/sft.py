@@ -5,6 +5,7 @@ Only POLICY tokens have a loss; retrieved traces and observations are context, a
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -163,13 +164,15 @@ def train_cold_start(run: Run) -> None:
         return
     started = time.perf_counter()
     examples = _cold_start_examples(run)
-    schedule = learning_rate_schedule(
-        learning_rate=s.sft.learning_rate, warmup=s.sft.warmup, schedule="cosine", steps=s.sft.steps
+    o = dataclasses.replace(
+        s.optimizer,
+        learning_rate=s.sft.learning_rate,
+        warmup=s.sft.warmup,
+        schedule="cosine",
+        clip_norm=s.sft.clip_norm,
+        weight_decay=0.0,
     )
-    o = s.optimizer
-    optimizer = make_optimizer(
-        schedule, clip_norm=s.sft.clip_norm, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=0.0
-    )
+    optimizer = make_optimizer(o, learning_rate_schedule(o, steps=s.sft.steps))
     state = fresh_state(run, optimizer)
     store = Checkpoints(folder / "checkpoints", keep=1, lora=run.model.lora)
     if store.latest() is not None:

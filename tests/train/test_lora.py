@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from rapo_jax.config import LoraSettings, ModelSettings, Settings
+from rapo_jax.config import LoraSettings, ModelSettings, OptimizerSettings, Settings
 from rapo_jax.model.describe import describe
 from rapo_jax.model.lora import ADAPTERS, detach
 from rapo_jax.model.sharding import make_mesh
@@ -46,7 +46,7 @@ BATCH = Batch(
     np.zeros(16, np.float32),
 )
 OPTIMIZER = make_optimizer(
-    optax.constant_schedule(1e-2), clip_norm=1.0, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.0
+    OptimizerSettings(clip_norm=1.0, b2=0.99, eps=1e-6), optax.constant_schedule(1e-2)
 )
 
 

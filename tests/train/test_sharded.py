@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from rapo_jax.config import OptimizerSettings
 from rapo_jax.model.cached_attention import BLOCK
 from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.sharding import (
@@ -48,7 +49,7 @@ def batch(tapes):
 def trained(house, batch, length_B, mesh):
     """The state after one Adam update from the house's parameters, where the mesh puts it."""
     optimizer = make_optimizer(
-        optax.constant_schedule(1e-2), clip_norm=0.5, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.0
+        OptimizerSettings(clip_norm=0.5, b2=0.99, eps=1e-6), optax.constant_schedule(1e-2)
     )
     where = layout(mesh, house.model, house.params, name="training")
     params = jax.device_put(house.params, where)

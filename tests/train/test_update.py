@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from rapo_jax.config import OptimizerSettings
 from rapo_jax.method.advantages import group_advantage
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated
@@ -70,7 +71,7 @@ def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_ad
     """Host copies of the state after one Adam update, and the metrics."""
     mesh = make_mesh(jax.devices()[:devices])
     optimizer = make_optimizer(
-        optax.constant_schedule(1e-2), clip_norm=0.5, b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.0
+        OptimizerSettings(clip_norm=0.5, b2=0.99, eps=1e-6), optax.constant_schedule(1e-2)
     )
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     state = place(state, replicated(mesh))
