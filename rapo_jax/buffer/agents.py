@@ -16,6 +16,7 @@ import numpy as np
 from rapo_jax.tasks.schema import Agent, Question
 from rapo_jax.text.protocol import (
     Segment,
+    Step,
     parse_step,
     render_result,
     render_retrieved,
@@ -38,9 +39,6 @@ class _Running:
     history: str = ""
     step: int = 0
     calls: int = 0
-    pending: tuple[str, str] | None = None
-    """Tool and content of the call without an observation yet."""
-    finished: bool = False
 
     def append(self, source: Source, text: str) -> None:
         self.segments.append(Segment(source, self.step, text))
@@ -106,44 +104,25 @@ def _finish(
     max_calls: int,
     inject: Inject | None,
 ) -> None:
+    user_tools = user_tool_names(tools)
     while unfinished:
+        calls: list[tuple[_Running, Step]] = []
         for running in unfinished:
-            _step(agent, running, tools, max_calls, inject)
-        _call_tools([running for running in unfinished if running.pending], tools)
-        unfinished = [running for running in unfinished if not running.finished]
-
-
-def _step(
-    agent: Agent,
-    running: _Running,
-    tools: Mapping[str, Tool],
-    max_calls: int,
-    inject: Inject | None,
-) -> None:
-    """One boundary: perhaps a retrieved trace, then a step of the agent."""
-    if inject is not None and running.step > 0:
-        trace = inject(running.history, running.rng)
-        if trace is not None:
-            running.append(Source.RETRIEVED, render_retrieved(trace))
-            running.step += 1
-    text = agent(running.question.question, running.history, running.rng)
-    running.append(Source.POLICY, text)
-    call = parse_step(text, user_tool_names(tools))
-    if call.kind in tools and running.calls < max_calls:
-        running.pending = (call.kind, call.content)
-    else:
-        running.finished = True
-
-
-def _call_tools(waiting: Sequence[_Running], tools: Mapping[str, Tool]) -> None:
-    """Runs all pending calls, one batch a tool."""
-    for name, tool in tools.items():
-        callers = [running for running in waiting if running.pending and running.pending[0] == name]
-        if not callers:
-            continue
-        observations = tool([running.pending[1] for running in callers if running.pending])
-        for running, observation in zip(callers, observations, strict=True):
-            running.append(Source.TOOL, render_result(observation.text, user_tool_names(tools)))
-            running.pending = None
-            running.calls += 1
-            running.step += 1
+            if inject is not None and running.step > 0:
+                trace = inject(running.history, running.rng)
+                if trace is not None:
+                    running.append(Source.RETRIEVED, render_retrieved(trace))
+                    running.step += 1
+            text = agent(running.question.question, running.history, running.rng)
+            running.append(Source.POLICY, text)
+            step = parse_step(text, user_tools)
+            if step.kind in tools and running.calls < max_calls:
+                calls.append((running, step))
+        for name, tool in tools.items():
+            callers = [(running, step.content) for running, step in calls if step.kind == name]
+            observations = tool([content for _, content in callers]) if callers else []
+            for (running, _), observation in zip(callers, observations, strict=True):
+                running.append(Source.TOOL, render_result(observation.text, user_tools))
+                running.calls += 1
+                running.step += 1
+        unfinished = [running for running, _ in calls]

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,10 +89,11 @@ def read_sources(
             and `malformed` is 'fail'.
     """
     known = {question.question.strip(): question for question in questions}
+    key_of = functools.partial(key_text, mask=mask, max_chars=max_chars)
     imported = Imported()
     for path in files:
         report = LineReport(str(path))
-        parse = _Parser(Path(path).name, known, score, mask, max_chars, user_tools)
+        parse = _Parser(f"file:{Path(path).name}", known, score, key_of, user_tools)
         records = read_jsonl(
             path, parse, malformed=malformed, key="buffer.malformed", report=report
         )
@@ -105,26 +106,18 @@ def read_sources(
     return imported
 
 
+@dataclass
 class _Parser:
     """Parses the lines of one file; refuses duplicates of earlier lines."""
 
-    def __init__(
-        self,
-        name: str,
-        known: Mapping[str, Question],
-        score: Score,
-        mask: str,
-        max_chars: int,
-        user_tools: tuple[str, ...],
-    ) -> None:
-        self._origin = f"file:{name}"
-        self._known = known
-        self._score = score
-        self._user_tools = user_tools
-        self._key_text = functools.partial(key_text, mask=mask, max_chars=max_chars)
-        self._ids: set[str | int] = set()
-        self._contents: dict[bytes, object] = {}
-        """Digest -> the id of the record, None without one."""
+    _origin: str
+    _known: Mapping[str, Question]
+    _score: Score
+    _key_text: Callable[[str, str], str]
+    _user_tools: tuple[str, ...]
+    _ids: set[str | int] = field(default_factory=set)
+    _contents: dict[bytes, object] = field(default_factory=dict)
+    """Digest -> the id of the record, None without one."""
 
     def __call__(self, record: Mapping[str, object]) -> AgentTrajectory | StepTrace:
         parsed = self._step(record) if "key" in record else self._trajectory(record)

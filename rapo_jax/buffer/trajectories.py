@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
 from rapo_jax.buffer.keys import key_text
+from rapo_jax.io.files import Json
 
 UNITS = ("step", "trajectory")
 
@@ -57,17 +58,6 @@ class Splitting(NamedTuple):
     mask: str
     max_chars: int
     """`mask` and `max_chars` as for `key_text`."""
-
-
-class FilterCounts(TypedDict):
-    """What the manifest reports about the filter."""
-
-    keep: int
-    trajectories_sampled: int
-    trajectories_kept: int
-    trajectories_kept_by_origin: dict[str, int]
-    mean_reward_sampled: float
-    mean_reward_kept: float
 
 
 def best_of(trajectories: Sequence[AgentTrajectory], keep: int) -> list[AgentTrajectory]:
@@ -140,7 +130,7 @@ def split_all(trajectories: Sequence[AgentTrajectory], how: Splitting) -> list[S
 
 def filter_counts(
     sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory], keep: int
-) -> FilterCounts:
+) -> dict[str, Json]:
     """What `best_of(sampled, keep)` kept, for the manifest."""
     return {
         "keep": keep,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rapo_jax.report.charts import Line
 from rapo_jax.report.compare import paired_difference
 from rapo_jax.report.curves import mean_lines
 from rapo_jax.report.runs import series
@@ -55,17 +57,23 @@ def draw_variants(variants: Variants, values: Values, measures: Sequence[str], f
 
 def draw_curves(variants: Variants, values: Values, measures: Sequence[str], file: Path) -> None:
     """Reward and entropy of each variant by RL step, mean over seeds, band of one deviation."""
-    labels = list(variants)
     with picture(file, width=9, height=3.4) as figure:
         for axes, (key, name) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
-            for line in mean_lines(variants, partial(series, key=key)):
-                colour = f"C{line.colour}"
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, lw=0)
-                axes.plot(line.x, line.y, color=colour, label=labels[line.colour])
+            draw_lines(axes, mean_lines(variants, partial(series, key=key)), list(variants))
             axes.set(title=name, xlabel="RL step")
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend(fontsize="small")
+
+
+def draw_lines(
+    axes: Axes, lines: Sequence[Line], labels: Sequence[str], *, marker: str | None = None
+) -> None:
+    """Curves with their bands; `labels` are by the number of a line's colour."""
+    for line in lines:
+        colour, label = f"C{line.colour}", labels[line.colour]
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, lw=0)
+        axes.plot(line.x, line.y, color=colour, marker=marker, ms=3, label=label)
 
 
 def draw_plane(points: Mapping[str, np.ndarray], file: Path) -> None:

@@ -7,7 +7,6 @@ as short as the protocol allows. The present value (an entity or a number) is re
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -140,9 +139,24 @@ def demonstrator(
     without them hidden words are all alike before RL, and the decision that is right for the first
     words it learns becomes the decision for all.
     """
-    weak = functools.partial(
-        _weak, world, weak_first=weak_first, weak_habit=weak_habit, weak_stop=weak_stop
-    )
+
+    def weak(now: Situation, rng: np.random.Generator) -> str:
+        """A decision for a hidden word."""
+        chain = world.chains[now.word]
+        right, stop, age, habitual = rng.random(4)
+        relation, operation = pick(rng, RELATIONS), pick(rng, tuple(OPERATIONS))
+        if now.steps == 0:
+            return chain[0] if right < weak_first else relation
+        habit = world.habits[now.word][now.steps]
+        if habitual < weak_habit:
+            relation = habit if habit in RELATIONS else relation
+            operation = habit if habit in OPERATIONS else operation
+        if is_number(now.value):
+            return DONE if now.computed else operation
+        if now.steps >= 2 and stop < weak_stop:
+            return DONE
+        looks_age_up = ATTRIBUTE in chain and 2 <= now.steps < LONGEST_CHAIN - 1 and age < WEAK_AGE
+        return ATTRIBUTE if looks_age_up else relation
 
     def act(question: str, history: str, rng: np.random.Generator) -> str:
         now = read_situation(question, history)
@@ -159,31 +173,3 @@ def demonstrator(
         return step_text(choice, now.value)
 
     return act
-
-
-def _weak(
-    world: World,
-    now: Situation,
-    rng: np.random.Generator,
-    *,
-    weak_first: float,
-    weak_habit: float,
-    weak_stop: float,
-) -> str:
-    """A decision of the demonstrator for a hidden word."""
-    chain = world.chains[now.word]
-    right, stop, age, habitual = rng.random(4)
-    relation, operation = pick(rng, RELATIONS), pick(rng, tuple(OPERATIONS))
-    if now.steps == 0:
-        return chain[0] if right < weak_first else relation
-    habit = world.habits[now.word][now.steps]
-    if habitual < weak_habit:
-        relation = habit if habit in RELATIONS else relation
-        operation = habit if habit in OPERATIONS else operation
-    if is_number(now.value):
-        return DONE if now.computed else operation
-    if now.steps >= 2 and stop < weak_stop:
-        return DONE
-    room_for_operation = now.steps < LONGEST_CHAIN - 1
-    looks_age_up = ATTRIBUTE in chain and now.steps >= 2 and room_for_operation and age < WEAK_AGE
-    return ATTRIBUTE if looks_age_up else relation

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.config import Settings
+from rapo_jax.config import RlSettings, Settings
 from rapo_jax.method.advantages import group_advantage, largest_safe_a
 from rapo_jax.method.calibrate import Calibration, calibrate
 from rapo_jax.method.objective import share_silenced_above
@@ -37,40 +37,28 @@ def make_calibrator(s: Settings) -> Calibrator:
             ddof=rl.ddof,
             std_floor=rl.std_floor,
         )
-        return calibration, diagnostics(
-            calibration,
-            reward_B,
-            group_size=group_size,
-            entropy_floor=rl.entropy_floor,
-            ddof=rl.ddof,
-            std_floor=rl.std_floor,
-        )
+        return calibration, diagnostics(calibration, reward_B, rl, group_size=group_size)
 
     return calibrator
 
 
 def diagnostics(
-    calibration: Calibration,
-    reward_B: jax.Array,
-    *,
-    group_size: int,
-    entropy_floor: float,
-    ddof: int,
-    std_floor: float,
+    calibration: Calibration, reward_B: jax.Array, rl: RlSettings, *, group_size: int
 ) -> dict[str, jax.Array]:
     """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
 
-    `floor/entropy_active`: of policy steps, those with an entropy below `entropy_floor` nats;
-    `floor/std_active`: of groups, those whose Z_ret have a std below `std_floor`;
+    `floor/entropy_active`: of policy steps, those with an entropy below `rl.entropy_floor`;
+    `floor/std_active`: of groups, those whose Z_ret have a std below `rl.std_floor`;
     `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
     """
     policy_BS = calibration.source_BS == Source.POLICY
-    below_BS = policy_BS & (calibration.entropy_BS < entropy_floor)
+    below_BS = policy_BS & (calibration.entropy_BS < rl.entropy_floor)
     Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
-    outcome_QG = group_advantage(reward_B.reshape(-1, group_size), ddof=ddof, std_floor=std_floor)
+    reward_QG = reward_B.reshape(-1, group_size)
+    outcome_QG = group_advantage(reward_QG, ddof=rl.ddof, std_floor=rl.std_floor)
     return {
         "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
-        "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=ddof) < std_floor).mean(),
+        "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=rl.ddof) < rl.std_floor).mean(),
         "reward/nonzero_groups": (jnp.abs(outcome_QG).max(axis=1) > 1e-3).mean(),
     }
 

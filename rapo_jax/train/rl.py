@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -41,7 +40,7 @@ from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import write_trajectories
+from rapo_jax.train.tapes import trajectory_lines
 from rapo_jax.train.update import Updater
 from rapo_jax.train.weights import newest_step
 from rapo_jax.types import Array, Batch, Params, TrainState
@@ -284,9 +283,7 @@ def _write_trajectories(
 ) -> None:
     if not is_first():
         return
-    lines = io.StringIO()
-    write_trajectories(
-        lines,
+    lines = trajectory_lines(
         run.tokens,
         groups.trajectory,
         [q for q in groups.questions for _ in range(run.settings.rollout.group_size)],
@@ -297,4 +294,4 @@ def _write_trajectories(
         retrieval_B=calibration.retrieval_reward_B,
         z_BS=calibration.retrieval_reward_BS,
     )
-    append_lines(run.workdir / "trajectories.jsonl", lines.getvalue())
+    append_lines(run.workdir / "trajectories.jsonl", lines)

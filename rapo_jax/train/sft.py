@@ -18,7 +18,7 @@ import optax
 
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
-from rapo_jax.config import ModelSettings
+from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.io.files import write_json
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.tasks.stream import load_questions
@@ -51,13 +51,11 @@ class Examples(NamedTuple):
 def encode_examples(
     tokens: Tokens,
     trajectories: Sequence[tuple[str, Sequence[Segment]]],
+    r: RolloutSettings,
     *,
     system: str,
-    observation_tokens: int,
-    retrieved_tokens: int,
-    max_tokens: int,
 ) -> Examples:
-    """Tapes of (question, segments), token for token as a rollout writes them.
+    """Tapes of (question, segments), token for token as a rollout of `r` writes them.
 
     Trajectories longer than a row are left out; the caller compares the counts.
     """
@@ -69,19 +67,19 @@ def encode_examples(
         for number, segment in enumerate(segments):
             if segment.source == Source.TOOL:
                 text = segment.text.removeprefix("<result> ").removesuffix("</result>")
-                fresh = observation_ids(tokens, text, room=observation_tokens)
+                fresh = observation_ids(tokens, text, room=r.observation_tokens)
             elif segment.source == Source.RETRIEVED:
                 text = segment.text.removeprefix("<retrieve>").removesuffix("</retrieve>")
-                fresh = retrieved_ids(tokens, text, room=retrieved_tokens)
+                fresh = retrieved_ids(tokens, text, room=r.retrieved_tokens)
             else:
                 text = segment.text if number else without_opening(segment.text, opened)
                 fresh = tokens.encode_protocol(text)
             ids += fresh
             source += [segment.source] * len(fresh)
             step += [segment.step] * len(fresh)
-        if len(ids) <= max_tokens:
+        if len(ids) <= r.max_tokens:
             kept.append((trajectory, (ids, source, step)))
-    token_BT, source_BT, step_BT = tables = np.zeros((3, len(kept), max_tokens), np.int32)
+    token_BT, source_BT, step_BT = tables = np.zeros((3, len(kept), r.max_tokens), np.int32)
     for row, (_, columns) in enumerate(kept):
         tables[:, row, : len(columns[0])] = columns
     length_B = np.array([len(ids) for _, (ids, *_) in kept], np.int64)
@@ -230,15 +228,7 @@ def _cold_start_examples(run: Run) -> Examples:
 
 def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]]) -> Examples:
     """`encode_examples` with the limits of this run's rollout."""
-    r = run.settings.rollout
-    return encode_examples(
-        run.tokens,
-        trajectories,
-        system=run.system,
-        observation_tokens=r.observation_tokens,
-        retrieved_tokens=r.retrieved_tokens,
-        max_tokens=r.max_tokens,
-    )
+    return encode_examples(run.tokens, trajectories, run.settings.rollout, system=run.system)
 
 
 def imitation_loss(model: ModelSettings) -> LossSums:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,8 +64,7 @@ def steps_without_retrieved(row_segments: Sequence[Segment]) -> list[str]:
     return list(steps.values())
 
 
-def write_trajectories(
-    file: TextIO,
+def trajectory_lines(
     tokens: Tokens,
     trajectory: Trajectory,
     questions: Sequence[Question],
@@ -76,9 +75,10 @@ def write_trajectories(
     advantage_B: np.ndarray,
     retrieval_B: np.ndarray,
     z_BS: np.ndarray,
-) -> None:
-    """Appends one JSON object for each row: `labels`, its scores, and each segment's text, tokens
-    and entropies."""
+) -> str:
+    """A line of JSON for each row: `labels`, its scores, and each segment's text, tokens and
+    entropies."""
+    lines = ""
     for b, question in enumerate(questions):
         parts = []
         for piece in pieces(tokens, trajectory, b):
@@ -111,5 +111,5 @@ def write_trajectories(
             "retrieval_reward": float(retrieval_B[b]),
             "segments": parts,
         }
-        file.write(json.dumps(row) + "\n")
-    file.flush()
+        lines += json.dumps(row) + "\n"
+    return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from rapo_jax.config import RlSettings
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.train.calibration import diagnostics
 from rapo_jax.types import Source
@@ -16,9 +17,8 @@ def test_diagnostics_are_the_shares_at_which_a_floor_decides():
     rows = jnp.zeros(4)
     calibration = Calibration(rows, rows, Z_B, jnp.zeros((4, 3)), entropy_BS, source_BS)
     reward_B = jnp.array([1.0, 1.0, 0.0, 1.0])  # the first group has no spread
-    scalars = diagnostics(
-        calibration, reward_B, group_size=2, entropy_floor=0.2, ddof=1, std_floor=0.01
-    )
+    rl = RlSettings(entropy_floor=0.2, ddof=1, std_floor=0.01)
+    scalars = diagnostics(calibration, reward_B, rl, group_size=2)
     assert scalars["reward/nonzero_groups"] == 0.5
     assert scalars["floor/entropy_active"] == 0.5  # of the policy steps: 0.1 of 0.5 and 0.1
     assert scalars["floor/std_active"] == 0.5  # Z_ret of the second group

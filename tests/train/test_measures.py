@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.config import RolloutSettings
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import load_tokens
 from rapo_jax.train.measures import RowScores, common_failure
@@ -93,9 +94,9 @@ def test_a_response_begins_with_the_thought_that_the_template_opened(thinking):
 def test_examples_continue_what_the_template_opened(thinking):
     tokens, _, _ = thinking
     text = "<think> hm</think><answer>\\boxed{ x}</answer>"
-    limits = {"observation_tokens": 12, "retrieved_tokens": 20, "max_tokens": 96}
+    limits = RolloutSettings(observation_tokens=12, retrieved_tokens=20, max_tokens=96)
     found = encode_examples(
-        tokens, [("who ?", [Segment(Source.POLICY, 0, text)])], system="s", **limits
+        tokens, [("who ?", [Segment(Source.POLICY, 0, text)])], limits, system="s"
     )
     length = found.length_B[0]
     written = tokens.decode(found.token_BT[0, :length])

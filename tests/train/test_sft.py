@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.buffer.trajectories import AgentTrajectory
+from rapo_jax.config import RolloutSettings
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.policy import load_policy
@@ -24,7 +26,7 @@ from rapo_jax.train.sft import (
 from rapo_jax.train.tapes import segments, steps_without_retrieved
 from rapo_jax.types import Source
 
-LIMITS = {"observation_tokens": 12, "retrieved_tokens": 20, "max_tokens": 96}
+LIMITS = RolloutSettings(observation_tokens=12, retrieved_tokens=20, max_tokens=96)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def written(house, tapes):
     rows = [segments(house.tokens, tapes, b) for b in range(len(tapes.length_B))]
     clean = [b for b, row in enumerate(rows) if not any("\ufffd" in s.text for s in row)]
     shown = [(house.asked[b // 4].question, rows[b]) for b in clean]
-    return clean, encode_examples(house.tokens, shown, system=house.system, **LIMITS)
+    return clean, encode_examples(house.tokens, shown, LIMITS, system=house.system)
 
 
 def test_world_segments_become_the_tokens_that_the_rollout_wrote(house, tapes, written):
@@ -58,7 +60,7 @@ def test_a_demonstration_is_encoded_token_for_token(house):
         Segment(Source.POLICY, 1, f"<answer>\\boxed{{ {other}}}</answer>"),
     ]
     shown = [("who ?", row)]
-    found = encode_examples(house.tokens, shown, system="s", **LIMITS)
+    found = encode_examples(house.tokens, shown, LIMITS, system="s")
     prompt = house.tokens.prompt_ids("s", "who ?")
     ids = [house.tokens.encode_protocol(text) for *_, text in row]
     length = found.length_B[0]
@@ -72,8 +74,8 @@ def test_trajectories_longer_than_a_row_are_left_out(house, tapes, written):
     clean, examples = written
     shown = [(house.asked[b // 4].question, segments(house.tokens, tapes, b)) for b in clean]
     shortest = int(examples.length_B.min())
-    limits = LIMITS | {"max_tokens": shortest}
-    kept = encode_examples(house.tokens, shown, system=house.system, **limits)
+    limits = dataclasses.replace(LIMITS, max_tokens=shortest)
+    kept = encode_examples(house.tokens, shown, limits, system=house.system)
     assert len(kept.length_B) == (examples.length_B == shortest).sum() < len(clean)
 
 

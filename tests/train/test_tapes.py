@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 
@@ -15,7 +14,7 @@ from rapo_jax.train.tapes import (
     segments,
     steps_without_retrieved,
     text_without_retrieved,
-    write_trajectories,
+    trajectory_lines,
 )
 from rapo_jax.types import Source, Status
 
@@ -77,10 +76,9 @@ def test_own_steps_join_each_call_with_its_observation():
 @pytest.fixture(scope="module")
 def lines(tapes, house):
     """The dump of the shared rollout, parsed."""
-    file, rows = io.StringIO(), len(tapes.length_B)
+    rows = len(tapes.length_B)
     numbers = {name: np.arange(rows) / 10 for name in ("reward_B", "advantage_B", "retrieval_B")}
-    write_trajectories(
-        file,
+    written = trajectory_lines(
         house.tokens,
         tapes,
         [question for question in house.asked for _ in range(4)],
@@ -89,7 +87,7 @@ def lines(tapes, house):
         z_BS=np.arange(rows * 8).reshape(rows, 8) / 100,
         **numbers,
     )
-    return [json.loads(line) for line in file.getvalue().splitlines()]
+    return [json.loads(line) for line in written.splitlines()]
 
 
 def test_every_row_is_one_line_that_says_what_it_was_and_what_it_earned(lines, tapes, house):

@@ -23,7 +23,6 @@ def _musique(record: Record) -> Taken:
 
 SETS = {
     "hotpotqa": Published(
-        metric="f1",
         offered="hotpotqa.github.io or huggingface.co/datasets/hotpotqa/hotpot_qa",
         files={
             "train": [("hotpot_train_v1.1.json",), ("distractor/train-*.parquet",)],
@@ -37,14 +36,12 @@ SETS = {
         rows={"train": 90447, "dev": 7405},
     ),
     "twowiki": Published(
-        metric="f1",
         offered="github.com/Alab-NII/2wikimultihop (the data archive, unpacked)",
         files={"train": [("train.json",)], "dev": [("dev.json",)]},
         take=take_fields(difficulty="type", name="_id"),
         rows={"train": 167454, "dev": 12576},
     ),
     "musique": Published(
-        metric="f1",
         offered="github.com/StonyBrookNLP/musique (its download script)",
         files={
             "train": [("musique_ans_v1.0_train.jsonl",)],
@@ -54,7 +51,6 @@ SETS = {
         rows={"train": 19938, "dev": 2417},
     ),
     "bamboogle": Published(
-        metric="f1",
         offered="github.com/ofirpress/self-ask (its sheet, saved as CSV) or "
         "huggingface.co/datasets/chiayewken/bamboogle",
         files={"test": [("Bamboogle Prerelease - Sheet1.csv",), ("data/test-*.parquet",)]},

@@ -60,13 +60,13 @@ def take_fields(
 class Published:
     """A question set, as its publisher distributes it."""
 
-    metric: str
     offered: str
     """Where to get it."""
     files: Mapping[str, Sequence[Layout]]
     """Split -> layouts; the first one that exists is used."""
     take: Callable[[Record], Taken]
     """Takes the fields of a publisher's record; ValueError for one that cannot be used."""
+    metric: str = "f1"
     rows: Mapping[str, int] = field(default_factory=dict)
     """Split -> the publisher's number of rows, where known."""
     keep: Mapping[str, Callable[[Record], bool]] = field(default_factory=dict)

@@ -60,20 +60,17 @@ def _asearcher(record: Record) -> Taken:
 
 SETS = {
     "toolstar": Published(
-        metric="f1",
         offered="huggingface.co/datasets/dongguanting/ARPO-RL-Reasoning-10K",
         files={"train": [("train_10k.parquet",)], "test": [("test.parquet",)]},
         take=_toolstar,
     ),
     "asearcher": Published(
-        metric="f1",
         offered="huggingface.co/datasets/inclusionAI/ASearcher-train-data",
         files={"base": [("ASearcher-Base-35k.jsonl",)], "lrm": [("ASearcher-LRM-35k.jsonl",)]},
         take=_asearcher,
         rows={"base": 35583, "lrm": 35054},
     ),
     "webdancer": Published(
-        metric="f1",
         offered="github.com/Alibaba-NLP/WebAgent (folder WebDancer/datasets)",
         files={"train": [("sample_qa.jsonl",)]},
         take=take_fields(),

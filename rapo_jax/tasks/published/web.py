@@ -74,7 +74,6 @@ _LEVELS = (1, 2, 3)
 
 SETS = {
     "webwalkerqa": Published(
-        metric="f1",
         offered="huggingface.co/datasets/callanwu/WebWalkerQA",
         files={
             "main": _WEBWALKER,
@@ -86,7 +85,6 @@ SETS = {
         keep={name: _of_difficulty(name) for name in _DIFFICULTIES},
     ),
     "simpleqa": Published(
-        metric="f1",
         offered="openaipublic.blob.core.windows.net/simple-evals/simple_qa_test_set.csv (see "
         "github.com/openai/simple-evals)",
         files={"test": [("simple_qa_test_set.csv",)]},
@@ -94,7 +92,6 @@ SETS = {
         rows={"test": 4326},
     ),
     "gaia": Published(
-        metric="f1",
         offered="huggingface.co/datasets/gaia-benchmark/GAIA (after asking for access there)",
         files={"validation": _GAIA, "text": _GAIA, **{f"level{n}": _GAIA for n in _LEVELS}},
         take=_gaia,
@@ -102,7 +99,6 @@ SETS = {
         keep={"text": _without_file, **{f"level{n}": _of_level(n) for n in _LEVELS}},
     ),
     "browsecomp": Published(
-        metric="f1",
         offered="openaipublic.blob.core.windows.net/simple-evals/browse_comp_test_set.csv (see "
         "github.com/openai/simple-evals)",
         files={"test": [("browse_comp_test_set.csv",)]},

@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable
 
 from kernel import (
+    CAPABILITIES,
+    LANDLOCK_RESTRICT,
+    NO_NEW_PRIVILEGES,
+    NONE_OF_THEM,
     Kernel,
-    drop_capabilities,
     enter_filter,
-    enter_landlock,
-    forbid_new_privileges,
     landlock_rules,
     limit,
 )
@@ -236,8 +237,9 @@ class Confinement:
             self.attempt("ipc", lambda: self.kernel.unshare(NEW_NS["ipc"]))
         if self.uid is not None:
             self.attempt("user", become_user, self.uid)
-        self.attempt("capabilities", lambda: drop_capabilities(self.kernel))
-        self.attempt("no_new_privileges", lambda: forbid_new_privileges(self.kernel))
+        self.attempt("capabilities", lambda: self.kernel.capset(CAPABILITIES, NONE_OF_THEM))
+        forbid = (NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        self.attempt("no_new_privileges", lambda: self.kernel.prctl(*forbid))
         if self.rules >= 0:
-            self.attempt("landlock", lambda: enter_landlock(self.kernel, self.rules))
+            self.attempt("landlock", lambda: self.kernel.syscall(LANDLOCK_RESTRICT, self.rules, 0))
         self.attempt("seccomp", lambda: enter_filter(self.kernel, self.filter_code))

@@ -47,14 +47,6 @@ def limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def drop_capabilities(kernel: Kernel) -> None:
-    kernel.capset(CAPABILITIES, NONE_OF_THEM)
-
-
-def forbid_new_privileges(kernel: Kernel) -> None:
-    kernel.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-
-
 def landlock_rules(kernel: Kernel, readable: list[str], writable: str) -> int:
     """A descriptor of rules: reads and writes below these folders only, no TCP, no signals.
 
@@ -74,10 +66,6 @@ def landlock_rules(kernel: Kernel, readable: list[str], writable: str) -> int:
         kernel.syscall(LANDLOCK_ADD, rules, 1, ctypes.c_char_p(below), 0)
         os.close(place)
     return rules
-
-
-def enter_landlock(kernel: Kernel, rules: int) -> None:
-    kernel.syscall(LANDLOCK_RESTRICT, rules, 0)
 
 
 def enter_filter(kernel: Kernel, code: bytes) -> None:
