@@ -14,27 +14,19 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
-from rapo_jax.text.observations import (
-    corrective_ids,
-    observation_ids,
-    retrieved_ids,
-    whole_observation_ids,
-)
-from rapo_jax.text.protocol import INVALID, without_retrieved
+from rapo_jax.text.observations import EnvironmentTexts
+from rapo_jax.text.protocol import without_retrieved
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools.calls import Called, RunningCalls
 from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
-
-CACHED_TEXTS = 65_536
-"""Tokenized observations and traces that are cached: most texts occur many times."""
 
 Query = Callable[[Sequence[str]], np.ndarray]
 """Key texts -> what the device turns into keys: embeddings, or the tokens of an encoder."""
@@ -60,20 +52,9 @@ class Environment:
         condense_room: int = 0,
     ) -> None:
         """`max_calls`: most calls of a row; `condense_room`: tokens of a condensing prompt."""
-        needed = len(whole_observation_ids(tokens, ""))
-        if observation_tokens < needed:
-            raise ValueError(
-                f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
-                f"{tokens.protocol.name!r} need {needed}; raise it"
-            )
         self.tokens = tokens
-        self._observation_tokens = observation_tokens
-        self._retrieved_tokens = retrieved_tokens
+        self._texts = EnvironmentTexts(tokens, observation_tokens, retrieved_tokens)
         self._condense_room = condense_room
-        cached = lru_cache(maxsize=CACHED_TEXTS)
-        self._observation_ids = cached(partial(observation_ids, tokens, room=observation_tokens))
-        self._retrieved_ids = cached(partial(retrieved_ids, tokens, room=retrieved_tokens))
-        self._corrective = corrective_ids(tokens, room=observation_tokens)
         self._retriever: Retriever | None = None
         self._query: Query | None = None
         self._exclude_same_question = False
@@ -151,7 +132,7 @@ class Environment:
         turns into the key of S_<t; `query_U` is a blank result, filled in place. A fork's history
         begins with that of its parent up to its first `shared_U` calls.
         """
-        texts = _no_texts(len(row_U), self._observation_tokens)
+        texts = _no_texts(len(row_U), self._texts.observation_tokens)
         asked_U = calls_U | waits_U
         ready_U = np.zeros(len(row_U), bool)
         with self._errors_kept(asked_U, texts, ready_U):
@@ -168,7 +149,8 @@ class Environment:
                 ready_U[u] = True
                 for step, observation in results:
                     self._record_call(row, step.kind, observation.outcome)
-                self._give(texts, u, row, self._reply(results))
+                replies = [(step, observation.text) for step, observation in results]
+                self._give(texts, u, row, self._texts.reply(replies))
             self._fill_queries(row_U, ready_U & wants_U, query_U)
         return ready_U, *texts, query_U
 
@@ -196,14 +178,6 @@ class Environment:
             for name, count in counts.items():
                 self._counts[name] += count
         return condensed
-
-    def _reply(self, called: Sequence[Called]) -> list[int]:
-        """Tokens of the observations of a step; none of a turn without calls: its row ends."""
-        if not called:
-            return []
-        if called[0][0].kind == INVALID and not self.tokens.protocol.turns:
-            return self._corrective
-        return self._observation_ids(*(observation.text for _, observation in called))
 
     def _fork(self, row: int, parent: int, shared: int) -> None:
         """Before a fork's first call: the history of its parent's first `shared` calls."""
@@ -244,7 +218,7 @@ class Environment:
 
         A row without room for its trace gets none, and its history does not hold it either.
         """
-        texts = _no_texts(len(row_U), self._retrieved_tokens)
+        texts = _no_texts(len(row_U), self._texts.retrieved_tokens)
         with self._errors_kept(wants_U, texts):
             wanting = np.flatnonzero(wants_U)
             if wanting.size:
@@ -256,7 +230,7 @@ class Environment:
                     pick_B=pick_U[wanting],
                 )
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
-                    ids = self._retrieved_ids(hit.value) if hit.value else []
+                    ids = self._texts.retrieved(hit.value) if hit.value else []
                     if 0 < len(ids) <= room_U[u]:
                         self._give(texts, u, int(row_U[u]), ids)
         return texts

@@ -16,18 +16,14 @@ from pathlib import Path
 from rapo_jax.buffer.messages import answered
 from rapo_jax.config import EndpointSettings
 from rapo_jax.io.api_keys import read_api_key
-from rapo_jax.io.chat import ChatReply, read_reply, with_extra
+from rapo_jax.io.chat import HOPELESS, MAX_REPLY_BYTES, ChatReply, read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.io.jsonl import append_lines
 from rapo_jax.text.protocol import CALLS, STEP_KINDS, neutralise, opened_thought, stops, tags
 
-HOPELESS = (401, 402, 403, 404, 405)
-"""Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
-conversation that has become too long.)"""
 MAX_STOPS = 4
 """More stop sequences are refused by OpenAI's endpoint."""
-MAX_REPLY_BYTES = 8 << 20
 CHARS_PER_TOKEN = 3
 """To estimate what a call reads; estimates are rather high for English."""
 

@@ -8,6 +8,10 @@ from typing import NamedTuple
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import BUSY, HttpFailure
 
+HOPELESS = (401, 402, 403, 404, 405)
+"""Statuses that every call would get: the endpoint is set up wrongly, or unpaid. (400 may be a
+conversation that has become too long.)"""
+MAX_REPLY_BYTES = 8 << 20
 REASONING = ("reasoning_content", "reasoning")
 """Keys under which servers return a thought that they cut out of the message."""
 

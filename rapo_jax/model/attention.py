@@ -20,25 +20,13 @@ from rapo_jax.model.whole_attention import kv_heads_split, on_shards, plain, spl
 GPU = ("gpu", "cuda")
 
 
-def _cudnn_refuses(settings: ModelSettings) -> str:
-    if settings.dtype != "bfloat16":
-        return f"it needs model.dtype='bfloat16', not {settings.dtype!r}"
-    if settings.head_width % 8 or settings.head_width > 128:
-        return f"model.head_width={settings.head_width}: it needs a multiple of 8 up to 128"
-    return ""
-
-
-def _splash_refuses(settings: ModelSettings) -> str:
-    if settings.head_width % 64:
-        return f"model.head_width={settings.head_width}: it needs a multiple of 64"
-    return ""
-
-
-def _paged_refuses(settings: ModelSettings) -> str:
-    if settings.dtype != "bfloat16":  # the kernel rounds keys and values to it
-        return f"it needs model.dtype='bfloat16', not {settings.dtype!r}"
-    if settings.head_width % 128:
-        return f"model.head_width={settings.head_width}: it needs a multiple of 128"
+def _refuses(s: ModelSettings, *, multiple: int, most: int = 0, bfloat16: bool = True) -> str:
+    """Why a kernel, perhaps one of bfloat16 alone, cannot compute a model's attention."""
+    if bfloat16 and s.dtype != "bfloat16":
+        return f"it needs model.dtype='bfloat16', not {s.dtype!r}"
+    if s.head_width % multiple or 0 < most < s.head_width:
+        widths = f"a multiple of {multiple}" + (f" up to {most}" if most else "")
+        return f"model.head_width={s.head_width}: it needs {widths}"
     return ""
 
 
@@ -56,9 +44,12 @@ class Kernel(NamedTuple):
 
 
 _cudnn = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+_of_cudnn = partial(_refuses, multiple=8, most=128)
+_of_splash = partial(_refuses, multiple=64, bfloat16=False)
+_of_paged = partial(_refuses, multiple=128)  # it rounds keys and values to bfloat16
 KERNELS: Mapping[str, Kernel] = {
-    "cudnn": Kernel(_cudnn, GPU, _cudnn_refuses, "cudnn", _cudnn_refuses),
-    "splash": Kernel(splash, ("tpu",), _splash_refuses, "paged", _paged_refuses),
+    "cudnn": Kernel(_cudnn, GPU, _of_cudnn, "cudnn", _of_cudnn),
+    "splash": Kernel(splash, ("tpu",), _of_splash, "paged", _of_paged),
 }
 ATTENTIONS = ("auto", "plain", *KERNELS)
 

@@ -46,12 +46,8 @@ def attend(
 def plain(query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> jax.Array:
     """Causal `attend` on whole rows."""
     key_BKHT, value_BKTH = key_BTKH.transpose(0, 2, 3, 1), value_BTKH.transpose(0, 2, 1, 3)
-    return attend(query_BTNH, key_BKHT, value_BKTH, causal_mask(query_BTNH.shape[1]))
-
-
-def causal_mask(T: int) -> jax.Array:
-    """visible_1TT of whole rows: each token sees itself and those before it."""
-    return jnp.tril(jnp.ones((T, T), bool))[None]
+    T = query_BTNH.shape[1]
+    return attend(query_BTNH, key_BKHT, value_BKTH, jnp.tril(jnp.ones((T, T), bool))[None])
 
 
 def splash(

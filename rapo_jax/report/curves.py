@@ -84,16 +84,12 @@ def curve_charts(groups: Groups) -> dict[str, list[Chart]]:
     keys = sorted({key for row in rows for key in row if "/" in key} - known)
     others = {key: key for key in keys if not key.startswith(SHOWN_ELSEWHERE)}
     sections = CURVES | {"Other metrics": others}
-    drawn = {name: _charts_of(groups, keys, stage="rl") for name, keys in sections.items()}
+    drawn = {name: charts_of(groups, keys, stage="rl") for name, keys in sections.items()}
     return {name: section for name, section in drawn.items() if section}
 
 
-def cold_start_charts(groups: Groups) -> list[Chart]:
-    """Charts of the SFT stage."""
-    return _charts_of(groups, COLD_START, stage="sft")
-
-
-def _charts_of(groups: Groups, section: Mapping[str, str], *, stage: str) -> list[Chart]:
+def charts_of(groups: Groups, section: Mapping[str, str], *, stage: str) -> list[Chart]:
+    """Charts of the metrics of a stage, `section`: metric -> title."""
     drawn = []
     for key, title in section.items():
         lines = mean_lines(groups, functools.partial(_smooth_series, key=key, stage=stage))

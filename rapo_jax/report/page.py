@@ -88,7 +88,7 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         origins=origin_table(groups),
         times=curves.time_charts(groups),
         phases=curves.PHASES,
-        cold_start=curves.cold_start_charts(groups),
+        cold_start=curves.charts_of(groups, curves.COLD_START, stage="sft"),
         trajectories=Markup(embed(trajectories)),
         shown=sum(len(each["trajectories"]) for each in trajectories),
         limit=MAX_TRAJECTORIES,

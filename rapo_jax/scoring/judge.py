@@ -17,7 +17,7 @@ from typing import NamedTuple
 from rapo_jax.config import JudgeSettings
 from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
-from rapo_jax.io.chat import read_reply, with_extra
+from rapo_jax.io.chat import HOPELESS, MAX_REPLY_BYTES, read_reply, with_extra
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import HttpFailure, JsonClient, Limits
 from rapo_jax.scoring.answers import RULES
@@ -46,9 +46,6 @@ MAX_PREDICTION_CHARS = 2000
 GROWTH, ENLARGEMENTS = 4, 2
 """A reply that is cut off is tried again with GROWTH times its limit, so many times."""
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-MAX_REPLY_BYTES = 8 << 20
-HOPELESS = (401, 402, 403, 404, 405)
-"""Statuses that any question would get: the endpoint is set up wrongly, or unpaid."""
 BAD_REQUEST = 400
 """Of a wrong field, which every call would get, or of one question that a filter refuses."""
 

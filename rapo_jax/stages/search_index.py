@@ -51,7 +51,7 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
             "plain or gzip"
         )
     folder = Path(s.folder or workdir / "search_index")
-    maker = encoder_maker(s)
+    maker = {"ngram": _ngram, "minilm": _minilm}[s.encoder](s)
     rows = shard_rows(memory_mb=s.memory_mb, width=maker.metadata["width"])
     finished = (folder / MANIFEST).is_file()  # many may read it at a time, and only read it
     if not finished:
@@ -66,11 +66,6 @@ def index_corpus(settings: Settings, workdir: Path) -> None:
     _say(f"search it with --config.tools.search.index={folder}")
 
 
-def encoder_maker(settings: SearchIndexSettings) -> CorpusEncoder:
-    """`ngram`: on the host, fitted to the corpus. `minilm`: on the accelerator."""
-    return {"ngram": _ngram, "minilm": _minilm}[settings.encoder](settings)
-
-
 def _say_unless_stopped(line: str) -> None:
     """Prints a line between two parts of the build, each kept once finished; stops it if asked."""
     _say(line)
@@ -83,6 +78,8 @@ def _say(line: str) -> None:
 
 
 def _ngram(settings: SearchIndexSettings) -> CorpusEncoder:
+    """On the host, fitted to the corpus."""
+
     def fit(texts: Sequence[str]) -> FittedEncoder:
         encoder = NgramEncoder.fit(texts, width=settings.width, orders=TEXT_ORDERS)
         return FittedEncoder(encoder, encoder.save)
@@ -91,6 +88,7 @@ def _ngram(settings: SearchIndexSettings) -> CorpusEncoder:
 
 
 def _minilm(settings: SearchIndexSettings) -> CorpusEncoder:
+    """On the accelerator."""
     folder = Path(settings.encoder_folder or find_minilm())
     module, params, tokenizer = load_encoder(folder)
     tokens = min(settings.encoder_tokens, module.max_tokens)
@@ -128,7 +126,8 @@ def by_length(
         keys: list[np.ndarray] = []
         order_B, start = np.argsort(length_B, kind="stable"), 0
         while start < len(order_B):
-            width = _width(int(length_B[order_B[start]]), tokens)
+            longest = max(int(length_B[order_B[start]]), NARROWEST)
+            width = min(1 << (longest - 1).bit_length(), tokens)
             rows = -(-max(1, BATCH_TOKENS // width) // mesh.size) * mesh.size
             some = order_B[start : start + rows]
             some = some[length_B[some] <= width]
@@ -145,10 +144,3 @@ def by_length(
         return unsorted_BE
 
     return encode
-
-
-def _width(length: int, tokens: int) -> int:
-    width = NARROWEST
-    while width < length:
-        width *= 2
-    return min(width, tokens)

@@ -96,10 +96,6 @@ def open_job(
         run.close()
 
 
-def _sft(job: Job) -> None:
-    train_cold_start(job.run)
-
-
 def _buffer(job: Job) -> None:
     manifest = build_buffer(job.run)
     for name in ("traces", "trajectories_kept"):
@@ -134,16 +130,12 @@ def _evaluate(job: Job) -> None:
         run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, metrics)
 
 
-def _suites(job: Job) -> None:
-    evaluate_suites(job.run, job.suites, job.result)
-
-
 JOB_STAGES: dict[str, Callable[[Job], None]] = {
-    "sft": _sft,
+    "sft": lambda job: train_cold_start(job.run),
     "buffer": _buffer,
     "rl": _rl,
     "evaluate": _evaluate,
-    "suites": _suites,
+    "suites": lambda job: evaluate_suites(job.run, job.suites, job.result),
 }
 """Those that train or evaluate, on an open run."""
 

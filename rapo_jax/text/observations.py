@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
-from rapo_jax.text.protocol import render_retrieved
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+from rapo_jax.text.protocol import INVALID, Step, render_retrieved
 from rapo_jax.text.tokens import Tokens
+
+CACHED_TEXTS = 65_536
+"""Tokenized observations and traces that are cached: most texts occur many times."""
+
+
+class EnvironmentTexts:
+    """The tokens of replies and of retrieved traces, each cut to its room.
+
+    Raises:
+        ValueError: an observation's tags alone do not fit.
+    """
+
+    def __init__(self, tokens: Tokens, observation_tokens: int, retrieved_tokens: int) -> None:
+        needed = len(whole_observation_ids(tokens, ""))
+        if observation_tokens < needed:
+            raise ValueError(
+                f"rollout.observation_tokens={observation_tokens}: the tags of an observation of "
+                f"{tokens.protocol.name!r} need {needed}; raise it"
+            )
+        self.observation_tokens, self.retrieved_tokens = observation_tokens, retrieved_tokens
+        cached = lru_cache(maxsize=CACHED_TEXTS)
+        self.retrieved = cached(partial(retrieved_ids, tokens, room=retrieved_tokens))
+        self._observation = cached(partial(observation_ids, tokens, room=observation_tokens))
+        self._corrective = corrective_ids(tokens, room=observation_tokens)
+        self._in_turns = tokens.protocol.turns
+
+    def reply(self, called: Sequence[tuple[Step, str]]) -> list[int]:
+        """Tokens of the observations of a step; none of a turn without calls: its row ends."""
+        if not called:
+            return []
+        if called[0][0].kind == INVALID and not self._in_turns:
+            return self._corrective
+        return self._observation(*(text for _, text in called))
 
 
 def whole_observation_ids(tokens: Tokens, *observations: str) -> list[int]:

@@ -96,10 +96,8 @@ def allgather_json(value: T) -> list[T]:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size_P = multihost_utils.process_allgather(np.int32(len(data)))
-    room = LEAST_BYTES
-    while room < size_P.max():  # few sizes mean few programs
-        room *= 2
-    padded = np.zeros(room, np.uint8)
+    room = max(int(size_P.max()), LEAST_BYTES)
+    padded = np.zeros(1 << (room - 1).bit_length(), np.uint8)  # few sizes mean few programs
     padded[: len(data)] = data
     data_PX = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(data_PX, size_P, strict=True)]

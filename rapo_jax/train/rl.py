@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -90,17 +89,13 @@ def train_rl(run: Run) -> PolicyTraining:
     return training
 
 
-def start_folder(run: Run) -> Path:
-    """Where the weights are from that RL begins with."""
-    return imitation_folder(run) if run.settings.method == "sft_grpo" else run.cold_start
-
-
 def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     s = run.settings
     method = METHODS[s.method]
     buffer = attach_buffer(run).identity if s.reads_buffer else ""
     optimizer, schedule = policy_optimizer(s)
-    start = load_policy(run, start_folder(run))
+    imitated = s.method == "sft_grpo"
+    start = load_policy(run, imitation_folder(run) if imitated else run.cold_start)
     state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
     updater = Updater(
         method.loss(run.model, s.rl),
