@@ -48,7 +48,7 @@ from benchmarks.gpu_sizes import (
 )
 from benchmarks.random_model import random_params
 from benchmarks.timing import Timed, interleaved
-from rapo_jax.config import OptimizerSettings
+from rapo_jax.config import OptimizerSettings, RlSettings
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.plan.programs import byte_boundary
 from rapo_jax.rollout.loop import parts
@@ -208,8 +208,9 @@ class Bench:
                 self.optimizer,
                 self.state,
                 mesh=self.mesh,
-                buckets=(z.update_width,),
-                micro_tokens=z.micro_rows * z.update_width,
+                rl=RlSettings(
+                    buckets=(z.update_width,), micro_tokens=z.micro_rows * z.update_width
+                ),
             )
 
             def update() -> float:

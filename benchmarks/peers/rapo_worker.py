@@ -126,8 +126,7 @@ def grpo(load: Workload) -> Call:
         optimizer,
         state,
         mesh=policy.mesh,
-        buckets=s.rl.buckets,
-        micro_tokens=s.rl.micro_tokens,
+        rl=s.rl,
     )
     calibrate = make_calibrator(s)
 

@@ -50,15 +50,10 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
 Norm scales are not here: they are replicated.
 """
 
+_SAMPLING = dict.fromkeys(("heads", "kv_heads", "ffn", "vocab"), "tensor")
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
-    "training": {
-        "width": "fsdp",
-        "heads": "tensor",
-        "kv_heads": "tensor",
-        "ffn": "tensor",
-        "vocab": "tensor",
-    },
-    "sampling": {"heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"},
+    "training": {"width": "fsdp", **_SAMPLING},
+    "sampling": _SAMPLING,
 }
 """Logical axis -> mesh axis, for each layout; other axes are not split."""
 

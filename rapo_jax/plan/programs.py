@@ -185,14 +185,7 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
         placed(moments, state_layout(mesh, optimizer, shapes, where)),
         _shape(everywhere),
     )
-    updater = Updater(
-        rapo_loss(model, s.rl),
-        optimizer,
-        state,
-        mesh=mesh,
-        buckets=s.rl.buckets,
-        micro_tokens=s.rl.micro_tokens,
-    )
+    updater = Updater(rapo_loss(model, s.rl), optimizer, state, mesh=mesh, rl=s.rl)
     B, T = micro_rows(s, row_shards(mesh)), s.rl.buckets[-1]
     int_BT = _shape(here, B, T)
     float_BT, float_B = _shape(here, B, T, dtype=np.float32), _shape(here, B, dtype=np.float32)

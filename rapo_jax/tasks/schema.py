@@ -61,8 +61,6 @@ class Task(NamedTuple):
     """(world, *, error) -> the noisy off-policy agent that fills the Step-Trace Buffer."""
     demonstrator: Callable[..., Agent] = unscripted
     """(world, *, follow, weak_first, weak_habit, weak_stop) -> the agent of the cold start."""
-    random_retrieved_step: Callable[..., str] = unscripted
-    """(world, rng, *, number) -> an uninformative step trace for the cold start."""
     injector: Callable[..., Callable[[str, np.random.Generator], str | None]] = unscripted
     """(world, *, probability) -> the `inject` argument of `run_agents` for the cold start."""
     retrieved_decision: Callable[[str], str | None] = unscripted

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,61 +74,49 @@ def sample_groups(
     many further batches at most. With `traces`, the last row of a group is one of the question's
     trajectories of the buffer, where it has one. With `replay`, past groups complete the batch.
     """
-    sample = partial(
-        sample_batch, run, stream, weights, key, step=step, probability=probability, traces=traces
-    )
-    groups = sample()
-    if run.settings.rl.resample:
-        return resampled(groups, sample, run.settings)
+    s = run.settings
+
+    def sample_batch(number: int = 0) -> Groups:
+        """The groups of the next batch of questions; `number` counts the batches of the step."""
+        local_questions = next(stream)
+        trajectory = run.sampler.sample(
+            weights,
+            jax.random.fold_in(key, number) if number else key,
+            local_questions,
+            group_size=s.rollout.group_size,
+            n_hybrid=s.n_hybrid,
+            temperature=s.rollout.temperature,
+            probability=probability,
+            noise=s.retrieval.noise,
+            last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+            tree_rows=s.rollout.tree_rows,
+        )
+        rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
+        questions = tuple(Question(**row) for row in rows)
+        off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
+        if traces is not None:
+            rng = np.random.default_rng([s.seed, 0x70F, step, number])
+            put = put_traces(trajectory, questions, traces, rng, group_size=s.rollout.group_size)
+            trajectory, off_policy_B = put
+        started = time.perf_counter()
+        return Groups(
+            questions,
+            trajectory,
+            _score(run, step, trajectory, questions),
+            off_policy_B,
+            slot_counts=run.sampler.counts,
+            further_batches=0,
+            scoring_seconds=time.perf_counter() - started,
+        )
+
+    groups = sample_batch()
+    if s.rl.resample:
+        return resampled(groups, sample_batch, s)
     if replay is not None:
         first_epoch = stream.epochs <= 1
-        rng = np.random.default_rng([run.settings.seed, 0x5E9, step])
-        return replayed(groups, sample, replay, run.settings, rng, first_epoch=first_epoch)
+        rng = np.random.default_rng([s.seed, 0x5E9, step])
+        return replayed(groups, sample_batch, replay, s, rng, first_epoch=first_epoch)
     return groups
-
-
-def sample_batch(
-    run: Run,
-    stream: QuestionStream,
-    weights: Params,
-    key: jax.Array,
-    number: int = 0,
-    *,
-    step: int,
-    probability: float,
-    traces: Traces | None,
-) -> Groups:
-    """The groups of the next batch of questions; `number` counts the batches of a step."""
-    s, local_questions = run.settings, next(stream)
-    trajectory = run.sampler.sample(
-        weights,
-        jax.random.fold_in(key, number) if number else key,
-        local_questions,
-        group_size=s.rollout.group_size,
-        n_hybrid=s.n_hybrid,
-        temperature=s.rollout.temperature,
-        probability=probability,
-        noise=s.retrieval.noise,
-        last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
-        tree_rows=s.rollout.tree_rows,
-    )
-    rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
-    questions = tuple(Question(**row) for row in rows)
-    off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
-    if traces is not None:
-        rng = np.random.default_rng([s.seed, 0x70F, step, number])
-        put = put_traces(trajectory, questions, traces, rng, group_size=s.rollout.group_size)
-        trajectory, off_policy_B = put
-    started = time.perf_counter()
-    return Groups(
-        questions,
-        trajectory,
-        _score(run, step, trajectory, questions),
-        off_policy_B,
-        slot_counts=run.sampler.counts,
-        further_batches=0,
-        scoring_seconds=time.perf_counter() - started,
-    )
 
 
 def _score(

@@ -97,14 +97,8 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     imitated = s.method == "sft_grpo"
     start = load_policy(run, imitation_folder(run) if imitated else run.cold_start)
     state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
-    updater = Updater(
-        method.loss(run.model, s.rl),
-        optimizer,
-        state,
-        mesh=run.mesh,
-        buckets=s.rl.buckets,
-        micro_tokens=s.rl.micro_tokens,
-    )
+    loss = method.loss(run.model, s.rl)
+    updater = Updater(loss, optimizer, state, mesh=run.mesh, rl=s.rl)
     stream = question_stream(
         run.questions["train"],
         seed=s.seed,

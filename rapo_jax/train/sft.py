@@ -247,15 +247,8 @@ def imitation_updater(
     run: Run, optimizer: optax.GradientTransformation, state: TrainState
 ) -> Updater:
     """An updater of the imitation loss, with this run's micro-batches."""
-    s = run.settings
-    return Updater(
-        imitation_loss(run.model),
-        optimizer,
-        state,
-        mesh=run.mesh,
-        buckets=s.rl.buckets,
-        micro_tokens=s.rl.micro_tokens,
-    )
+    loss = imitation_loss(run.model)
+    return Updater(loss, optimizer, state, mesh=run.mesh, rl=run.settings.rl)
 
 
 def as_segments(trace: AgentTrajectory) -> list[Segment]:

@@ -6,7 +6,7 @@ on how rows were split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.struct
@@ -137,10 +137,10 @@ class Updater:
         state: TrainState,
         *,
         mesh: Mesh,
-        buckets: Sequence[int],
-        micro_tokens: int,
+        rl: RlSettings,
     ) -> None:
-        self._mesh, self._buckets, self._micro_tokens = mesh, buckets, micro_tokens
+        """`rl` has the sizes of micro-batches."""
+        self._mesh, self._rl = mesh, rl
 
         def sums_of(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
             def loss_of(part: Params):
@@ -184,7 +184,7 @@ class Updater:
         """
         sums: Sums | None = None
         slots = 0
-        sizes = (self._buckets, self._micro_tokens, row_shards(self._mesh))
+        sizes = (self._rl.buckets, self._rl.micro_tokens, row_shards(self._mesh))
         for micro, row_mask_B in micro_batches(batch, length_B, *sizes):
             micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
             arguments = (state.params, micro, row_mask_B, reference)

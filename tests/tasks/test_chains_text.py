@@ -7,6 +7,7 @@ import pytest
 
 from rapo_jax.tasks import TASKS, chains
 from rapo_jax.tasks.chains_agents import applicable, read_situation, step_text
+from rapo_jax.tasks.chains_text import random_retrieved_step
 from rapo_jax.text.protocol import parse_step, render_result
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
 
@@ -79,7 +80,7 @@ def test_a_random_retrieved_step_is_about_the_experts_entities_and_true(world, n
         for age in chains.AGES
     }
     for seed in range(200):
-        trace = TASK.random_retrieved_step(world, np.random.default_rng(seed), number=number)
+        trace = random_retrieved_step(world, np.random.default_rng(seed), number=number)
         decision = TASK.decision(trace)
         decisions.add(decision)
         shown = "Dorim age 37" if number else "Dorim heir Kavel"

@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from rapo_jax.config import LoraSettings, ModelSettings, OptimizerSettings, Settings
+from rapo_jax.config import LoraSettings, ModelSettings, OptimizerSettings, RlSettings, Settings
 from rapo_jax.model.describe import describe
 from rapo_jax.model.lora import ADAPTERS, detach
 from rapo_jax.model.sharding import make_mesh
@@ -99,8 +99,7 @@ def updater_of(run, state):
         OPTIMIZER,
         state,
         mesh=run.mesh,
-        buckets=(SLOTS,),
-        micro_tokens=8 * SLOTS,
+        rl=RlSettings(buckets=(SLOTS,), micro_tokens=8 * SLOTS),
     )
 
 

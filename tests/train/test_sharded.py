@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from rapo_jax.config import OptimizerSettings
+from rapo_jax.config import OptimizerSettings, RlSettings
 from rapo_jax.model.cached_attention import BLOCK
 from rapo_jax.model.decoding import empty_cache, extend, sampling_copy
 from rapo_jax.model.sharding import (
@@ -64,8 +64,7 @@ def trained(house, batch, length_B, mesh):
         optimizer,
         state,
         mesh=mesh,
-        buckets=(96,),
-        micro_tokens=16 * 96,
+        rl=RlSettings(buckets=(96,), micro_tokens=16 * 96),
     )
     return updater.update(state, batch, length_B.astype(np.int64), None)[0]
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from rapo_jax.config import RlSettings
 from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.groups import Groups
 from rapo_jax.train.loop import MOST_SKIPS, count_skips
@@ -35,8 +36,7 @@ def updating(house):
         optimizer,
         state,
         mesh=mesh,
-        buckets=(96,),
-        micro_tokens=16 * 96,
+        rl=RlSettings(buckets=(96,), micro_tokens=16 * 96),
     )
     s = house.settings
     s = dataclasses.replace(

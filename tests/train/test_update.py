@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from rapo_jax.config import OptimizerSettings
+from rapo_jax.config import OptimizerSettings, RlSettings
 from rapo_jax.method.advantages import group_advantage
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, place, replicated
@@ -75,7 +75,8 @@ def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_ad
     )
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     state = place(state, replicated(mesh))
-    updater = Updater(loss, optimizer, state, mesh=mesh, buckets=BUCKETS, micro_tokens=micro_tokens)
+    rl = RlSettings(buckets=BUCKETS, micro_tokens=micro_tokens)
+    updater = Updater(loss, optimizer, state, mesh=mesh, rl=rl)
     length_B = length_B.astype(np.int64)
     state, metrics = updater.update(state, batch, length_B, None, **zero_advantage_weight)
     return jax.device_get(state), fetched(metrics)
