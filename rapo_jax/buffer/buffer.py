@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from rapo_jax.buffer.trajectories import Splitting, StepTrace
+from rapo_jax.io.files import whole_folder
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 """Texts -> [n, E] float32, rows of length 1 (or 0 for a text without content)."""
@@ -83,27 +82,12 @@ class StepTraceBuffer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the buffer as a folder; after a failure the old contents are still there."""
-        folder = Path(folder).absolute()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with whole_folder(Path(folder).absolute()) as draft:
             _write(draft / _STEP_TRACES, _lines(self.step_traces))
             with open(draft / _KEYS, "wb") as file:
                 np.save(file, self.key_ME, allow_pickle=False)
                 _flush(file)
             _write(draft / _MANIFEST, json.dumps(self.manifest, indent=1).encode())
-            draft.chmod(0o755)
-            if folder.exists():
-                # A folder cannot be renamed onto a full one: the old one steps aside first.
-                aside = draft.with_name(draft.name + ".old")
-                folder.rename(aside)
-                draft.rename(folder)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                draft.rename(folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
 
     @classmethod
     def load(

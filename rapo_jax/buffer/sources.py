@@ -52,16 +52,7 @@ class Imported:
 
     def info(self) -> dict[str, object]:
         """The manifest's entries about the files: counts, and the malformed lines by number."""
-        files = [
-            {
-                "name": Path(report.path).name,
-                "lines": report.lines,
-                "records": report.records,
-                "malformed": report.malformed,
-                "malformed_lines": [list(bad) for bad in report.malformed_lines],
-            }
-            for report in self.reports
-        ]
+        files = [{"name": Path(report.path).name, **report.counts()} for report in self.reports]
         return {"files": files, "malformed": sum(report.malformed for report in self.reports)}
 
 

@@ -10,71 +10,31 @@ import dataclasses
 
 from rapo_jax.config.keys import key, keys_of
 from rapo_jax.config.methods import METHODS
-from rapo_jax.config.schema.buffer import BufferSettings, EndpointSettings, RetrievalSettings
-from rapo_jax.config.schema.model import (
-    DistributedSettings,
-    LoraSettings,
-    MeshSettings,
-    ModelSettings,
-)
+from rapo_jax.config.schema.buffer import BufferSettings, RetrievalSettings
+from rapo_jax.config.schema.buffer import EndpointSettings as EndpointSettings
+from rapo_jax.config.schema.model import DistributedSettings, MeshSettings, ModelSettings
+from rapo_jax.config.schema.model import LoraSettings as LoraSettings
 from rapo_jax.config.schema.stages import (
     CheckpointSettings,
     EvaluateSettings,
     ExportSettings,
-    JudgeSettings,
     LogSettings,
     PlanSettings,
     ScoreSettings,
     WatchdogSettings,
 )
+from rapo_jax.config.schema.stages import JudgeSettings as JudgeSettings
 from rapo_jax.config.schema.task import PromptSettings, TaskSettings, TokenizerSettings
-from rapo_jax.config.schema.tools import (
-    SANDBOX_LAYERS,
-    McpSettings,
-    SearchIndexSettings,
-    SearchSettings,
-    ToolsSettings,
-)
+from rapo_jax.config.schema.tools import SANDBOX_LAYERS as SANDBOX_LAYERS
+from rapo_jax.config.schema.tools import McpSettings as McpSettings
+from rapo_jax.config.schema.tools import SearchIndexSettings, ToolsSettings
+from rapo_jax.config.schema.tools import SearchSettings as SearchSettings
 from rapo_jax.config.schema.training import (
     OptimizerSettings,
     RlSettings,
     RolloutSettings,
     SftSettings,
 )
-
-__all__ = [
-    "KEYS",
-    "READERS",
-    "SANDBOX_LAYERS",
-    "STAGES",
-    "BufferSettings",
-    "CheckpointSettings",
-    "DistributedSettings",
-    "EndpointSettings",
-    "EvaluateSettings",
-    "ExportSettings",
-    "JudgeSettings",
-    "LogSettings",
-    "LoraSettings",
-    "McpSettings",
-    "MeshSettings",
-    "ModelSettings",
-    "OptimizerSettings",
-    "PlanSettings",
-    "PromptSettings",
-    "RetrievalSettings",
-    "RlSettings",
-    "RolloutSettings",
-    "ScoreSettings",
-    "SearchIndexSettings",
-    "SearchSettings",
-    "Settings",
-    "SftSettings",
-    "TaskSettings",
-    "TokenizerSettings",
-    "ToolsSettings",
-    "WatchdogSettings",
-]
 
 STAGES = {
     "sft": "cold start: imitates scripted demonstrations -> WORKDIR/coldstart",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +91,26 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
         except OSError as error:
             print(f"[lock] {folder} cannot be locked ({error.strerror}): start nothing else there")
         yield
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft to write into, which then takes the place of `folder`; a failure changes nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():  # it cannot be renamed onto a full one: the old one steps aside first
+            aside = draft.with_name(draft.name + ".old")
+            folder.rename(aside)
+            draft.rename(folder)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def write_or_check(path: Path, metadata: Mapping[str, Json], *, what: str, remedy: str) -> None:

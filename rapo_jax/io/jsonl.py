@@ -57,6 +57,15 @@ class LineReport:
         if len(self.malformed_lines) < MAX_KEPT:
             self.malformed_lines.append(BadLine(number, problem))
 
+    def counts(self) -> dict[str, Json]:
+        """The counts and the malformed lines, as a manifest has them."""
+        return {
+            "lines": self.lines,
+            "records": self.records,
+            "malformed": self.malformed,
+            "malformed_lines": [list(bad) for bad in self.malformed_lines],
+        }
+
     def summary(self) -> str:
         """One line of text, with the first malformed lines."""
         text = f"{self.path}: {self.records} records of {self.lines} lines"

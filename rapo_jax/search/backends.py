@@ -6,8 +6,6 @@ import hashlib
 import importlib
 import logging
 import math
-import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.io.digests import check_digests, write_digests
+from rapo_jax.io.files import whole_folder
 
 Candidates = Callable[[np.ndarray, int], np.ndarray]
 """(query_BE, n) -> row_BC: n likely nearest rows in any order, -1 where there is none."""
@@ -90,7 +89,10 @@ def _tree(key_ME: np.ndarray, folder: Path | None) -> Candidates:
         builder = tree_builder(key_ME, searched=searched, trained_on=250_000)
         searcher = builder.reorder(_REORDER).build()
         if folder is not None:
-            _keep(searcher, folder, identity)
+            with whole_folder(folder) as draft:
+                searcher.serialize(str(draft), relative_path=True)  # else its name is inside
+                (draft / "identity.txt").write_text(identity, encoding="utf-8")
+                write_digests(draft)
     return _scann_candidates(
         searcher, len(key_ME), lambda n: {"pre_reorder_num_neighbors": max(_REORDER, 2 * n)}
     )
@@ -107,22 +109,6 @@ def _is_kept(folder: Path, identity: str) -> bool:
         log.warning("%s", error)
         return False
     return True
-
-
-def _keep(searcher, folder: Path, identity: str) -> None:
-    """Saves a searcher, so that the folder is whole or not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        searcher.serialize(str(draft), relative_path=True)  # else the draft's name is inside
-        (draft / "identity.txt").write_text(identity, encoding="utf-8")
-        write_digests(draft)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def _scann_candidates(searcher, size: int, options: Callable[[int], dict]) -> Candidates:

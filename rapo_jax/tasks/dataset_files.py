@@ -36,14 +36,7 @@ class SetRead(NamedTuple):
 
 def file_info(report: LineReport, *, note: str = "") -> Mapping[str, object]:
     """A file's report, as the manifest has it."""
-    return {
-        "path": report.path,
-        "lines": report.lines,
-        "records": report.records,
-        "malformed": report.malformed,
-        "malformed_lines": [list(bad) for bad in report.malformed_lines],
-        "summary": report.summary() + note,
-    }
+    return {"path": report.path, **report.counts(), "summary": report.summary() + note}
 
 
 def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
