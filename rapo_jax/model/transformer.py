@@ -95,12 +95,7 @@ class Block(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(
-        self,
-        x_BXD: jax.Array,
-        at: Angles,
-        mix: Callable[..., Mixed],
-    ) -> Mixed:
+    def __call__(self, x_BXD: jax.Array, at: Angles, mix: Callable[..., Mixed]) -> Mixed:
         s = self.settings
         B, X, D = x_BXD.shape
         init = normal(s.init_scale)

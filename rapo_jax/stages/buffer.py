@@ -41,12 +41,7 @@ def build_buffer(run: Run) -> Manifest:
     return on_first(lambda: _build(run, imported, sample_others(), started))
 
 
-def _build(
-    run: Run,
-    imported: Imported | None,
-    sampled: Sampling,
-    started: float,
-) -> Manifest:
+def _build(run: Run, imported: Imported | None, sampled: Sampling, started: float) -> Manifest:
     folder, s = run.buffer, run.settings
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)

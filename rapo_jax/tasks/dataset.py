@@ -36,14 +36,10 @@ def make_world(*, train: str, eval: str, documents: str, manual_dir: str, malfor
         ValueError: a file is missing, damaged or without any usable record; or one record is
             malformed and `malformed` is 'fail'.
     """
-    # both are blank where only suites are evaluated
     how = {"manual_dir": manual_dir, "malformed": malformed}
-    learned, held_out = (
+    learned, held_out = (  # both are blank where only suites are evaluated
         read_set(wanted, key=f"task.dataset.{name}", **how) if wanted else SetRead([], [])
-        for name, wanted in (
-            ("train", train),
-            ("eval", eval),
-        )  # both are empty where only suites are evaluated
+        for name, wanted in (("train", train), ("eval", eval))
     )
     passages, files = _read_documents(documents, malformed)
     files = [*learned.files, *held_out.files, *files]

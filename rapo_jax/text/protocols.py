@@ -13,15 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from rapo_jax.io.user_code import load
-from rapo_jax.text.protocol import (
-    CALLS,
-    INVALID,
-    TAG_NAMES,
-    Step,
-    neutralise,
-    parse_step,
-    stops,
-)
+from rapo_jax.text.protocol import CALLS, INVALID, TAG_NAMES, Step, neutralise, parse_step, stops
 from rapo_jax.text.tool_calls import TOOLS, hermes_calls
 
 Answers = Literal["tagged", "boxed"] | Callable[[str], str | None]

@@ -74,8 +74,7 @@ class Checkpoints:
         # Orbax takes relative paths and fails late, so the path is made absolute here.
         self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         )
 
     def steps(self) -> list[int]:

@@ -14,11 +14,7 @@ NARROW_WIDTHS = (32, 64, 128, 256, 512)
 
 
 def micro_batches(
-    batch: Batch,
-    length_B: np.ndarray,
-    buckets: Sequence[int],
-    micro_tokens: int,
-    shards: int,
+    batch: Batch, length_B: np.ndarray, buckets: Sequence[int], micro_tokens: int, shards: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Rows from the longest to the shortest, in micro-batches of at most `micro_tokens` slots.
 

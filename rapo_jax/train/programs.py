@@ -59,10 +59,7 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
         *step, parent_U, shared_U = arrays
         query_U = np.zeros((len(row_U), *query_E.shape), query_E.dtype)
         return environment.act(
-            *(local(row_U), *step),
-            parent_U=local(parent_U),
-            shared_U=shared_U,
-            query_U=query_U,
+            *(local(row_U), *step), parent_U=local(parent_U), shared_U=shared_U, query_U=query_U
         )
 
     def search(row_U: np.ndarray, *arrays: np.ndarray) -> Texts:

@@ -27,12 +27,7 @@ from rapo_jax.train.groups import Groups, Traces, equal_groups, read_traces, sam
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
-from rapo_jax.train.measures import (
-    host_metrics,
-    rollout_metrics,
-    schedule_metrics,
-    shared_counts,
-)
+from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.policy import load_policy, start_state

@@ -73,10 +73,7 @@ class Run:
         """The outcome reward of a response: the paper's or a user's."""
         t, tokens = self.settings.task, self.tokens
         return find_reward(
-            t.reward,
-            metric=t.metric,
-            user_tools=tokens.user_tools,
-            answers=tokens.protocol.answers,
+            t.reward, metric=t.metric, user_tools=tokens.user_tools, answers=tokens.protocol.answers
         )
 
     @property

@@ -11,13 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.io.files import Json, write_json
-from rapo_jax.search.backends import (
-    TREE_FROM,
-    TREE_MIN,
-    scann_available,
-    tree_builder,
-    tree_leaves,
-)
+from rapo_jax.search.backends import TREE_FROM, TREE_MIN, scann_available, tree_builder, tree_leaves
 from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.files import KEYS, KEYS_DONE, TREE, read_json
 from rapo_jax.search.index.texts import Texts
