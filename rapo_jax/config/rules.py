@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from rapo_jax.config import KEYS, READERS, EndpointSettings, Settings
+from rapo_jax.config import KEYS, READERS, Settings
 from rapo_jax.config.keys import Key, keys_of, names
 from rapo_jax.config.training_rules import Rule, method_rules, rollout_rules
 from rapo_jax.io.api_keys import mask, read_api_key
@@ -219,13 +219,8 @@ def _buffer(s: Settings) -> Iterator[Rule]:
         "buffer.agent='none' needs files of traces to fill the buffer with",
     )
     if "endpoint" in agents:
-        yield from _endpoint(b.endpoint)
-
-
-def _endpoint(n: EndpointSettings) -> Iterator[Rule]:
-    key = "buffer.endpoint"
-    _check_endpoint(key, n.url)
-    yield f"{key}.model", bool(n.model), "name the model to ask for"
+        _check_endpoint("buffer.endpoint", b.endpoint.url)
+        yield "buffer.endpoint.model", bool(b.endpoint.model), "name the model to ask for"
 
 
 def _check_endpoint(key: str, url: str) -> None:

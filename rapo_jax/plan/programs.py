@@ -144,12 +144,10 @@ def lowered_rollout(
     U, B = slots * row_shards(mesh), r.questions * r.group_size
     flag_U, int_U = _shape(here, U, dtype=bool), _shape(here, U)
     observation_UX, trace_UX = (
-        _shape(here, U, tokens) for tokens in (r.observation_tokens, r.retrieved_tokens)
+        _shape(here, U, n) for n in (r.observation_tokens, r.retrieved_tokens)
     )
-    query_UE, number = (
-        _shape(here, U, key_width, dtype=np.float32),
-        _shape(everywhere, dtype=np.float32),
-    )
+    query_UE = _shape(here, U, key_width, dtype=np.float32)
+    number = _shape(everywhere, dtype=np.float32)
     copies = jax.eval_shape(partial(sampling_copy, model), policy_shapes(model))
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),

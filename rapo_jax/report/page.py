@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
@@ -28,13 +27,6 @@ from rapo_jax.report.trajectories import choose_trajectories, segments_of
 MAX_TRAJECTORIES = 60
 TRAJECTORIES = "trajectories"
 HERE = Path(__file__).parent
-
-
-class VariantTrajectories(TypedDict):
-    """The trajectories of one variant that the viewer shows."""
-
-    label: str
-    trajectories: list[JsonObject]
 
 
 def write_report(workdirs: Sequence[Path], output: Path, *, baseline: str = BASELINE) -> Path:
@@ -115,13 +107,13 @@ def _finite(value: object) -> object:
     return value
 
 
-def _trajectories(groups: Groups) -> tuple[list[VariantTrajectories], list[str]]:
-    """Trajectories of each variant, from its first run that wrote some; and notes for people.
+def _trajectories(groups: Groups) -> tuple[list[JsonObject], list[str]]:
+    """(label, trajectories) of each variant, of its first run that wrote some; notes for people.
 
     Variants that retrieved come first.
     """
     share = max(1, MAX_TRAJECTORIES // max(1, len(groups)))
-    variants: list[VariantTrajectories] = []
+    variants: list[JsonObject] = []
     notes = []
     for label, runs in groups.items():
         paths = [(run, _files(run)) for run in runs if _files(run)]

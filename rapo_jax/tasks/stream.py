@@ -134,15 +134,6 @@ def _question(row: _Row) -> Question:
     )
 
 
-class StreamState(TypedDict):
-    """The position of a stream: global batches taken so far, and which stream it is."""
-
-    next_index: int
-    seed: int
-    batch: int
-    rows: int
-
-
 class QuestionStream:
     """Endless batches of questions with a position that can be saved; see `question_stream`."""
 
@@ -161,14 +152,10 @@ class QuestionStream:
         """Epochs that were drawn, of all processes."""
         return self.get_state()["next_index"] * self._batch / self._rows
 
-    def get_state(self) -> StreamState:
-        """The position after the last batch; JSON, and the same on every process."""
-        return StreamState(
-            next_index=int(self._batches.get_state()["next_index"]),
-            seed=self._seed,
-            batch=self._batch,
-            rows=self._rows,
-        )
+    def get_state(self) -> dict[str, int]:
+        """The position, the same on every process: global batches so far, and of which stream."""
+        taken = int(self._batches.get_state()["next_index"])
+        return {"next_index": taken, "seed": self._seed, "batch": self._batch, "rows": self._rows}
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Continues at a saved position; ValueError for the position of another stream."""
