@@ -111,8 +111,7 @@ class Endpoint:
         self._url = f"{settings.url.rstrip('/')}/chat/completions"
         self._client = JsonClient(
             Limits(settings.deadline_s, attempts, backoff_s, MAX_REPLY_BYTES),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            keys=[key],
+            key=key,
             connections=settings.concurrency,
         )
 

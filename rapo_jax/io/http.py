@@ -70,24 +70,30 @@ Check = Callable[[Json], object]
 """Raises HttpFailure for a reply after which the server is to be called again."""
 
 
+def bearer(key: str) -> dict[str, str]:
+    """The header that most services read an API key from."""
+    return {"Authorization": f"Bearer {key}"}
+
+
 class JsonClient:
-    """Calls from any thread, over kept connections. `keys` are masked in messages and replies; in
-    replies only those of KEY_CHARS or more, since others may be common words."""
+    """Calls from any thread, over kept connections. `key`, '' for none, is sent in `headers(key)`,
+    and masked in messages and replies; in replies only if it has KEY_CHARS or more, since a shorter
+    one may be a common word."""
 
     def __init__(
         self,
         limits: Limits,
         *,
-        headers: Mapping[str, str] | None = None,
-        keys: Sequence[str] = (),
+        key: str = "",
+        headers: Callable[[str], Mapping[str, str]] = bearer,
         connections: int = 8,
     ) -> None:
         self._limits = limits
-        self._keys = [key for key in keys if key]
+        self._keys = [key] if key else []
         self._session = requests.Session()
         self._session.trust_env = False  # ~/.netrc would replace the key, and proxies read it
         self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-        self._session.headers.update(headers or {})
+        self._session.headers.update(headers(key) if key else {})
         if "Authorization" in self._session.headers:
             self._session.auth = _unchanged  # else the user info of the URL would replace it
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))

@@ -87,8 +87,7 @@ class ChatJudge:
         self._settings, self._rule = settings, rule
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, backoff_s, MAX_REPLY_BYTES),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            keys=[key],
+            key=key,
             connections=settings.concurrency,
         )
         self._cache = DiskCache(cache)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rapo_jax.io.files import Json
-from rapo_jax.io.http import HttpFailure, JsonClient
+from rapo_jax.io.http import HttpFailure, JsonClient, bearer
 from rapo_jax.search.passages import Passage, passage_of
 
 Results = list[list[Passage]]
@@ -101,16 +101,12 @@ def _pages(items: list[Json], title: str, text: str) -> list[Passage]:
     ]
 
 
-def _bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
 APIS: dict[str, Api] = {
-    "retrieval": Api(_retrieval, "", _bearer, needs_key=False, batch=64),
+    "retrieval": Api(_retrieval, "", bearer, needs_key=False, batch=64),
     "bing": Api(
         _bing,
         "https://api.bing.microsoft.com/v7.0/search",
-        lambda key: {"Ocp-Apim-Subscription-Key": key} | _bearer(key),  # resellers read the latter
+        lambda key: {"Ocp-Apim-Subscription-Key": key} | bearer(key),  # resellers read the latter
         needs_key=True,
         batch=1,
     ),
@@ -121,6 +117,6 @@ APIS: dict[str, Api] = {
         needs_key=True,
         batch=1,
     ),
-    "searxng": Api(_searxng, "", _bearer, needs_key=False, batch=1),
+    "searxng": Api(_searxng, "", bearer, needs_key=False, batch=1),
 }
 """By the value of tools.search.kind."""

@@ -60,8 +60,8 @@ class HttpSearch:
         self._cache = DiskCache(settings.cache) if settings.cache else None
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, BACKOFF_S, MAX_ANSWER_BYTES),
-            headers=self._api.headers(key) if key else {},
-            keys=[key],
+            key=key,
+            headers=self._api.headers,
             connections=settings.concurrency,
         )
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="http_search")

@@ -17,7 +17,7 @@ KEY = "secret-key-1234"
 
 def client(*, deadline_s=10.0, attempts=3, max_bytes=10_000, header="X-Key", value=KEY, key=KEY):
     limits = Limits(deadline_s, attempts, backoff_s=0.01, max_bytes=max_bytes)
-    return JsonClient(limits, headers={header: value} if value else {}, keys=[key])
+    return JsonClient(limits, key=key, headers=lambda _: {header: value} if value else {})
 
 
 def failure(work, *arguments) -> HttpFailure:
