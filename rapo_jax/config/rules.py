@@ -114,12 +114,9 @@ def _distributed(s: Settings) -> Iterator[Rule]:
             name = f"distributed.{key}"
             remedy = "only distributed.mode='explicit' reads it"
             yield name, getattr(d, key) == KEYS[name].value, remedy
-    yield (
-        "stages",
-        d.mode == "off" or not set(s.stages) & set(READERS),
-        f"{', '.join(READERS[:-1])} and {READERS[-1]} run in one process: set "
-        "distributed.mode='off'",
-    )
+    one_process = f"{', '.join(READERS[:-1])} and {READERS[-1]} run in one process"
+    remedy = f"{one_process}: set distributed.mode='off'"
+    yield "stages", d.mode == "off" or not set(s.stages) & set(READERS), remedy
 
 
 def _missing_models(s: Settings) -> Iterator[tuple[str, str]]:
@@ -172,18 +169,12 @@ def _evaluate(s: Settings) -> Iterator[Rule]:
     e, judge = s.evaluate, s.evaluate.judge
     _check_cut("evaluate.suites", e.suites)
     yield "evaluate.suites", all(map(str.strip, e.suites)), "name published sets or files"
-    yield (
-        "evaluate.samples",
-        e.samples == 1 or e.temperature > 0,
-        "greedy samples of a question are all the same: set evaluate.temperature, such as 0.7",
-    )
+    remedy = "greedy samples of a question are all the same: set evaluate.temperature, such as 0.7"
+    yield "evaluate.samples", e.samples == 1 or e.temperature > 0, remedy
     every = s.log.samples_every
-    yield (
-        "log.samples_every",
-        not every or (e.every > 0 and every % e.every == 0),
-        f"samples are taken from the held-out evaluations: a multiple of evaluate.every={e.every}, "
-        "which must be set",
-    )
+    remedy = "samples are taken from the held-out evaluations: a multiple of "
+    remedy += f"evaluate.every={e.every}, which must be set"
+    yield "log.samples_every", not every or (e.every > 0 and every % e.every == 0), remedy
     if judge.url:
         _check_endpoint("evaluate.judge", judge.url)
         yield "evaluate.judge.model", bool(judge.model), "name the model of the judge"
@@ -193,11 +184,9 @@ def _search(s: Settings) -> Iterator[Rule]:
     search = s.tools.search
     remedy = f"only tools.search.kind='local' reads it, not {search.kind!r}"
     yield "tools.search.index", not search.index or search.kind == "local", remedy
-    yield (
-        "search_index.corpus",
-        "search_index" not in s.stages or bool(s.search_index.corpus.strip()),
-        "name JSON lines of {id, contents} or {id, title, text}, plain or gzip",
-    )
+    named = "search_index" not in s.stages or bool(s.search_index.corpus.strip())
+    remedy = "name JSON lines of {id, contents} or {id, title, text}, plain or gzip"
+    yield "search_index.corpus", named, remedy
 
 
 def _buffer(s: Settings) -> Iterator[Rule]:
@@ -208,16 +197,10 @@ def _buffer(s: Settings) -> Iterator[Rule]:
     yield "buffer.agent", once, "name each agent once, and 'none' alone"
     remedy = f"cannot keep more than buffer.samples={b.samples}"
     yield "buffer.keep", b.keep <= b.samples, remedy
-    yield (
-        "buffer.checkpoint",
-        "checkpoint" not in agents or bool(b.checkpoints),
-        "buffer.agent='checkpoint' needs the checkpoint folder of the agent to sample",
-    )
-    yield (
-        "buffer.files",
-        agents != ("none",) or bool(b.files),
-        "buffer.agent='none' needs files of traces to fill the buffer with",
-    )
+    remedy = "buffer.agent='checkpoint' needs the checkpoint folder of the agent to sample"
+    yield "buffer.checkpoint", "checkpoint" not in agents or bool(b.checkpoints), remedy
+    remedy = "buffer.agent='none' needs files of traces to fill the buffer with"
+    yield "buffer.files", agents != ("none",) or bool(b.files), remedy
     if "endpoint" in agents:
         _check_endpoint("buffer.endpoint", b.endpoint.url)
         yield "buffer.endpoint.model", bool(b.endpoint.model), "name the model to ask for"
@@ -248,33 +231,25 @@ def _task(s: Settings) -> Iterator[Rule]:
     yield "task.dataset.train", bool(d.train.strip()) or s.suites_alone, remedy
     yield "task.dataset.eval", bool(d.eval.strip()) or s.suites_alone, remedy
     user_search = any(pair[:1] == ("search",) for pair in s.tools.user_tools)
-    yield (
-        "task.dataset.documents",
-        search.kind != "local" or user_search or bool(search.index or d.documents),
-        "tools.search.kind='local' searches this corpus (JSON lines): name one, or search a "
-        "service (tools.search.kind='retrieval')",
-    )
+    given = search.kind != "local" or user_search or bool(search.index or d.documents)
+    remedy = "tools.search.kind='local' searches this corpus (JSON lines): name one, or search a "
+    remedy += "service (tools.search.kind='retrieval')"
+    yield "task.dataset.documents", given, remedy
     yield from _unscripted(s)
 
 
 def _unscripted(s: Settings) -> Iterator[Rule]:
     has_no = f"task.name={s.task.name!r} has no"
-    yield (
-        "model.folder",
-        bool(s.model.folder),
-        f"{has_no} scripted agent to learn from: name a Hugging Face folder of an instruct model",
-    )
-    yield (
-        "stages",
-        "sft" not in s.stages,
-        f"{has_no} demonstrations for a cold start: leave 'sft' out and start from model.folder",
-    )
-    yield (
-        "buffer.agent",
-        "scripted" not in s.buffer.agents or "buffer" not in s.stages,
-        f"{has_no} scripted agent: bring traces (buffer.files with buffer.agent='none') or sample "
-        "a policy (buffer.agent='checkpoint' or 'endpoint')",
-    )
+    remedy = f"{has_no} scripted agent to learn from: name a Hugging Face folder of an instruct "
+    remedy += "model"
+    yield "model.folder", bool(s.model.folder), remedy
+    remedy = f"{has_no} demonstrations for a cold start: leave 'sft' out and start from "
+    remedy += "model.folder"
+    yield "stages", "sft" not in s.stages, remedy
+    remedy = f"{has_no} scripted agent: bring traces (buffer.files with buffer.agent='none') or "
+    remedy += "sample a policy (buffer.agent='checkpoint' or 'endpoint')"
+    others = "scripted" not in s.buffer.agents or "buffer" not in s.stages
+    yield "buffer.agent", others, remedy
     gate = f"{has_no} decisions to measure a gate by: set it to 0"
     yield "sft.gate_one_hop", s.sft.gate_one_hop == 0, gate
     yield "sft.gate_follow", s.sft.gate_follow == 0, gate

@@ -14,28 +14,16 @@ Rule: TypeAlias = tuple[str, bool, str]
 def rollout_rules(s: Settings) -> Iterator[Rule]:
     r, buckets = s.rollout, s.rl.buckets
     divides = f"must divide rollout.questions={r.questions}"
-    yield (
-        "rollout.n_hybrid",
-        0 <= r.n_hybrid <= r.group_size,
-        f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}",
-    )
-    divisors = [str(n) for n in range(2, r.group_size + 1) if r.group_size % n == 0]
-    yield (
-        "rollout.tree_rows",
-        r.group_size % r.tree_rows == 0,
-        f"trees divide rollout.group_size={r.group_size}: {', '.join(divisors)}, or 1 for none",
-    )
-    yield (
-        "rollout.slots",
-        r.slots == 0 or r.slots >= r.tree_rows,
-        f"a tree of rollout.tree_rows={r.tree_rows} needs a slot for each row; raise it, or 0 for "
-        "as many as rollouts",
-    )
-    yield (
-        "rollout.max_tokens",
-        r.max_tokens > r.prompt_tokens,
-        f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}",
-    )
+    remedy = f"hybrid rollouts are part of the group: 0 … rollout.group_size={r.group_size}"
+    yield "rollout.n_hybrid", 0 <= r.n_hybrid <= r.group_size, remedy
+    divisors = ", ".join(str(n) for n in range(2, r.group_size + 1) if r.group_size % n == 0)
+    remedy = f"trees divide rollout.group_size={r.group_size}: {divisors}, or 1 for none"
+    yield "rollout.tree_rows", r.group_size % r.tree_rows == 0, remedy
+    remedy = f"a tree of rollout.tree_rows={r.tree_rows} needs a slot for each row; raise it, or 0 "
+    remedy += "for as many as rollouts"
+    yield "rollout.slots", r.slots == 0 or r.slots >= r.tree_rows, remedy
+    remedy = f"a row holds the prompt too: more than rollout.prompt_tokens={r.prompt_tokens}"
+    yield "rollout.max_tokens", r.max_tokens > r.prompt_tokens, remedy
     whole = f"{divides}: a group stays in one mini-batch"
     yield "rl.mini_batches", r.questions % s.rl.mini_batches == 0, whole
     ascending = bool(buckets) and tuple(sorted(buckets)) == buckets
@@ -47,11 +35,8 @@ def rollout_rules(s: Settings) -> Iterator[Rule]:
 def method_rules(s: Settings) -> Iterator[Rule]:
     """What one method reads and others do not, or cannot do."""
     r = s.rollout
-    yield (
-        "retrieval.always",
-        not s.retrieval.always or s.method != "sft",
-        "method='sft' samples nothing that could retrieve",
-    )
+    remedy = "method='sft' samples nothing that could retrieve"
+    yield "retrieval.always", not s.retrieval.always or s.method != "sft", remedy
     no_kl = s.method in ("luffy", "rollout_replay")
     yield "rl.kl", not no_kl or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
     share, fresh = s.rl.replay_share, s.fresh_questions
@@ -61,11 +46,8 @@ def method_rules(s: Settings) -> Iterator[Rule]:
     yield "rl.replay_share", fresh > 0 and r.questions % fresh == 0, remedy
     remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
     yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
-    yield (
-        "rl.dual_clip",
-        s.rl.dual_clip == 0 or s.rl.dual_clip > 1,
-        "more than 1, such as 3, or 0 for none",
-    )
+    fits = s.rl.dual_clip == 0 or s.rl.dual_clip > 1
+    yield "rl.dual_clip", fits, "more than 1, such as 3, or 0 for none"
     remedy = "with trajectories that others wrote (luffy, rollout_replay) no rollouts branch: 1"
     branches = s.method not in ("luffy", "rollout_replay")
     yield "rollout.tree_rows", branches or r.tree_rows == 1, remedy
