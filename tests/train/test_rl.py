@@ -207,7 +207,7 @@ def test_ten_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeyp
     shutil.copytree(trunk.cold_start, tmp_path / "coldstart", ignore=without_gates)
     run = branch({"stages": ("rl",), "sft.folder": str(tmp_path / "coldstart")})
     monkeypatch.setattr(Run, "close", lambda self: None)
-    monkeypatch.setattr(programs, "rollout", rollout)
+    monkeypatch.setattr(programs, "on_mesh", rollout)  # which its driver enters for the rollout
     monkeypatch.setattr(table, "open_run", lambda settings, workdir: run)
     package = Path(table.__file__).parents[1]
 
