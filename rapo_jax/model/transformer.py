@@ -8,7 +8,7 @@ cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -44,11 +44,8 @@ class RMSNorm(nn.Module):
         return rms_norm(x, scale, eps=self.eps)
 
 
-class Angles(NamedTuple):
-    """Cosine and sine of every rotary angle, computed once for all layers."""
-
-    cos_BX1R: jax.Array
-    sin_BX1R: jax.Array
+Angles = tuple[jax.Array, jax.Array]
+"""Cosine and sine of every rotary angle, [B, X, 1, R], computed once for all layers."""
 
 
 def angles(settings: ModelSettings, position_BX: jax.Array) -> Angles:
@@ -58,7 +55,7 @@ def angles(settings: ModelSettings, position_BX: jax.Array) -> Angles:
     if settings.rope_type == "llama3":
         frequency_R = _llama3(settings, frequency_R)
     angle_BX1R = position_BX[:, :, None, None].astype(jnp.float32) * frequency_R
-    return Angles(jnp.cos(angle_BX1R), jnp.sin(angle_BX1R))
+    return jnp.cos(angle_BX1R), jnp.sin(angle_BX1R)
 
 
 def _llama3(settings: ModelSettings, frequency_R: jax.Array) -> jax.Array:

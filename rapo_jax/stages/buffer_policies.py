@@ -129,7 +129,6 @@ def _sample_rest(
             jax.random.fold_in(key, batch.start),
             batch.local_items,
             group_size=n_samples,
-            n_hybrid=0,
             temperature=s.buffer.temperature,
         )
         if is_first():

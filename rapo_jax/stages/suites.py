@@ -228,8 +228,6 @@ def _device_policy(run: Run, params: Params, suite: str) -> Policy:
             params,
             jax.random.fold_in(key, start),
             questions,
-            group_size=1,
-            n_hybrid=0,
             temperature=run.settings.evaluate.temperature,
         )
         response_BT = response_mask(trajectory.source_BT)

@@ -71,8 +71,6 @@ def make_condenser(
                 params,
                 jax.random.fold_in(key, next(batches)),
                 [Question("condensing", text, (), "", "") for text in padded],
-                group_size=1,
-                n_hybrid=0,
                 temperature=temperature,
             )
             written_BT = (tape.source_BT == Source.POLICY) & ~np.isin(tape.token_BT, tokens.eos_ids)

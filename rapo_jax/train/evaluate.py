@@ -82,8 +82,6 @@ def evaluate(
             params,
             jax.random.fold_in(stage_key(run.settings, key), batch.start),
             batch.local_items,
-            group_size=1,
-            n_hybrid=0,
             temperature=temperature,
         )
         scores = score_rows(run, trajectory, batch.local_rows)
