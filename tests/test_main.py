@@ -277,6 +277,8 @@ def test_a_reader_that_has_read_enough_is_no_error():
 def test_ctrl_c_before_the_run_begins_is_one_line():
     code = (
         "import os, signal, rapo_jax.main as program\n"
+        # a shell starts its background jobs with SIGINT ignored, which processes inherit
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "program.main = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
         "program.entry()\n"
     )

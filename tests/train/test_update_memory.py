@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 
@@ -19,8 +20,8 @@ def test_further_updates_leave_no_object_behind(house, tapes):
     mesh, optimizer = make_mesh(jax.devices()[:1]), optax.adam(1e-2)
     state = TrainState(house.params, optimizer.init(house.params), jnp.int32(0))
     state = place(jax.tree.map(jnp.copy, state), replicated(mesh))  # updates give states away
-    how = {"mesh": mesh, "buckets": (96,), "micro_tokens": 32 * 96}
-    updater = Updater(rapo_loss(house.model, house.settings.rl), optimizer, state, **how)
+    rl = dataclasses.replace(house.settings.rl, buckets=(96,), micro_tokens=32 * 96)
+    updater = Updater(rapo_loss(house.model, rl), optimizer, state, mesh=mesh, rl=rl)
     one_B = np.ones(len(tapes.length_B), np.float32)
     batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, one_B, 0 * one_B)
     counts = []
