@@ -64,13 +64,20 @@ def reward(text: str, gold_answers: Sequence[str]) -> float:
     return outcome_reward(text, gold_answers)
 
 
+def whole_run(folder: Path) -> Path:
+    """The workdir of a run that nothing disturbs, made once for all parts."""
+    whole = folder / "whole"
+    if not whole.exists():
+        finish([start(whole, {})], whole)
+    return whole
+
+
 def kill(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     """kill -9 at random moments, again and again until the run has ended; and rewards that hang.
 
     A trial is one kill; it passes if the run that it interrupted ends as the uninterrupted one.
     """
-    whole = folder / "whole"
-    finish([start(whole, {})], whole)
+    whole = whole_run(folder)
     started = time.monotonic()
     finish([start(folder / "again", {})], folder / "again")  # its programs are cached
     span = time.monotonic() - started
@@ -109,9 +116,7 @@ def disk(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     again, it ends as the uninterrupted one.
     """
     library = build_failing_disk(folder)
-    whole = folder / "whole"
-    if not whole.exists():
-        finish([start(whole, {})], whole)
+    whole = whole_run(folder)
     counted = folder / "counted"
     finish([start(counted, {}, **failing(library, counted, count=folder / "writes"))], counted)
     writes = int((folder / "writes").read_text())
@@ -141,12 +146,18 @@ def deadlines(until: float, parts: int) -> list[float]:
     return [now + (until - now) * (part + 1) / parts for part in range(parts)]
 
 
+def taken_from(whole: Path) -> dict[str, object]:
+    """Settings of a run that takes the cold start, the buffer and the data of another."""
+    return {
+        "sft.folder": whole / "coldstart",
+        "buffer.folder": whole / "buffer",
+        "task.data_dir": whole / "data",
+    }
+
+
 def hosts(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     """Two and four processes, one killed or stopped: the others end, and all resume exactly."""
-    shared = {
-        "sft.folder": folder / "whole/coldstart",
-        "buffer.folder": folder / "whole/buffer",
-        "task.data_dir": folder / "whole/data",
+    shared = taken_from(whole_run(folder)) | {
         "stages": ("rl", "evaluate"),
         "watchdog.after_s": WATCHDOG_S,
         "rollout.driver": "jit",  # the other one drives a single process
@@ -195,10 +206,7 @@ def hosts(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
 def soak(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     """Memory, open files and time of a step over many steps."""
     workdir = folder / "soak"
-    changes = {
-        "sft.folder": folder / "whole/coldstart",
-        "buffer.folder": folder / "whole/buffer",
-        "task.data_dir": folder / "whole/data",
+    changes = taken_from(whole_run(folder)) | {
         "stages": ("rl",),
         "rl.steps": 2000,
         "checkpoint.every": 50,
