@@ -215,8 +215,9 @@ def soak(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     while process.poll() is None and time.monotonic() < until:
         time.sleep(2)
         steps = count_lines(workdir / "metrics.jsonl")
-        if steps >= 20:  # all programs are compiled
-            seen.append((steps, resident_mb(process.pid), len(open_files(process.pid))))
+        memory = resident_mb(process.pid)
+        if steps >= 20 and memory:  # all programs are compiled; a process that has ended has none
+            seen.append((steps, memory, len(open_files(process.pid))))
     process.send_signal(signal.SIGTERM)
     status = ended(process, PATIENCE_S)
     rows = sorted(metrics_times(workdir).items())[20:]
