@@ -224,8 +224,8 @@ def soak(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     tenth = max(1, len(rows) // 10)
     first, last = (np.median([x for _, x in part]) for part in (rows[:tenth], rows[-tenth:]))
     # medians: a checkpoint that is being written has files open and takes memory
-    part = max(1, len(seen) // 10)
-    parts = seen[part : 2 * part], seen[5 * part : 6 * part], seen[-part:]
+    count, part = len(seen), max(1, len(seen) // 10)
+    parts = (seen[at : at + part] for at in (count // 10, count // 2, count - part))
     (_, memory, files), (_, half, _), (_, memory_last, files_last) = (
         np.median(readings, axis=0) for readings in parts
     )

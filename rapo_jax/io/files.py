@@ -95,7 +95,7 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A draft to write into, which then takes the place of `folder`; a failure changes nothing."""
+    """A draft to write into, which then takes the place of `folder`; a failure before leaves it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

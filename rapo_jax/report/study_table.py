@@ -71,7 +71,7 @@ def methods(config: Config) -> Mapping[str, str]:
 
 
 def retrieval(config: Config) -> Mapping[str, str]:
-    """RAPO, what else can be done with the same traces or rollouts, and parts of RAPO."""
+    """RAPO, parts of it, and other methods that use the same traces or rollouts."""
     others = ("DAPO", "RolloutReplay", "LUFFY", "SFT", "SFT, then GRPO")
     each = methods(config)
     return (
@@ -155,7 +155,7 @@ STUDIES = {
         ),
     ),
     "retrieval": Study(
-        "Is retrieval better than what else the traces serve for", "tab. 1, fig. 6, 7", retrieval,
+        "RAPO beside other uses of the same traces and rollouts", "tab. 1, fig. 6, 7", retrieval,
         GRPO, ("accuracy", "equal_cpu", "equal_tokens", "sampled", "cpu_s"), draw_variants,
         tuple(
             Claim(f"RAPO is better than {name}", "accuracy", RAPO, name)
