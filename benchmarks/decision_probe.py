@@ -29,6 +29,8 @@ from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.model.scoring import score
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.run import Run, open_run
 from rapo_jax.tasks.chains import (
     ATTRIBUTE,
     DONE,
@@ -40,8 +42,6 @@ from rapo_jax.tasks.chains_agents import expert, step_text
 from rapo_jax.tasks.made import pick
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment, render_retrieved
-from rapo_jax.train.policy import load_policy
-from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.sft import examples_of
 from rapo_jax.types import Params, Source
 

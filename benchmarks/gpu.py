@@ -53,9 +53,9 @@ from rapo_jax.model.sharding import make_mesh, place, replicated, rows
 from rapo_jax.plan.programs import byte_boundary
 from rapo_jax.rollout.loop import parts
 from rapo_jax.rollout.slots import RolloutInputs
+from rapo_jax.run.policy import start_state
 from rapo_jax.tasks.schema import Question
 from rapo_jax.train.optimizer import make_optimizer
-from rapo_jax.train.policy import start_state
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Source, Span
 

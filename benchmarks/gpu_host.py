@@ -17,11 +17,11 @@ from benchmarks.gpu_sizes import Sizes
 from benchmarks.random_model import CORPUS
 from rapo_jax.config import ModelSettings, RolloutSettings, Settings
 from rapo_jax.environment import Environment
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.search import local_search
-from rapo_jax.train.sampler import Sampler
 
 CALL_EVERY = 64
 """One in so many tokens of the vocabulary ends a step: one of four by an answer, else by a call."""

@@ -26,8 +26,8 @@ from rapo_jax.config import ModelSettings
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_config import config_of
 from rapo_jax.model.sharding import compute_copy, layout, make_mesh, name_of
+from rapo_jax.run.policy import policy_shapes
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.train.policy import policy_shapes
 from rapo_jax.types import Params
 
 DRAWN = ("kernel", "embed_VD", "head_DV", "a")

@@ -33,14 +33,14 @@ from benchmarks.random_model import CORPUS, random_params
 from rapo_jax.config import ModelSettings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import parse_step
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools.observation import Observation, Tool
 from rapo_jax.tools.search import local_search
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source, Trajectory
 
 GROUP = 16

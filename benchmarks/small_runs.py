@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {

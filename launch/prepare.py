@@ -30,6 +30,9 @@ from rapo_jax.main import read_flags, resolve_flags
 from rapo_jax.model.hf import check_tensors
 from rapo_jax.model.hf_config import model_settings, refuse_contradictions
 from rapo_jax.model.hf_files import Tensors
+from rapo_jax.run.run import read_tokens, system_prompt
+from rapo_jax.run.weights import newest_step
+from rapo_jax.sampling.encoders import device_encoder
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.search.index.search import open_index
 from rapo_jax.suites.catalogue import read_suites
@@ -43,9 +46,6 @@ from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools import close_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.search_client import HttpSearch
-from rapo_jax.train.encoders import device_encoder
-from rapo_jax.train.run import read_tokens, system_prompt
-from rapo_jax.train.weights import newest_step
 
 HUB = {
     "Qwen2.5-3B-Instruct": "Qwen/Qwen2.5-3B-Instruct",

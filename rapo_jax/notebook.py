@@ -18,16 +18,16 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.io.files import claimed
 from rapo_jax.method.calibrate import Calibration
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.run import open_run
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.job import prepare_workdir
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.groups import Groups, sample_groups
-from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.rl import open_rl, probability_at, rl_step, shaped_reward
-from rapo_jax.train.run import open_run
 from rapo_jax.train.sft import train_cold_start
-from rapo_jax.train.tapes import segments
 
 
 class Advantages(NamedTuple):

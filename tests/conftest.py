@@ -40,13 +40,13 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
 from rapo_jax.model.transformer import init_params
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import TASKS, Question, outcome_reward
 from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools.observation import Observation, Tool
 from rapo_jax.tools.search import local_search
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.types import Params, Trajectory
 from tests.loopback import serve  # noqa: F401
 
@@ -89,9 +89,9 @@ def small_settings(small_config) -> Callable[..., Settings]:
 
 SLOW = (
     "benchmarks", "faults/test_disk.py", "faults/test_run.py", "faults/test_whole_run.py",
-    "launch", "model", "plan", "report", "rollout", "stages", "train", "test_main.py",
-    "test_notebook.py", "test_package.py", "test_system.py", "test_system_chat_tools.py",
-    "test_system_suites.py", "test_usage.py", "test_user_examples.py",
+    "launch", "model", "plan", "report", "rollout", "run/", "sampling", "stages", "train",
+    "test_main.py", "test_notebook.py", "test_package.py", "test_system.py",
+    "test_system_chat_tools.py", "test_system_suites.py", "test_usage.py", "test_user_examples.py",
     "tools/sandbox/test_attacks.py", "tools/sandbox/test_sandbox.py",
 )  # fmt: skip
 """Folders and files of tests that compile models or start jobs: launch/test.sh fast skips them."""

@@ -14,11 +14,11 @@ import optax
 import pytest
 
 from rapo_jax.model.transformer import init_params
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.metrics import Metrics
+from rapo_jax.run.policy import start_state
+from rapo_jax.run.run import Run, open_run
 from rapo_jax.stages.buffer import build_buffer
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.metrics import Metrics
-from rapo_jax.train.policy import start_state
-from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.sft import batch_of, demonstrations, draw_batch, examples_of, imitation_updater
 
 

@@ -14,7 +14,8 @@ PACKAGE = "rapo_jax"
 ORDER = (
     "types", "io", "config", "method", "text", "search", "search.index", "search.server", "model",
     "rollout", "scoring", "tools.observation", "tools.sandbox", "tools", "tasks.published", "tasks",
-    "suites", "buffer", "environment", "report", "train", "plan", "stages", "notebook", "main",
+    "suites", "buffer", "environment", "report", "distributed", "sampling", "run", "train", "plan",
+    "stages", "notebook", "main",
 )  # fmt: skip
 """Every room of the package, each after all that it imports. A room is a folder, or a file that
 stands apart from its folder; a module belongs to the longest name that it lies within."""
@@ -24,6 +25,8 @@ HOST_ROOMS = (
     "io", "config", "text", "search", "scoring", "tools", "tasks", "suites", "buffer",
     "environment", "report",
 )  # fmt: skip
+JITTED = ("sampling/", "run/", "train/", "stages/", "plan/programs.py")
+"""Where programs are compiled."""
 IMPORTED_LATE = (f"{PACKAGE}.tasks.builder", f"{PACKAGE}.stages.job")
 """Our modules that functions import, because they import a heavy package at their top, as that
 package demands."""
@@ -180,7 +183,7 @@ def test_the_method_knows_no_model_and_no_strings_of_the_host():
         ("jax.pure_callback", ()),
         ("torch", ()),
         # a plan compiles the rollout without its host, which no run does
-        ("jax.jit", (f"{PACKAGE}/train/", f"{PACKAGE}/stages/", f"{PACKAGE}/plan/programs.py")),
+        ("jax.jit", tuple(f"{PACKAGE}/{place}" for place in JITTED)),
         ("ml_collections", ("configs/",)),
     ],
 )

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4

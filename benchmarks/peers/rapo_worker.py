@@ -20,15 +20,15 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.run.policy import start_state
+from rapo_jax.run.weights import read_folder
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.tokens import Tokens, load_tokens
 from rapo_jax.train.calibration import make_calibrator
 from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.mini_batches import train_on_rollouts
-from rapo_jax.train.policy import start_state
-from rapo_jax.train.sampler import Sampler
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.train.weights import read_folder
 from rapo_jax.types import Batch, Trajectory
 
 

@@ -26,7 +26,7 @@ from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
 from rapo_jax.rollout.slots import chunk_of
-from rapo_jax.train.policy import policy_shapes
+from rapo_jax.run.policy import policy_shapes
 from rapo_jax.types import Params
 
 TAPE_BYTES = 5 * 4

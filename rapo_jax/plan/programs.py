@@ -39,11 +39,11 @@ from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
 from rapo_jax.rollout.slots import Counts, RolloutInputs
 from rapo_jax.rollout.thinking import Boundary
+from rapo_jax.run.policy import policy_shapes
+from rapo_jax.sampling.programs import INPUTS, boundary
 from rapo_jax.text.protocol import user_tool_names
 from rapo_jax.text.protocols import Protocol, find_protocol, rapo
 from rapo_jax.train.loop import policy_optimizer
-from rapo_jax.train.policy import policy_shapes
-from rapo_jax.train.programs import INPUTS, boundary
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
 

@@ -15,7 +15,7 @@ from rapo_jax.plan.chips import Slice, slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
 from rapo_jax.plan.programs import Program, compiled_programs, tpu_mesh
-from rapo_jax.train.policy import policy_shapes
+from rapo_jax.run.policy import policy_shapes
 
 GB = 1e9
 HEAD = (

@@ -11,14 +11,14 @@ import numpy as np
 from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import StepTrace, best_of, filter_counts, split_all
+from rapo_jax.distributed import on_first
 from rapo_jax.io.files import write_json
+from rapo_jax.run.metrics import Progress
+from rapo_jax.run.run import Run
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer_sources import Sampling, import_files, sample_agents
 from rapo_jax.tasks import check_metric
 from rapo_jax.train.buffer import ENCODE_ROWS, TextEncoder, key_encoder, load_buffer, splitting
-from rapo_jax.train.distributed import on_first
-from rapo_jax.train.metrics import Progress
-from rapo_jax.train.run import Run
 
 KEY_ORDERS = (1, 2)
 """n-grams of the built-in encoder of keys."""

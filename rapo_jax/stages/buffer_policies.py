@@ -20,23 +20,23 @@ from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import NOTES
+from rapo_jax.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.environment import Environment
 from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
+from rapo_jax.run.folders import tokenizer_folder
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.metrics import Progress
+from rapo_jax.run.policy import load_policy, newest_weights
+from rapo_jax.run.run import Run
+from rapo_jax.run.weights import newest_step, read_folder
+from rapo_jax.sampling.batches import padded_batches
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments, steps_without_retrieved
 from rapo_jax.tasks import Question
 from rapo_jax.text.chat import known_arguments
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens, load_tokens
-from rapo_jax.train.batches import padded_batches
-from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
-from rapo_jax.train.folders import tokenizer_folder
-from rapo_jax.train.keys import StageKey, stage_key
-from rapo_jax.train.metrics import Progress
-from rapo_jax.train.policy import load_policy, newest_weights
-from rapo_jax.train.run import Run
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments, steps_without_retrieved
-from rapo_jax.train.weights import newest_step, read_folder
 from rapo_jax.types import Params
 
 

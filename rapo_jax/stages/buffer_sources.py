@@ -13,16 +13,16 @@ from rapo_jax.buffer.endpoint import Budget, Endpoint
 from rapo_jax.buffer.sources import Imported, read_sources
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
+from rapo_jax.distributed import Stopped
 from rapo_jax.io import watchdog
 from rapo_jax.io.files import Json
 from rapo_jax.io.signals import stop_requested
+from rapo_jax.run.metrics import Progress
+from rapo_jax.run.run import Run
 from rapo_jax.stages.buffer_policies import sample_policies, unscored
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
-from rapo_jax.train.distributed import Stopped
-from rapo_jax.train.metrics import Progress
-from rapo_jax.train.run import Run
 
 SCRIPTED_AT_A_TIME = 512
 """Questions; a trajectory does not depend on what else is sampled with it."""

@@ -11,9 +11,9 @@ import jax
 
 from rapo_jax.config import Settings
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.train.export import write_folder
-from rapo_jax.train.metrics import clock
-from rapo_jax.train.policy import newest_weights
+from rapo_jax.run.export import write_folder
+from rapo_jax.run.metrics import clock
+from rapo_jax.run.policy import newest_weights
 
 
 def export_weights(

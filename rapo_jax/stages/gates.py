@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from rapo_jax.distributed import is_first, local_part, on_first
 from rapo_jax.io.files import read_json, write_json
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.tasks.schema import Task
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.train.buffer import attach_buffer
-from rapo_jax.train.distributed import is_first, local_part, on_first
 from rapo_jax.train.evaluate import evaluate, spread
-from rapo_jax.train.keys import StageKey, stage_key
-from rapo_jax.train.policy import load_policy
-from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Params, Source
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from rapo_jax import distributed
 from rapo_jax.config import READERS, STAGES, Settings
 from rapo_jax.config.sources import STORED, differences, stored_config
 from rapo_jax.io.files import Json, claimed, read_json, write_json
@@ -18,9 +19,8 @@ from rapo_jax.io.watchdog import watched
 from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
+from rapo_jax.run.metrics import clock
 from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
-from rapo_jax.train import distributed
-from rapo_jax.train.metrics import clock
 
 Config: TypeAlias = Mapping[str, Json]
 """As in config.json."""

@@ -18,8 +18,8 @@ from rapo_jax.config import ModelSettings, ScoreSettings, Settings
 from rapo_jax.model.attention import choose
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, on_mesh, place, row_shards, rows
-from rapo_jax.train.metrics import Progress, clock
-from rapo_jax.train.policy import newest_weights
+from rapo_jax.run.metrics import Progress, clock
+from rapo_jax.run.policy import newest_weights
 from rapo_jax.types import Params
 
 LOGITS = 2**26

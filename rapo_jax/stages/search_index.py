@@ -15,9 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rapo_jax.config import SearchIndexSettings, Settings
+from rapo_jax.distributed import Stopped
 from rapo_jax.io.files import claimed
 from rapo_jax.io.signals import stop_requested
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
+from rapo_jax.run.metrics import clock
 from rapo_jax.search.exact import Encode
 from rapo_jax.search.index.build import build_index, shard_rows
 from rapo_jax.search.index.estimate import estimate, free_bytes
@@ -25,8 +27,6 @@ from rapo_jax.search.index.files import MANIFEST
 from rapo_jax.search.index.keys import CorpusEncoder, FittedEncoder
 from rapo_jax.search.index.minilm import FILES
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.train.distributed import Stopped
-from rapo_jax.train.metrics import clock
 from rapo_jax.types import Array, Params
 
 TEXT_ORDERS = (1, 2)

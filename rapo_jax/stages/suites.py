@@ -13,9 +13,24 @@ from pathlib import Path
 import jax
 
 from rapo_jax.config import Settings
+from rapo_jax.distributed import (
+    Stopped,
+    allgather_json,
+    is_first,
+    local_part,
+    on_first,
+    stop_asked,
+)
 from rapo_jax.io.files import Json
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.metrics import Progress
+from rapo_jax.run.policy import load_policy, newest_folder
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.batches import even_size, padded_batches
+from rapo_jax.sampling.condensing import report_condensing
+from rapo_jax.sampling.tapes import segments, text_without_retrieved
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.suites.catalogue import Suite, read_suites
 from rapo_jax.suites.paper import backbone
@@ -25,22 +40,7 @@ from rapo_jax.suites.summary import Summary, headline, summarise
 from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocols import Answers
-from rapo_jax.train.batches import even_size, padded_batches
-from rapo_jax.train.condensing import report_condensing
-from rapo_jax.train.distributed import (
-    Stopped,
-    allgather_json,
-    is_first,
-    local_part,
-    on_first,
-    stop_asked,
-)
 from rapo_jax.train.evaluate import spread
-from rapo_jax.train.keys import StageKey, stage_key
-from rapo_jax.train.metrics import Progress
-from rapo_jax.train.policy import load_policy, newest_folder
-from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Params, Status
 
 FOLDER = "suites"

@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rapo_jax.config import Settings
+from rapo_jax.distributed import is_first
 from rapo_jax.io.files import Json, read_json, write_json
 from rapo_jax.model.describe import describe
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.plan.memory import check_memory, device_memory
+from rapo_jax.run.policy import load_policy, policy_shapes
+from rapo_jax.run.run import Run, open_run
+from rapo_jax.sampling.batches import even_size
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.gates import check_cold_start
@@ -20,13 +24,9 @@ from rapo_jax.stages.search_index import index_corpus
 from rapo_jax.stages.suites import evaluate_suites, open_suites
 from rapo_jax.suites.catalogue import Suite
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.train.batches import even_size
-from rapo_jax.train.distributed import is_first
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.imitation import train_imitation
-from rapo_jax.train.policy import load_policy, policy_shapes
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.run import Run, open_run
 from rapo_jax.train.sft import train_cold_start
 
 

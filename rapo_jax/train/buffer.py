@@ -13,11 +13,11 @@ from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting
 from rapo_jax.config import Settings
+from rapo_jax.distributed import in_turn
 from rapo_jax.io.jsonl import LineReport, read_jsonl
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.encoders import DeviceEncoder
 from rapo_jax.search.ngram import NgramEncoder
-from rapo_jax.train.distributed import in_turn
-from rapo_jax.train.encoders import DeviceEncoder
-from rapo_jax.train.run import Run
 
 ENCODE_ROWS = 64
 """Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""

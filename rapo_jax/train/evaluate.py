@@ -12,14 +12,14 @@ import numpy as np
 from rapo_jax.io import watchdog
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
+from rapo_jax.run.dashboards import Sample, SampleSegment
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.batches import even_size, padded_batches
+from rapo_jax.sampling.condensing import report_condensing
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.tasks import Question
-from rapo_jax.train.batches import even_size, padded_batches
-from rapo_jax.train.condensing import report_condensing
-from rapo_jax.train.dashboards import Sample, SampleSegment
-from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.measures import score_rows
-from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Params, Status, Trajectory
 
 T = TypeVar("T")

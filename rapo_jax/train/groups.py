@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 from rapo_jax.config import Settings
+from rapo_jax.distributed import allgather_rows, is_first, local_part
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
-from rapo_jax.train.distributed import allgather_rows, is_first, local_part
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
 from rapo_jax.train.replay import PastGroup, Replay
-from rapo_jax.train.run import Run
-from rapo_jax.train.sampler import FOREVER
 from rapo_jax.train.sft import Examples, as_segments, examples_of
 from rapo_jax.types import Params, Status, Trajectory
 

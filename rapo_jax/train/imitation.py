@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.config import Settings
+from rapo_jax.run.policy import load_policy, start_state
+from rapo_jax.run.run import Run
 from rapo_jax.train.buffer import load_buffer, read_trajectories
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
-from rapo_jax.train.policy import load_policy, start_state
-from rapo_jax.train.run import Run
 from rapo_jax.train.sft import Examples, as_segments, batch_of, examples_of, imitation_updater
 from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import TrainState

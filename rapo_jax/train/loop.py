@@ -10,17 +10,17 @@ from typing import NamedTuple
 import optax
 
 from rapo_jax.config import Settings
+from rapo_jax.distributed import Stopped, is_first, on_first, stop_asked
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.export import write_folder
+from rapo_jax.run.metrics import Progress, cut_back
+from rapo_jax.run.run import Run
 from rapo_jax.tasks.stream import QuestionStream, load_questions
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.train.evaluate import evaluate, spread
-from rapo_jax.train.export import write_folder
 from rapo_jax.train.measures import cpu_seconds
-from rapo_jax.train.metrics import Progress, cut_back
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.replay import FOLDER as REPLAY
 from rapo_jax.train.replay import Replay
-from rapo_jax.train.run import Run
 from rapo_jax.types import TrainState
 
 SHOWN = ("reward/mean", "reward/accuracy", "heldout/accuracy", "loss/sft", "entropy/policy")

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rapo_jax.distributed import allgather_json, allgather_rows
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.tape import response_mask
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.tapes import segments, text_without_retrieved
 from rapo_jax.tasks import Question, failure_kind, is_correct
 from rapo_jax.text.protocol import CALLS
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.distributed import allgather_json, allgather_rows
-from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Source, Status, Trajectory
 
 ORIGIN = "buffer/origin/"

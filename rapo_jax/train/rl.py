@@ -15,28 +15,28 @@ import numpy as np
 import optax
 
 from rapo_jax.config import Settings
+from rapo_jax.distributed import is_first
 from rapo_jax.io.jsonl import append_lines
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.rewards import overlong_penalty
 from rapo_jax.method.tape import hybrid_mask, response_mask
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.policy import load_policy, start_state
+from rapo_jax.run.run import Run
+from rapo_jax.run.weights import newest_step
+from rapo_jax.sampling.tapes import trajectory_lines
 from rapo_jax.tasks.stream import QuestionStream, question_stream
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
-from rapo_jax.train.distributed import is_first
 from rapo_jax.train.groups import Groups, Traces, equal_groups, read_traces, sample_groups
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
-from rapo_jax.train.keys import StageKey, stage_key
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
-from rapo_jax.train.policy import load_policy, start_state
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
-from rapo_jax.train.run import Run
-from rapo_jax.train.tapes import trajectory_lines
 from rapo_jax.train.update import Updater
-from rapo_jax.train.weights import newest_step
 from rapo_jax.types import Array, Batch, Params, TrainState
 
 

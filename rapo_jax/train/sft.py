@@ -19,20 +19,20 @@ import optax
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings, RolloutSettings
+from rapo_jax.distributed import is_first, on_first
 from rapo_jax.io.files import write_json
 from rapo_jax.model.scoring import log_probs
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.metrics import Progress
+from rapo_jax.run.policy import fresh_state
+from rapo_jax.run.run import Run
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.chat import without_opening
 from rapo_jax.text.observations import observation_ids, retrieved_ids
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.distributed import is_first, on_first
 from rapo_jax.train.loop import checkpointed_steps, count_skips
-from rapo_jax.train.metrics import Progress
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from rapo_jax.train.policy import fresh_state
-from rapo_jax.train.run import Run
 from rapo_jax.train.update import LossSums, Updater, fetched
 from rapo_jax.types import Batch, Params, Source, TrainState
 

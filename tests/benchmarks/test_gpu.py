@@ -29,8 +29,8 @@ from configs import default
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.plan.arithmetic import cache_bytes, shape_on
+from rapo_jax.run.policy import newest_weights
 from rapo_jax.text.tokens import load_tokens
-from rapo_jax.train.policy import newest_weights
 
 # Qwen2.5-7B: 28 layers, 3584 wide, 28 heads and 4 kv heads of 128, ffn 18,944
 LAYER_7B = 3584 * (3584 + 2 * 512 + 3584 + 3 * 18_944)

@@ -16,9 +16,9 @@ from benchmarks.random_model import random_params
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.hf_config import settings_from_hf
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.run.policy import policy_shapes
+from rapo_jax.run.weights import read_folder
 from rapo_jax.text.tokens import load_tokens
-from rapo_jax.train.policy import policy_shapes
-from rapo_jax.train.weights import read_folder
 
 TINY = ModelSettings(vocab=512, width=16, ffn=32, layers=1, heads=2, kv_heads=1, head_width=8)
 

@@ -28,7 +28,7 @@ for number in range(5):
 SAVES = """
 import json, sys
 import jax.numpy as jnp, numpy as np
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.types import TrainState
 
 folder, mode = sys.argv[1:]

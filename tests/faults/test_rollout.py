@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.tools.observation import Observation
 from rapo_jax.tools.user import UserTool
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source, Status
 from tests.conftest import GROUP, HYBRID
 from tests.environment.stand_ins import Immediate

@@ -8,8 +8,8 @@ import json
 import jax
 import numpy as np
 
+from rapo_jax.run.run import open_run
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.run import open_run
 from tests.faults.tools import FAULTS
 from tests.runs import flat
 

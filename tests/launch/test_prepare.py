@@ -15,7 +15,7 @@ import pytest
 
 from configs import qwen7b, web7b
 from rapo_jax.config.read import read_settings
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.types import TrainState
 from tests.launch.paper import search_server, write_data
 from tests.model.checkpoints import make_model, save_model

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.model.scoring import score
+from rapo_jax.sampling.tapes import pieces, segments
 from rapo_jax.text.protocol import STOPS, render_retrieved, without_retrieved
 from rapo_jax.tools.observation import Observation
-from rapo_jax.train.tapes import pieces, segments
 from rapo_jax.types import Source, Status
 
 GROUP, HYBRID = 4, 2

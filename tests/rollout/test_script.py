@@ -16,7 +16,7 @@ from rapo_jax.rollout.loop import HostCallbacks, call_directly, loop_unfinished,
 from rapo_jax.rollout.slots import (
     RolloutInputs,
 )
-from rapo_jax.train.programs import compiled
+from rapo_jax.sampling.programs import compiled
 from rapo_jax.types import Source, Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")

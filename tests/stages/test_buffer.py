@@ -11,15 +11,15 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rapo_jax.run.policy import load_policy
+from rapo_jax.sampling.encoders import device_encoder
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_retrieved
 from rapo_jax.train.buffer import attach_buffer, load_buffer, read_trajectories
-from rapo_jax.train.encoders import device_encoder
-from rapo_jax.train.policy import load_policy
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source
 
 

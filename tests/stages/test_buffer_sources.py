@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
+from rapo_jax.distributed import Stopped
 from rapo_jax.stages import buffer_sources
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.buffer_policies import load_guest
@@ -16,7 +17,6 @@ from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
 from rapo_jax.train.buffer import load_buffer
-from rapo_jax.train.distributed import Stopped
 from tests.model.checkpoints import make_model, save_model
 
 SEARCH = "<think>look</think><search>a b</search>"

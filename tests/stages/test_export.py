@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from rapo_jax.model.transformer import forward, init_params, unembed
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.stages.export import export_weights
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
-from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.types import TrainState
 from tests.model.checkpoints import (
     VOCAB,

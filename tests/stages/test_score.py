@@ -15,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapo_jax.run.policy import newest_weights
+from rapo_jax.run.weights import restore
 from rapo_jax.stages.score import batches, bucket_width, read_rows, score_file
-from rapo_jax.train.policy import newest_weights
-from rapo_jax.train.weights import restore
 from tests.model.checkpoints import (
     VOCAB,
     load_model,

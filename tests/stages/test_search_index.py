@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from rapo_jax.config.read import read_settings
+from rapo_jax.distributed import Stopped
 from rapo_jax.io.files import LOCK
 from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.search.index.search import open_index
 from rapo_jax.stages import search_index
 from rapo_jax.stages.job import prepare_workdir, run_stages
 from rapo_jax.stages.search_index import by_length
-from rapo_jax.train.distributed import Stopped
 from tests.model.test_encoder import TEXTS, numpy_key, random_tensors, write_encoder
 
 

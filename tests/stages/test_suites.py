@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from rapo_jax.run.policy import load_policy, newest_folder
 from rapo_jax.stages.suites import evaluate_suite, evaluate_suites, open_suites
 from rapo_jax.suites.catalogue import SUITES, read_suites
 from rapo_jax.suites.predictions import Sampled
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
-from rapo_jax.train.policy import load_policy, newest_folder
 from tests.tasks.published.fixtures import FIXTURES, gsm, lines
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import jax
 
+from rapo_jax import distributed
 from rapo_jax.config.read import read_settings
+from rapo_jax.run.policy import load_policy
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.stages.job import open_workdir
 from rapo_jax.stages.table import JOB_STAGES, open_job
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.tools.observation import Observation
-from rapo_jax.train import distributed
-from rapo_jax.train.policy import load_policy
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source
 
 

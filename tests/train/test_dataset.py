@@ -8,9 +8,9 @@ import math
 import jax
 import pytest
 
+from rapo_jax.run.run import open_run
 from rapo_jax.stages.table import JOB_STAGES, Job
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.train.run import open_run
 from tests.model.checkpoints import make_model, save_model
 
 WORDS = ("Anna", "Bob", "Carla", "Dora")

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rapo_jax.run.policy import load_policy
+from rapo_jax.sampling.tapes import segments, text_without_retrieved
 from rapo_jax.stages.gates import check_cold_start
 from rapo_jax.tasks import is_correct, outcome_reward
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate, spread
-from rapo_jax.train.policy import load_policy
-from rapo_jax.train.tapes import segments, text_without_retrieved
 from rapo_jax.types import Source
 
 

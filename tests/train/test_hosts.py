@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.rl import open_rl
 from tests.compiling import QUICK
 

@@ -18,17 +18,17 @@ from rapo_jax.model.describe import describe
 from rapo_jax.model.lora import ADAPTERS, detach
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.model.transformer import forward, init_params, unembed
-from rapo_jax.stages.export import export_weights
-from rapo_jax.stages.score import score_file
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.optimizer import make_optimizer
-from rapo_jax.train.policy import (
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.policy import (
     fresh_state,
     load_policy,
     newest_weights,
     policy_shapes,
     start_state,
 )
+from rapo_jax.stages.export import export_weights
+from rapo_jax.stages.score import score_file
+from rapo_jax.train.optimizer import make_optimizer
 from rapo_jax.train.sft import imitation_loss
 from rapo_jax.train.update import Updater
 from rapo_jax.types import Batch, Source, TrainState

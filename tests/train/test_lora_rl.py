@@ -11,12 +11,12 @@ import pytest
 
 from rapo_jax.config import LoraSettings
 from rapo_jax.model.lora import ADAPTERS, detach
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.weights import restore
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.score import score_file
-from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.weights import restore
 
 LORA = {"rank": 3, "alpha": 6.0, "targets": ("q", "v", "down"), "merge": False}
 CHANGES = {f"model.lora.{key}": value for key, value in LORA.items()} | {

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import RolloutSettings
+from rapo_jax.sampling.tapes import (
+    pieces,
+    segments,
+    steps_without_retrieved,
+    text_without_retrieved,
+)
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import load_tokens
 from rapo_jax.train.measures import RowScores, common_failure
 from rapo_jax.train.sft import encode_examples
-from rapo_jax.train.tapes import pieces, segments, steps_without_retrieved, text_without_retrieved
 from rapo_jax.types import Source, Status
 
 

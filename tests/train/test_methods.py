@@ -12,12 +12,12 @@ import pytest
 from rapo_jax.config.methods import METHODS as PUBLISHED
 from rapo_jax.config.sources import resolve
 from rapo_jax.method.calibrate import Calibration
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.run import open_run
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.imitation import imitation_folder, train_imitation
 from rapo_jax.train.methods import METHODS
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.run import open_run
 from rapo_jax.types import Source
 
 OF_EVERY_RUN = {"rl.steps": 2, "checkpoint.every": 2}

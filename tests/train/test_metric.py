@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.run import open_run
+from rapo_jax.sampling.tapes import segments, text_without_retrieved
 from rapo_jax.search.batches import Document
 from rapo_jax.search.server import SearchServer
 from rapo_jax.tasks import answer_of, outcome_reward
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.train.evaluate import evaluate
-from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.run import open_run
-from rapo_jax.train.tapes import segments, text_without_retrieved
 
 
 @pytest.fixture(scope="module")

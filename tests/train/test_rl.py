@@ -11,18 +11,19 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.metrics import Metrics
+from rapo_jax.run.run import Run
+from rapo_jax.sampling import programs
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.stages import table
 from rapo_jax.stages.job import run_stages
-from rapo_jax.train import groups, programs, rl
+from rapo_jax.train import groups, rl
 from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
-from rapo_jax.train.checkpoint import Checkpoints
 from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.loop import PolicyTraining
-from rapo_jax.train.metrics import Metrics
 from rapo_jax.train.rl import probability_at, train_rl
-from rapo_jax.train.run import Run
-from rapo_jax.train.sampler import Sampler
 
 METRICS = {
     *("reward/mean", "reward/on_policy", "reward/hybrid", "reward/accuracy", "reward/format_bad"),
@@ -33,14 +34,8 @@ METRICS = {
     "buffer/origin/scripted",
     *("rollout/retrieval_probability", "floor/entropy_active", "floor/std_active"),
     *("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl", "loss/grad_norm"),
-    *(
-        "loss/logp_gap",
-        "loss/logp_gap_max",
-        "loss/learning_rate",
-        "loss/skipped",
-        "update/padding",
-        "update/zero_advantage_rows",
-    ),
+    *("loss/logp_gap", "loss/logp_gap_max", "loss/learning_rate", "loss/skipped"),
+    *("update/padding", "update/zero_advantage_rows"),
     *("time/reshard", "time/rollout", "time/host", "time/update", "time/step", "cpu/total"),
     *("time/waiting", "time/slots_used", "time/slots_waiting", "time/host_calls"),
     *("rollout/absorbed_tokens", "rollout/sampled_tokens"),

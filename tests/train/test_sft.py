@@ -11,9 +11,10 @@ import pytest
 
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import RolloutSettings
+from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.policy import load_policy
+from rapo_jax.sampling.tapes import segments, steps_without_retrieved
 from rapo_jax.text.protocol import Segment
-from rapo_jax.train.checkpoint import Checkpoints
-from rapo_jax.train.policy import load_policy
 from rapo_jax.train.sft import (
     Examples,
     as_segments,
@@ -23,7 +24,6 @@ from rapo_jax.train.sft import (
     encode_examples,
     train_cold_start,
 )
-from rapo_jax.train.tapes import segments, steps_without_retrieved
 from rapo_jax.types import Source
 
 LIMITS = RolloutSettings(observation_tokens=12, retrieved_tokens=20, max_tokens=96)

@@ -12,6 +12,10 @@ import pytest
 from rapo_jax.config import ToolsSettings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.run import open_run
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_result
@@ -19,11 +23,7 @@ from rapo_jax.text.protocols import rapo
 from rapo_jax.text.tokens import build_tokenizer
 from rapo_jax.tools.user import load_user_tools
 from rapo_jax.train.evaluate import evaluate
-from rapo_jax.train.policy import load_policy
 from rapo_jax.train.rl import train_rl
-from rapo_jax.train.run import open_run
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source
 from tests.model.checkpoints import make_model, save_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from rapo_jax.train.keys import StageKey, stage_key
+from rapo_jax.run.keys import StageKey, stage_key
 
 
 def test_every_purpose_and_seed_draws_from_another_key_also_after_a_step_is_folded_in(

@@ -15,7 +15,7 @@ from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, merged
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.train.sampler import Sampler
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.types import Source
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=("q", "v", "down"), merge=False)

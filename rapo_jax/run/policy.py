@@ -17,10 +17,10 @@ from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.lora import attach, init_adapters, trained
 from rapo_jax.model.sharding import layout, place, replicated, state_layout
 from rapo_jax.model.transformer import init_params
-from rapo_jax.train.folders import cold_start_folder
-from rapo_jax.train.keys import StageKey, stage_key
-from rapo_jax.train.run import Run
-from rapo_jax.train.weights import Weights, check_shape, newest_step, saved_weights, with_adapters
+from rapo_jax.run.folders import cold_start_folder
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.run import Run
+from rapo_jax.run.weights import Weights, check_shape, newest_step, saved_weights, with_adapters
 from rapo_jax.types import Params, TrainState
 
 

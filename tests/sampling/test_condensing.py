@@ -10,12 +10,12 @@ import pytest
 
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.run.checks import check_condensing
+from rapo_jax.sampling.condensing import make_condenser, prompt_room
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.text.protocols import SEARCH_O1
 from rapo_jax.text.tokens import load_tokens
-from rapo_jax.train.checks import check_condensing
-from rapo_jax.train.condensing import make_condenser, prompt_room
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source, Status
 from tests.conftest import talkative_params
 from tests.environment.stand_ins import Immediate, echo

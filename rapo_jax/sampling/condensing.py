@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import row_shards
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
 from rapo_jax.text.protocol import parse_step
 from rapo_jax.text.protocols import Protocol
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.sampler import Sampler
 from rapo_jax.types import Params, Source
 
 

@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from rapo_jax.train.metrics import Metrics, Progress, clock
+from rapo_jax.run.metrics import Metrics, Progress, clock
 
 
 def lines(workdir):
@@ -175,7 +175,7 @@ def test_a_run_that_weights_and_biases_refuses_ends_with_the_remedy(fake_wandb, 
 def test_offline_weights_and_biases_writes_into_the_workdir_without_a_network(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed: pip install .[wandb]")
     code = (
-        "import sys, pathlib; from rapo_jax.train.metrics import Metrics\n"
+        "import sys, pathlib; from rapo_jax.run.metrics import Metrics\n"
         "m = Metrics(pathlib.Path(sys.argv[1]), tensorboard=False, wandb='agents')\n"
         "m.write('rl', 1, {'reward/mean': 0.25})\n"
         f"m.write_samples(1, [{SAMPLE!r}])\n"

@@ -19,7 +19,7 @@ from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, attach, init_adapters, rank_of
 from rapo_jax.model.sharding import layout, place
 from rapo_jax.model.transformer import init_params
-from rapo_jax.train.checkpoint import Checkpoints, Metadata, base_identity, check_lora
+from rapo_jax.run.checkpoint import Checkpoints, Metadata, base_identity, check_lora
 from rapo_jax.types import Params
 
 

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from rapo_jax.config import LoraSettings
+from rapo_jax.distributed import allgather_json, on_first
 from rapo_jax.io.digests import DIGESTS, Digests, damage, digests, files_of
 from rapo_jax.io.files import read_json, write_json
 from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
-from rapo_jax.train.distributed import allgather_json, on_first
 from rapo_jax.types import Array, Params, TrainState
 
 METADATA = "about"

@@ -10,10 +10,10 @@ import pytest
 
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.tapes import segments
 from rapo_jax.text.protocols import CHAT_TOOLS
 from rapo_jax.text.tokens import load_tokens
-from rapo_jax.train.sampler import Sampler
-from rapo_jax.train.tapes import segments
 from rapo_jax.types import Source, Status
 from tests.conftest import talkative_params
 from tests.environment.stand_ins import echo

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rapo_jax.train.distributed import local_part
+from rapo_jax.distributed import local_part
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from rapo_jax.model.transformer import forward, unembed
+from rapo_jax.run.policy import fresh_state, load_policy
+from rapo_jax.run.run import open_run
+from rapo_jax.run.weights import restore
 from rapo_jax.stages.job import summarise
 from rapo_jax.stages.table import JOB_STAGES, Job
 from rapo_jax.text.tokens import build_tokenizer
-from rapo_jax.train.policy import fresh_state, load_policy
-from rapo_jax.train.run import open_run
-from rapo_jax.train.weights import restore
 from tests.model.checkpoints import logits_of, make_model, save_model
 
 VOCAB = 320

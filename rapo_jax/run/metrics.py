@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rapo_jax.distributed import is_first
 from rapo_jax.io.jsonl import append_lines
-from rapo_jax.train.dashboards import Sample, TensorBoard, WandB
-from rapo_jax.train.distributed import is_first
+from rapo_jax.run.dashboards import Sample, TensorBoard, WandB
 
 
 class Metrics:

@@ -10,9 +10,16 @@ import jax
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.distributed import in_turn, on_first
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.run.checks import check_calls, check_condensing, check_devices
+from rapo_jax.run.folders import buffer_folder, cold_start_folder, tokenizer_folder
+from rapo_jax.run.metrics import Metrics
+from rapo_jax.sampling.condensing import make_condenser, prompt_room
+from rapo_jax.sampling.encoders import DeviceEncoder, device_encoder
+from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward
 from rapo_jax.tasks.schema import Score
@@ -30,13 +37,6 @@ from rapo_jax.text.tokens import Tokens, build_tokenizer, load_tokens
 from rapo_jax.tools import close_tools, make_tools
 from rapo_jax.tools.observation import Tool
 from rapo_jax.tools.user import UserTool
-from rapo_jax.train.checks import check_calls, check_condensing, check_devices
-from rapo_jax.train.condensing import make_condenser, prompt_room
-from rapo_jax.train.distributed import in_turn, on_first
-from rapo_jax.train.encoders import DeviceEncoder, device_encoder
-from rapo_jax.train.folders import buffer_folder, cold_start_folder, tokenizer_folder
-from rapo_jax.train.metrics import Metrics
-from rapo_jax.train.sampler import Sampler
 
 SEARCH_ORDERS = (1, 2)
 """n-grams of the local search: with bigrams 'Dorim mentor' finds its own fact and no other."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from rapo_jax.train.run import open_run
+from rapo_jax.run.run import open_run
 
 
 def test_rows_that_cannot_be_spread_over_the_devices_are_refused(small_settings, tmp_path):

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.types import TrainState
 
 OPTIMIZER = optax.adam(1e-3)
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_one_device_is_restored_onto_eight(open_store):
 SAVE_ON_A_FULL_DISK = """
 import json, resource, sys
 import jax.numpy as jnp, numpy as np
-from rapo_jax.train.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.types import TrainState
 
 folder = sys.argv[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rapo_jax.train.batches import even_size, padded_batches
+from rapo_jax.sampling.batches import even_size, padded_batches
 
 
 def test_the_last_batch_repeats_its_items_and_padding_is_in_no_row():

@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from rapo_jax.text.protocol import Segment
-from rapo_jax.train.tapes import (
+from rapo_jax.sampling.tapes import (
     pieces,
     segments,
     steps_without_retrieved,
     text_without_retrieved,
     trajectory_lines,
 )
+from rapo_jax.text.protocol import Segment
 from rapo_jax.types import Source, Status
 
 RESPONSE = (

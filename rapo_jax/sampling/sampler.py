@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RolloutSettings
+from rapo_jax.distributed import allgather_json
 from rapo_jax.environment import Environment
 from rapo_jax.method.tape import hybrid_mask
 from rapo_jax.model.attention import kernel_of
@@ -19,11 +20,10 @@ from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import layout, place, place_local_rows, replicated, row_shards, rows
 from rapo_jax.rollout.loop import parts
 from rapo_jax.rollout.slots import RolloutInputs
+from rapo_jax.sampling.programs import Program, RolloutSetup, boundary, host_callbacks, make_program
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.distributed import allgather_json
-from rapo_jax.train.programs import Program, RolloutSetup, boundary, host_callbacks, make_program
 from rapo_jax.types import Params, Span, Trajectory
 
 FOREVER = 2**30

@@ -10,14 +10,14 @@ from pathlib import Path
 import jax
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.distributed import is_first
 from rapo_jax.io.files import Json
 from rapo_jax.model.hf import save_weights
 from rapo_jax.model.hf_config import HfConfig, config_of
 from rapo_jax.model.hf_files import Tensors
 from rapo_jax.model.lora import ADAPTERS, merged
+from rapo_jax.run.folders import tokenizer_folder
 from rapo_jax.text.special_tokens import GENERATION_FILE, stop_ids
-from rapo_jax.train.distributed import is_first
-from rapo_jax.train.folders import tokenizer_folder
 from rapo_jax.types import Params
 
 TOKENIZER_FILES = (
