@@ -13,6 +13,9 @@ from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.types import Source, Status, Trajectory
 
+SOURCES = tuple(Source)
+"""By their number."""
+
 
 class Piece(NamedTuple):
     """Slots [start, stop) of one row that one source wrote in one step.
@@ -34,17 +37,21 @@ def pieces(tokens: Tokens, trajectory: Trajectory, b: int) -> Iterator[Piece]:
     prompt = int((source_T == Source.PROMPT).sum())
     _, opened = tokens.opened(trajectory.token_BT[b, :prompt])
     source_T[prompt - opened : prompt] = Source.POLICY
-    changes = (np.diff(source_T) != 0) | (np.diff(step_T) != 0)
-    cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), length]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        if stop > start:
-            yield Piece(Source(int(source_T[start])), int(step_T[start]), start, stop)
+    if not length:
+        return
+    pair_T = step_T.astype(np.int64) * len(SOURCES) + source_T
+    starts = np.concatenate([[0], np.flatnonzero(pair_T[1:] != pair_T[:-1]) + 1])
+    places = [*starts.tolist(), length]
+    for pair, start, stop in zip(pair_T[starts].tolist(), places, places[1:], strict=False):
+        step, source = divmod(pair, len(SOURCES))
+        yield Piece(SOURCES[source], step, start, stop)
 
 
 def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
     """The response of row b as text, without the prompt."""
+    ids = trajectory.token_BT[b].tolist()
     return [
-        Segment(p.source, p.step, tokens.decode(trajectory.token_BT[b, p.start : p.stop]))
+        Segment(p.source, p.step, tokens.decode(ids[p.start : p.stop]))
         for p in pieces(tokens, trajectory, b)
         if p.source != Source.PROMPT
     ]

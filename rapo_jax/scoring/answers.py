@@ -13,6 +13,7 @@ ARPO and RAPO are derived, so that numbers are comparable with the papers'. It i
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections import Counter
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RULES = ("strict", "official")
+CACHED_ANSWERS = 4096
+"""The gold answers of a question are compared with those of each of its rollouts."""
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|\{|\}")
 _OFFICIAL_BRACES = re.compile(r"\\boxed\{|\{|\}")
@@ -66,6 +69,7 @@ def token_f1(prediction: str, gold: str) -> float:
     return _overlap(predicted, wanted)
 
 
+@functools.lru_cache(maxsize=CACHED_ANSWERS)
 def normalised(answer: str) -> str:
     """Lower case, no punctuation, no articles, single spaces.
 
