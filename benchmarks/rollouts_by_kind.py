@@ -4,8 +4,9 @@
 
 Each WORKDIR is a run on a made-up task that kept its trajectories (log.trajectories), finished or
 not. Prints for each of N equal parts of its steps and each kind: mean reward of on-policy and of
-hybrid rollouts, step traces that a hybrid rollout retrieved, their mean Z, and the share of groups
-whose rewards differ.
+hybrid rollouts, step traces that a hybrid rollout retrieved, their mean Z, the share of groups
+whose rewards differ; and of the policy's steps just after a trace, the share that takes the
+trace's decision, and their mean token entropy in nats beside that of all other steps.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.tasks import TASKS
+from rapo_jax.tasks.made import decision
 
-HEADER = ("steps", "kind", "on-policy", "hybrid", "traces", "Z", "groups with spread")
+HEADER = (
+    *("steps", "kind", "on-policy", "hybrid", "traces", "Z", "groups with spread"),
+    *("followed", "entropy after a trace", "of other steps"),
+)
 
 
 class Row(NamedTuple):
@@ -39,6 +44,10 @@ class Row(NamedTuple):
     reward: float
     traces: int
     z: float
+    followed: list[bool]
+    """Of the policy's steps just after a trace."""
+    entropy_after: list[float]
+    entropy_else: list[float]
 
 
 def kinds_of(workdir: Path) -> dict[str, str]:
@@ -55,12 +64,24 @@ def rows_of(workdir: Path, kinds: Mapping[str, str]) -> Iterator[Row]:
             row: dict[str, Any] = json.loads(line)
             if row["stage"] != "rl":
                 continue
-            name = row["question_id"]
-            traces = sum(segment["source"] == "RETRIEVED" for segment in row["segments"])
-            group = (row["step"], name)
-            yield Row(
-                group, kinds[name], row["hybrid"], row["reward"], traces, row["retrieval_reward"]
-            )
+            name, segments = row["question_id"], row["segments"]
+            traces = sum(segment["source"] == "RETRIEVED" for segment in segments)
+            scores = (row["reward"], traces, row["retrieval_reward"])
+            yield Row((row["step"], name), kinds[name], row["hybrid"], *scores, *follows(segments))
+
+
+def follows(
+    segments: Sequence[Mapping[str, Any]],
+) -> tuple[list[bool], list[float], list[float]]:
+    """`followed`, `entropy_after` and `entropy_else` of one rollout."""
+    followed, after, other = [], [], []
+    for before, segment in zip(segments, segments[1:], strict=False):
+        if segment["source"] == "POLICY" and before["source"] == "RETRIEVED":
+            followed.append(decision(segment["text"]) == decision(before["text"]))
+            after.append(segment["entropy"])
+        elif segment["source"] == "POLICY":
+            other.append(segment["entropy"])
+    return followed, after, other
 
 
 def table(rows: Sequence[Row], *, parts: int) -> list[tuple[str, ...]]:
@@ -82,6 +103,9 @@ def table(rows: Sequence[Row], *, parts: int) -> list[tuple[str, ...]]:
             _mean([row.traces for row in hybrid]),
             _mean([row.z for row in hybrid], digits=3),
             _mean([len(rewards) > 1 for rewards in groups.values()]),
+            _mean([each for row in some for each in row.followed]),
+            _mean([each for row in some for each in row.entropy_after], digits=3),
+            _mean([each for row in some for each in row.entropy_else], digits=3),
         )
         lines.append((f"{first}–{last}", kind, *values))
     return lines
