@@ -3,11 +3,14 @@
 A name ends in the axes of its array; each letter has one meaning in the whole package:
 
     Q questions          G rollouts per question     B = Q * G rows
-    S steps              T token slots of a row      X token slots of a part of it: span, chunk
-    V vocabulary         D width                     F ffn width           I rank of adapters
+    S steps              T positions of a row        X positions of a part of it: span, chunk
+    V vocabulary         D width                     F ffn width           1 an axis of one
     L layers             N query heads               K key/value heads     H head width, R = H / 2
     M step traces in the buffer, passages            E embedding width     C candidates of a search
     A automaton states   W stop tokens               P processes           U slots of a shard
+    J members of a comparison: rows, steps
+
+What serves any rows, such as a `Span`, says B for as many as are given: Q prompts, U slots.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ Params = Any
 
 
 class Source(enum.IntEnum):
-    """Who wrote a token. Every mask of the method follows from it (paper, Algorithm 1)."""
+    """Who wrote a token. Every mask of the method follows from it (paper, Algorithm 1).
+
+    On a tape of another agent's trajectory, to be imitated, POLICY marks what that agent wrote.
+    """
 
     PAD = 0
     PROMPT = 1
@@ -61,7 +67,9 @@ class Forks(flax.struct.PyTreeNode):
     parent_B: Array  # number of the parent within the group
     tokens_B: Array  # tokens that were copied, the prompt included
     calls_B: Array  # tool calls among them
-    tree_rows: int = flax.struct.field(pytree_node=False)  # of which the first never is a fork
+    tree_rows: int = flax.struct.field(
+        pytree_node=False
+    )  # of a tree; the first begins from the prompt
 
 
 class Trajectory(flax.struct.PyTreeNode):
@@ -69,9 +77,10 @@ class Trajectory(flax.struct.PyTreeNode):
 
     `step_BT` numbers steps from 0 along each row: a policy step with the observation it caused is
     one step, a retrieved trace is a step of its own, the prompt belongs to step 0. `logp_BT` and
-    `entropy_BT` (nats) are those of the sampling distribution at POLICY tokens and 0 elsewhere:
-    `logp_BT[b, t]` is the log-probability of `token_BT[b, t]` given the tokens before it. `forks`
-    is None where all rows began from their prompts because nothing else was asked for.
+    `entropy_BT` (nats) are those of the untempered softmax, which is the sampling distribution at
+    temperature 1, at POLICY tokens and 0 elsewhere: `logp_BT[b, t]` is the log-probability of
+    `token_BT[b, t]` given the tokens before it. `forks` is None where rows do not branch
+    (`rollout.tree_rows` = 1).
     """
 
     token_BT: Array
@@ -85,7 +94,7 @@ class Trajectory(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What one update reads: tapes, log pi_old, and A and F_ret of each row.
+    """What updates read, of a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
 
     `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that the
     present policy did not sample, and `behaviour_logp_BT` the log-probabilities of the policy that
@@ -106,4 +115,4 @@ class TrainState(flax.struct.PyTreeNode):
 
     params: Params
     opt_state: Any
-    step: Array
+    step: Array  # updates so far, skipped ones included

@@ -107,24 +107,25 @@ def tree_advantage(
 
 
 def _among(
-    value_QN: jax.Array, same_QNN: jax.Array, *, ddof: int, std_floor: float
+    value_QJ: jax.Array, same_QJJ: jax.Array, *, ddof: int, std_floor: float
 ) -> tuple[jax.Array, jax.Array]:
     """Each value less the mean of those in its group, and the group's std + floor.
 
-    `same_QNN` says which values are in the group of each one, itself included. Equal values are
+    `same_QJJ` says which values are in the group of each one, itself included. Equal values are
     centred to exactly 0; a std that does not exist counts as 0, a scale of 0 as 1.
     """
-    count_QN = same_QNN.sum(-1)
+    count_QJ = same_QJJ.sum(-1)
     # Differences to the value itself: rounding cannot pass for an advantage.
-    difference_QNN = jnp.where(same_QNN, value_QN[:, None, :] - value_QN[:, :, None], 0)
-    mean_QN = difference_QNN.sum(-1) / count_QN
-    squares_QNN = jnp.where(same_QNN, (difference_QNN - mean_QN[..., None]) ** 2, 0)
-    variance_QN = squares_QNN.sum(-1) / jnp.maximum(count_QN - ddof, 1)
-    scale_QN = jnp.sqrt(variance_QN) + std_floor
-    return -mean_QN, jnp.where(scale_QN > 0, scale_QN, 1)
+    difference_QJJ = jnp.where(same_QJJ, value_QJ[:, None, :] - value_QJ[:, :, None], 0)
+    mean_QJ = difference_QJJ.sum(-1) / count_QJ
+    squares_QJJ = jnp.where(same_QJJ, (difference_QJJ - mean_QJ[..., None]) ** 2, 0)
+    variance_QJ = squares_QJJ.sum(-1) / jnp.maximum(count_QJ - ddof, 1)
+    scale_QJ = jnp.sqrt(variance_QJ) + std_floor
+    return -mean_QJ, jnp.where(scale_QJ > 0, scale_QJ, 1)
 
 
 GIGPO_STD_FLOOR = 1e-6
+"""Added to GiGPO's standard deviations, as by its authors' code; `rl.std_floor` is not read."""
 
 
 def gigpo_advantage(
@@ -150,16 +151,16 @@ def gigpo_advantage(
     """
     Q, G = reward_QG.shape
     S = step_return_BS.shape[1]
-    anchor_QN, return_QN = (x.reshape(Q, G * S) for x in (anchor_BS, step_return_BS))
-    same_QNN = (anchor_QN[:, :, None] == anchor_QN[:, None, :]) & (anchor_QN >= 0)[:, :, None]
-    same_QNN |= jnp.eye(G * S, dtype=bool)
-    step_QN, scale_QN = _among(return_QN, same_QNN, ddof=1, std_floor=GIGPO_STD_FLOOR)
+    anchor_QJ, return_QJ = (x.reshape(Q, G * S) for x in (anchor_BS, step_return_BS))
+    same_QJJ = (anchor_QJ[:, :, None] == anchor_QJ[:, None, :]) & (anchor_QJ >= 0)[:, :, None]
+    same_QJJ |= jnp.eye(G * S, dtype=bool)
+    step_QJ, scale_QJ = _among(return_QJ, same_QJJ, ddof=1, std_floor=GIGPO_STD_FLOOR)
     if normalise:
-        step_QN = step_QN / scale_QN
+        step_QJ = step_QJ / scale_QJ
         episode_QG = group_advantage(reward_QG, ddof=1, std_floor=GIGPO_STD_FLOOR)
     else:
         episode_QG = centred_rewards(reward_QG)
-    return episode_QG.reshape(Q * G, 1) + omega * step_QN.reshape(Q * G, S)
+    return episode_QG.reshape(Q * G, 1) + omega * step_QJ.reshape(Q * G, S)
 
 
 def shared_prefix_advantage(
@@ -169,11 +170,12 @@ def shared_prefix_advantage(
 
     Args:
       advantage_QG: of each rollout.
-      shared_QGG: how many of its first slots a rollout has in common with each other one of its
+      shared_QGG: how many of its first positions a rollout has in common with each other one of its
         question, because one branched off the other; its own entry is not read.
       num_tokens: T, static.
 
-    Without branches every token has its row's advantage, bit for bit.
+    Without branches every token has its row's advantage, bit for bit. No method takes it: ARPO has
+    the soft form (docs/methods.md).
     """
     Q, G = advantage_QG.shape
     own_GG = jnp.eye(G, dtype=bool)

@@ -14,7 +14,7 @@ def step_entropy(
     """Step entropy H_s: the mean token entropy over the policy's own tokens of step s (Eq. 2).
 
     Args:
-      entropy_BT: entropy of the distribution each token was sampled from, in nats; read at POLICY
+      entropy_BT: entropy of the policy's untempered softmax at each token, in nats; read at POLICY
         tokens only, whatever stands elsewhere.
       source_BT: `Source` of each token.
       step_BT: step of each token, from 0. Steps from `num_steps` on are left out.

@@ -54,7 +54,7 @@ def policy_loss_sums(
     The gradient is exactly zero at every token outside the mask, even where the inputs are NaN.
 
     Args:
-      logp_BT: log pi_theta of the token at each slot; differentiated.
+      logp_BT: log pi_theta of the token at each position; differentiated.
       old_logp_BT: log pi_old of the same tokens, as the sampler recorded it.
       policy_mask_BT: True at POLICY tokens.
       advantage_B: A of each row (Eq. 10); or of each token, [B, T].

@@ -36,6 +36,11 @@ AGGREGATIONS = {
 def aggregate(
     value_BT: jax.Array, mask_BT: jax.Array, row_mask_B: jax.Array, aggregation: str
 ) -> tuple[jax.Array, jax.Array]:
+    """(sum, weight) of values that are 0 outside the mask: the aggregate is sum / weight.
+
+    Raises:
+      ValueError: unknown `aggregation`.
+    """
     total, of_tokens = choose_variant(AGGREGATIONS, key="aggregation", name=aggregation)
     weight = jnp.sum(mask_BT if of_tokens else row_mask_B)
     return total(value_BT, mask_BT), weight.astype(value_BT.dtype)

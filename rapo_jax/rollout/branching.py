@@ -1,9 +1,9 @@
 """Branching: rows that begin as forks of other rows (ARPO, AEPO, Tree-GRPO).
 
-The rows of a question are cut into trees of `rollout.tree_rows` rows in a row. A tree's first row,
-its root, begins from the prompt and owns the others. A fork takes a copy of its parent's tape and
-of its row of the cache up to a step boundary; from there it draws by its own row number. Which row
-a fork becomes depends on the tree alone, not on when it happens, so that tapes do not depend on
+The rows of a question are cut into trees of `rollout.tree_rows` consecutive rows. A tree's first
+row, its root, begins from the prompt and owns the others. A fork takes a copy of its parent's tape
+and of its row of the cache up to a step boundary; from there it draws by its own row number. Which
+row a fork becomes depends on the tree alone, not on when it happens, so that tapes do not depend on
 the number of slots or on the host.
 """
 
@@ -186,9 +186,9 @@ def expand(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:
     assert after.trees is not None
     K, row_U = after.trees.rows, before.row_U
     roots_U = ended_U & (row_U % K == 0)
-    others_UK = jnp.where(roots_U, row_U, after.rows)[:, None] + jnp.arange(1, K)
+    others_UG = jnp.where(roots_U, row_U, after.rows)[:, None] + jnp.arange(1, K)
     from_B = jnp.full((after.rows,), -1, jnp.int32)
-    from_B = from_B.at[others_UK].set(jnp.arange(len(row_U))[:, None], mode="drop")
+    from_B = from_B.at[others_UG].set(jnp.arange(len(row_U))[:, None], mode="drop")
     # the last call of a row that ended while it waited for the host has no step after it
     boundaries_U = before.calls_U - ~before.has(Phase.THINKING)
     key = jax.random.fold_in(given.inputs.key, 3)

@@ -24,7 +24,7 @@ ROWS = PartitionSpec(ROW_AXES)
 EVERYWHERE = PartitionSpec()
 
 Answer = TypeVar("Answer")
-"""A pytree of arrays, rows first."""
+"""A pytree of arrays, rows or slots first."""
 
 
 def on_row_shards(
@@ -46,16 +46,16 @@ def host_call(
     mesh: Mesh,
     callback: Callable[..., Answer],
     shapes: Answer,
-    needed_B: jax.Array,
-    *row_arrays: jax.Array,
+    needed_U: jax.Array,
+    *slot_arrays: jax.Array,
 ) -> Answer:
     """Calls `callback` on this shard's host, from inside `on_row_shards`; zeros if not needed.
 
     Args:
       callback: numpy in, numpy out; never raises, for that would break the runtime.
-      shapes: pytree of `ShapeDtypeStruct` of the answer, rows first.
-      needed_B: rows that need an answer; the host is called if there is one.
-      row_arrays: arrays with rows first.
+      shapes: pytree of `ShapeDtypeStruct` of the answer, slots first.
+      needed_U: slots that need an answer; the host is called if there is one.
+      slot_arrays: arrays with slots first.
     """
     # A TPU takes back no answers of different ranks: vectors are sent as one column.
     tables = jax.tree.map(
@@ -75,7 +75,7 @@ def host_call(
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def call_once(*arrays: jax.Array) -> Answer:
-        """Rows replicated over the tensor axis are sent once, and their answer shared by a sum."""
+        """Slots replicated over the tensor axis are sent once, and their answer shared by a sum."""
         first = jax.lax.axis_index("tensor") == 0
         answer = jax.lax.cond(first, call, zeros, *arrays)
         # a sum of booleans is an integer
@@ -91,4 +91,4 @@ def host_call(
         )(call_once)
     else:
         call_shard = call
-    return jax.lax.cond(needed_B.any(), call_shard, zeros, *row_arrays)
+    return jax.lax.cond(needed_U.any(), call_shard, zeros, *slot_arrays)

@@ -18,7 +18,7 @@ import numpy as np
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.rollout.branching import branched, planted
 from rapo_jax.rollout.reading import (
-    Texts,
+    Answers,
     read,
 )
 from rapo_jax.rollout.slots import (
@@ -75,11 +75,11 @@ class Parts(NamedTuple):
     think: Callable[..., Slots]
     """(params, inputs, slots) -> slots."""
     ask: Callable[..., tuple[Array, ...]]
-    """(inputs, slots) -> (what `act` takes, pick_U)."""
+    """(inputs, slots) -> (*the arguments of `act` in their order, pick_U)."""
     embed: Callable[..., Array]
-    """(query_U, wants_U) -> key_UE."""
+    """(query_U, wants_U) -> key_UE: the query, an embedding or an encoder's tokens, as a key."""
     read: Callable[..., Slots]
-    """(params, inputs, slots, texts) -> slots."""
+    """(params, inputs, slots, answers) -> slots."""
     close: Callable[..., Trajectory]
     """(slots) -> trajectory."""
 
@@ -114,8 +114,10 @@ def parts(
         how = {"slots": slots, "group_size": group_size}
         return planted(settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows)
 
-    def read_texts(params: Params, inputs: RolloutInputs, before: Slots, texts: Texts) -> Slots:
-        after = read(model, settings, params, before, texts)
+    def read_answers(
+        params: Params, inputs: RolloutInputs, before: Slots, answers: Answers
+    ) -> Slots:
+        after = read(model, settings, params, before, answers)
         return branched(model, settings, inputs, before, after, reading=True)
 
     return Parts(
@@ -123,7 +125,7 @@ def parts(
         partial(think, model, settings, boundary),
         ask,
         partial(embed_wanted, embed),
-        read_texts,
+        read_answers,
         partial(closed, settings),
     )
 
@@ -158,36 +160,37 @@ def agent_turn(
     """
     U = len(slots.row_U)
 
-    def texts(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def text_shapes(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         shapes = (((U,), jnp.bool_), ((U, tokens), jnp.int32), ((U,), jnp.int32))
         return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
 
     slots = parts.think(params, inputs, slots)
-    row_U, calls_U, waits_U, wants_U, *step, pick_U = parts.ask(inputs, slots)
+    row_U, calls_U, waits_U, wants_U, *rest, pick_U = parts.ask(inputs, slots)
     asks_U = calls_U | waits_U
     wants_U = wants_U & asks_U & retrieves
     ready = jax.ShapeDtypeStruct((U,), jnp.bool_)
     query = jax.ShapeDtypeStruct((U, *callbacks.query_shape.shape), callbacks.query_shape.dtype)
-    shapes = (ready, *texts(settings.observation_tokens), query)
+    shapes = (ready, *text_shapes(settings.observation_tokens), query)
     ready_U, healthy_U, token_UX, length_U, query_U = call_host(
-        callbacks.act, shapes, asks_U, row_U, calls_U, waits_U, wants_U, *step
+        callbacks.act, shapes, asks_U, row_U, calls_U, waits_U, wants_U, *rest
     )
     observation = Span(token_UX, length_U)
     trace = Span(jnp.zeros((U, 0), jnp.int32), jnp.zeros((U,), jnp.int32))
     if retrieves:
-        wants_U = wants_U & ready_U & healthy_U
+        # a row without an observation ends, and needs no trace
+        wants_U = wants_U & ready_U & healthy_U & (observation.length_B > 0)
         room_U = settings.max_tokens - slots.length_U - observation.length_B
         wants_U = wants_U & (room_U > 0)
         key_UE = parts.embed(query_U, wants_U)
         healthy_too_U, token_UX, length_U = call_host(
             callbacks.search,
-            texts(settings.retrieved_tokens),
+            text_shapes(settings.retrieved_tokens),
             wants_U,
             *(row_U, wants_U, key_UE, pick_U, room_U),
         )
         healthy_U = healthy_U & (healthy_too_U | ~wants_U)
         trace = Span(token_UX, length_U)
-    return parts.read(params, inputs, slots, Texts(ready_U, healthy_U, observation, trace))
+    return parts.read(params, inputs, slots, Answers(ready_U, healthy_U, observation, trace))
 
 
 Turn = Callable[[Slots], Slots]
@@ -232,7 +235,7 @@ def rollout(
 ) -> tuple[Trajectory, Counts]:
     """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
 
-    Trees of `tree_rows` rows in a row share prefixes, see `branching`; 1: all are independent.
+    Trees of `tree_rows` consecutive rows share prefixes, see `branching`; 1: all are independent.
     """
     fixed = (parts, call_host, callbacks, settings, params, inputs)
     turn = partial(agent_turn, *fixed, retrieves=retrieves)

@@ -13,7 +13,7 @@ from rapo_jax.rollout.slots import Phase, Slots, chunk_of, end_rows
 from rapo_jax.types import Array, Params, Source, Span, Status
 
 
-class Texts(NamedTuple):
+class Answers(NamedTuple):
     """What the host brought for the slots that are ready: an observation, perhaps a trace."""
 
     ready_U: Array
@@ -23,21 +23,21 @@ class Texts(NamedTuple):
 
 
 def read(
-    model: ModelSettings, settings: RolloutSettings, params: Params, slots: Slots, texts: Texts
+    model: ModelSettings, settings: RolloutSettings, params: Params, slots: Slots, answers: Answers
 ) -> Slots:
     """Reads what the host brought, slot by slot and chunk by chunk; the rows go on to think.
 
-    A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose turn
+    A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose step
     called nothing, so that its observation is empty, as STOPPED. Only slots with something to read
     are computed.
     """
     room_U = settings.max_tokens - slots.length_U
-    fits_U = texts.observation_U.length_B <= room_U
-    reads_U = texts.ready_U & texts.healthy_U & fits_U
-    observed_U = jnp.where(reads_U, texts.observation_U.length_B, 0)
-    traced_U = jnp.where(reads_U, texts.trace_U.length_B, 0)
+    fits_U = answers.observation_U.length_B <= room_U
+    reads_U = answers.ready_U & answers.healthy_U & fits_U
+    observed_U = jnp.where(reads_U, answers.observation_U.length_B, 0)
+    traced_U = jnp.where(reads_U, answers.trace_U.length_B, 0)
     start_U, total_U = slots.length_U, observed_U + traced_U
-    token_UX = joined(texts.observation_U.token_BX, texts.trace_U.token_BX, observed_U)
+    token_UX = joined(answers.observation_U.token_BX, answers.trace_U.token_BX, observed_U)
     chunk = chunk_of(settings)
     token_UX = jnp.pad(token_UX, ((0, 0), (0, -token_UX.shape[1] % chunk)))
     last_chunk_U = jnp.cumsum(-(-total_U // chunk))
@@ -73,23 +73,23 @@ def read(
     slots = jax.lax.fori_loop(0, last_chunk_U[-1], read_chunk, slots)
     length_U = start_U + total_U
     full_U = ~fits_U | (length_U >= settings.max_tokens)
-    silent_U = texts.ready_U & texts.healthy_U & (texts.observation_U.length_B == 0)
-    kept_U = jnp.where(silent_U, Status.STOPPED, Status.OUT_OF_TOKENS)
-    status_U = jnp.where(texts.healthy_U, kept_U, Status.MALFORMED)
-    asked_U = jnp.where(slots.has(Phase.CALLING), Phase.WAITING, slots.phase_U)
-    called = (asked_U == Phase.WAITING).any()
+    silent_U = answers.ready_U & answers.healthy_U & (answers.observation_U.length_B == 0)
+    healthy_status_U = jnp.where(silent_U, Status.STOPPED, Status.OUT_OF_TOKENS)
+    status_U = jnp.where(answers.healthy_U, healthy_status_U, Status.MALFORMED)
+    phase_U = jnp.where(slots.has(Phase.CALLING), Phase.WAITING, slots.phase_U)
+    called = (phase_U == Phase.WAITING).any()
     counts = slots.counts
     slots = slots.replace(
-        phase_U=jnp.where(texts.ready_U, Phase.THINKING, asked_U),
+        phase_U=jnp.where(answers.ready_U, Phase.THINKING, phase_U),
         length_U=length_U,
-        begin_U=jnp.where(texts.ready_U, length_U, slots.begin_U),
-        step_U=slots.step_U + texts.ready_U + (traced_U > 0),
-        state_U=jnp.where(texts.ready_U, 0, slots.state_U),
+        begin_U=jnp.where(answers.ready_U, length_U, slots.begin_U),
+        step_U=slots.step_U + answers.ready_U + (traced_U > 0),
+        state_U=jnp.where(answers.ready_U, 0, slots.state_U),
         counts=counts.replace(
             absorbed=counts.absorbed + total_U.sum(), host_calls=counts.host_calls + called
         ),
     )
-    return end_rows(slots, texts.ready_U & (full_U | silent_U | ~texts.healthy_U), status_U)
+    return end_rows(slots, answers.ready_U & (full_U | silent_U | ~answers.healthy_U), status_U)
 
 
 def joined(first_UX: Array, second_UX: Array, length_U: Array) -> Array:

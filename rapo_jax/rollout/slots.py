@@ -33,7 +33,7 @@ class RolloutInputs(flax.struct.PyTreeNode):
     """What a rollout is asked for; all of it may change without compiling again."""
 
     key: Array
-    row_B: Array  # number of each row among those of all shards
+    row_B: Array  # number of each row of the shard among those of all shards
     hybrid_B: Array  # rows that may retrieve; the others are pure on-policy rollouts
     probability: Array  # of retrieving at a step boundary of a hybrid rollout
     noise: Array  # share of retrievals that bring a random trace
@@ -61,7 +61,7 @@ class Slots(flax.struct.PyTreeNode):
     trajectory: Trajectory
     prompts: Prompts
     due_B: Array  # rows that are to begin from their prompts as soon as there is room
-    row_U: Array
+    row_U: Array  # the slot's row, numbered within the shard
     phase_U: Array
     length_U: Array  # tokens of the row so far
     begin_U: Array  # position of the current step's first token
@@ -98,7 +98,7 @@ class Trees(flax.struct.PyTreeNode):
 
     reserved_1: Array  # slots that stay free for rows that others own
     end_B: Array
-    streak_U: Array  # boundaries in a row at which the slot's row was to fork
+    streak_U: Array  # consecutive boundaries at which the slot's row was to fork
     forks: Forks  # here parents are numbered as rows of the shard
     starts: Starts | None = None
 

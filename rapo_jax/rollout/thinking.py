@@ -16,8 +16,9 @@ from rapo_jax.rollout.branching import branched
 from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, end_rows, fill
 from rapo_jax.types import Array, Params, Source, Span, Status
 
-CALLING_SHARE = 64
-"""The host is called once 1 in this many of the slots that could sample has a call instead."""
+SLOTS_PER_CALL = 64
+"""The host is called once one in so many of the slots that could sample has a call instead: with
+64 slots or fewer, at once."""
 POLL_TICKS = 16
 """While rows wait, the host is asked for answers after so many sampled tokens of a slot."""
 
@@ -53,19 +54,19 @@ def think(
 ) -> Slots:
     """Samples until the host is needed; rows that end make room for the next ones."""
 
-    def needless(carry: tuple[Array, Slots]) -> Array:
+    def can_go_on(carry: tuple[Array, Slots]) -> Array:
         """Whether enough slots can go on without the host."""
         ticks, now = carry
         thinking, calling = now.has(Phase.THINKING).sum(), now.has(Phase.CALLING).sum()
         late = now.has(Phase.WAITING).any() & (ticks >= POLL_TICKS)
-        return (thinking > 0) & (calling * CALLING_SHARE < thinking + calling) & ~late
+        return (thinking > 0) & (calling * SLOTS_PER_CALL < thinking + calling) & ~late
 
     def tick(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
         ticks, before = carry
         after = think_token(model, settings, boundary, params, inputs, before)
         return ticks + 1, fill(branched(model, settings, inputs, before, after))
 
-    return jax.lax.while_loop(needless, tick, (jnp.int32(0), fill(slots)))[1]
+    return jax.lax.while_loop(can_go_on, tick, (jnp.int32(0), fill(slots)))[1]
 
 
 def think_token(
@@ -142,7 +143,7 @@ def ending(
     eos_U = jnp.isin(token_U, boundary.eos_W)
     full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
     over_U = slots.calls_U >= s.max_calls
-    # a turn that an end-of-sequence token closes may call nothing: only the host can say
+    # a step that an end-of-sequence token closes may call nothing: only the host can say
     over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_STEPS)
     status_U = jnp.where(
         accepted_U,

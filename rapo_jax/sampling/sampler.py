@@ -109,7 +109,7 @@ class Sampler:
     ) -> Trajectory:
         """Q * G trajectories as numpy arrays; the last `n_hybrid` of each group may retrieve.
 
-        `tree_rows` rows of a group in a row share prefixes (`rollout.branching`); 1: none do.
+        `tree_rows` consecutive rows of a group share prefixes (`rollout.branching`); 1: none do.
         `params` are what `load` returned. `questions` are those of this process; all processes
         call this together, and each gets the trajectories of all questions, in the order of
         processes.

@@ -64,8 +64,13 @@ def diagnostics(
 
 
 def guards(s: Settings) -> list[str]:
-    """Warnings, one a line, about values that can silence or flip the gradient (docs/method.md)."""
+    """Warnings, one a line, about values that can bias, silence or flip the gradient."""
     lines = []
+    if s.rollout.temperature != 1:
+        lines.append(
+            f"rollout.temperature={s.rollout.temperature}: log-probabilities and entropies are "
+            "those of temperature 1, so that ratios are not to the policy that sampled"
+        )
     if s.n_hybrid:
         limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
         if s.rl.a >= limit:

@@ -70,9 +70,10 @@ def sample_groups(
 ) -> Groups:
     """The next batch of questions, G rollouts each, as `config.method` completes them.
 
-    With `rl.resample`, groups of equal rewards make room for groups of the next questions, from as
-    many further batches at most. With `traces`, the last row of a group is one of the question's
-    trajectories of the buffer, where it has one. With `replay`, past groups complete the batch.
+    With `rl.resample`, groups of equal rewards are replaced by groups of the next questions, from
+    at most so many further rollout batches. With `traces`, the last row of a group is one of the
+    question's trajectories of the buffer, where it has one. With `replay`, past groups complete the
+    batch.
     """
     s = run.settings
 
@@ -208,13 +209,14 @@ def replayed(
         fresh = _joined(fresh, sample(number))._replace(further_batches=number)
     for place, question in enumerate(fresh.questions):
         rows = slice(place * s.rollout.group_size, (place + 1) * s.rollout.group_size)
-        pick = jax.tree.map(lambda x, rows=rows: np.array(x[rows]), fresh[1:3])
-        replay.add(PastGroup(question, *pick))
+        parts = (fresh.trajectory, fresh.scores)
+        replay.add(
+            PastGroup(question, *jax.tree.map(lambda x, rows=rows: np.array(x[rows]), parts))
+        )
     if not past:
         return fresh
-    trajectory, scores = jax.tree.map(
-        lambda *parts: np.concatenate(parts), fresh[1:3], *(tuple(each[1:]) for each in past)
-    )
+    sampled = [(fresh.trajectory, fresh.scores), *((old.trajectory, old.scores) for old in past)]
+    trajectory, scores = jax.tree.map(lambda *parts: np.concatenate(parts), *sampled)
     return fresh._replace(
         questions=(*fresh.questions, *(each.question for each in past)),
         trajectory=trajectory,
@@ -250,7 +252,10 @@ def _merged(
 
 
 def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
-    """Whether all rewards of a group are equal, so that nothing can be learned from it; [Q]."""
+    """Whether all outcome rewards of a group are equal; [Q].
+
+    Nothing can be learned from it then, but a penalty of length (`rl.overlong`).
+    """
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
 
 

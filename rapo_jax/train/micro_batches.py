@@ -16,13 +16,14 @@ NARROW_WIDTHS = (32, 64, 128, 256, 512)
 def micro_batches(
     batch: Batch, length_B: np.ndarray, buckets: Sequence[int], micro_tokens: int, shards: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Rows from the longest to the shortest, in micro-batches of at most `micro_tokens` slots.
+    """Rows from the longest to the shortest, in micro-batches of at most `micro_tokens` positions,
+    or of one row a shard where that is more.
 
     A micro-batch is as wide as a bucket, and a width has one number of rows: as many as fit, a
-    multiple of `shards`, and no more than the power of two above all rows of the batch. By those
-    that are left, there would be a program more for nearly every update. Widths are chosen so that
-    all micro-batches together have the fewest slots. Yields each with row_mask_B, float32, 0 at
-    rows that only pad.
+    multiple of `shards`, and no more than the power of two above all rows of the batch. It does not
+    depend on how many rows are left: each new number would be a shape, and compile a program.
+    Widths are chosen so that all micro-batches together have the fewest positions. Yields each with
+    row_mask_B, float32, 0 at rows that only pad.
     """
     narrow = [width for width in NARROW_WIDTHS if width < buckets[0]]
     most = power_of_two(-(-len(length_B) // shards))
@@ -31,7 +32,7 @@ def micro_batches(
         for width in (*narrow, *buckets)
     }
     order = np.argsort(-length_B, kind="stable")
-    for width in fewest_slots(length_B[order].tolist(), rows_of):
+    for width in fewest_positions(length_B[order].tolist(), rows_of):
         count = rows_of[width]
         taken, order = order[:count], order[count:]
         row_mask_B = (np.arange(count) < len(taken)).astype(np.float32)
@@ -44,19 +45,20 @@ def micro_batches(
         yield jax.tree.map(pick, batch), row_mask_B
 
 
-def fewest_slots(lengths: Sequence[int], rows_of: Mapping[int, int]) -> list[int]:
-    """The widths of micro-batches that hold rows of falling `lengths` in the fewest slots.
+def fewest_positions(lengths: Sequence[int], rows_of: Mapping[int, int]) -> list[int]:
+    """The widths of micro-batches that hold rows of falling `lengths` in the fewest positions.
 
-    `rows_of[width]` rows fit into one. Wider than its longest row is a micro-batch where its fewer
-    rows leave less empty. Of equal numbers of slots, that with the fewest micro-batches is chosen.
+    `rows_of[width]` rows fit into one. A micro-batch may be wider than its longest row needs, where
+    that width's smaller number of rows leaves fewer positions empty. Of equal numbers of positions,
+    that with the fewest micro-batches is chosen.
     """
-    best = [(0, 0, 0)]  # of the last n rows: slots, micro-batches, width of the first of them
+    best = [(0, 0, 0)]  # of the last n rows: positions, micro-batches, width of the first of them
     for length in reversed(lengths):
         choices = []
         for width, rows in rows_of.items():
             if width >= length:
-                slots, count, _ = best[max(len(best) - rows, 0)]
-                choices.append((slots + rows * width, count + 1, width))
+                positions, count, _ = best[max(len(best) - rows, 0)]
+                choices.append((positions + rows * width, count + 1, width))
         best.append(min(choices))
     widths, left = [], len(lengths)
     while left > 0:

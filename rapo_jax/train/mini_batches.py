@@ -58,7 +58,7 @@ def train_on_rollouts(
     updates: `update_metrics` does.
     """
     Q, G = s.rollout.questions, s.rollout.group_size
-    parts = []  # all of them before the first update, which would be waited for
+    parts = []  # made before the first update, for which a later permutation would wait
     for epoch in range(s.rl.epochs):
         order_Q = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), Q))
         for part in np.split(order_Q, s.rl.mini_batches):

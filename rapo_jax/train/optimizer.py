@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import optax
 
 from rapo_jax.config import OptimizerSettings
@@ -25,3 +26,12 @@ def make_optimizer(o: OptimizerSettings, schedule: optax.Schedule) -> optax.Grad
         optax.clip_by_global_norm(o.clip_norm),
         optax.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay),
     )
+
+
+def updates_made(opt_state: optax.OptState) -> jax.Array:
+    """Where the schedule is: updates of the optimizer, without those that were skipped."""
+
+    def of_schedule(path: tuple[object, ...], _: object) -> bool:
+        return "ScaleBySchedule" in str(path[-1])
+
+    return optax.tree.get(opt_state, "count", filtering=of_schedule)

@@ -1,4 +1,4 @@
-"""Training with RAPO or GRPO: rollout -> rewards -> advantages -> updates, step by step."""
+"""Training with RAPO or a baseline: rollout -> rewards -> advantages -> updates, step by step."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
+from rapo_jax.train.optimizer import updates_made
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.update import Updater
@@ -142,7 +143,7 @@ def rl_step(
     reward_B = shaped_reward(s, groups)
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
     advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
-    rate = float(parts.schedule(int(state.step)))
+    rate = float(parts.schedule(int(updates_made(state.opt_state))))
     batch = _batch(groups, calibration, advantage_B)
     if parts.replay is not None:
         past_B = np.flatnonzero(groups.off_policy_B)

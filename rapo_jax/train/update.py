@@ -183,7 +183,7 @@ class Updater:
         `zero_advantage_weight` is the weight of rows left out for their advantage of 0.
         """
         sums: Sums | None = None
-        slots = 0
+        positions = 0
         sizes = (self._rl.buckets, self._rl.micro_tokens, row_shards(self._mesh))
         for micro, row_mask_B in micro_batches(batch, length_B, *sizes):
             micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
@@ -193,11 +193,11 @@ class Updater:
                 zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
                 sums = place(zeros, self.sums_layout)
             sums = self.add(sums, *arguments)
-            slots += micro.token_BT.size
+            positions += micro.token_BT.size
         params = state.params
         state, metrics = self.apply(_trained_state(state), sums, np.float32(zero_advantage_weight))
         state = state.replace(params=with_trained(params, state.params))
-        return state, metrics | {"padding": 1.0 - int(length_B.sum()) / max(slots, 1)}
+        return state, metrics | {"padding": 1.0 - int(length_B.sum()) / max(positions, 1)}
 
 
 def fetched(metrics: Mapping[str, Array]) -> dict[str, float]:
@@ -226,6 +226,8 @@ def _apply(
     params = jax.tree.map(guarded, params, state.params)
     opt_state = jax.tree.map(guarded, opt_state, state.opt_state)
     metrics = metric_means(sums.metrics) | {"loss": loss, "grad_norm": norm, "skipped": ~sound}
+    if "kl" in sums.metrics:  # a sum of the loss's aggregation: its divisor is the loss's
+        metrics["kl"] = sums.metrics["kl"] / weight
     return TrainState(params, opt_state, state.step + 1), metrics
 
 

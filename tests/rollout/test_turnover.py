@@ -79,7 +79,7 @@ LATER = ("A B </search>", "C D E </search>", "F G H I </search>", "J K L M N O P
 def test_the_host_is_asked_once_enough_of_the_slots_that_could_sample_call(stage, monkeypatch):
     params = stage.policy(*LATER)
     for share, calling, thinking, ticks in ((64, 1, 3, 2), (2, 2, 2, 3), (0, 3, 0, 9)):
-        monkeypatch.setattr(thinking_module, "CALLING_SHARE", share)
+        monkeypatch.setattr(thinking_module, "SLOTS_PER_CALL", share)
         programs = Programs(stage, rows=4)
         slots = programs.think(params, programs.open(params, *"ACFJ"))
         phases = slots.phase_U.tolist()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs import tiny
 from rapo_jax.config.read import read_settings
-from rapo_jax.train.micro_batches import fewest_slots, micro_batches, power_of_two
+from rapo_jax.train.micro_batches import fewest_positions, micro_batches, power_of_two
 from rapo_jax.types import Batch
 
 BUCKETS, MICRO_TOKENS = (64, 96), 16 * 96
@@ -65,7 +65,7 @@ def test_no_other_choice_of_widths_has_fewer_slots(lengths, rows):
         fitting = [(width, rows) for width, rows in rows_of.items() if width >= left[0]]
         return min(width * rows + fewest(left[rows:]) for width, rows in fitting)
 
-    widths = fewest_slots(lengths, rows_of)
+    widths = fewest_positions(lengths, rows_of)
     assert sum(width * rows_of[width] for width in widths) == fewest(lengths)
 
 

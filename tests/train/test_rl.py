@@ -289,6 +289,8 @@ def test_probability_decays_as_its_schedule_says(small_settings):
 def test_values_that_silence_or_flip_the_gradient_are_warned_about(small_settings):
     # G = 4, ddof 1: a flips from sqrt(4 / 9) on; m F > 0.28 for F = 1 from m = 0.28 on
     assert guards(small_settings({"rl.a": 0.66, "rl.m": 0.27})) == []
+    (biased,) = guards(small_settings({"rollout.temperature": 0.7}))
+    assert "rollout.temperature=0.7" in biased
     flips, silences = guards(small_settings({"rl.a": 0.67, "rl.m": 0.56}))
     assert flips.startswith("rl.a=0.67: from 0.667 on, at rollout.group_size=4")
     assert silences.startswith("rl.m=0.56: a rollout with a share of retrieved tokens above 0.50")

@@ -67,7 +67,7 @@ def start(house):
     )
 
 
-def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_advantage_weight):
+def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, reference=None, **weight):
     """Host copies of the state after one Adam update, and the metrics."""
     mesh = make_mesh(jax.devices()[:devices])
     optimizer = make_optimizer(
@@ -78,7 +78,7 @@ def updated(loss, params, batch, length_B, *, micro_tokens, devices=1, **zero_ad
     rl = RlSettings(buckets=BUCKETS, micro_tokens=micro_tokens)
     updater = Updater(loss, optimizer, state, mesh=mesh, rl=rl)
     length_B = length_B.astype(np.int64)
-    state, metrics = updater.update(state, batch, length_B, None, **zero_advantage_weight)
+    state, metrics = updater.update(state, batch, length_B, reference, **weight)
     return jax.device_get(state), fetched(metrics)
 
 
@@ -230,18 +230,17 @@ def test_without_hybrid_rollouts_rapo_is_grpo_bit_for_bit(
     identical(gradient_of(start, rapo), plain_gradient_of(start, grpo))
 
 
-def test_the_kl_penalty_is_zero_at_the_reference_and_grows_away_from_it(
-    house, start, batch, gradient_of
+def test_the_kl_penalty_is_zero_at_the_reference_and_adds_beta_times_its_metric_elsewhere(
+    house, start, batch, tapes, whole
 ):
     loss = rapo_loss(house.model, dataclasses.replace(house.settings.rl, kl=5.0))
-    program = jax.jit(loss)
-    row_mask_B = np.ones(len(batch.advantage_B), np.float32)
-    at_home, (_, home) = program(start, batch, row_mask_B, start)
-    away, (_, metrics) = program(start, batch, row_mask_B, house.params)
+    how = {"micro_tokens": 32 * 96, "length_B": tapes.length_B}
+    _, home = updated(loss, start, batch, reference=start, **how)
+    _, away = updated(loss, start, batch, reference=house.params, **how)
     assert home["kl"] == pytest.approx(0, abs=1e-5)
-    assert at_home == pytest.approx(float(gradient_of(start, batch)[0]), abs=1e-4)
-    assert metrics["kl"] > 1e-2
-    assert away == pytest.approx(float(at_home + 5 * metrics["kl"]), rel=1e-4)
+    assert home["loss"] == pytest.approx(whole[1]["loss"], abs=1e-5)
+    assert away["kl"] > 1e-3
+    assert away["loss"] == pytest.approx(home["loss"] + 5 * away["kl"], rel=1e-4)
 
 
 def test_imitation_sums_the_negative_log_probs_of_policy_tokens(house, batch, tapes):
