@@ -15,13 +15,8 @@ from rapo_jax.config import STAGES
 from rapo_jax.config.read import read_settings
 from rapo_jax.io.files import claimed
 from rapo_jax.stages.job import (
-    HELD_OUT,
-    _stages_left,
     commit,
-    finished,
-    note_finished,
     prepare_workdir,
-    raise_steps,
     run_stages,
 )
 
@@ -84,6 +79,7 @@ def test_a_workdir_in_which_another_process_works_is_refused(tmp_path):
     with claimed(tmp_path, key="workdir"):
         done = run("--config=tests/small.py", f"--workdir={tmp_path}")
     assert done.returncode == 2
+    assert not (tmp_path / "config.json").exists()
     assert f"error: workdir={str(tmp_path)!r}: another process is at work there" in done.stderr
 
 
@@ -201,17 +197,6 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_pat
     assert not (tmp_path / "config.json").exists()
 
 
-def test_evaluation_is_finished_with_its_suites_and_its_held_out_part_runs_once(
-    tmp_path, small_settings
-):
-    settings = small_settings({"evaluate.suites": ("gsm8k",), "stages": ("rl", "evaluate")})
-    note_finished(tmp_path, "rl")
-    assert _stages_left(settings, tmp_path, ["rl", "evaluate"]) == (["evaluate"], True)
-    note_finished(tmp_path, HELD_OUT)  # as where the suites fail after it
-    assert _stages_left(settings, tmp_path, ["rl", "evaluate"]) == ([], True)
-    assert finished(tmp_path) == ["rl", HELD_OUT]
-
-
 @pytest.mark.parametrize("name", ["config.json", "done.json", "result.json"])
 def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_config, name):
     config = small_config({"rollout.questions": 8})
@@ -220,28 +205,6 @@ def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_confi
     with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* made anew"):
         fresh = prepare_workdir(tmp_path, config)
         run_stages(read_settings(config), tmp_path, fresh=fresh)
-
-
-def test_more_rl_steps_are_recorded_and_the_stages_from_rl_on_run_again(
-    tmp_path, small_config, capsys
-):
-    prepare_workdir(tmp_path, small_config())
-    stages = ["sft", "buffer", "rl", "evaluate", "report"]
-    (tmp_path / "done.json").write_text(json.dumps({"stages": stages}))
-    (tmp_path / "suites").mkdir()
-    changes = {"rl.steps": 5, "optimizer.schedule": "cosine", "retrieval.schedule": "linear"}
-    raise_steps(read_settings(small_config({"rl.steps": 5, "stages": ("export",)})), tmp_path)
-    assert capsys.readouterr().out == ""
-    raise_steps(read_settings(small_config(changes)), tmp_path)
-    assert capsys.readouterr().out == (
-        "[config] rl.steps grows from 2 to 5; optimizer.schedule='cosine' and "
-        "retrieval.schedule='linear' now decay over 5 steps, from the last checkpoint on\n"
-    )
-    assert finished(tmp_path) == ["sft", "buffer"]
-    assert json.loads((tmp_path / "config.json").read_text())["rl"]["steps"] == 5
-    assert (tmp_path / "suites-2").is_dir() and not (tmp_path / "suites").exists()
-    raise_steps(read_settings(small_config(changes)), tmp_path)
-    assert capsys.readouterr().out == ""
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line_and_status_2(tmp_path):

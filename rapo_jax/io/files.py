@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one step: neither a failure nor a power cut leaves half of it."""
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it, too
     with open(draft, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -10,6 +10,7 @@ the newest whole one takes its place.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -179,10 +180,16 @@ class Checkpoints:
         for newer in self.steps():
             if step is not None and newer > step:
                 folder = self._folder / str(newer)
-                folder.rename(folder.with_name(f"damaged-{newer}"))
+                folder.rename(_free(folder.with_name(f"damaged-{newer}")))
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _free(path: Path) -> Path:
+    """The path; where there is something, the first of PATH-2, PATH-3, ... where there is not."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def _shared_digests(folder: Path, names: list[str]) -> Digests:

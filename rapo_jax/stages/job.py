@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -49,10 +49,10 @@ def run_job(
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
-        fresh = open_workdir(workdir, config, config_file=config_file)
         with exit_is_an_error(), ExitStack() as held:
-            if not set(settings.stages) <= set(READERS):
+            if not set(settings.stages) <= set(READERS):  # before config.json is written
                 distributed.on_first(lambda: _claim(workdir, held))
+            fresh = open_workdir(workdir, config, config_file=config_file)
             run_stages(settings, workdir, fresh=fresh)
     except distributed.Stopped as stopped:
         print(f"[stop] {stopped}; run the same command to resume", flush=True)
@@ -65,6 +65,8 @@ def run_job(
         raise
 
 
+TRAIN = ("sft", "rl")
+"""Stages after which what `evaluate` measured before is no longer of the run's weights."""
 HELD_OUT = "held-out"
 """In done.json: the held-out questions of `evaluate` are done, its suites perhaps not."""
 
@@ -106,6 +108,7 @@ def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> 
 
 def _claim(workdir: Path, held: ExitStack) -> None:
     with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
         held.enter_context(claimed(workdir, key="workdir"))
 
 
@@ -186,6 +189,8 @@ def _stages_left(settings: Settings, workdir: Path, asked: list[str]) -> tuple[l
     if not asked:
         return [], False
     done = distributed.on_first(lambda: finished(workdir))
+    if any(name in asked and name not in done for name in TRAIN):
+        done = _without_evaluation(done)
     if HELD_OUT in done:
         done = [*done, "evaluate"]
     for name in asked:
@@ -206,11 +211,13 @@ def raise_steps(settings: Settings, workdir: Path) -> None:
     before, steps = config["rl"]["steps"] if config else settings.rl.steps, settings.rl.steps
     if "rl" not in settings.stages or steps <= before:
         return
-    stages = [
-        name for name in finished(workdir) if name not in ("rl", HELD_OUT, "evaluate", "report")
-    ]
-    if finished(workdir):
+    if done := finished(workdir):
+        stages = [name for name in _without_evaluation(done) if name != "rl"]
         write_json(workdir / "done.json", {"stages": stages})
+    result = read_json(workdir / "result.json", default={})
+    if ended := [name for name in result if name.endswith("_after")]:
+        left = {name: value for name, value in result.items() if name not in ended}
+        write_json(workdir / "result.json", left)
     suites = workdir / "suites"
     if suites.is_dir():
         suites.rename(suites.with_name(f"suites-{before}"))
@@ -233,10 +240,17 @@ def finished(workdir: Path) -> list[str]:
 
 
 def note_finished(workdir: Path, stage: str) -> None:
+    """Adds a stage to done.json; one that trains takes back an earlier evaluation."""
     done = finished(workdir)
     if stage not in done:
         whole = [name for name in done if stage != "evaluate" or name != HELD_OUT]
+        if stage in TRAIN:
+            whole = _without_evaluation(whole)
         write_json(workdir / "done.json", {"stages": [*whole, stage]})
+
+
+def _without_evaluation(stages: Sequence[str]) -> list[str]:
+    return [name for name in stages if name not in (HELD_OUT, "evaluate", "report")]
 
 
 def summarise(workdir: Path, result: Mapping[str, Json], *, suites: bool, seconds: float) -> None:

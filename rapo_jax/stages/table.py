@@ -121,6 +121,7 @@ def _evaluate(job: Job) -> None:
         compared.pop()  # nothing was trained: the weights of the folder alone
     trained = (run.cold_start / "checkpoints").is_dir()
     job.result["start"] = "after the cold start" if trained else "before training"
+    run.metrics.cut_back("evaluate", 0)  # of an evaluation that a kill cut short
     for when, folder in compared:
         scores = evaluate(run, load_policy(run, folder), questions)
         job.result |= {f"{k}_{when}": v for k, v in scores.items() if k != "questions"}

@@ -132,7 +132,8 @@ class PolicyTraining:
             self._restore()
         run.metrics.cut_back(stage, self.step)
         if is_first():
-            cut_back(run.workdir / "trajectories.jsonl", stage, self.step)
+            for name in ("trajectories.jsonl", "skipped.jsonl"):
+                cut_back(run.workdir / name, stage, self.step)
         self._progress = Progress(stage, total=s.rl.steps, done=self.step)
 
     @property

@@ -250,6 +250,7 @@ def _write_skipped(
         }
         row = {
             "step": step,
+            "stage": "rl",
             "row": b,
             "question_id": groups.questions[b // group_size].id,
             "length": int(groups.trajectory.length_B[b]),

@@ -28,6 +28,32 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_former_one(tmp_path):
     assert path.read_bytes() == before
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from rapo_jax.io.files import write_json
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(100):
+    write_json(Path(sys.argv[1]), {"n": n})
+"""
+
+
+def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "gates.json"
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen(command, **how) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0]
+    assert read_json(path) == {"n": 99}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_torn_file_is_an_error_that_names_it_and_a_missing_one_gives_the_default(tmp_path):
     path = tmp_path / "done.json"
     assert read_json(path, default={"stages": []}) == {"stages": []}

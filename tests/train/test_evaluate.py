@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -97,6 +98,16 @@ def test_a_cold_start_below_a_gate_is_refused_with_what_it_reached(branch):
     found = check_cold_start(branch({"sft.gate_one_hop": 0.0}))  # measured once, kept
     assert set(found) == {"one_hop", "follow"}
     assert (run.cold_start / "gates.json").is_file()
+
+
+def test_whether_steps_are_followed_is_measured_where_some_are_retrieved(branch, tmp_path):
+    copied = {"sft.folder": str(tmp_path / "start"), "sft.gate_follow": 0.0}
+    without_gates = shutil.ignore_patterns("gates.json")
+    shutil.copytree(branch().cold_start, tmp_path / "start", ignore=without_gates)
+    for changes in ({"method": "grpo"}, {"rollout.n_hybrid": 0}):
+        run = branch(copied | changes | {"buffer.folder": str(tmp_path / "none")})
+        assert set(check_cold_start(run)) == {"one_hop"}
+    assert set(check_cold_start(branch(copied))) == {"one_hop", "follow"}
 
 
 def test_a_missing_checkpoint_and_one_of_another_shape_are_refused(branch, tmp_path):

@@ -19,7 +19,7 @@ from rapo_jax.train.loop import MOST_SKIPS, count_skips
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import make_optimizer, updates_made
-from rapo_jax.train.rl import _write_skipped
+from rapo_jax.train.rl import _write_skipped, train_rl
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
 
@@ -158,3 +158,12 @@ def test_a_steps_updates_are_dispatched_without_a_look_at_their_metrics(
     assert len(records) == 2
     with pytest.raises(AssertionError, match="fetched"):
         update_metrics(records)
+
+
+def test_rows_of_steps_that_a_resumed_run_takes_again_are_removed(branch):
+    run = branch({"rl.steps": 1})
+    path = run.workdir / "skipped.jsonl"
+    kept = '{"step": 0, "stage": "sft", "row": 1}\n'
+    path.write_text(kept + '{"step": 0, "stage": "rl", "row": 2}\n{"step": 0, "sta')
+    train_rl(run)
+    assert path.read_text() == kept
