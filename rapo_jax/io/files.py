@@ -94,6 +94,21 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock on the file `path`, and holds it.
+
+    Where a file system has no record locks, a warning is printed and nothing is waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"[lock] {path} cannot be locked ({error.strerror}): it is not waited for")
+        yield
+
+
+@contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A draft to write into, which then takes the place of `folder`; a failure before leaves it."""
     folder.parent.mkdir(parents=True, exist_ok=True)

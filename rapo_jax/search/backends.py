@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.io.digests import check_digests, write_digests
-from rapo_jax.io.files import whole_folder
+from rapo_jax.io.files import locked, whole_folder
 
 Candidates = Callable[[np.ndarray, int], np.ndarray]
 """(query_BE, n) -> row_BC: n likely nearest rows in any order, -1 where there is none."""
@@ -83,16 +83,23 @@ def _tree(key_ME: np.ndarray, folder: Path | None) -> Candidates:
     searched = min(leaves, max(_MIN_SEARCHED, leaves // 2))
     scheme = f"scann {version('scann')} tree {leaves} {searched} ah 2 0.2 reorder {_REORDER} "
     identity = hashlib.sha256(f"{scheme}{key_ME.shape}".encode() + key_ME.tobytes()).hexdigest()
-    if folder is not None and _is_kept(folder, identity):
-        searcher = scann.scann_ops_pybind.load_searcher(str(folder))
-    else:
+
+    def build():
         builder = tree_builder(key_ME, searched=searched, trained_on=250_000)
-        searcher = builder.reorder(_REORDER).build()
-        if folder is not None:
-            with whole_folder(folder) as draft:
-                searcher.serialize(str(draft), relative_path=True)  # else its name is inside
-                (draft / "identity.txt").write_text(identity, encoding="utf-8")
-                write_digests(draft)
+        return builder.reorder(_REORDER).build()
+
+    if folder is None:
+        searcher = build()
+    else:  # of runs side by side one builds it, and the others load it
+        with locked(folder.with_name(f"{folder.name}.lock")):
+            if _is_kept(folder, identity):
+                searcher = scann.scann_ops_pybind.load_searcher(str(folder))
+            else:
+                searcher = build()
+                with whole_folder(folder) as draft:
+                    searcher.serialize(str(draft), relative_path=True)  # else its name is inside
+                    (draft / "identity.txt").write_text(identity, encoding="utf-8")
+                    write_digests(draft)
     return _scann_candidates(
         searcher, len(key_ME), lambda n: {"pre_reorder_num_neighbors": max(_REORDER, 2 * n)}
     )

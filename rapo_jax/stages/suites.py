@@ -21,7 +21,7 @@ from rapo_jax.distributed import (
     on_first,
     stop_asked,
 )
-from rapo_jax.io.files import Json
+from rapo_jax.io.files import Json, write_text
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.run.keys import StageKey, stage_key
@@ -117,7 +117,7 @@ def evaluate_suites(run: Run, suites: Sequence[Suite], result: dict[str, Json]) 
         kept = {name: other for name, other in kept.items() if other["weights"] == weights}
         result["suites"] = kept | {suite.name: summary}
         if is_first():
-            (run.workdir / FOLDER / "table.md").write_text(table(result["suites"]))
+            write_text(run.workdir / FOLDER / "table.md", table(result["suites"]))
             print(f"[suites] {headline(suite.name, summary)}", flush=True)
     report_condensing(run.environment.take_counts())
 

@@ -8,6 +8,7 @@ NAME.jsonl       all samples, scored
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ class Predictions:
         if keep < len(self._wanted):
             keep -= keep % batch
         self._check_rows(self._rows(lines[:keep]), self._wanted[:keep])
-        self._part.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
+        if self._part.is_file():
+            os.truncate(self._part, sum(len(line) + 1 for line in lines[:keep]))
         return keep
 
     def append(self, rows: Sequence[Prediction]) -> None:

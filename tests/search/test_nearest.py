@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -169,3 +171,33 @@ def test_a_kept_tree_of_other_keys_is_built_anew(tmp_path):
     make_index(KEYS[:200], kind="tree", folder=tmp_path / "tree")
     index = make_index(KEYS, kind="tree", folder=tmp_path / "tree")
     assert np.mean(index.search(KEYS[200:])[0] == np.arange(200, 300)) >= 0.9
+
+
+HOLDER = """
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from rapo_jax.io.files import locked
+with locked(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_tree_that_another_process_is_building_is_waited_for_and_loaded(tmp_path):
+    folder, built = tmp_path / "tree", []
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "tree.lock")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "mine\n"
+        thread = threading.Thread(
+            target=lambda: built.append(make_index(KEYS, kind="tree", folder=folder))
+        )
+        thread.start()
+        thread.join(timeout=1.0)
+        assert not built and not folder.exists()
+        other.stdin.close()
+        thread.join(timeout=60)
+    assert built and (folder / "identity.txt").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,18 @@ def test_a_killed_suite_continues_after_the_last_whole_batch(tmp_path, whole, ke
     again.finish(ROWS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.json", "made.jsonl"]
     assert Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2) == len(WANTED)
+
+
+def test_resuming_rewrites_no_sample_that_is_kept(tmp_path, monkeypatch):
+    files = Predictions(tmp_path, "made", WANTED)
+    files.begin(INFO, batch=2)
+    files.append(ROWS[:3])
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2) == 2
 
 
 def test_a_last_batch_that_is_not_full_is_kept(tmp_path):
