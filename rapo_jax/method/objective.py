@@ -3,7 +3,8 @@
 Besides RAPO's, the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
 AEPO are variants of `policy_loss`; LUFFY and RolloutReplay have losses of their own.
 
-Every loss comes as a sum and its weight, which micro-batches add up; see `sums`.
+Training calls the functions `..._sums`: a sum and its weight, which micro-batches add up (`sums`).
+`policy_loss`, `luffy_loss` and `replay_loss` are the same of a whole batch, for use from Python.
 """
 
 from __future__ import annotations

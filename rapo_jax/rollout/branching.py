@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, Starts, Trees
+from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, Starts, Trees
 from rapo_jax.types import Array, Forks, Source
 
 OPENING_TOKENS = 20
@@ -96,7 +96,7 @@ def fork_by_entropy(given: Given, before: Slots, after: Slots, boundary_U: Array
     prompt_U = after.prompts.length_Q[row_U // after.group_size]
     now_U = opening_entropy(after, before.begin_U, before.step_U)
     rise_U = (now_U - opening_entropy(after, prompt_U, 0)) / math.log(given.model.vocab)
-    key = jax.random.fold_in(given.inputs.key, 2)
+    key = jax.random.fold_in(given.inputs.key, Draws.FORKS)
     key_U = jax.vmap(partial(jax.random.fold_in, key))(before.calls_U)
     key_U = jax.vmap(jax.random.fold_in)(key_U, given.inputs.row_B[row_U])
     wants_U = boundary_U & is_to_fork(
@@ -191,7 +191,7 @@ def expand(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:
     from_B = from_B.at[others_UG].set(jnp.arange(len(row_U))[:, None], mode="drop")
     # the last call of a row that ended while it waited for the host has no step after it
     boundaries_U = before.calls_U - ~before.has(Phase.THINKING)
-    key = jax.random.fold_in(given.inputs.key, 3)
+    key = jax.random.fold_in(given.inputs.key, Draws.EXPANSIONS)
     key_B = jax.vmap(partial(jax.random.fold_in, key))(given.inputs.row_B)
     uniform_B = jax.vmap(jax.random.uniform)(key_B)
     choices_B = boundaries_U[from_B] + 1

@@ -20,6 +20,15 @@ from rapo_jax.model.decoding import Cache, empty_cache, prefill
 from rapo_jax.types import Array, Forks, Params, Source, Span, Trajectory
 
 
+class Draws(enum.IntEnum):
+    """What random numbers are drawn for in a rollout; folded into its random key."""
+
+    TOKENS = 0
+    RETRIEVALS = 1
+    FORKS = 2
+    EXPANSIONS = 3
+
+
 class Phase(enum.IntEnum):
     """What a slot does."""
 

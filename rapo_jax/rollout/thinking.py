@@ -13,7 +13,7 @@ from rapo_jax.model.decoding import extend
 from rapo_jax.model.sampling import sample
 from rapo_jax.model.transformer import unembed
 from rapo_jax.rollout.branching import branched
-from rapo_jax.rollout.slots import Phase, RolloutInputs, Slots, end_rows, fill
+from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, end_rows, fill
 from rapo_jax.types import Array, Params, Source, Span, Status
 
 SLOTS_PER_CALL = 64
@@ -84,7 +84,7 @@ def think_token(
     and so does a call beyond `max_calls`.
     """
     thinking_U, position_U = slots.has(Phase.THINKING), slots.length_U
-    key_U = row_keys(jax.random.fold_in(inputs.key, 0), inputs, slots)
+    key_U = row_keys(jax.random.fold_in(inputs.key, Draws.TOKENS), inputs, slots)
     key_U = jax.vmap(jax.random.fold_in)(key_U, position_U)
     drawn = sample(unembed(model, params, slots.hidden_UD), key_U, temperature=inputs.temperature)
     token_U = jnp.where(thinking_U, drawn.token_B, 0)
@@ -177,7 +177,7 @@ def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
 
     Returns wants_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
     """
-    key = jax.random.fold_in(inputs.key, 1)
+    key = jax.random.fold_in(inputs.key, Draws.RETRIEVALS)
     key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
     key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
     coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
