@@ -10,6 +10,7 @@ With one process all of this does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -108,8 +109,10 @@ def allgather_rows(local_rows: Sequence[T]) -> list[T]:
     return [row for part in allgather_json(local_rows) for row in part]
 
 
-def on_first(work: Callable[[], T]) -> T:
+def on_first(work: Callable[[], T], *, at_length: bool = False) -> T:
     """Calls `work` on the first process alone and returns its result (JSON) on all of them.
+
+    With `at_length` the watchdogs of the others do not count the time in which they wait for it.
 
     Raises:
         ValueError: `work` raised it, or FileNotFoundError, on the first process.
@@ -125,7 +128,8 @@ def on_first(work: Callable[[], T]) -> T:
             error = str(raised)
         except Stopped as raised:
             stopped = str(raised)
-    value, error, stopped = allgather_json((value, error, stopped))[0]
+    with watchdog.paused() if at_length and not is_first() else contextlib.nullcontext():
+        value, error, stopped = allgather_json((value, error, stopped))[0]
     if error:
         raise ValueError(error)
     if stopped:

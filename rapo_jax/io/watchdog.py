@@ -25,11 +25,24 @@ STDERR, STATUS = 2, 1
 class _Heart:
     quiet_s = 0.0
     """Seconds since the last `beat` in which this process ran."""
+    waits = 0
+    """Calls of `paused` at work."""
 
 
 def beat() -> None:
     """Notes that the run advances: a step, a batch or a trajectory has ended."""
     _Heart.quiet_s = 0.0
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Time in here does not count: another process works, and its own watchdog counts."""
+    _Heart.waits += 1
+    try:
+        yield
+    finally:
+        _Heart.waits -= 1
+        beat()
 
 
 @contextmanager
@@ -58,6 +71,8 @@ def _watch(after_s: float, ended: threading.Event) -> None:
     while not ended.wait(tick_s):
         # For code that keeps the interpreter's lock, as a regular expression without end does.
         faulthandler.dump_traceback_later(after_s, exit=True, file=STDERR)
+        if _Heart.waits:
+            continue
         _Heart.quiet_s += tick_s
         if _Heart.quiet_s >= after_s:
             _end(after_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rapo_jax.config import JudgeSettings
+from rapo_jax.io import watchdog
 from rapo_jax.io.api_keys import mask, read_api_key
 from rapo_jax.io.cache import DiskCache, cache_key
 from rapo_jax.io.chat import HOPELESS, MAX_REPLY_BYTES, read_reply, with_extra
@@ -134,6 +135,7 @@ class ChatJudge:
         if text is None or not text.strip():
             try:
                 text = self._ask(body)
+                watchdog.beat()
             except HttpFailure as failure:
                 if failure.status in HOPELESS:
                     model = self._settings.model

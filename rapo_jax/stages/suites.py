@@ -187,7 +187,7 @@ def evaluate_suite(
         "metric": suite.metric,
         "scoring": e.scoring,
         "judge": e.judge.model if e.judge.url else "",
-        **on_first(score),
+        **on_first(score, at_length=True),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 BEGIN = """
 import re, sys, threading, time
-from rapo_jax.io.watchdog import beat, watched
+from rapo_jax.io.watchdog import beat, paused, watched
 
 def a_slow_tool():
     time.sleep(60)
@@ -71,3 +71,13 @@ def test_time_in_which_the_process_is_stopped_does_not_count():
     os.kill(process.pid, signal.SIGCONT)
     _, text = process.communicate(timeout=30)
     assert (process.returncode, text) == (0, "")
+
+
+def test_time_in_which_another_process_works_does_not_count_and_later_time_does():
+    process = start(
+        "with watched(0.8):\n    with paused():\n        time.sleep(2)\n"
+        "    print('on', flush=True)\n    time.sleep(60)"
+    )
+    text, errors = process.communicate(timeout=30)
+    assert (process.returncode, text) == (1, "on\n")
+    assert "[watchdog] no step or batch ended for 0.8 s" in errors
