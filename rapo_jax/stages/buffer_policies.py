@@ -17,7 +17,7 @@ import jax
 
 from rapo_jax.buffer.trajectories import UNSCORED, AgentTrajectory
 from rapo_jax.buffer.trajectory_file import TrajectoryFile
-from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.config import KEYS, ModelSettings, Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import NOTES
 from rapo_jax.distributed import Stopped, is_first, on_first, stop_asked
@@ -103,13 +103,14 @@ def _begin(
 def _settings_to_keep(run: Run, checkpoint: str) -> dict[str, object]:
     """What the trajectories of a checkpoint depend on, as JSON."""
     s = run.settings
+    rollout = {f"rollout.{key}": value for key, value in dataclasses.asdict(s.rollout).items()}
     return {
         "origin": f"checkpoint:{checkpoint}",
         "step": newest_step(Path(checkpoint)),
         "seed": s.seed,
         "samples": s.buffer.samples,
         "temperature": s.buffer.temperature,
-        "rollout": json.loads(json.dumps(dataclasses.asdict(s.rollout))),
+        **{name: value for name, value in rollout.items() if not KEYS[name].per_call},
         "system": run.system,
         "template_arguments": dict(s.prompt.template_arguments),
     }

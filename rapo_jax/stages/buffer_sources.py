@@ -201,7 +201,8 @@ def _print_outcome(run: Run, outcome: Outcome, count: int, total: int) -> None:
     if outcome.spent:
         print(
             f"[buffer] {outcome.spent}; continuing with {count} of {total} trajectories (for more "
-            f"raise it and delete {run.buffer / 'done.json'})",
+            f"raise it, delete {run.buffer / 'done.json'} and start a new --workdir with "
+            f"--config.buffer.folder={run.buffer})",
             flush=True,
         )
 

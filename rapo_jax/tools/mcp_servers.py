@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import importlib.util
 import json
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -46,35 +47,58 @@ def load_mcp_tools(
     """The tools of all servers by tag: the name of the tool, in small letters.
 
     Raises:
-        ValueError: the SDK is missing, a server does not answer, or a name cannot be a tag or is
-            that of another one or of one of `user_tools`.
+        ValueError: the SDK is missing, a server does not answer, it has no tool of a name in
+            `tools.mcp.tools`, or a name cannot be a tag or is that of another one or of one of
+            `user_tools`.
     """
     if not settings.servers:
         return {}
     if importlib.util.find_spec("mcp") is None:
         raise ValueError(f"{KEYS}: the SDK is missing; install it: pip install '.[mcp]'")
     made: dict[str, UserTool] = {}
-    for address in settings.servers:
-        server = McpServer(address, settings)
-        for tool in server.tools():
-            tag = re.sub(r"[^a-z0-9_]+", "_", tool.name.lower())
-            if settings.tools and tool.name not in settings.tools:
-                continue
-            check_tag(
-                tag,
-                {**user_tools, **made},
-                where=f"tools.mcp of {mask(address)}, tool {tool.name!r}",
-            )
-            made[tag] = UserTool(
-                tag,
-                server.function(tool),
-                timeout_s=settings.deadline_s,
-                output_chars=output_chars,
-                key="tools.mcp",
-                timeout_key="tools.mcp.deadline_s",
-                close=server.close,
-            )
+    names: list[str] = []
+    with contextlib.ExitStack() as opened:
+        for address in settings.servers:
+            server = McpServer(address, settings)
+            opened.callback(server.close)
+            tools = server.tools()
+            names += [tool.name for tool in tools]
+            chosen = [each for each in tools if not settings.tools or each.name in settings.tools]
+            for tool in chosen:
+                tag = re.sub(r"[^a-z0-9_]+", "_", tool.name.lower())
+                check_tag(
+                    tag,
+                    {**user_tools, **made},
+                    where=f"tools.mcp of {mask(address)}, tool {tool.name!r}",
+                )
+                made[tag] = UserTool(
+                    tag,
+                    server.function(tool),
+                    timeout_s=settings.deadline_s,
+                    output_chars=output_chars,
+                    key="tools.mcp",
+                    timeout_key="tools.mcp.deadline_s",
+                    close=server.close,
+                )
+            if not chosen:
+                server.close()
+        _check_names(settings.tools, names)
+        opened.pop_all()
     return made
+
+
+def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ValueError for wanted tools that no server has, with the nearest `names` they have."""
+    missing = []
+    for name in wanted:
+        if name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names))
+            missing.append(repr(name) + f" (the nearest: {near})" * bool(near))
+    if missing:
+        raise ValueError(
+            f"tools.mcp.tools={tuple(wanted)!r}: no server has {', '.join(missing)}; the servers "
+            f"have {', '.join(names) or 'no tools'}"
+        )
 
 
 class McpServer:

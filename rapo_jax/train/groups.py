@@ -20,7 +20,7 @@ from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
 from rapo_jax.train.replay import PastGroup, Replay
-from rapo_jax.train.sft import Examples, as_segments, examples_of
+from rapo_jax.train.sft import Examples, examples_of_traces
 from rapo_jax.types import Params, Status, Trajectory
 
 
@@ -50,7 +50,7 @@ class Traces(NamedTuple):
 def read_traces(run: Run) -> Traces:
     """The buffer's trajectories that fit into a row."""
     trajectories = read_trajectories(run)
-    examples = examples_of(run, [(each.question, as_segments(each)) for each in trajectories])
+    examples = examples_of_traces(run, trajectories)
     of_question = defaultdict(list)
     for row, number in enumerate(examples.number_B):
         of_question[trajectories[number].question_id].append(row)

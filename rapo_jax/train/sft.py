@@ -66,7 +66,7 @@ def encode_examples(
         source, step = [Source.PROMPT] * len(ids), [0] * len(ids)
         for number, segment in enumerate(segments):
             if segment.source == Source.TOOL:
-                text = segment.text.removeprefix("<result> ").removesuffix("</result>")
+                text = _observation(segment.text)
                 fresh = observation_ids(tokens, text, room=r.observation_tokens)
             elif segment.source == Source.RETRIEVED:
                 text = segment.text.removeprefix("<retrieve>").removesuffix("</retrieve>")
@@ -85,6 +85,15 @@ def encode_examples(
     length_B = np.array([len(ids) for _, (ids, *_) in kept], np.int64)
     number_B = np.array([number for number, _ in kept], np.int64)
     return Examples(token_BT, source_BT, step_BT, length_B, number_B)
+
+
+def _observation(result: str) -> str:
+    """The observation in `<result> ...</result>`.
+
+    Other agents leave the blank out; white space is then the layout of their text.
+    """
+    text = result.rstrip().removeprefix("<result>").removesuffix("</result>")
+    return text[1:] if text.startswith(" ") else text.strip()
 
 
 def batch_of(examples: Examples, index: np.ndarray) -> tuple[Batch, np.ndarray]:
@@ -229,6 +238,27 @@ def _cold_start_examples(run: Run) -> Examples:
 def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]]) -> Examples:
     """`encode_examples` with the limits of this run's rollout."""
     return encode_examples(run.tokens, trajectories, run.settings.rollout, system=run.system)
+
+
+def examples_of_traces(run: Run, trajectories: Sequence[AgentTrajectory]) -> Examples:
+    """The buffer's trajectories as tapes; prints how many of them fit into a row.
+
+    Raises:
+        ValueError: none of them fits.
+    """
+    examples = examples_of(run, [(each.question, as_segments(each)) for each in trajectories])
+    limit, count = f"rollout.max_tokens={run.settings.rollout.max_tokens}", len(trajectories)
+    if not len(examples.length_B):
+        raise ValueError(
+            f"{limit}: none of the {count} trajectories of the buffer {run.buffer} fits into a "
+            "row; raise it"
+        )
+    print(
+        f"[imitation] {len(examples.length_B)} of {count} trajectories of the buffer fit into "
+        f"{limit}",
+        flush=True,
+    )
+    return examples
 
 
 def imitation_loss(model: ModelSettings) -> LossSums:

@@ -55,6 +55,7 @@ def asking(url, folder, **changes):
 def test_a_chat_endpoint_fills_the_buffer_and_is_not_asked_again(
     branch,
     tmp_path,
+    capsys,
     serve,  # noqa: F811
 ):
     asked = []
@@ -66,6 +67,10 @@ def test_a_chat_endpoint_fills_the_buffer_and_is_not_asked_again(
         "stopped": "buffer.endpoint.max_calls_total=5: 5 are spent",
     }  # fmt: skip
     assert manifest["traces_by_origin"] == {"endpoint:teacher": 4}
+    assert (
+        f"continuing with 2 of 6 trajectories (for more raise it, delete {tmp_path}/b/done.json "
+        f"and start a new --workdir with --config.buffer.folder={tmp_path}/b)"
+    ) in capsys.readouterr().out
     (tmp_path / "b" / "done.json").unlink()  # as after a kill before the end
     asked.clear()
     again = branch(asking(url, tmp_path / "b"), name="again")
@@ -132,17 +137,24 @@ def test_a_policys_build_that_was_cut_short_goes_on_to_what_an_unbroken_one_give
     capsys.readouterr()
     assert sample_agents(branch(policy(trunk, tmp_path / "cut"), name="cut"))()[0] == whole
     assert "resuming: 8 of 12 trajectories are there" in capsys.readouterr().out
-    other = branch(policy(trunk, tmp_path / "cut", **{"buffer.temperature": 0.5}), name="other")
-    with pytest.raises(ValueError, match="sampled with another temperature .1.0, now 0.5."):
-        sample_agents(other)
+    for key, was, now in (("buffer.temperature", 1.0, 0.5), ("rollout.step_tokens", 12, 11)):
+        other = branch(policy(trunk, tmp_path / "cut", **{key: now}), name="other")
+        name = key.removeprefix("buffer.")
+        with pytest.raises(ValueError, match=rf"sampled with another {name} \({was}, now {now}\)"):
+            sample_agents(other)
 
 
-def test_what_is_there_of_a_finished_policy_loads_no_weights(branch, tmp_path, trunk):
+def test_what_is_there_of_a_finished_policy_loads_no_weights_also_with_other_keys_of_a_call(
+    branch, tmp_path, trunk
+):
     run = branch(policy(trunk, tmp_path / "b"))
     first = sample_agents(run)()[0]
     (path,) = (tmp_path / "b" / "agents").glob("*.jsonl")
     before = path.read_bytes()
-    assert sample_agents(run)()[0] == first and path.read_bytes() == before
+    per_call = {"rollout.slots": 4, "rollout.absorb_chunk": 8, "rollout.driver": "jit"}
+    assert not any(getattr(run.settings.rollout, k.split(".")[1]) == v for k, v in per_call.items())
+    other = branch(policy(trunk, tmp_path / "b", **per_call), name="other")
+    assert sample_agents(other)()[0] == first and path.read_bytes() == before
     about = json.loads(path.with_suffix(".json").read_text())
     assert len(TrajectoryFile(path.parent, path.stem).begin(about)) == 12
 

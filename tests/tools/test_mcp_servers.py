@@ -25,6 +25,12 @@ def load(*servers, user_tools=(), output_chars=100, **keys):
     return load_mcp_tools(settings, dict.fromkeys(user_tools), output_chars=output_chars)
 
 
+def children():
+    """The processes that this one has started and that still run."""
+    stats = [path.read_text().rsplit(")", 1) for path in Path("/proc").glob("[0-9]*/stat")]
+    return {start.split()[0] for start, rest in stats if int(rest.split()[1]) == os.getpid()}
+
+
 def wait_for(port):
     for _ in range(300):
         try:
@@ -119,6 +125,27 @@ def test_a_taken_name_is_refused():
         load(COMMAND, COMMAND, tools=("shout",))
     with pytest.raises(ValueError, match="there are two tools 'shout'; rename one"):
         load(COMMAND, user_tools=("shout",))
+
+
+def test_a_misspelt_name_of_a_tool_is_refused_with_the_nearest_ones():
+    before = children()
+    with pytest.raises(ValueError) as refusal:
+        load(COMMAND, tools=("shout", "add-up", "travl", "fly"))
+    assert str(refusal.value) == (
+        "tools.mcp.tools=('shout', 'add-up', 'travl', 'fly'): no server has 'add-up' (the nearest: "
+        "Add-Up), 'travl' (the nearest: travel), 'fly'; the servers have shout, Add-Up, travel, "
+        "hang, fail, die"
+    )
+    assert children() == before
+
+
+def test_a_server_of_which_no_tool_is_chosen_is_closed():
+    before = children()
+    idle = "from mcp.server.mcpserver import MCPServer as Server; Server('idle').run()"
+    made = load(COMMAND, f'{sys.executable} -c "{idle}"', tools=("shout",))
+    assert len(children() - before) == 1
+    close_tools(made)
+    assert children() == before
 
 
 ONE = {"properties": {"query": {"type": "string"}}, "required": ["query"]}

@@ -14,7 +14,10 @@ from rapo_jax.config import RolloutSettings
 from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.run.policy import load_policy
 from rapo_jax.sampling.tapes import segments, steps_without_retrieved
+from rapo_jax.text.observations import observation_ids
 from rapo_jax.text.protocol import Segment
+from rapo_jax.train.groups import read_traces
+from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.sft import (
     Examples,
     as_segments,
@@ -123,6 +126,32 @@ def test_a_buffer_trajectory_becomes_calls_and_observations_again(house, tapes):
         assert [(s.source, s.text) for s in found] == [(s.source, s.text) for s in row]
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        "<result>Ann</result>",
+        "<result> Ann</result>",
+        "<result>\nAnn\n</result>",
+        "<result>Ann</result>\n\n",
+        "<result> Ann</result>\n",
+    ],
+)
+def test_an_observation_of_another_agent_is_encoded_as_a_rollout_writes_it(house, result):
+    steps = [f"<think>a</think><search>q</search>{result}", "<answer>\\boxed{Ann}</answer>"]
+    row = as_segments(AgentTrajectory("id", "who ?", steps, 1.0, "test"))
+    found = encode_examples(house.tokens, [("who ?", row)], LIMITS, system="s")
+    ids = found.token_BT[0][found.source_BT[0] == Source.TOOL].tolist()
+    assert ids == observation_ids(house.tokens, "Ann", room=LIMITS.observation_tokens)
+
+
+def test_white_space_of_our_own_observations_is_kept(house):
+    row = [Segment(Source.POLICY, 0, "<search>q</search>"),
+           Segment(Source.TOOL, 0, "<result>  Ann \n</result>")]  # fmt: skip
+    found = encode_examples(house.tokens, [("who ?", row)], LIMITS, system="s")
+    ids = found.token_BT[0][found.source_BT[0] == Source.TOOL].tolist()
+    assert ids == observation_ids(house.tokens, " Ann \n", room=LIMITS.observation_tokens)
+
+
 def test_demonstrations_never_start_from_a_held_out_entity(branch):
     run = branch({"sft.examples": 64})
     shown = demonstrations(run)
@@ -190,3 +219,21 @@ def test_rows_too_short_for_the_demonstrations_are_named(branch, tmp_path):
     changes = {"sft.folder": str(tmp_path / "c"), "rollout.max_tokens": 22, "sft.examples": 16}
     with pytest.raises(ValueError, match="rollout.max_tokens=22: only 0 of 16.*raise it"):
         train_cold_start(branch(changes))
+
+
+@pytest.mark.parametrize("read", [read_traces, train_imitation])
+def test_a_buffer_whose_trajectories_are_all_too_long_names_the_key(branch, read):
+    run = branch({"method": "luffy" if read is read_traces else "sft", "rollout.max_tokens": 22})
+    with pytest.raises(ValueError, match="rollout.max_tokens=22: none of the 20 .*raise it"):
+        read(run)
+
+
+def test_trajectories_of_the_buffer_that_do_not_fit_are_counted(branch, capsys):
+    examples = read_traces(branch({"method": "luffy"})).examples
+    assert "[imitation] 20 of 20 trajectories of the buffer fit into" in capsys.readouterr().out
+    most = int(np.sort(examples.length_B)[9])
+    fit = int((examples.length_B <= most).sum())
+    kept = read_traces(branch({"method": "luffy", "rollout.max_tokens": most}, name="short"))
+    assert len(kept.examples.length_B) == fit < 20
+    line = f"[imitation] {fit} of 20 trajectories of the buffer fit into rollout.max_tokens={most}"
+    assert line in capsys.readouterr().out
