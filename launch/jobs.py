@@ -68,7 +68,7 @@ class Job:
             config = json.loads((self.workdir / "config.json").read_text())
             with (self.workdir / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-                steps = re.findall(rb'"step": ?(\d+)', file.read())
+                steps = re.findall(rb'"step": ?(\d+), ?"stage": ?"rl"', file.read())
             return min(1.0, int(steps[-1]) / config["rl"]["steps"])
         except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
             return 0.0
@@ -150,12 +150,20 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def _wait_for_lock(job: Job) -> None:
-    """Waits for the run of a killed sweep: it dies too, but may take seconds to."""
+def wait_for_lock(job: Job) -> None:
+    """Waits for the run of a killed sweep: it dies too, but may take seconds to.
+
+    On a file system without record locks it waits for nothing.
+    """
     path, deadline = job.workdir / ".lock", time.monotonic() + LOCK_S
     while path.exists():
-        with path.open("a") as file, contextlib.suppress(BlockingIOError, PermissionError):
-            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            with path.open("a") as file:
+                return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            pass
+        except OSError:  # the run prints that the folder cannot be locked
+            return
         if time.monotonic() > deadline:  # the new run says that another one is at work
             return
         time.sleep(0.2)
@@ -163,7 +171,7 @@ def _wait_for_lock(job: Job) -> None:
 
 def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
     job.workdir.parent.mkdir(parents=True, exist_ok=True)
-    _wait_for_lock(job)
+    wait_for_lock(job)
     with job.log.open("ab") as log:
         log.write(f"$ {shlex.join(line)}\n".encode())
         log.flush()

@@ -7,7 +7,8 @@ paper's statements hold.
 
 A study is a sweep (launch/sweep.py) in WORKDIR/runs, whose runs all studies share: what is finished
 is not run again, so the same command continues after an interruption, and a study takes the runs
-that another one has made. Flags --config.KEY=VALUE are passed to all runs.
+that another one has made. Flags --config.KEY=VALUE are passed to all runs. The configs of all named
+studies are checked before the first run starts.
 
 The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
 holds the numbers of every run. The exit status is 1 if a run failed, 2 if a config is not valid.
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sweep
 from jobs import ROOT, say, use_environment
+from variants import plan, setting, split
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> int:
@@ -31,22 +33,41 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     flags, passed = _read(arguments, {name: each.title for name, each in STUDIES.items()})
     names = list(STUDIES) if flags.study == "all" else [flags.study]
     common, _ = sweep.read_configs(flags.config, passed, {})
+    variants = {name: STUDIES[name].runs(common) for name in names}
+    for name, settings in variants.items():
+        _check_free(name, settings, passed)
+    sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
     status = 0
-    for name in names:
-        variants = STUDIES[name].runs(common)
-        seeds = f"--sweep=seed={flags.seeds}"
-        where = [f"--config={flags.config}", f"--workdir={flags.workdir / 'runs'}", seeds]
-        runs = [f"--run={settings}" for settings in variants.values()]
+    for name, each in sweeps.items():
         say(f"study {name}: {STUDIES[name].title}")
-        more = [f"--jobs={flags.jobs}", *(["--dry-run"] if flags.dry_run else [])]
-        status = max(status, sweep.main([*where, *runs, *more, *passed], program))
+        status = max(status, sweep.run_sweep(each, program))
         if not flags.dry_run:
-            _write(name, variants, flags, [*where[:1], *passed])
+            _write(name, variants[name], flags, [f"--config={flags.config}", *passed])
     return status
 
 
+def _check_free(name: str, variants: Mapping[str, str], passed: Sequence[str]) -> None:
+    """Refuses flags for keys that a study sets itself."""
+    taken = {key for each in variants.values() for key, _ in map(setting, split(each))} | {"seed"}
+    for flag in passed:
+        key, _ = setting(flag)
+        if key in taken:
+            remedy = "--seeds names them" if key == "seed" else "leave the flag out"
+            sweep.refuse(f"{flag}: the study {name} sets {key} itself; {remedy}")
+
+
+def _sweep_of(
+    variants: Mapping[str, str], flags: argparse.Namespace, passed: Sequence[str]
+) -> sweep.Sweep:
+    """The sweep of a study's variants, with all its configs checked."""
+    where = [f"--config={flags.config}", f"--workdir={flags.workdir / 'runs'}"]
+    runs = [f"--sweep=seed={flags.seeds}", *(f"--run={each}" for each in variants.values())]
+    more = [f"--jobs={flags.jobs}", *(["--dry-run"] if flags.dry_run else [])]
+    return sweep.read_sweep([*where, *runs, *more, *passed])
+
+
 def _write(
-    name: str, variants: dict[str, str], flags: argparse.Namespace, options: list[str]
+    name: str, variants: Mapping[str, str], flags: argparse.Namespace, options: list[str]
 ) -> None:
     """The page of a study, from its finished runs."""
     from rapo_jax.report.runs import load_run
@@ -56,8 +77,7 @@ def _write(
 
     study, folder = STUDIES[name], flags.output or flags.workdir / "pages"
     named = {
-        label: sweep.plan([f"seed={flags.seeds}"], [settings])
-        for label, settings in variants.items()
+        label: plan([f"seed={flags.seeds}"], [settings]) for label, settings in variants.items()
     }
     runs = {
         label: [load_run(flags.workdir / "runs" / run) for run in found]
@@ -91,6 +111,7 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
+    sweep.check_passed(passed)
     flags.workdir = flags.workdir.resolve()
     return flags, passed
 

@@ -13,7 +13,8 @@ stages=('rl','evaluate') is one setting.
 
 What the runs have in common, by the config's `stages`, is made once in WORKDIR/shared: a cold
 start, a Step-Trace Buffer, both or neither. A run that changes a value on which one of them depends
-makes its own. Every run's config is checked before anything starts; --dry-run checks them and
+makes its own, except for rollout.retrieved_tokens: a variant with room for longer traces begins at
+the same cold start. Every run's config is checked before anything starts; --dry-run checks them and
 prints the commands. Finished runs are skipped, so the same command continues after an interruption,
 and seeds or variants can be added later.
 
@@ -24,7 +25,6 @@ WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import shlex
@@ -34,9 +34,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from jobs import ROOT, Job, environment, run_jobs, say, use_environment
+from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
 
@@ -54,74 +55,23 @@ class Part(NamedTuple):
         return any(f"{key}.".startswith(f"{group}.") for key in keys for group in self.depends)
 
 
-AGENTS = ("task", "tokenizer", "prompt", "tools", "rollout.max_calls")
-"""Keys on which the trajectories of agents depend."""
+AGENTS = (
+    *("task", "tokenizer", "prompt", "tools", "rollout.max_calls"),
+    *("rollout.prompt_tokens", "rollout.observation_tokens", "rollout.max_tokens"),
+)
+"""Keys on which the trajectories of agents, or their tapes, depend."""
 PARTS = (
     Part("sft", "coldstart", (
         *("sft", "model", *AGENTS), *("optimizer.b1", "optimizer.b2", "optimizer.eps"),
     )),
     Part("buffer", "buffer", (
-        *("buffer", "model.folder", *AGENTS),
+        *("buffer", "model.folder", *AGENTS, "rollout.step_tokens"),
         *("retrieval.unit", "retrieval.mask", "retrieval.max_chars", "retrieval.encoder"),
-        *("retrieval.encoder_folder", "retrieval.width"),
+        *("retrieval.encoder_folder", "retrieval.encoder_tokens", "retrieval.width"),
     )),
 )  # fmt: skip
 Config: TypeAlias = dict[str, object]
 """Dotted key -> value."""
-
-
-def split(text: str) -> list[str]:
-    """The parts of `text` between commas outside brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        if character == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
-
-
-def setting(text: str) -> tuple[str, str]:
-    """`KEY=VALUE` as a pair."""
-    key, equals, value = text.partition("=")
-    key = key.strip().removeprefix("--").removeprefix("config.")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ValueError(f"{text!r} is not KEY=VALUE, such as rl.m=0.1")
-    return key, value.strip()
-
-
-def plan(sweeps: Sequence[str], variants: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The settings of each run by its name: a variant (slowest) with a value of each swept key."""
-    axes = [(key, split(values)) for key, values in map(setting, sweeps)]
-    explicit = [dict(map(setting, split(variant))) for variant in variants] or [{}]
-    swept = [key for key, _ in axes]
-    for key in swept:
-        if swept.count(key) > 1 or any(key in variant for variant in explicit):
-            raise ValueError(f"{key} is given twice: name each key in one --sweep or in --run")
-    runs: dict[str, dict[str, str]] = {}
-    for variant in explicit:
-        for values in itertools.product(*(values for _, values in axes)):
-            settings = variant | dict(zip(swept, values, strict=True))
-            name = name_of(settings)
-            if name in runs or name == "shared":
-                raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
-            runs[name] = settings
-    return runs
-
-
-def name_of(settings: dict[str, str]) -> str:
-    """A folder's name: the method, then the other settings, then the seed."""
-    order = sorted(settings, key=lambda key: (key != "method", key == "seed"))
-    parts = [settings[key] if key == "method" else f"{key}={settings[key]}" for key in order]
-    return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
 
 
 def make_jobs(
@@ -169,7 +119,8 @@ def read_configs(
     """The config of the flags for all runs, and that of each run, all checked.
 
     Raises:
-        SystemExit: with status 2, after a line for each run whose config cannot work.
+        SystemExit: with status 2, after a line for each run whose config cannot work, or one line
+            where the flags for all runs are the reason.
     """
     common = [setting(flag) for flag in passed]
     flags = [common, *([*common, *run.items()] for run in runs.values())]
@@ -181,7 +132,9 @@ def read_configs(
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.returncode)
-    (base, _), *read = json.loads(done.stdout)
+    (base, wrong_base), *read = json.loads(done.stdout)
+    if base is None or (wrong_base and read and all(error == wrong_base for _, error in read)):
+        refuse(wrong_base)
     wrong = [(name, error) for name, (_, error) in zip(runs, read, strict=True) if error]
     for name, error in wrong:
         print(f"error: run {name}: {error}", file=sys.stderr)
@@ -190,11 +143,50 @@ def read_configs(
     return base, [each for each, _ in read]
 
 
-def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
-    """Runs the sweep of these flags; returns the exit status."""
+def refuse(reason: object) -> NoReturn:
+    """Ends the script with a line that says which flag is wrong, and status 2."""
+    print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_passed(passed: Iterable[str]) -> None:
+    """Refuses flags that are no --config.KEY=VALUE."""
+    for flag in passed:
+        if not re.match(r"--config\.[\w.]+=", flag):
+            refuse(f"unknown flag {flag!r}; keys of the config are --config.KEY=VALUE")
+
+
+class Sweep(NamedTuple):
+    """A sweep whose flags and configs have been checked."""
+
+    flags: argparse.Namespace
+    passed: list[str]
+    """Flags for all runs."""
+    folder: Path
+    jobs: list[Job]
+    """That of the shared parts comes first, if there is one."""
+
+
+def read_sweep(arguments: Sequence[str]) -> Sweep:
+    """The sweep of these flags; nothing is written.
+
+    Raises:
+        SystemExit: with status 2, for a wrong flag or config.
+    """
     flags, passed, runs = _read(arguments)
     folder: Path = flags.workdir.resolve()
     jobs = make_jobs(folder, runs, *read_configs(flags.config, passed, runs))
+    return Sweep(flags, passed, folder, jobs)
+
+
+def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
+    """Runs the sweep of these flags; returns the exit status."""
+    return run_sweep(read_sweep(arguments), program)
+
+
+def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
+    """Runs what is not finished of a sweep and compares its runs; returns the exit status."""
+    flags, passed, folder, jobs = sweep
 
     def line_of(job: Job) -> list[str]:
         return command(job, flags.config, passed, program)
@@ -203,7 +195,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         for job in jobs:
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
-    _check_same_flags(folder, {"config": flags.config, "flags": passed})
+    _check_same_flags(folder, flags.config, passed)
     shared, failed = [job for job in jobs if job.name == "shared"], []
     jobs = jobs[len(shared) :]
     if not all(job.finished for job in shared):
@@ -239,28 +231,35 @@ def _read(
     add("--baseline", default="grpo", help="variant to compare the others with")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
-    for flag in passed:
-        if not re.match(r"--config\.[\w.]+=", flag):
-            parser.error(f"unknown flag {flag!r}; keys of the config are --config.KEY=VALUE")
+    check_passed(passed)
     if flags.jobs < 1:
-        parser.error(f"--jobs={flags.jobs}: at least one run at a time")
+        refuse(f"--jobs={flags.jobs}: at least one run at a time")
     try:
         runs = plan(flags.sweep, flags.run)
         for key in {setting(flag)[0] for flag in passed}:
             if any(key in run for run in runs.values()):
                 raise ValueError(f"{key} is given twice: as --config.{key} and in --sweep or --run")
     except ValueError as error:
-        parser.error(str(error))
+        refuse(error)
     return flags, passed, runs
 
 
-def _check_same_flags(folder: Path, flags: dict[str, object]) -> None:
+def _check_same_flags(folder: Path, config: str, passed: list[str]) -> None:
     """Writes the flags of all runs; refuses others than before, which would make runs unequal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "sweep.json"
-    if path.exists() and (before := json.loads(path.read_text())) != flags:
-        raise SystemExit(f"{folder} was started with {before}, not {flags}: use another --workdir")
-    path.write_text(json.dumps(flags) + "\n")
+    from rapo_jax.io.files import read_json, write_text
+
+    path, now = folder / "sweep.json", {"config": config, "flags": passed}
+    try:
+        before = read_json(path)
+    except ValueError as error:
+        refuse(error)
+    if before is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(now) + "\n")
+    elif before["config"] != config or dict(map(setting, before["flags"])) != dict(
+        map(setting, passed)
+    ):
+        raise SystemExit(f"{folder} was started with {before}, not {now}: use another --workdir")
 
 
 def _compare(workdirs: Sequence[Path], folder: Path, baseline: str) -> None:

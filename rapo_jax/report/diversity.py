@@ -35,8 +35,10 @@ def rollouts(path: Path) -> dict[str, Rollouts]:
 
     A rollout's text is what the policy and the tools wrote: a retrieved trace would count as
     diversity though the policy did not write it. The kind with more rollouts keeps an evenly spaced
-    part of them.
+    part of them. Nothing where there is no such file or it holds too few.
     """
+    if not path.is_file():
+        return {}
     from sklearn.decomposition import PCA
 
     kinds: dict[bool, list[tuple[str, float, int]]] = {kind: [] for kind in KINDS}
@@ -115,7 +117,8 @@ def collect(variants: Variants, names: Sequence[str]) -> Values:
 
 
 def draw(variants: Variants, values: Values, measures: Sequence[str], file: Path) -> None:
-    """The first run's rollouts on the plane of the first two principal components."""
-    runs = [run for runs in variants.values() for run in runs]
-    if runs and (kinds := _rollouts(runs[0].workdir / "trajectories.jsonl")):
-        draw_plane({kind: each.point_NC[:, :2] for kind, each in kinds.items()}, file)
+    """The rollouts of the first run that has some, on its first two principal components."""
+    for run in (run for runs in variants.values() for run in runs):
+        if kinds := _rollouts(run.workdir / "trajectories.jsonl"):
+            draw_plane({kind: each.point_NC[:, :2] for kind, each in kinds.items()}, file)
+            return

@@ -61,3 +61,34 @@ def test_an_unknown_study_is_refused_with_the_known_names(tmp_path, program, cap
 def test_a_failed_run_is_left_out_of_the_page_and_reported(tmp_path, program, capsys):
     assert studies.main(flags_of("dynamics", tmp_path / "w", "--seeds=7"), program) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config.rl.stepz=3"], "error: --config.rl.stepz: the config has no such key"),
+        (["--config=nope.py"], "error: --config=nope.py"),
+        (["--dryrun"], "error: unknown flag '--dryrun'"),
+        (["--config.rl.steps", "3"], "error: unknown flag '--config.rl.steps'"),
+        (["--config.seed=3"], "error: --config.seed=3: the study methods sets seed itself"),
+        (["--config.rl.m=0.3"], "error: --config.rl.m=0.3: the study retrieval sets rl.m itself"),
+        (["--config.buffer.keep=0"], "error: buffer.keep=0"),
+        (["--jobs=0"], "error: --jobs=0"),
+        (["--seeds=1,1"], "error: two runs would be called"),
+    ],
+)
+def test_a_wrong_flag_of_any_study_ends_with_one_line_and_2_before_anything_starts(
+    tmp_path, program, capfd, more, message
+):
+    with pytest.raises(SystemExit, match="^2$"):
+        studies.main(flags_of("all", tmp_path / "w", "--seeds=0", *more), program)
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith(message) and out == ""
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_study_of_diversity_writes_its_page_without_logged_trajectories(tmp_path, program):
+    folder = tmp_path / "w"
+    assert studies.main(flags_of("diversity", folder, "--seeds=0"), program) == 0
+    assert "not measured" in (folder / "pages" / "diversity.md").read_text()

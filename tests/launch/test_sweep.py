@@ -13,49 +13,10 @@ import pytest
 from tests.launch.sweeps import LAUNCH, PROGRAM, flags_of, load, sweep
 
 
-def names(sweeps, variants=()):
-    return list(sweep.plan(sweeps, variants))
-
-
 def job_of(workdir, **more):
     """A run that RL and what follows it make."""
     more = {"settings": {}, "stages": ("rl", "evaluate", "report")} | more
     return load("jobs").Job(workdir.name, workdir, **more)
-
-
-def test_sweeps_are_combined():
-    assert names(["method=grpo,rapo", "seed=0,1"]) == [
-        "grpo_seed=0", "grpo_seed=1", "rapo_seed=0", "rapo_seed=1",
-    ]  # fmt: skip
-
-
-def test_each_variant_is_combined_with_all_sweeps():
-    variants = ["method=grpo", "method=rapo, rl.m=0, rl.a=0"]
-    assert names(["seed=0,1"], variants) == [
-        "grpo_seed=0", "grpo_seed=1", "rapo_rl.m=0_rl.a=0_seed=0", "rapo_rl.m=0_rl.a=0_seed=1",
-    ]  # fmt: skip
-
-
-def test_commas_inside_brackets_and_quotes_do_not_separate():
-    assert sweep.split("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
-
-
-def test_a_name_is_safe_as_a_folder():
-    assert sweep.name_of({"x": "../a b;c", "seed": "0"}) == "x=..-a-b-c_seed=0"
-
-
-@pytest.mark.parametrize(
-    ("sweeps", "variants", "message"),
-    [
-        (["seed"], [], "not KEY=VALUE"),
-        (["seed=0", "seed=1"], [], "seed is given twice"),
-        (["seed=0"], ["seed=1"], "seed is given twice"),
-        (["seed=0,0"], [], "two runs would be called"),
-    ],
-)
-def test_a_contradictory_plan_is_refused(sweeps, variants, message):
-    with pytest.raises(ValueError, match=message):
-        sweep.plan(sweeps, variants)
 
 
 def test_a_sweep_shares_compares_and_continues_where_it_stopped(tmp_path, program, capsys):
@@ -121,6 +82,25 @@ def test_a_sweep_does_not_continue_with_other_common_flags(tmp_path, program):
     assert sweep.main(flags_of(tmp_path / "w", "--config.rl.m=0"), program) == 0
     with pytest.raises(SystemExit, match="was started with"):
         sweep.main(flags_of(tmp_path / "w", "--config.rl.m=1"), program)
+
+
+def test_a_sweep_continues_with_its_flags_in_another_order_and_leaves_sweep_json_as_it_is(
+    tmp_path, program
+):
+    common = ["--config.rl.m=0", "--config.rl.a=0"]
+    written = set()
+    for flags in (common, common[::-1]):
+        assert sweep.main(flags_of(tmp_path / "w", *flags), program) == 0
+        written.add((tmp_path / "w" / "sweep.json").stat().st_mtime_ns)
+    assert len(written) == 1
+
+
+def test_a_damaged_sweep_json_ends_with_a_line_that_names_it(tmp_path, program, capfd):
+    (tmp_path / "sweep.json").write_text("")
+    with pytest.raises(SystemExit, match="^2$"):
+        sweep.main(flags_of(tmp_path), program)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'sweep.json'}: cut off or damaged")
 
 
 def alive(pid):

@@ -46,6 +46,28 @@ def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder_unless_it_chan
     assert list(runs) == list(wanted)
 
 
+@pytest.mark.parametrize(
+    ("changed", "makes"),
+    [
+        ("retrieval.encoder_tokens", ("buffer",)),
+        ("rollout.step_tokens", ("buffer",)),
+        ("rollout.prompt_tokens", ("sft", "buffer")),
+        ("rollout.observation_tokens", ("sft", "buffer")),
+        ("rollout.max_tokens", ("sft", "buffer")),
+        ("rollout.retrieved_tokens", ()),
+    ],
+)
+def test_a_run_makes_what_its_token_limits_change(changed, makes):
+    stages = ("sft", "buffer", "rl")
+    common = {"stages": stages, "sft.folder": "", "buffer.folder": "", changed: 64}
+    config = common | {changed: 32}
+    *_, job = sweep.make_jobs(Path("/w"), {"x": {changed: "32"}}, common, [config])
+    assert job.stages == (*makes, "rl")
+    assert {key for key in job.settings if key.endswith(".folder")} == {
+        f"{stage}.folder" for stage in ("sft", "buffer") if stage not in makes
+    }
+
+
 def test_settings_of_a_run_or_the_caller_override_those_of_the_sweep(capsys):
     variants = ("--run=method=sft,stages=('sft','evaluate')", "--run=seed=3")
     runs = dry_run(capsys, TINY, "--config.buffer.folder=/b", *variants)
@@ -110,7 +132,7 @@ def test_a_user_task_is_refused_where_its_stages_need_a_scripted_agent(real_flag
     with pytest.raises(SystemExit, match="^2$"):
         sweep.main([*flags, "--workdir=/w"], program)
     out, err = capfd.readouterr()
-    assert "run seed=0: stages=('sft', 'rl'): task.name='one_task:TASK' has no demo" in err
+    assert "error: stages=('sft', 'rl'): task.name='one_task:TASK' has no demonstrations" in err
     assert out == ""
 
 

@@ -1,0 +1,61 @@
+"""The runs of a sweep: combinations of settings, and their names."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+
+def split(text: str) -> list[str]:
+    """The parts of `text` between commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def setting(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as a pair."""
+    key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("--").removeprefix("config.")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ValueError(f"{text!r} is not KEY=VALUE, such as rl.m=0.1")
+    return key, value.strip()
+
+
+def plan(sweeps: Sequence[str], variants: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The settings of each run by its name: a variant (slowest) with a value of each swept key."""
+    axes = [(key, split(values)) for key, values in map(setting, sweeps)]
+    explicit = [dict(map(setting, split(variant))) for variant in variants] or [{}]
+    swept = [key for key, _ in axes]
+    for key in swept:
+        if swept.count(key) > 1 or any(key in variant for variant in explicit):
+            raise ValueError(f"{key} is given twice: name each key in one --sweep or in --run")
+    runs: dict[str, dict[str, str]] = {}
+    for variant in explicit:
+        for values in itertools.product(*(values for _, values in axes)):
+            settings = variant | dict(zip(swept, values, strict=True))
+            name = name_of(settings)
+            if name in runs or name == "shared":
+                raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
+            runs[name] = settings
+    return runs
+
+
+def name_of(settings: dict[str, str]) -> str:
+    """A folder's name: the method, then the other settings, then the seed."""
+    order = sorted(settings, key=lambda key: (key != "method", key == "seed"))
+    parts = [settings[key] if key == "method" else f"{key}={settings[key]}" for key in order]
+    return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
