@@ -167,8 +167,8 @@ def load_guest(run: Run, folder: Path) -> Guest:
         )
         params = read_folder(model, run.mesh, dtype=model.dtype)
         return _guest(run, model, folder, params)
-    settings = _settings_of(config)
-    if settings is not None and settings.model != run.settings.model:
+    settings = _settings_of(config) if config else _settings_of_cold_start(run, folder)
+    if settings is not None and _needs_program(run, settings, folder):
         weights = newest_weights(settings, folder)
         params = weights.load(run.mesh, dtype=weights.model.dtype)
         return _guest(run, weights.model, tokenizer_folder(settings, folder), params)
@@ -216,10 +216,30 @@ def _config_of(folder: Path) -> dict[str, Json]:
     return config if isinstance(config, dict) else {}
 
 
+def _needs_program(run: Run, settings: Settings, folder: Path) -> bool:
+    """Whether the policy of these settings has another shape or another tokenizer than the run."""
+    if settings.model != run.settings.model:
+        return True
+    tokens = load_tokens(tokenizer_folder(settings, folder), user_tools=run.tokens.user_tools)
+    return tokens.fingerprint != run.tokens.fingerprint
+
+
+def _settings_of_cold_start(run: Run, folder: Path) -> Settings | None:
+    """The run's settings with the cold start in `folder`; None where it has no tokenizer."""
+    s, made = run.settings, folder / "tokenizer"
+    if not made.is_dir():
+        return None
+    return dataclasses.replace(
+        s,
+        sft=dataclasses.replace(s.sft, folder=str(folder)),
+        tokenizer=dataclasses.replace(s.tokenizer, folder=str(made)),
+    )
+
+
 def _settings_of(config: dict[str, Json]) -> Settings | None:
     """Settings of another run; None where they cannot be read, as those of an older version."""
     known = {key: value for key, value in config.items() if key not in NOTES}
     try:
-        return read_settings(known | {"stages": ["report"]}) if config else None
+        return read_settings(known | {"stages": ["report"]})
     except ValueError:
         return None

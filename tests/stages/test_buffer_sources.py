@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -162,6 +163,41 @@ def test_what_is_there_of_a_finished_policy_loads_no_weights_also_with_other_key
 def test_a_workdir_that_says_nothing_of_another_model_is_sampled_as_the_runs_own(trunk):
     guest = load_guest(trunk, trunk.cold_start)
     assert guest.sampler is trunk.sampler and guest.tokens is trunk.tokens
+
+
+def other_tokenizer(trunk, folder, *, config):
+    """A cold start with the trunk's weights and the ids of two words swapped, or its workdir."""
+    made = folder / "coldstart" if config else folder
+    shutil.copytree(trunk.cold_start, made)
+    path = made / "tokenizer" / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    vocab = spec["model"]["vocab"]
+    vocab[-1], vocab[-2] = vocab[-2:]
+    path.write_text(json.dumps(spec))
+    if config:
+        shutil.copytree(made / "checkpoints", folder / "checkpoints")
+        stored = json.loads(json.dumps(dataclasses.asdict(trunk.settings)))
+        stored["sft"]["folder"] = ""
+        (folder / "config.json").write_text(json.dumps(stored))
+    return load_tokens(made / "tokenizer")
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_a_policy_of_the_same_shape_and_another_tokenizer_is_sampled_with_its_own(
+    trunk, tmp_path, config
+):
+    tokens = other_tokenizer(trunk, tmp_path / "other", config=config)
+    assert tokens.fingerprint != trunk.tokens.fingerprint
+    guest = load_guest(trunk, tmp_path / "other")
+    assert guest.tokens.fingerprint == tokens.fingerprint
+    assert guest.sampler is not trunk.sampler
+
+
+def test_a_workdir_with_the_runs_tokenizer_is_sampled_by_the_runs_own_program(trunk, tmp_path):
+    other_tokenizer(trunk, tmp_path / "other", config=True)
+    folder = tmp_path / "other" / "coldstart" / "tokenizer"
+    shutil.copytree(trunk.cold_start / "tokenizer", folder, dirs_exist_ok=True)
+    assert load_guest(trunk, tmp_path / "other").sampler is trunk.sampler
 
 
 def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weights(
