@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -38,6 +39,14 @@ IGNORED_KEYS = (
 Interval = tuple[float, float, float]
 """Mean, lower and upper bound."""
 Measure = Callable[[Run], float | None]
+
+STEP_COSTS: tuple[Measure, ...] = (
+    lambda run: step_cost(run).tokens,
+    lambda run: step_cost(run).calls,
+    lambda run: step_cost(run).cpu,
+    lambda run: step_cost(run).seconds,
+)
+"""Of the fields of a StepCost, in their order."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def _at_least_cost(runs: Sequence[Run], curve_of: Callable[[Run], Points]) -> Me
     """
     ended = [curve_of(run)[0] for run in runs if accuracy(run) is not None]
     least = min((costs[-1] for costs in ended if costs.size and costs[-1] > 0), default=None)
-    return lambda run: None if accuracy(run) is None else value_at(curve_of(run), least)
+    return lambda run: value_at(curve_of(run), least)
 
 
 def _summary(
@@ -174,10 +183,14 @@ def _summary(
     """`measures` are the final accuracies and those at equal costs; `base` the baseline's."""
     final, hidden, at_cpu, at_tokens = ours = [by_seed(runs, measure) for measure in measures]
     gap, hidden_gap, cpu_gap, tokens_gap = map(_difference, ours, base)
+
+    def mean_of(measure: Measure) -> float | None:
+        return _mean(by_seed(runs, measure).values())
+
     return Summary(
         label=label,
         seeds=tuple(sorted(final)),
-        accuracy_before=_mean([accuracy(run, "before") for run in runs]),
+        accuracy_before=mean_of(partial(accuracy, when="before")),
         accuracy=_mean(final.values()),
         accuracy_std=_std(final.values()),
         hidden=_mean(hidden.values()),
@@ -190,14 +203,31 @@ def _summary(
         equal_cpu_difference=cpu_gap,
         equal_tokens=_mean(at_tokens.values()),
         equal_tokens_difference=tokens_gap,
-        step=StepCost(*map(_mean, zip(*map(step_cost, runs), strict=True))),
-        cpu_seconds=_mean(map(cpu_seconds, runs)),
+        step=StepCost(*map(mean_of, STEP_COSTS)),
+        cpu_seconds=mean_of(cpu_seconds),
     )
 
 
-def by_seed(runs: Sequence[Run], value: Measure) -> dict[int, float]:
-    """Seed -> value(run), for runs that have both."""
-    return {run.seed: x for run in runs if run.seed is not None and (x := value(run)) is not None}
+def by_seed(runs: Iterable[Run], value: Measure) -> dict[int, float]:
+    """Seed -> value(run), of the runs with a final evaluation; the mean where a seed has several.
+
+    Runs that have no seed or no such value are left out.
+    """
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        if run.seed is not None and accuracy(run) is not None and (x := value(run)) is not None:
+            values.setdefault(run.seed, []).append(x)
+    return {seed: float(np.mean(each)) for seed, each in values.items()}
+
+
+def repeated_seeds(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """A line for each seed of which a variant has several finished runs: they count as one."""
+    return [
+        f"{label}: {count} runs of seed {seed} count as one, with their mean"
+        for label, runs in groups.items()
+        for seed, count in Counter(run.seed for run in runs if accuracy(run) is not None).items()
+        if seed is not None and count > 1
+    ]
 
 
 def _difference(
@@ -209,10 +239,9 @@ def _difference(
     return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds], confidence)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the known values."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return float(np.mean(values)) if values else None
 
 
 def _std(values: Iterable[float]) -> float | None:

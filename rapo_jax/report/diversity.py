@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.report.runs import as_number, parse_line
+from rapo_jax.report.runs import accuracy, as_number, parse_line
 from rapo_jax.report.studies import Values, Variants
 from rapo_jax.report.study_pictures import draw_plane
 from rapo_jax.report.trajectories import segments_of
@@ -91,7 +91,7 @@ def radius_of(point_NC: np.ndarray) -> float:
 
 
 def collect(variants: Variants, names: Sequence[str]) -> Values:
-    """Clusters, variance, reward and length of the two kinds of each run's rollouts, by seed.
+    """Clusters, variance, reward and length of both kinds of each finished run's rollouts, by seed.
 
     Both kinds of a run are clustered with one radius, the mean of theirs, and each alone: taken
     together, equal answers to a question would make it smaller than any cluster of one kind.
@@ -100,8 +100,10 @@ def collect(variants: Variants, names: Sequence[str]) -> Values:
         kind: {name: {} for name in names} for kind in KINDS.values()
     }
     for run in (run for runs in variants.values() for run in runs):
+        if run.seed is None or accuracy(run) is None:
+            continue
         kinds = _rollouts(run.workdir / "trajectories.jsonl")
-        if run.seed is None or not kinds:
+        if not kinds:
             continue
         radius = float(np.mean([radius_of(each.point_NC) for each in kinds.values()]))
         for kind, each in kinds.items():

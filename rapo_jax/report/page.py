@@ -16,7 +16,15 @@ from pathlib import Path
 
 from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
-from rapo_jax.report.compare import BASELINE, Summary, by_seed, group_runs, settings_of, summarise
+from rapo_jax.report.compare import (
+    BASELINE,
+    Summary,
+    by_seed,
+    group_runs,
+    repeated_seeds,
+    settings_of,
+    summarise,
+)
 from rapo_jax.report.curves import Groups
 from rapo_jax.report.origins import origin_table
 from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
@@ -66,7 +74,7 @@ def render(runs: Sequence[Run], *, baseline: str) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
-        notes=[note for run in runs for note in run.notes],
+        notes=[*(note for run in runs for note in run.notes), *repeated_seeds(groups)],
         summaries=summaries,
         columns=columns(baseline),
         comparison=[cells(each, baseline) for each in summaries],

@@ -104,7 +104,7 @@ MEASURES = {
 
 
 def measured(variants: Variants, names: Sequence[str]) -> Values:
-    """The named measures of each variant's runs by seed, where a run has them."""
+    """The named measures of each variant's finished runs by seed, where a run has them."""
     of = {name: found for name in names if (found := MEASURES[name].of) is not None}
     return {
         label: {name: by_seed(runs, each) for name, each in of.items()}
@@ -128,17 +128,15 @@ def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str)
 
 
 def _spent(curve_of: Callable[[Run], Points], run: Run) -> float | None:
-    """What a finished run had spent at its last evaluation during training."""
+    """What a run had spent at its last evaluation during training."""
     costs, _ = curve_of(run)
-    return float(costs[-1]) if costs.size and accuracy(run) is not None else None
+    return float(costs[-1]) if costs.size else None
 
 
 def _accuracy_at(
     curve_of: Callable[[Run], Points], spent: Mapping[int, float], run: Run
 ) -> float | None:
-    if run.seed is None or accuracy(run) is None:
-        return None
-    return value_at(curve_of(run), spent.get(run.seed))
+    return None if run.seed is None else value_at(curve_of(run), spent.get(run.seed))
 
 
 class Difference(NamedTuple):

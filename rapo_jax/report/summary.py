@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapo_jax.report.compare import Interval, Summary, group_runs, summarise
+from rapo_jax.report.compare import Interval, Summary, group_runs, repeated_seeds, summarise
 from rapo_jax.report.runs import load_run
 from rapo_jax.suites.table import markdown_table
 
@@ -21,10 +21,20 @@ COLUMNS = (
 
 
 def write_summary(workdirs: Sequence[Path], folder: Path, *, baseline: str) -> str:
-    """Writes summary.md and summary.json about the runs into `folder`; returns the table."""
-    summaries = summarise(group_runs([load_run(workdir) for workdir in workdirs]), baseline)
+    """Writes summary.md and summary.json of the runs into `folder`; returns the text of the former.
+
+    Notes follow the table where seeds are repeated or no variant is the baseline.
+    """
+    groups = group_runs([load_run(workdir) for workdir in workdirs])
+    summaries = summarise(groups, baseline)
     rows = [cells(each, baseline) for each in summaries]
     table = markdown_table(columns(baseline), rows) + "\n"
+    notes = repeated_seeds(groups)
+    if len(groups) > 1 and baseline not in groups:
+        there = ", ".join(map(repr, groups))
+        problem = f"No variant is called {baseline!r}, so there are no differences; there are: "
+        notes.insert(0, problem + there)
+    table += "".join(f"\n{note}.\n" for note in notes)
     (folder / "summary.md").write_text(table, encoding="utf-8")
     document = {"baseline": baseline, "variants": [_plain(each) for each in summaries]}
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)

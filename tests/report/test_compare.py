@@ -195,5 +195,31 @@ def test_a_run_that_is_not_finished_does_not_decide_the_equal_cpu_time(make_run)
     assert summary.equal_cpu == pytest.approx(0.54)  # before step 4, .5 + .01 * 4
 
 
+def test_a_run_that_is_not_finished_is_in_no_mean(make_run):
+    begun = make_run("b", seed=1, steps=2, cpu=9.0, rl={"steps": 4})
+    result = json.loads((begun / "result.json").read_text())
+    (begun / "result.json").write_text(json.dumps(result | {"accuracy_after": None}))
+    whole, both = (
+        summarise(groups_of(*workdirs))[0]
+        for workdirs in ([make_run("a", cpu=1.0)], [begun.with_name("a"), begun])
+    )
+    assert (both.cpu_seconds, both.step, both.accuracy_before) == (
+        whole.cpu_seconds, whole.step, whole.accuracy_before,
+    )  # fmt: skip
+
+
+def test_equal_seeds_of_a_variant_count_once_with_their_mean_whatever_their_order(make_run):
+    workdirs = [
+        make_run("a", seed=0, after=0.2, cpu=1.0),
+        make_run("b", seed=0, after=0.8, cpu=2.0),
+        make_run("c", seed=1, after=0.6, cpu=3.0),
+    ]
+    (summary,) = summaries = summarise(groups_of(*workdirs))
+    assert summaries == summarise(groups_of(*workdirs[::-1]))
+    assert summary.seeds == (0, 1) and summary.accuracy == pytest.approx(0.55)
+    assert summary.step.cpu == pytest.approx((1.5 + 3) / 2)
+    assert summary.cpu_seconds == pytest.approx(4 * (1.5 + 3) / 2)
+
+
 def test_nothing_to_summarise_is_no_error():
     assert summarise({}) == []

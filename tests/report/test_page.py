@@ -126,6 +126,11 @@ def test_whatever_is_missing_is_named_on_the_page(make_run, tmp_path):
         assert words in text
 
 
+def test_runs_of_one_seed_and_variant_are_named_on_the_page(make_run, tmp_path):
+    page = page_of([make_run("a"), make_run("b")], tmp_path)
+    assert "rapo: 2 runs of seed 0 count as one, with their mean" in page
+
+
 def test_held_out_samples_are_shown_beside_the_trajectories(make_run, tmp_path):
     run = make_run("watched")
     samples = [{"step": step, "stage": "heldout", "question_id": "h1", "question": "Who?",

@@ -74,6 +74,14 @@ def test_measures_are_those_of_the_runs_by_seed(write_run, tmp_path):
     assert values["tokens"] == {}  # the made runs have no such metric
 
 
+def test_a_run_without_a_final_accuracy_has_no_measures(write_run, tmp_path):
+    failed = write_run(tmp_path / "failed", steps=1)
+    (failed / "result.json").unlink()
+    whole = write_run(tmp_path / "whole", seed=1)
+    values = measured({"x": [load_run(failed), load_run(whole)]}, ("reward", "rollout_s", "cpu_s"))
+    assert values == {"x": {"reward": {1: 4}, "rollout_s": {1: 0.5}, "cpu_s": {1: 1}}}
+
+
 def test_accuracies_are_compared_at_what_the_baselines_run_of_the_same_seed_had_spent(
     write_run, tmp_path
 ):
@@ -207,3 +215,15 @@ def test_both_kinds_are_compared_on_equally_many_rollouts(tmp_path):
 def test_a_run_with_too_few_logged_rollouts_has_no_clusters(tmp_path):
     write_rollouts(tmp_path / "few.jsonl", {False: ["a", "b"], True: ["c"]})
     assert not diversity.rollouts(tmp_path / "few.jsonl")
+
+
+def test_runs_without_logged_trajectories_or_an_end_have_no_clusters(write_run, tmp_path):
+    unlogged, failed = (write_run(tmp_path / name) for name in ("unlogged", "failed"))
+    (unlogged / "trajectories.jsonl").unlink()
+    texts = [f"text {i} {i * i}" for i in range(20)]
+    write_rollouts(failed / "trajectories.jsonl", {False: texts, True: texts})
+    (failed / "result.json").unlink()
+    runs = [load_run(folder) for folder in (tmp_path / "none", unlogged, failed)]
+    values = diversity.collect({"RAPO": runs}, ("clusters",))
+    assert values == {kind: {"clusters": {}} for kind in diversity.KINDS.values()}
+    diversity.draw({"RAPO": runs}, values, (), tmp_path / "plane.svg")

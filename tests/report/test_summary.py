@@ -70,6 +70,18 @@ def test_one_seed_has_no_interval_and_a_missing_baseline_no_difference(make_run,
     assert json.loads((tmp_path / "summary.json").read_text())["variants"][1]["difference"] is None
 
 
+def test_a_baseline_that_no_variant_has_and_repeated_seeds_are_named_under_the_table(
+    make_run, tmp_path
+):
+    workdirs = [make_run("g", method="grpo"), make_run("r0"), make_run("r1"), make_run("r2")]
+    text = write_summary(workdirs, tmp_path, baseline="gpro")
+    assert text == (tmp_path / "summary.md").read_text()
+    assert text.endswith(
+        "\n\nNo variant is called 'gpro', so there are no differences; there are: 'grpo', 'rapo'.\n"
+        "\nrapo: 3 runs of seed 0 count as one, with their mean.\n"
+    )
+
+
 def test_numbers_read_as_people_write_them():
     assert points(-0.0123) == "−1.2"
     assert points(float("nan")) == "–"
