@@ -38,7 +38,7 @@ def build_buffer(run: Run) -> Manifest:
     check_metric(s.task.metric)
     imported = import_files(run)
     sample_others = sample_agents(run)
-    return on_first(lambda: _build(run, imported, sample_others(), started))
+    return on_first(lambda: _build(run, imported, sample_others(), started), at_length=True)
 
 
 def _build(run: Run, imported: Imported | None, sampled: Sampling, started: float) -> Manifest:
