@@ -34,7 +34,8 @@ def check_cold_start(run: Run) -> dict[str, float]:
     gates = on_first(lambda: read_json(path, default={}))
     if missing := measures.keys() - gates.keys():
         params = load_policy(run, run.cold_start)
-        gates |= {name: measures[name](run, params) for name in measures if name in missing}
+        for name in sorted(missing):
+            gates[name] = measures[name](run, params)
         if is_first():
             write_json(path, gates)
     shown = {"one_hop": "one-hop accuracy", "follow": "retrieved steps followed"}

@@ -216,7 +216,7 @@ def test_ten_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeyp
         "run_stages",
         "_rl",
         "check_cold_start",
-        "evaluate",
+        "follow_rate",
         "sample",
         "from_python",
     ]
