@@ -11,19 +11,24 @@ that another one has made. Flags --config.KEY=VALUE are passed to all runs. The 
 studies are checked before the first run starts.
 
 The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
-holds the numbers of every run. The exit status is 1 if a run failed, 2 if a config is not valid.
+holds the numbers of every run. Where NAME.json is there already, its numbers of other seeds stay in
+the page: seeds can be added later, and on another machine. --pages-only writes the pages of the
+finished runs and runs nothing. The exit status is 1 if a run failed, 2 if a config is not valid.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sweep
 from jobs import ROOT, say, use_environment
 from variants import plan, setting, split
+
+if TYPE_CHECKING:
+    from rapo_jax.report.study_pages import Numbers
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> int:
@@ -37,12 +42,17 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, settings in variants.items():
         _check_free(name, settings, passed)
     sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
+    options = [f"--config={flags.config}".replace(f"{ROOT}/", ""), *passed]
+    folder = flags.output or flags.workdir / "pages"
+    for name in names:
+        _earlier(name, folder, options)
     status = 0
     for name, each in sweeps.items():
         say(f"study {name}: {STUDIES[name].title}")
-        status = max(status, sweep.run_sweep(each, program))
+        if not flags.pages_only:
+            status = max(status, sweep.run_sweep(each, program))
         if not flags.dry_run:
-            _write(name, variants[name], flags, [f"--config={flags.config}", *passed])
+            _write(name, variants[name], flags, folder, options)
     return status
 
 
@@ -66,16 +76,30 @@ def _sweep_of(
     return sweep.read_sweep([*where, *runs, *more, *passed])
 
 
+def _earlier(name: str, folder: Path, options: Sequence[str]) -> Numbers | None:
+    """The numbers of the page that is there already, refused where they are of other options."""
+    from rapo_jax.report.study_pages import read_numbers
+
+    try:
+        return read_numbers(folder / f"{name}.json", options)
+    except ValueError as error:
+        sweep.refuse(str(error))
+
+
 def _write(
-    name: str, variants: Mapping[str, str], flags: argparse.Namespace, options: list[str]
+    name: str,
+    variants: Mapping[str, str],
+    flags: argparse.Namespace,
+    folder: Path,
+    options: Sequence[str],
 ) -> None:
-    """The page of a study, from its finished runs."""
+    """The page of a study, from its finished runs and the numbers of earlier seeds."""
     from rapo_jax.report.runs import load_run
     from rapo_jax.report.studies import measured
-    from rapo_jax.report.study_pages import write_page
+    from rapo_jax.report.study_pages import joined, numbers_of, write_page
     from rapo_jax.report.study_table import STUDIES
 
-    study, folder = STUDIES[name], flags.output or flags.workdir / "pages"
+    study = STUDIES[name]
     named = {
         label: plan([f"seed={flags.seeds}"], [settings]) for label, settings in variants.items()
     }
@@ -84,13 +108,12 @@ def _write(
         for label, found in named.items()
     }
     values = (study.collect or measured)(runs, study.measures)
+    seeds = [int(seed) for seed in split(flags.seeds)]
+    every = [run for found in runs.values() for run in found]
+    numbers = joined(numbers_of(options, seeds, every, values), _earlier(name, folder, options))
     folder.mkdir(parents=True, exist_ok=True)
-    study.draw(runs, values, study.measures, folder / f"{name}.svg")
-    shown = [option.replace(f"{ROOT}/", "") for option in options]
-    command = ["python", "launch/studies.py", name, "--workdir=WORKDIR", *shown]
-    command.append(f"--seeds={flags.seeds}")
-    every = [run for found in runs.values() for run in found if run.holds_anything()]
-    say("\n" + write_page(name, study, values, every, folder, command=shlex.join(command)))
+    study.draw(runs, numbers.values, study.measures, folder / f"{name}.svg")
+    say("\n" + write_page(name, study, numbers, folder))
     say(f"page: {folder / f'{name}.md'}")
 
 
@@ -109,6 +132,7 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
+    add("--pages-only", action="store_true", help="run nothing: pages of the runs that are there")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     sweep.check_passed(passed)

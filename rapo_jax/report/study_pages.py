@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +18,74 @@ from rapo_jax.suites.table import markdown_table
 DASH = "–"
 
 
-def write_page(
-    name: str, study: Study, values: Values, runs: Sequence[Run], folder: Path, *, command: str
-) -> str:
+class Numbers(NamedTuple):
+    """What the page of a study is made of; NAME.json holds it."""
+
+    options: tuple[str, ...]
+    """Flags of all runs."""
+    seeds: tuple[int, ...]
+    commits: tuple[str, ...]
+    values: Values
+
+
+def numbers_of(
+    options: Sequence[str], seeds: Sequence[int], runs: Sequence[Run], values: Values
+) -> Numbers:
+    """The numbers of `runs`."""
+    commits = {str(run.config.get("commit", "unknown"))[:7] for run in runs if run.holds_anything()}
+    return Numbers(tuple(options), tuple(seeds), tuple(sorted(commits)), values)
+
+
+def read_numbers(file: Path, options: Sequence[str]) -> Numbers | None:
+    """The numbers of a page that is there already, None without one.
+
+    ValueError where they are of other options than `options`, or cannot be read.
+    """
+    remedy = "choose another --output, or move the file away"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        values = {
+            label: {
+                name: {int(seed): float(x) for seed, x in of.items()} for name, of in each.items()
+            }
+            for label, each in found["values"].items()
+        }
+        seeds = tuple(map(int, found["seeds"]))
+        old = Numbers(tuple(found["options"]), seeds, tuple(found["commits"]), values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file}: not the numbers of a study ({error!r}); {remedy}") from error
+    if old.options != tuple(options):
+        was, now = (shlex.join(each) or "no flags" for each in (old.options, options))
+        raise ValueError(f"{file} is of {was}, this study of {now}; {remedy}")
+    return old
+
+
+def joined(new: Numbers, old: Numbers | None) -> Numbers:
+    """`new`, and from `old` the values of seeds that `new` does not have."""
+    if old is None:
+        return new
+    values = {
+        label: {
+            name: {**old.values.get(label, {}).get(name, {}), **by_seed}
+            for name, by_seed in of.items()
+        }
+        for label, of in new.values.items()
+    }
+    seeds = tuple(sorted({*new.seeds, *old.seeds}))
+    return Numbers(new.options, seeds, tuple(sorted({*new.commits, *old.commits})), values)
+
+
+def write_page(name: str, study: Study, numbers: Numbers, folder: Path) -> str:
     """Writes NAME.md and NAME.json into `folder`, beside the picture NAME.svg; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    commits = sorted({str(run.config.get("commit", "unknown"))[:7] for run in runs})
+    seeds, values = ",".join(map(str, numbers.seeds)), numbers.values
+    command = [name, "--workdir=WORKDIR", *numbers.options, f"--seeds={seeds}"]
     parts = [
         f"# {study.title} ({study.source})",
-        f"`{command}`",
-        f"Commit of the runs: {', '.join(commits)}. Mean ± standard deviation over seeds; "
+        f"`{shlex.join(['python', 'launch/studies.py', *command])}`",
+        f"Commit of the runs: {', '.join(numbers.commits)}. Mean ± standard deviation over seeds; "
         "differences are paired by\nseed, with 95 % t intervals; *detectable* is the smallest true "
         "difference that so many seeds show with\npower 0.8.",
         table(study, values),
@@ -36,8 +96,7 @@ def write_page(
         parts += ["## Statements of the paper", claims_table(study, values)]
     page = "\n\n".join(parts) + "\n"
     (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    document = {"study": name, "command": command, "commits": commits, "values": values}
-    text = json.dumps(document, indent=1, ensure_ascii=False)
+    text = json.dumps({"study": name, **numbers._asdict()}, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return page
 

@@ -59,7 +59,8 @@ def draw_curves(variants: Variants, values: Values, measures: Sequence[str], fil
     """Reward and entropy of each variant by RL step, mean over seeds, band of one deviation."""
     with picture(file, width=9, height=3.4) as figure:
         for axes, (key, name) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
-            draw_lines(axes, mean_lines(variants, partial(series, key=key)), list(variants))
+            labels = [f"{label}, {len(runs)} seeds" for label, runs in variants.items()]
+            draw_lines(axes, mean_lines(variants, partial(series, key=key)), labels)
             axes.set(title=name, xlabel="RL step")
             axes.grid(alpha=0.3)
             if axes.lines:

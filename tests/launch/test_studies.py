@@ -43,6 +43,38 @@ def test_pages_can_be_written_elsewhere(tmp_path, program):
     assert (tmp_path / "docs" / "dynamics.md").exists()
 
 
+def test_seeds_of_another_workdir_join_the_page(tmp_path, program):
+    output = f"--output={tmp_path / 'docs'}"
+    for seed in ("0", "1"):
+        flags = flags_of("noise", tmp_path / seed, f"--seeds={seed}", output)
+        assert studies.main(flags, program) == 0
+    page = (tmp_path / "docs" / "noise.md").read_text()
+    assert "--seeds=0,1`" in page and "| RAPO | 2 | 60.5 ± 0.7 | +10.0 [+10.0, +10.0] |" in page
+
+
+def test_a_page_of_other_options_is_not_mixed_with_this_studys_runs(tmp_path, program, capsys):
+    output = f"--output={tmp_path / 'docs'}"
+    assert studies.main(flags_of("noise", tmp_path / "x", "--seeds=0", output), program) == 0
+    before = (tmp_path / "docs" / "noise.json").read_bytes()
+    with pytest.raises(SystemExit, match="^2$"):
+        more = ("--seeds=1", output, "--config.rl.steps=3")
+        studies.main(flags_of("noise", tmp_path / "y", *more), program)
+    assert "choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "docs" / "noise.json").read_bytes() == before
+    assert not (tmp_path / "y").exists()
+
+
+def test_pages_only_writes_the_page_of_what_has_run(tmp_path, program):
+    folder = tmp_path / "w"
+    assert studies.main(flags_of("dynamics", folder, "--seeds=0"), program) == 0
+    order = (folder / "runs" / "order").read_text()
+    assert studies.main(flags_of("noise", folder, "--seeds=0", "--pages-only"), program) == 0
+    assert (folder / "runs" / "order").read_text() == order
+    values = json.loads((folder / "pages" / "noise.json").read_text())["values"]
+    assert values["RAPO"]["accuracy"] == {"0": 0.6}
+    assert values["20% random traces"]["accuracy"] == {}
+
+
 def test_a_dry_run_checks_and_prints_and_writes_nothing(tmp_path, program, capsys):
     folder = tmp_path / "w"
     assert studies.main(flags_of("all", folder, "--seeds=0", "--dry-run"), program) == 0

@@ -21,7 +21,13 @@ from rapo_jax.report.studies import (
     verdict,
     with_equal_costs,
 )
-from rapo_jax.report.study_pages import write_page
+from rapo_jax.report.study_pages import (
+    Numbers,
+    joined,
+    numbers_of,
+    read_numbers,
+    write_page,
+)
 from rapo_jax.report.study_pictures import draw_curves, draw_variants
 from rapo_jax.report.study_table import STUDIES
 
@@ -115,19 +121,38 @@ def page_of(write_run, tmp_path, draw=draw_variants):
     values = measured(runs, study.measures)
     draw(runs, values, study.measures, tmp_path / "two.svg")
     every = [run for each in runs.values() for run in each]
-    page = write_page("two", study, values, every, tmp_path, command="python launch/studies.py two")
+    numbers = numbers_of(["--config.rl.m=0.2"], [0, 1], every, values)
+    page = write_page("two", study, numbers, tmp_path)
     return page, tmp_path
 
 
 def test_a_page_has_the_command_the_table_the_picture_and_the_verdicts(write_run, tmp_path):
     page, folder = page_of(write_run, tmp_path)
     assert (folder / "two.md").read_text() == page
-    assert "`python launch/studies.py two`" in page and "![Two variants](two.svg)" in page
+    assert "`python launch/studies.py two --workdir=WORKDIR --config.rl.m=0.2 --seeds=0,1`" in page
+    assert "![Two variants](two.svg)" in page
     assert "| a | 2 | 70.5 ± 0.7 | 1.00 ± 0.00 | +20.0 [+20.0, +20.0] | 0.0 |" in page
     assert "| b | 2 | 50.5 ± 0.7 | 1.00 ± 0.00 |  |  |" in page
     assert "| a is better | held-out accuracy, % | a − b | +20.0 [+20.0, +20.0] | holds |" in page
-    numbers = json.loads((folder / "two.json").read_text())
-    assert numbers["values"]["a"]["accuracy"] == pytest.approx({"0": 0.7, "1": 0.71})
+    numbers = read_numbers(folder / "two.json", ["--config.rl.m=0.2"])
+    assert numbers.values["a"]["accuracy"] == pytest.approx({0: 0.7, 1: 0.71})
+
+
+def test_a_measurement_replaces_an_earlier_one_of_the_same_seed_and_joins_those_of_others():
+    old = Numbers((), (0, 1), ("b",), accuracies(x=[0.1, 0.2], gone=[0.3, 0.4]))
+    new = Numbers((), (1, 2), ("a",), {"x": {"accuracy": {1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}})
+    values = {"x": {"accuracy": {0: 0.1, 1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}}
+    assert joined(new, old) == Numbers((), (0, 1, 2), ("a", "b"), values)
+    assert joined(new, None) == new
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"options": [], "seeds": ["x"], "commits": [], "values": {}}']
+)
+def test_a_file_that_is_no_page_of_a_study_is_named(tmp_path, text):
+    (tmp_path / "two.json").write_text(text)
+    with pytest.raises(ValueError, match=r"two\.json: not the numbers of a study .* --output"):
+        read_numbers(tmp_path / "two.json", [])
 
 
 @pytest.mark.parametrize("draw", [draw_variants, draw_curves])
