@@ -23,6 +23,18 @@ def retrieved_share(source_BT: Array) -> Array:
     return retrieved_B / jnp.maximum(response_mask(source_BT).sum(1), 1)
 
 
+def without_retrieved(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray:
+    """The table without the places of retrieved tokens: what follows moves up, zeros at the end.
+
+    `table_BT` is anything that a tape has at each place, its sources too.
+    """
+    kept_BT = source_BT != Source.RETRIEVED
+    order_BT = np.argsort(~kept_BT, axis=1, kind="stable")  # the kept places first, in their order
+    moved_BT = np.take_along_axis(table_BT, order_BT, axis=1)
+    is_kept_BT = np.arange(kept_BT.shape[1]) < kept_BT.sum(1)[:, None]
+    return np.where(is_kept_BT, moved_BT, np.zeros_like(moved_BT))
+
+
 def hybrid_mask(questions: int, *, group_size: int, n_hybrid: int) -> np.ndarray:
     """True at the rows that may retrieve: the last `n_hybrid` rollouts of each question, `[B]`."""
     return np.tile(np.arange(group_size) >= group_size - n_hybrid, questions)

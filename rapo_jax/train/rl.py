@@ -35,6 +35,7 @@ from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metr
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import updates_made
+from rapo_jax.train.removal import better_with_traces, without_traces
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.update import Updater
@@ -148,14 +149,13 @@ def rl_step(
     if parts.replay is not None:
         past_B = np.flatnonzero(groups.off_policy_B)
         batch = with_old_logp(parts.rescore, state.params, batch, past_B)
+    length_B = np.asarray(groups.trajectory.length_B, np.int64)
+    removed = np.zeros(0, np.int64)
+    if s.rl.retrieved_traces == "removed":
+        removed = better_with_traces(batch)
+        batch, length_B = without_traces(parts.rescore, state.params, batch, length_B, removed)
     state, records = train_on_rollouts(
-        parts.updater,
-        s,
-        state,
-        batch,
-        np.asarray(groups.trajectory.length_B, np.int64),
-        order_key,
-        parts.reference,
+        parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
     dispatched = time.perf_counter()
     if s.log.trajectories and step % s.log.trajectory_every == 0:
@@ -169,6 +169,7 @@ def rl_step(
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
+        "update/rows_without_traces": len(removed) / len(reward_B),
         "time/reshard": loaded - ready,
         "time/rollout": scored - loaded - host_seconds - groups.scoring_seconds,
         "time/waiting": waited,

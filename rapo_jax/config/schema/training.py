@@ -166,6 +166,15 @@ class RlSettings:
             "off": "always the same, Z = g (w/o RT)",
         },
     )
+    retrieved_traces: str = key(
+        "read",
+        "what the update makes of retrieved traces (docs/methods.md)",
+        choices={
+            "read": "it reads them, as the rollout did",
+            "removed": "rows of positive advantage are trained without them: what they led to is "
+            "learned as the policy's own decision",
+        },
+    )
     clip_low: float = key(0.28, "ratios are clipped at 1 - clip_low", paper="eq. 11", at_least=0)
     clip_high: float = key(0.28, "ratios are clipped at 1 + clip_high", paper="eq. 11", at_least=0)
     clipping: str = key(
