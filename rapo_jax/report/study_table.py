@@ -16,6 +16,7 @@ from rapo_jax.report.study_pictures import draw_curves, draw_variants
 Config = Mapping[str, object]
 RAPO, GRPO = "RAPO", "GRPO"
 BOTH = {RAPO: "method=rapo", GRPO: "method=grpo"}
+REMOVED = "RAPO, traces removed"
 ON_POLICY, HYBRID = diversity.KINDS.values()
 
 
@@ -84,10 +85,21 @@ def retrieval(config: Config) -> Mapping[str, str]:
     )
 
 
+def removed(config: Config) -> Mapping[str, str]:
+    """RAPO whose updates do not read the traces, and the other uses of the same traces."""
+    each = methods(config)
+    return (
+        {REMOVED: "method=rapo,rl.retrieved_traces=removed"}
+        | BOTH
+        | {name: each[name] for name in ("LUFFY", "SFT", "SFT, then GRPO")}
+    )
+
+
 def by_teacher(config: Config) -> Mapping[str, str]:
     """GRPO, and each method that uses the buffer, with each of some teachers."""
     users = {
         RAPO: BOTH[RAPO],
+        REMOVED: "method=rapo,rl.retrieved_traces=removed",
         "LUFFY": "method=luffy,buffer.split=train",
         "SFT": "method=sft",
         "SFT, then GRPO": imitation_first(config),
@@ -164,6 +176,11 @@ STUDIES = {
                 "hybrid rollouts alone", "random traces",
             )
         ),
+        collect=partial(with_equal_costs, baseline=GRPO),
+    ),
+    "removed": Study(
+        "RAPO without the traces in its updates", "not in the paper", removed, REMOVED,
+        ("accuracy", "equal_cpu", "equal_tokens", "sampled", "cpu_s"), draw_variants,
         collect=partial(with_equal_costs, baseline=GRPO),
     ),
     "map": Study(
