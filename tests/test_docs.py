@@ -15,7 +15,7 @@ from configs import default
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = ROOT / "rapo_jax" / "method"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WIDTH = 120
 HISTORY = {"CHANGELOG.md"}
 """Pages that name what no longer exists."""

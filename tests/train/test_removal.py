@@ -116,3 +116,10 @@ def test_without_retrieval_it_changes_no_bit(branch):
     none = {"retrieval.probability": 0.0, "checkpoint.every": 4}
     states = [train(branch(none | REMOVED, name="a")), train(branch(none, name="b"))]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_past_groups_keep_the_traces_that_they_were_sampled_with(small_settings):
+    changes = {"method": "rollout_replay", "retrieval.always": True, "rl.replay_share": 0.5}
+    assert small_settings(changes).rl.retrieved_traces == "read"
+    with pytest.raises(ValueError, match="rl.retrieved_traces='removed': past rows keep .* 'read'"):
+        small_settings(changes | {"rl.retrieved_traces": "removed"})
