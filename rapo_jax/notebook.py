@@ -96,7 +96,7 @@ class Session:
             jax.random.fold_in(stage_key(s, StageKey.NOTEBOOK), seed),
             step=step,
             probability=probability_at(s, step) if s.n_hybrid else 0.0,
-            traces=self.parts.traces,
+            agent_tapes=self.parts.agent_tapes,
         )
         self.run.environment.take_counts()
         return groups

@@ -20,7 +20,7 @@ from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
 from rapo_jax.train.replay import PastGroup, Replay
-from rapo_jax.train.sft import Examples, examples_of_traces
+from rapo_jax.train.sft import Examples, examples_of_trajectories
 from rapo_jax.types import Params, Status, Trajectory
 
 
@@ -40,21 +40,21 @@ class Groups(NamedTuple):
     scoring_seconds: float
 
 
-class Traces(NamedTuple):
+class AgentTapes(NamedTuple):
     """The buffer's trajectories as tapes, and which of them answer a question, by its id."""
 
     examples: Examples
     of_question: Mapping[str, list[int]]
 
 
-def read_traces(run: Run) -> Traces:
+def read_agent_tapes(run: Run) -> AgentTapes:
     """The buffer's trajectories that fit into a row."""
     trajectories = read_trajectories(run)
-    examples = examples_of_traces(run, trajectories)
+    examples = examples_of_trajectories(run, trajectories)
     of_question = defaultdict(list)
     for row, number in enumerate(examples.number_B):
         of_question[trajectories[number].question_id].append(row)
-    return Traces(examples, dict(of_question))
+    return AgentTapes(examples, dict(of_question))
 
 
 def sample_groups(
@@ -65,15 +65,15 @@ def sample_groups(
     *,
     step: int,
     probability: float,
-    traces: Traces | None = None,
+    agent_tapes: AgentTapes | None = None,
     replay: Replay | None = None,
 ) -> Groups:
     """The next batch of questions, G rollouts each, as `config.method` completes them.
 
     With `rl.resample`, groups of equal rewards are replaced by groups of the next questions, from
-    at most so many further rollout batches. With `traces`, the last row of a group is one of the
-    question's trajectories of the buffer, where it has one. With `replay`, past groups complete the
-    batch.
+    at most so many further rollout batches. With `agent_tapes`, the last row of a group is one of
+    the question's trajectories of the buffer, where it has one. With `replay`, past groups complete
+    the batch.
     """
     s = run.settings
 
@@ -95,9 +95,11 @@ def sample_groups(
         rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
         questions = tuple(Question(**row) for row in rows)
         off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
-        if traces is not None:
+        if agent_tapes is not None:
             rng = np.random.default_rng([s.seed, 0x70F, step, number])
-            put = put_traces(trajectory, questions, traces, rng, group_size=s.rollout.group_size)
+            put = put_agent_tapes(
+                trajectory, questions, agent_tapes, rng, group_size=s.rollout.group_size
+            )
             trajectory, off_policy_B = put
         started = time.perf_counter()
         return Groups(
@@ -132,10 +134,10 @@ def _score(
     return scores
 
 
-def put_traces(
+def put_agent_tapes(
     trajectory: Trajectory,
     questions: tuple[Question, ...],
-    traces: Traces,
+    agent_tapes: AgentTapes,
     rng: np.random.Generator,
     *,
     group_size: int,
@@ -147,7 +149,7 @@ def put_traces(
     """
     rows, chosen = [], []
     for q, question in enumerate(questions):
-        if found := traces.of_question.get(question.id):
+        if found := agent_tapes.of_question.get(question.id):
             rows.append((q + 1) * group_size - 1)
             chosen.append(found[rng.integers(len(found))])
     off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
@@ -158,7 +160,7 @@ def put_traces(
         table[rows] = value
         return table
 
-    t, e = trajectory, traces.examples
+    t, e = trajectory, agent_tapes.examples
     return Trajectory(
         token_BT=put(t.token_BT, e.token_BT[chosen]),
         source_BT=put(t.source_BT, e.source_BT[chosen]),

@@ -14,7 +14,7 @@ from rapo_jax.run.policy import load_policy, start_state
 from rapo_jax.run.run import Run
 from rapo_jax.train.buffer import load_buffer, read_trajectories
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
-from rapo_jax.train.sft import Examples, batch_of, examples_of_traces, imitation_updater
+from rapo_jax.train.sft import Examples, batch_of, examples_of_trajectories, imitation_updater
 from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import TrainState
 
@@ -38,7 +38,7 @@ def train_imitation(run: Run, *, stage: str = "rl") -> PolicyTraining:
     """Trains to `rl.steps`, from the newest checkpoint if there is one; metrics are of `stage`."""
     s = run.settings
     buffer = load_buffer(run)
-    examples = examples_of_traces(run, read_trajectories(run))
+    examples = examples_of_trajectories(run, read_trajectories(run))
     optimizer, _ = policy_optimizer(s)
     state = start_state(run, load_policy(run, run.cold_start), optimizer)
     updater = imitation_updater(run, optimizer, state)

@@ -31,7 +31,7 @@ class Method(NamedTuple):
 
     advantage: Advantage
     loss: Callable[[ModelSettings, RlSettings], LossSums]
-    takes_traces: bool = False
+    takes_agent_tapes: bool = False
     """Whether the last row of a group is a trajectory of the buffer, where there is one."""
     replays: bool = False
     """Whether past groups complete a batch."""
@@ -134,7 +134,7 @@ METHODS = {
     "tree_grpo": Method(of_trees, rapo_loss),
     "arpo": Method(calibrated, rapo_loss),
     "aepo": Method(of_entropy, rapo_loss),
-    "luffy": Method(centred, luffy_loss, takes_traces=True),
+    "luffy": Method(centred, luffy_loss, takes_agent_tapes=True),
     "rollout_replay": Method(calibrated, replay_loss, replays=True),
     "sft_grpo": Method(calibrated, rapo_loss),
 }

@@ -28,7 +28,7 @@ from rapo_jax.sampling.tapes import trajectory_lines
 from rapo_jax.tasks.stream import QuestionStream, question_stream
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
-from rapo_jax.train.groups import Groups, Traces, equal_groups, read_traces, sample_groups
+from rapo_jax.train.groups import AgentTapes, Groups, equal_groups, read_agent_tapes, sample_groups
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
@@ -47,7 +47,7 @@ class RlParts(NamedTuple):
 
     method: Method
     stream: QuestionStream
-    traces: Traces | None
+    agent_tapes: AgentTapes | None
     """Where the method puts the buffer's trajectories into its groups."""
     replay: Replay | None
     """Where past groups complete a batch."""
@@ -104,11 +104,11 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
         process_count=jax.process_count(),
     )
     reference = start if s.rl.kl else None
-    traces = read_traces(run) if method.takes_traces else None
+    agent_tapes = read_agent_tapes(run) if method.takes_agent_tapes else None
     replay = Replay(s.rl.replay_groups) if method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
     parts = RlParts(
-        *(method, stream, traces, replay, make_calibrator(s), updater),
+        *(method, stream, agent_tapes, replay, make_calibrator(s), updater),
         *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
     )
     return parts, training
@@ -135,7 +135,7 @@ def rl_step(
         rollout_key,
         step=step,
         probability=probability,
-        traces=parts.traces,
+        agent_tapes=parts.agent_tapes,
         replay=parts.replay,
     )
     del weights  # the update needs the room
@@ -210,8 +210,8 @@ def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict
         metrics["rollout/past_groups"] = float(
             groups.off_policy_B.sum() / s.rollout.group_size / len(groups.questions)
         )
-    if METHODS[s.method].takes_traces:
-        metrics["rollout/groups_with_trace"] = float(
+    if METHODS[s.method].takes_agent_tapes:
+        metrics["rollout/groups_with_trajectory"] = float(
             groups.off_policy_B.sum() / len(groups.questions)
         )
     return metrics

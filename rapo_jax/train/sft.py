@@ -240,7 +240,7 @@ def examples_of(run: Run, trajectories: Sequence[tuple[str, Sequence[Segment]]])
     return encode_examples(run.tokens, trajectories, run.settings.rollout, system=run.system)
 
 
-def examples_of_traces(run: Run, trajectories: Sequence[AgentTrajectory]) -> Examples:
+def examples_of_trajectories(run: Run, trajectories: Sequence[AgentTrajectory]) -> Examples:
     """The buffer's trajectories as tapes; prints how many of them fit into a row.
 
     Raises:

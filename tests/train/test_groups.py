@@ -8,10 +8,10 @@ import pytest
 
 from rapo_jax.tasks import Question
 from rapo_jax.train.groups import (
+    AgentTapes,
     Groups,
-    Traces,
     equal_groups,
-    put_traces,
+    put_agent_tapes,
     replayed,
     resampled,
 )
@@ -98,19 +98,19 @@ def test_groups_that_all_have_a_spread_are_sampled_once(small_settings):
     assert resampled(varied, pytest.fail, settings_with(small_settings, 3)) is varied
 
 
-def traces():
+def agent_tapes():
     """One tape for question q1 and two for q2."""
     token_BT = np.array([[71] * T, [72] * T, [73] * T], np.int32)
     source_BT = np.array([[PROMPT, POLICY, POLICY, TOOL, POLICY, 0]] * 3, np.int32)
     step_BT = np.array([[0, 0, 0, 0, 1, 0]] * 3, np.int32)
     examples = Examples(token_BT, source_BT, step_BT, np.array([5, 5, 5]), np.arange(3))
-    return Traces(examples, {"q1": [0], "q2": [1, 2]})
+    return AgentTapes(examples, {"q1": [0], "q2": [1, 2]})
 
 
 def test_the_last_row_of_a_group_becomes_a_trajectory_of_its_question_where_there_is_one():
     before = tape(3 * G)
-    after, off_policy_B = put_traces(
-        before, questions("q0", "q1", "q2"), traces(), np.random.default_rng(0), group_size=G
+    after, off_policy_B = put_agent_tapes(
+        before, questions("q0", "q1", "q2"), agent_tapes(), np.random.default_rng(0), group_size=G
     )
     assert off_policy_B.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 1]
     assert after.token_BT[5].tolist() == [71] * T and after.token_BT[8][0] in (72, 73)
@@ -125,7 +125,9 @@ def test_the_last_row_of_a_group_becomes_a_trajectory_of_its_question_where_ther
 def test_without_a_trajectory_for_any_question_the_groups_stay_as_they_are():
     before = tape(2 * G)
     rng = np.random.default_rng(0)
-    after, off_policy_B = put_traces(before, questions("x", "y"), traces(), rng, group_size=G)
+    after, off_policy_B = put_agent_tapes(
+        before, questions("x", "y"), agent_tapes(), rng, group_size=G
+    )
     assert not off_policy_B.any()
     np.testing.assert_array_equal(after.token_BT, before.token_BT)
 

@@ -85,7 +85,7 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
             "4.npz",
         ]
     if method == "luffy":
-        assert [row["rollout/groups_with_trace"] for row in rows] == [1.0] * 4
+        assert [row["rollout/groups_with_trajectory"] for row in rows] == [1.0] * 4
         assert all(row["loss/off_policy"] > 0 and 0 < row["loss/off_weight"] < 1 for row in rows)
 
 
@@ -183,7 +183,7 @@ def test_luffy_without_trajectories_of_its_questions_stays_on_policy_and_says_so
     run = branch(changes_of("luffy"), name="luffy")
     train(run)
     for row in metrics_of(run.workdir):
-        assert row["rollout/groups_with_trace"] == row["loss/off_policy"] == 0
+        assert row["rollout/groups_with_trajectory"] == row["loss/off_policy"] == 0
 
 
 def test_dapo_without_its_extras_takes_the_steps_of_grpo(branch):

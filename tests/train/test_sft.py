@@ -16,7 +16,7 @@ from rapo_jax.run.policy import load_policy
 from rapo_jax.sampling.tapes import segments, steps_without_retrieved
 from rapo_jax.text.observations import observation_ids
 from rapo_jax.text.protocol import Segment
-from rapo_jax.train.groups import read_traces
+from rapo_jax.train.groups import read_agent_tapes
 from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.sft import (
     Examples,
@@ -221,19 +221,21 @@ def test_rows_too_short_for_the_demonstrations_are_named(branch, tmp_path):
         train_cold_start(branch(changes))
 
 
-@pytest.mark.parametrize("read", [read_traces, train_imitation])
+@pytest.mark.parametrize("read", [read_agent_tapes, train_imitation])
 def test_a_buffer_whose_trajectories_are_all_too_long_names_the_key(branch, read):
-    run = branch({"method": "luffy" if read is read_traces else "sft", "rollout.max_tokens": 22})
+    run = branch(
+        {"method": "luffy" if read is read_agent_tapes else "sft", "rollout.max_tokens": 22}
+    )
     with pytest.raises(ValueError, match="rollout.max_tokens=22: none of the 20 .*raise it"):
         read(run)
 
 
 def test_trajectories_of_the_buffer_that_do_not_fit_are_counted(branch, capsys):
-    examples = read_traces(branch({"method": "luffy"})).examples
+    examples = read_agent_tapes(branch({"method": "luffy"})).examples
     assert "[imitation] 20 of 20 trajectories of the buffer fit into" in capsys.readouterr().out
     most = int(np.sort(examples.length_B)[9])
     fit = int((examples.length_B <= most).sum())
-    kept = read_traces(branch({"method": "luffy", "rollout.max_tokens": most}, name="short"))
+    kept = read_agent_tapes(branch({"method": "luffy", "rollout.max_tokens": most}, name="short"))
     assert len(kept.examples.length_B) == fit < 20
     line = f"[imitation] {fit} of 20 trajectories of the buffer fit into rollout.max_tokens={most}"
     assert line in capsys.readouterr().out
