@@ -5,9 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from rapo_jax.io.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class SampleSegment(TypedDict):
@@ -31,16 +34,34 @@ class Sample(TypedDict):
 
 
 class TensorBoard:
-    """Event files in WORKDIR/tensorboard."""
+    """Event files in WORKDIR/tensorboard/STAGE: a resume hides all later steps of a folder."""
 
     def __init__(self, workdir: Path) -> None:
+        self._folder = workdir / "tensorboard"
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def _writer(self, stage: str, *, from_step: int | None = None) -> SummaryWriter:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+        if stage not in self._writers:
+            folder = self._folder / stage
+            folder.mkdir(parents=True, exist_ok=True)
+            number = len(list(folder.iterdir()))  # names are of whole seconds: none is written over
+            self._writers[stage] = SummaryWriter(
+                str(folder), purge_step=from_step, filename_suffix=f".{number:04}"
+            )
+        return self._writers[stage]
+
+    def cut_back(self, stage: str, step: int) -> None:
+        """Hides what was written of `stage` from `step` on."""
+        if (writer := self._writers.pop(stage, None)) is not None:
+            writer.close()
+        self._writer(stage, from_step=step)
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        writer = self._writer(stage)
         for name, value in values.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
+            writer.add_scalar(f"{stage}/{name}", value, step)
 
     def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         for number, sample in enumerate(samples):
@@ -49,10 +70,11 @@ class TensorBoard:
                  f"{sample['status']}, reward {sample['reward']:.3f}", _response(sample)]
             )  # fmt: skip
             block = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: verbatim
-            self._writer.add_text(f"heldout/{number}", block, step)
+            self._writer("rl").add_text(f"heldout/{number}", block, step)
 
     def close(self) -> None:
-        self._writer.close()
+        for writer in self._writers.values():
+            writer.close()
 
 
 class WandB:
@@ -92,6 +114,9 @@ class WandB:
         self._table = wandb.Table
         for stage in ("sft", "imitation", "rl", "evaluate"):  # each has steps from 0 on
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def cut_back(self, stage: str, step: int) -> None:
+        """Nothing: steps that were sent are not sent again."""
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         self._send(stage, step, {f"{stage}/{name}": x for name, x in values.items()})

@@ -52,12 +52,14 @@ class Metrics:
             dashboard.write_samples(step, samples)
 
     def cut_back(self, stage: str, step: int) -> None:
-        """Removes the lines of `stage` from `step` on, which a resumed run writes again."""
+        """Removes what was written of `stage` from `step` on, which a resumed run writes again."""
         if not is_first():
             return
         cut_back(self._path, stage, step)
         if stage == "rl":
             cut_back(self._samples, "heldout", step)
+        for dashboard in self._dashboards:
+            dashboard.cut_back(stage, step)
 
     def close(self) -> None:
         for dashboard in self._dashboards:

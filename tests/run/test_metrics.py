@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rapo_jax.run.metrics import Metrics, Progress, clock
 
@@ -47,12 +48,43 @@ def test_half_a_line_of_a_killed_run_spoils_no_later_line(tmp_path):
     assert json.loads(after) == {"step": 1, "stage": "rl", "x": 1.0}
 
 
+def shown_by_tensorboard(folder):
+    """Tag -> [(step, value)] of a folder: a start at a step hides what came before it from there.
+
+    A record is its length (8 bytes), a checksum (4), an event, and a checksum (4).
+    """
+    shown = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                shown = {tag: [x for x in of if x[0] < event.step] for tag, of in shown.items()}
+            for value in event.summary.value:
+                shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return shown
+
+
 def test_tensorboard_gets_the_same_numbers_by_stage(tmp_path):
     metrics = Metrics(tmp_path, tensorboard=True)
     metrics.write("rl", 2, {"reward/mean": 0.25})
     metrics.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"rl/reward/mean" in events.read_bytes()
+    assert shown_by_tensorboard(tmp_path / "tensorboard" / "rl") == {"rl/reward/mean": [(2, 0.25)]}
+
+
+def test_tensorboard_shows_a_step_that_a_resumed_run_takes_again_once(tmp_path):
+    for first in (0, 2):
+        metrics = Metrics(tmp_path, tensorboard=True)
+        metrics.write("sft", 5, {"loss/sft": 1.0})
+        metrics.cut_back("rl", first)
+        for step in range(first, 4):
+            metrics.write("rl", step, {"reward/mean": 10 * first + step})
+        metrics.close()
+    shown = shown_by_tensorboard(tmp_path / "tensorboard" / "rl")
+    assert shown == {"rl/reward/mean": [(0, 0), (1, 1), (2, 22), (3, 23)]}
+    # another stage keeps its later steps
+    assert len(shown_by_tensorboard(tmp_path / "tensorboard" / "sft")["sft/loss/sft"]) == 2
 
 
 SAMPLE = {
@@ -69,7 +101,7 @@ def test_samples_are_lines_of_their_file_and_texts_of_tensorboard(tmp_path):
     metrics.close()
     (line,) = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 4, "stage": "heldout"} | SAMPLE
-    (events,) = (tmp_path / "tensorboard").iterdir()
+    events = min((tmp_path / "tensorboard" / "rl").iterdir())
     assert b"heldout/0" in events.read_bytes() and b"<think>so</think>" in events.read_bytes()
 
 
