@@ -282,11 +282,14 @@ def imitation_updater(
 
 
 def as_segments(trace: AgentTrajectory) -> list[Segment]:
-    """The steps of an agent's trajectory as segments: what it wrote, and its observations."""
+    """The steps of an agent's trajectory as segments: what it wrote, and its observations.
+
+    White space between a call and its result is layout: a rollout's step ends with its call.
+    """
     segments = []
     for step, text in enumerate(trace.steps):
         written, opening, result = text.partition("<result>")
-        segments.append(Segment(Source.POLICY, step, written))
+        segments.append(Segment(Source.POLICY, step, written.rstrip() if opening else written))
         if opening:
             segments.append(Segment(Source.TOOL, step, opening + result))
     return segments

@@ -144,6 +144,20 @@ def test_an_observation_of_another_agent_is_encoded_as_a_rollout_writes_it(house
     assert ids == observation_ids(house.tokens, "Ann", room=LIMITS.observation_tokens)
 
 
+def test_white_space_between_a_call_and_its_result_is_not_imitated(house):
+    steps = [
+        "<think>a</think><search>q</search>\n\n<result> Ann</result>",
+        "<answer>Ann</answer>\n",
+    ]
+    row = as_segments(AgentTrajectory("id", "who ?", steps, 1.0, "test"))
+    wanted = [
+        "<think>a</think><search>q</search>",
+        "<result> Ann</result>",
+        "<answer>Ann</answer>\n",
+    ]
+    assert [segment.text for segment in row] == wanted
+
+
 def test_white_space_of_our_own_observations_is_kept(house):
     row = [Segment(Source.POLICY, 0, "<search>q</search>"),
            Segment(Source.TOOL, 0, "<result>  Ann \n</result>")]  # fmt: skip
