@@ -1,4 +1,7 @@
-"""`python -m rapo_jax.report WORKDIR... --output FILE`: the report of one or several runs."""
+"""`python -m rapo_jax.report WORKDIR... --output FILE`: the report of one or several runs.
+
+FILE.svg is a picture of their held-out accuracy against CPU time instead.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from rapo_jax.report.compare import BASELINE
+from rapo_jax.report.figure import write_figure
 from rapo_jax.report.page import write_report
 from rapo_jax.report.runs import load_run
 
@@ -22,6 +26,11 @@ def main() -> None:
             parser.error(f"{workdir}: no workdir of a run ({'; '.join(run.notes)})")
     if not flags.output.parent.is_dir():
         parser.error(f"--output={flags.output}: there is no folder {flags.output.parent}")
+    if flags.output.suffix == ".svg":
+        if not write_figure(flags.workdirs, flags.output):
+            parser.error("no run has held-out accuracies of its training (evaluate.every)")
+        print(flags.output)
+        return
     print(write_report(flags.workdirs, flags.output, baseline=flags.baseline))
 
 

@@ -28,3 +28,14 @@ def test_an_output_in_a_folder_that_is_not_there_is_refused(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="^2$"):
         main()
     assert "there is no folder " in capsys.readouterr().err
+
+
+def test_an_svg_is_the_picture_of_held_out_accuracies(write_run, tmp_path, monkeypatch, capsys):
+    workdir, output = write_run(tmp_path / "run"), tmp_path / "heldout.svg"
+    monkeypatch.setattr("sys.argv", ["report", str(workdir), f"--output={output}"])
+    main()
+    assert b"CPU-seconds of training" in output.read_bytes()
+    (workdir / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    assert "no run has held-out accuracies" in capsys.readouterr().err
