@@ -1,5 +1,5 @@
-"""Repeats one of the paper's studies and writes its page: a table, a picture, and which of the
-paper's statements hold.
+"""Runs a study, most of them the paper's, and writes its page: a table, a picture, and which of
+the paper's statements hold.
 
     python launch/studies.py ablation --workdir=runs/studies
     python launch/studies.py methods --workdir=runs/studies --seeds=0,1,2 --jobs=2
@@ -11,9 +11,10 @@ that another one has made. Flags --config.KEY=VALUE are passed to all runs. The 
 studies are checked before the first run starts.
 
 The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
-holds the numbers of every run. Where NAME.json is there already, its numbers of other seeds stay in
-the page: seeds can be added later, and on another machine. --pages-only writes the pages of the
-finished runs and runs nothing. The exit status is 1 if a run failed, 2 if a config is not valid.
+holds the numbers of every run. Where NAME.json is there already, its seeds stay in the page unless
+they have a finished run here: seeds can be added later, and on another machine. (Pictures of curves
+and of rollouts are of the runs here alone.) --pages-only writes the pages of the finished runs and
+runs nothing. The exit status is 1 if a run failed, 2 if a config is not valid.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, settings in variants.items():
         _check_free(name, settings, passed)
     sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
-    options = [f"--config={flags.config}".replace(f"{ROOT}/", ""), *passed]
+    options = [f"--config={_within(Path(flags.config))}", *passed]
     folder = flags.output or flags.workdir / "pages"
-    for name in names:
-        _earlier(name, folder, options)
+    for name, settings in variants.items():
+        _earlier(name, folder, options, settings)
     status = 0
     for name, each in sweeps.items():
         say(f"study {name}: {STUDIES[name].title}")
-        if not flags.pages_only:
+        if flags.pages_only:
+            sweep.check_same_flags(flags.workdir / "runs", flags.config, passed)
+        else:
             status = max(status, sweep.run_sweep(each, program))
         if not flags.dry_run:
             _write(name, variants[name], flags, folder, options)
@@ -76,12 +79,20 @@ def _sweep_of(
     return sweep.read_sweep([*where, *runs, *more, *passed])
 
 
-def _earlier(name: str, folder: Path, options: Sequence[str]) -> Numbers | None:
-    """The numbers of the page that is there already, refused where they are of other options."""
+def _within(config: Path) -> Path:
+    """The config as a command in the repository's root names it."""
+    config = config.resolve()
+    return config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
+
+
+def _earlier(
+    name: str, folder: Path, options: Sequence[str], variants: Mapping[str, str]
+) -> Numbers | None:
+    """The numbers of the page that is there already, refused where they are of other settings."""
     from rapo_jax.report.study_pages import read_numbers
 
     try:
-        return read_numbers(folder / f"{name}.json", options)
+        return read_numbers(folder / f"{name}.json", options, variants)
     except ValueError as error:
         sweep.refuse(str(error))
 
@@ -108,9 +119,10 @@ def _write(
         for label, found in named.items()
     }
     values = (study.collect or measured)(runs, study.measures)
-    seeds = [int(seed) for seed in split(flags.seeds)]
     every = [run for found in runs.values() for run in found]
-    numbers = joined(numbers_of(options, seeds, every, values), _earlier(name, folder, options))
+    numbers = joined(
+        numbers_of(options, variants, every, values), _earlier(name, folder, options, variants)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     study.draw(runs, numbers.values, study.measures, folder / f"{name}.svg")
     say("\n" + write_page(name, study, numbers, folder))
@@ -132,6 +144,7 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--pages-only", action="store_true", help="run nothing: pages of the runs that are there")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)

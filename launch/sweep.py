@@ -195,7 +195,7 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
         for job in jobs:
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
-    _check_same_flags(folder, flags.config, passed)
+    check_same_flags(folder, flags.config, passed)
     shared, failed = [job for job in jobs if job.name == "shared"], []
     jobs = jobs[len(shared) :]
     if not all(job.finished for job in shared):
@@ -244,7 +244,7 @@ def _read(
     return flags, passed, runs
 
 
-def _check_same_flags(folder: Path, config: str, passed: list[str]) -> None:
+def check_same_flags(folder: Path, config: str, passed: list[str]) -> None:
     """Writes the flags of all runs; refuses others than before, which would make runs unequal."""
     from rapo_jax.io.files import read_json, write_text
 

@@ -47,7 +47,10 @@ def method_rules(s: Settings) -> Iterator[Rule]:
     remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
     yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
     remedy = "past rows keep the ratio to the policy that read their traces: 'read'"
-    yield "rl.retrieved_traces", s.rl.retrieved_traces == "read" or not replays, remedy
+    reads = s.rl.retrieved_traces == "read"
+    yield "rl.retrieved_traces", reads or not replays, remedy
+    remedy = "no rollout retrieves; method='rapo' or retrieval.always=True, with rollout.n_hybrid"
+    yield "rl.retrieved_traces", reads or s.n_hybrid > 0, remedy
     fits = s.rl.dual_clip == 0 or s.rl.dual_clip > 1
     yield "rl.dual_clip", fits, "more than 1, such as 3, or 0 for none"
     remedy = "with trajectories that others wrote (luffy, rollout_replay) no rollouts branch: 1"

@@ -53,6 +53,7 @@ CURVES: dict[str, dict[str, str]] = {
         "buffer/similarity": "Similarity of key and history",
         "buffer/count": "Retrievals",
         "rollout/retrieval_probability": "Retrieval probability",
+        "update/rows_without_traces": "Rows trained without their traces",
     },
     "Objective and numerics": {
         "loss/logp_gap": "|log π sampler − log π trainer|",
@@ -73,6 +74,7 @@ SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/", "buffer/origin/")
 PERCENT = {
     "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
     "buffer/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
+    "update/rows_without_traces",
 }  # fmt: skip
 PHASES = ("Rollout on the device", "Host: tools and rewards", "Update", "Rest")
 

@@ -119,8 +119,8 @@ def collect(variants: Variants, names: Sequence[str]) -> Values:
 
 
 def draw(variants: Variants, values: Values, measures: Sequence[str], file: Path) -> None:
-    """The rollouts of the first run that has some, on its first two principal components."""
-    for run in (run for runs in variants.values() for run in runs):
+    """The rollouts of the first finished run that has some, on two principal components."""
+    for run in (run for runs in variants.values() for run in runs if accuracy(run) is not None):
         if kinds := _rollouts(run.workdir / "trajectories.jsonl"):
             draw_plane({kind: each.point_NC[:, :2] for kind, each in kinds.items()}, file)
             return

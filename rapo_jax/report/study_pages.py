@@ -5,99 +5,125 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rapo_jax.report.runs import Run
+from rapo_jax.io.files import write_text
+from rapo_jax.report.runs import Run, accuracy
 from rapo_jax.report.studies import MEASURES, Measure, Study, Values, difference, verdict
 from rapo_jax.suites.table import markdown_table
 
 DASH = "–"
+Kept = TypeVar("Kept")
 
 
 class Numbers(NamedTuple):
     """What the page of a study is made of; NAME.json holds it."""
 
-    options: tuple[str, ...]
-    """Flags of all runs."""
-    seeds: tuple[int, ...]
-    commits: tuple[str, ...]
+    options: Sequence[str]
+    """Flags of all runs, --KEY=VALUE."""
+    variants: Mapping[str, str]
+    """Label -> settings."""
+    commits: Mapping[int, Sequence[str]]
+    """Seed -> commits of its finished runs."""
     values: Values
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that have a finished run."""
+        return sorted(self.commits)
 
 
 def numbers_of(
-    options: Sequence[str], seeds: Sequence[int], runs: Sequence[Run], values: Values
+    options: Sequence[str], variants: Mapping[str, str], runs: Iterable[Run], values: Values
 ) -> Numbers:
-    """The numbers of `runs`."""
-    commits = {str(run.config.get("commit", "unknown"))[:7] for run in runs if run.holds_anything()}
-    return Numbers(tuple(options), tuple(seeds), tuple(sorted(commits)), values)
+    """The numbers of finished runs."""
+    commits: dict[int, set[str]] = {}
+    for run in runs:
+        if run.seed is not None and accuracy(run) is not None:
+            commits.setdefault(run.seed, set()).add(str(run.config.get("commit", "unknown"))[:7])
+    by_seed = {seed: sorted(found) for seed, found in commits.items()}
+    return Numbers(options, variants, by_seed, values)
 
 
-def read_numbers(file: Path, options: Sequence[str]) -> Numbers | None:
+def read_numbers(file: Path, options: Sequence[str], variants: Mapping[str, str]) -> Numbers | None:
     """The numbers of a page that is there already, None without one.
 
-    ValueError where they are of other options than `options`, or cannot be read.
+    ValueError where they are of other flags or settings than `options` and `variants`, or cannot be
+    read.
     """
     remedy = "choose another --output, or move the file away"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        values = {
-            label: {
-                name: {int(seed): float(x) for seed, x in of.items()} for name, of in each.items()
-            }
-            for label, each in found["values"].items()
-        }
-        seeds = tuple(map(int, found["seeds"]))
-        old = Numbers(tuple(found["options"]), seeds, tuple(found["commits"]), values)
+        old = Numbers(
+            list(found["options"]),
+            dict(found["variants"]),
+            {int(seed): list(each) for seed, each in found["commits"].items()},
+            {
+                label: {
+                    name: {int(seed): float(x) for seed, x in of.items()}
+                    for name, of in each.items()
+                }
+                for label, each in found["values"].items()
+            },
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file}: not the numbers of a study ({error!r}); {remedy}") from error
-    if old.options != tuple(options):
+    if set(old.options) != set(options):
         was, now = (shlex.join(each) or "no flags" for each in (old.options, options))
         raise ValueError(f"{file} is of {was}, this study of {now}; {remedy}")
+    for label in old.variants.keys() & variants.keys():
+        if (was := old.variants[label]) != (now := variants[label]):
+            raise ValueError(f"{file}: {label} is {was}, in this study {now}; {remedy}")
     return old
 
 
 def joined(new: Numbers, old: Numbers | None) -> Numbers:
-    """`new`, and from `old` the values of seeds that `new` does not have."""
+    """`new`, and from `old` the seeds that `new` has not measured: no seed is of both."""
     if old is None:
         return new
+    kept = set(old.seeds) - set(new.seeds)
+
+    def earlier(of: Mapping[int, Kept]) -> dict[int, Kept]:
+        return {seed: x for seed, x in of.items() if seed in kept}
+
     values = {
         label: {
-            name: {**old.values.get(label, {}).get(name, {}), **by_seed}
+            name: earlier(old.values.get(label, {}).get(name, {})) | dict(by_seed)
             for name, by_seed in of.items()
         }
         for label, of in new.values.items()
     }
-    seeds = tuple(sorted({*new.seeds, *old.seeds}))
-    return Numbers(new.options, seeds, tuple(sorted({*new.commits, *old.commits})), values)
+    return new._replace(commits=earlier(old.commits) | dict(new.commits), values=values)
 
 
 def write_page(name: str, study: Study, numbers: Numbers, folder: Path) -> str:
     """Writes NAME.md and NAME.json into `folder`, beside the picture NAME.svg; returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds, values = ",".join(map(str, numbers.seeds)), numbers.values
-    command = [name, "--workdir=WORKDIR", *numbers.options, f"--seeds={seeds}"]
+    command = ["python", "launch/studies.py", name, "--workdir=WORKDIR", *numbers.options]
+    if numbers.seeds:
+        command.append(f"--seeds={','.join(map(str, numbers.seeds))}")
+    commits = sorted({commit for each in numbers.commits.values() for commit in each})
     parts = [
         f"# {study.title} ({study.source})",
-        f"`{shlex.join(['python', 'launch/studies.py', *command])}`",
-        f"Commit of the runs: {', '.join(numbers.commits)}. Mean ± standard deviation over seeds; "
+        f"`{shlex.join(command)}`",
+        f"Commit of the runs: {', '.join(commits) or DASH}. Mean ± standard deviation over seeds; "
         "differences are paired by\nseed, with 95 % t intervals; *detectable* is the smallest true "
         "difference that so many seeds show with\npower 0.8.",
-        table(study, values),
+        table(study, numbers.values),
     ]
     if (folder / f"{name}.svg").exists():
         parts.append(f"![{study.title}]({name}.svg)")
     if study.claims:
-        parts += ["## Statements of the paper", claims_table(study, values)]
+        parts += ["## Statements of the paper", claims_table(study, numbers.values)]
     page = "\n\n".join(parts) + "\n"
-    (folder / f"{name}.md").write_text(page, encoding="utf-8")
     text = json.dumps({"study": name, **numbers._asdict()}, indent=1, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / f"{name}.json", text + "\n")
+    write_text(folder / f"{name}.md", page)
     return page
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rapo_jax.report.charts import Line
 from rapo_jax.report.compare import paired_difference
 from rapo_jax.report.curves import mean_lines
-from rapo_jax.report.runs import series
+from rapo_jax.report.runs import accuracy, series
 from rapo_jax.report.studies import CONFIDENCE, MEASURES, Values, Variants
 
 CURVES = {"reward/mean": "outcome reward", "entropy/policy": "entropy of the policy, nats"}
@@ -56,11 +56,20 @@ def draw_variants(variants: Variants, values: Values, measures: Sequence[str], f
 
 
 def draw_curves(variants: Variants, values: Values, measures: Sequence[str], file: Path) -> None:
-    """Reward and entropy of each variant by RL step, mean over seeds, band of one deviation."""
+    """Reward and entropy of each variant by RL step, mean over seeds, band of one deviation.
+
+    Only runs with a final evaluation count; without any no picture is written.
+    """
+    ended = {
+        label: [run for run in runs if accuracy(run) is not None]
+        for label, runs in variants.items()
+    }
+    if not any(ended.values()):
+        return
     with picture(file, width=9, height=3.4) as figure:
         for axes, (key, name) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
-            labels = [f"{label}, {len(runs)} seeds" for label, runs in variants.items()]
-            draw_lines(axes, mean_lines(variants, partial(series, key=key)), labels)
+            labels = [f"{label}, {len(runs)} seeds" for label, runs in ended.items()]
+            draw_lines(axes, mean_lines(ended, partial(series, key=key)), labels)
             axes.set(title=name, xlabel="RL step")
             axes.grid(alpha=0.3)
             if axes.lines:

@@ -71,6 +71,11 @@ def guards(s: Settings) -> list[str]:
             f"rollout.temperature={s.rollout.temperature}: log-probabilities and entropies are "
             "those of temperature 1, so that ratios are not to the policy that sampled"
         )
+    if s.rl.retrieved_traces == "removed" and s.retrieval.unit == "trajectory":
+        lines.append(
+            "rl.retrieved_traces='removed', retrieval.unit='trajectory': a trajectory holds the "
+            "results and the answer; without it the update teaches answers that nothing supports"
+        )
     if s.n_hybrid:
         limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
         if s.rl.a >= limit:

@@ -1,8 +1,12 @@
-"""Log-probabilities of past rows under the present policy: log pi_old of RolloutReplay."""
+"""Log-probabilities of rows under the present policy: log pi_old of tapes that it did not write.
+
+These are RolloutReplay's past rows, and rows whose retrieved traces are removed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -11,7 +15,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, RlSettings
 from rapo_jax.model.scoring import log_probs
-from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
+from rapo_jax.model.sharding import on_mesh, place, replicated, row_shards, rows
 from rapo_jax.train.micro_batches import micro_batches
 from rapo_jax.types import Batch, Params, Source
 
@@ -22,7 +26,7 @@ Rescorer: TypeAlias = Callable[[Params, Batch, np.ndarray], np.ndarray]
 def make_rescorer(model: ModelSettings, mesh: Mesh, rl: RlSettings) -> Rescorer:
     """Scores rows in the micro-batches of an update."""
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated(mesh))  # each process fetches all rows
     def score(params: Params, token_BT: jax.Array, source_BT: jax.Array) -> jax.Array:
         with on_mesh(mesh):
             return log_probs(model, params, token_BT, source_BT == Source.POLICY)

@@ -149,11 +149,11 @@ def rl_step(
     if parts.replay is not None:
         past_B = np.flatnonzero(groups.off_policy_B)
         batch = with_old_logp(parts.rescore, state.params, batch, past_B)
-    length_B = np.asarray(groups.trajectory.length_B, np.int64)
-    removed = np.zeros(0, np.int64)
+    length_B, removal = np.asarray(groups.trajectory.length_B, np.int64), {}
     if s.rl.retrieved_traces == "removed":
         removed = better_with_traces(batch)
         batch, length_B = without_traces(parts.rescore, state.params, batch, length_B, removed)
+        removal = {"update/rows_without_traces": len(removed) / len(reward_B)}
     state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
@@ -169,7 +169,7 @@ def rl_step(
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
-        "update/rows_without_traces": len(removed) / len(reward_B),
+        **removal,
         "time/reshard": loaded - ready,
         "time/rollout": scored - loaded - host_seconds - groups.scoring_seconds,
         "time/waiting": waited,
@@ -180,7 +180,7 @@ def rl_step(
     def metrics() -> dict[str, float]:
         updates, skipped_rows = update_metrics(records)
         if skipped_rows.size:
-            _write_skipped(run, step, skipped_rows, groups, batch)
+            _write_skipped(run, step, skipped_rows, groups, batch, length_B)
         return known | updates
 
     return state, metrics
@@ -234,7 +234,12 @@ def _batch(groups: Groups, calibration: Calibration, advantage_B: Array) -> Batc
 
 
 def _write_skipped(
-    run: Run, step: int, skipped_rows: np.ndarray, groups: Groups, batch: Batch
+    run: Run,
+    step: int,
+    skipped_rows: np.ndarray,
+    groups: Groups,
+    batch: Batch,
+    length_B: np.ndarray,
 ) -> None:
     """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
     if not is_first():
@@ -254,7 +259,7 @@ def _write_skipped(
             "stage": "rl",
             "row": b,
             "question_id": groups.questions[b // group_size].id,
-            "length": int(groups.trajectory.length_B[b]),
+            "length": int(length_B[b]),
             **{name: str(float(number)) for name, number in numbers.items()},
         }
         lines += json.dumps(row) + "\n"

@@ -121,7 +121,7 @@ def page_of(write_run, tmp_path, draw=draw_variants):
     values = measured(runs, study.measures)
     draw(runs, values, study.measures, tmp_path / "two.svg")
     every = [run for each in runs.values() for run in each]
-    numbers = numbers_of(["--config.rl.m=0.2"], [0, 1], every, values)
+    numbers = numbers_of(["--config.rl.m=0.2"], {"a": "method=rapo"}, every, values)
     page = write_page("two", study, numbers, tmp_path)
     return page, tmp_path
 
@@ -134,25 +134,50 @@ def test_a_page_has_the_command_the_table_the_picture_and_the_verdicts(write_run
     assert "| a | 2 | 70.5 ± 0.7 | 1.00 ± 0.00 | +20.0 [+20.0, +20.0] | 0.0 |" in page
     assert "| b | 2 | 50.5 ± 0.7 | 1.00 ± 0.00 |  |  |" in page
     assert "| a is better | held-out accuracy, % | a − b | +20.0 [+20.0, +20.0] | holds |" in page
-    numbers = read_numbers(folder / "two.json", ["--config.rl.m=0.2"])
+    numbers = read_numbers(folder / "two.json", ["--config.rl.m=0.2"], {})
     assert numbers.values["a"]["accuracy"] == pytest.approx({0: 0.7, 1: 0.71})
 
 
-def test_a_measurement_replaces_an_earlier_one_of_the_same_seed_and_joins_those_of_others():
-    old = Numbers((), (0, 1), ("b",), accuracies(x=[0.1, 0.2], gone=[0.3, 0.4]))
-    new = Numbers((), (1, 2), ("a",), {"x": {"accuracy": {1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}})
-    values = {"x": {"accuracy": {0: 0.1, 1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}}
-    assert joined(new, old) == Numbers((), (0, 1, 2), ("a", "b"), values)
+def test_a_seed_that_is_measured_again_replaces_the_earlier_one_as_a_whole():
+    old = Numbers((), {}, {0: ["b"], 1: ["b"]}, accuracies(x=[0.1, 0.2], y=[0.3, 0.4]))
+    values = {"x": {"accuracy": {1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}}
+    new = Numbers((), {}, {1: ["a"], 2: ["a"]}, values)
+    found = joined(new, old)
+    # y has no pair for the new x of seed 1
+    wanted = {"x": {0: 0.1, 1: 0.5, 2: 0.6}, "y": {0: 0.3}}
+    assert found.values == {label: {"accuracy": of} for label, of in wanted.items()}
+    assert found.commits == {0: ["b"], 1: ["a"], 2: ["a"]} and found.seeds == [0, 1, 2]
     assert joined(new, None) == new
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"options": [], "seeds": ["x"], "commits": [], "values": {}}']
-)
-def test_a_file_that_is_no_page_of_a_study_is_named(tmp_path, text):
-    (tmp_path / "two.json").write_text(text)
-    with pytest.raises(ValueError, match=r"two\.json: not the numbers of a study .* --output"):
-        read_numbers(tmp_path / "two.json", [])
+NO_PAGES = [
+    ("", "not the numbers of a study"),
+    ("[]", "not the numbers of a study"),
+    ("{}", "not the numbers of a study"),
+    ({"commits": {"x": []}}, "not the numbers of a study"),
+    ({"options": ["--config.rl.m=0"]}, "is of --config.rl.m=0, this study of no flags"),
+    ({"variants": {"a": "method=grpo"}}, "a is method=grpo, in this study method=rapo"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), NO_PAGES)
+def test_a_page_that_is_not_of_this_study_is_named(tmp_path, content, message):
+    if isinstance(content, dict):
+        content = json.dumps({"options": [], "variants": {}, "commits": {}, "values": {}} | content)
+    (tmp_path / "two.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"two\.json.*{message}.*; choose another --output"):
+        read_numbers(tmp_path / "two.json", [], {"a": "method=rapo"})
+
+
+def test_curves_are_of_finished_runs_and_say_of_how_many(write_run, tmp_path):
+    runs = [load_run(write_run(tmp_path / f"{seed}", seed=seed)) for seed in (0, 1)]
+    (tmp_path / "1" / "result.json").unlink()
+    variants = {"a": [runs[0], load_run(tmp_path / "1")]}
+    draw_curves(variants, {}, (), tmp_path / "curves.svg")
+    before = (tmp_path / "curves.svg").read_bytes()
+    assert b"a, 1 seeds" in before
+    draw_curves({"a": variants["a"][1:]}, {}, (), tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_bytes() == before
 
 
 @pytest.mark.parametrize("draw", [draw_variants, draw_curves])

@@ -6,8 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax.config import RlSettings
 from rapo_jax.method.tape import without_retrieved
+from rapo_jax.model.scoring import log_probs
+from rapo_jax.model.sharding import make_mesh
+from rapo_jax.train.calibration import guards
 from rapo_jax.train.removal import better_with_traces, without_traces
+from rapo_jax.train.rescoring import make_rescorer
 from rapo_jax.train.rl import train_rl
 from rapo_jax.types import Batch, Source
 
@@ -21,6 +26,7 @@ SOURCE_BT = np.array([
     [Q, P, T, R, P, _, _, _],
 ], np.int32)  # fmt: skip
 TOKEN_BT = np.where(SOURCE_BT == _, 0, 10 * np.arange(4)[:, None] + np.arange(8))
+UNITS = ("step", "trajectory")
 LENGTH_B = (SOURCE_BT != _).sum(1)
 
 
@@ -109,7 +115,7 @@ def test_a_run_without_traces_in_its_updates_differs_and_resumes_exactly(branch,
     read = branch({"checkpoint.every": 2}, name="read")
     differs = jax.tree.map(lambda x, y: bool((x != y).any()), whole.params, train(read).params)
     assert any(jax.tree.leaves(differs))
-    assert all(row["update/rows_without_traces"] == 0 for row in metrics_of(read.workdir))
+    assert not any("update/rows_without_traces" in row for row in metrics_of(read.workdir))
 
 
 def test_without_retrieval_it_changes_no_bit(branch):
@@ -123,3 +129,33 @@ def test_past_groups_keep_the_traces_that_they_were_sampled_with(small_settings)
     assert small_settings(changes).rl.retrieved_traces == "read"
     with pytest.raises(ValueError, match="rl.retrieved_traces='removed': past rows keep .* 'read'"):
         small_settings(changes | {"rl.retrieved_traces": "removed"})
+
+
+def test_where_nothing_is_retrieved_there_is_nothing_to_remove(small_settings):
+    with pytest.raises(ValueError, match="rl.retrieved_traces='removed': no rollout retrieves; me"):
+        small_settings({"method": "grpo", "rl.retrieved_traces": "removed"})
+    always = {"method": "grpo", "retrieval.always": True, "rl.retrieved_traces": "removed"}
+    assert small_settings(always).rl.retrieved_traces == "removed"
+
+
+def test_a_whole_trajectory_that_is_removed_is_warned_of(small_settings):
+    of = {unit: small_settings({"retrieval.unit": unit} | REMOVED) for unit in UNITS}
+    assert [len(guards(of[unit])) for unit in UNITS] == [0, 1]
+    assert "answers that nothing supports" in guards(of["trajectory"])[0]
+
+
+def test_rows_are_scored_anew_as_the_policy_scores_the_shorter_tape(house, tapes):
+    """On eight devices: rows of both kinds, several to a micro-batch."""
+    source_BT = np.asarray(tapes.source_BT)
+    rows = np.flatnonzero((source_BT == R).any(1))
+    blank = np.zeros(len(source_BT), np.float32)
+    batch = Batch(tapes.token_BT, source_BT, tapes.logp_BT, blank, blank, blank)
+    rescore = make_rescorer(house.model, make_mesh(), RlSettings(buckets=(96,), micro_tokens=768))
+    after, length_B = without_traces(rescore, house.params, batch, tapes.length_B, rows)
+    assert len(rows) > 1
+    for b in rows:
+        kept_T = np.flatnonzero(source_BT[b] != R)[: length_B[b]]
+        token_1T, policy_1T = tapes.token_BT[b][None, kept_T], (source_BT[b] == P)[None, kept_T]
+        wanted_1T = log_probs(house.model, house.params, token_1T, policy_1T)
+        np.testing.assert_allclose(after.old_logp_BT[b, : len(kept_T)], wanted_1T[0], atol=1e-5)
+        assert not after.old_logp_BT[b, len(kept_T) :].any()
