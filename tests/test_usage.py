@@ -90,7 +90,7 @@ def test_a_run_is_watched_as_printed(tmp_path):
     output = run_session(section, tmp_path, programs)
     watched = tmp_path / "runs" / "watched"
     logged = output.split("called: tensorboard --logdir=")[1].split()[0]
-    (events,) = (tmp_path / logged).iterdir()
+    (events,) = (tmp_path / logged / "rl").iterdir()
     for name in (b"rl/heldout/accuracy", b"heldout/0", b"heldout/3", b"rl/reward/mean"):
         assert name in events.read_bytes()
     rows = [json.loads(line) for line in (watched / "metrics.jsonl").open()]
