@@ -39,7 +39,7 @@ from rapo_jax.train.removal import better_with_traces, without_traces
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.update import Updater
-from rapo_jax.types import Array, Batch, Params, TrainState
+from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
 
 class RlParts(NamedTuple):
@@ -180,7 +180,7 @@ def rl_step(
     def metrics() -> dict[str, float]:
         updates, skipped_rows = update_metrics(records)
         if skipped_rows.size:
-            _write_skipped(run, step, skipped_rows, groups, batch, length_B)
+            _write_skipped(run, step, skipped_rows, groups, batch)
         return known | updates
 
     return state, metrics
@@ -234,12 +234,7 @@ def _batch(groups: Groups, calibration: Calibration, advantage_B: Array) -> Batc
 
 
 def _write_skipped(
-    run: Run,
-    step: int,
-    skipped_rows: np.ndarray,
-    groups: Groups,
-    batch: Batch,
-    length_B: np.ndarray,
+    run: Run, step: int, skipped_rows: np.ndarray, groups: Groups, batch: Batch
 ) -> None:
     """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
     if not is_first():
@@ -259,7 +254,7 @@ def _write_skipped(
             "stage": "rl",
             "row": b,
             "question_id": groups.questions[b // group_size].id,
-            "length": int(length_B[b]),
+            "length": int((np.asarray(batch.source_BT[b]) != Source.PAD).sum()),
             **{name: str(float(number)) for name, number in numbers.items()},
         }
         lines += json.dumps(row) + "\n"
