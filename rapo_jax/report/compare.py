@@ -78,7 +78,10 @@ class Summary:
 
 
 def settings_of(run: Run) -> dict[str, str]:
-    """The settings that can change a result, flat: dotted key -> value as text."""
+    """The settings that can change a result, flat: dotted key -> value as text.
+
+    A key that a config of an older version lacks counts with its default.
+    """
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -91,6 +94,9 @@ def settings_of(run: Run) -> dict[str, str]:
             flat[prefix] = value if isinstance(value, str) else json.dumps(value)
 
     walk("", run.config)
+    for name, key in KEYS.items() if run.config else ():
+        if name not in flat:
+            walk(name, key.value)
     flat["method"] = run.method
     return flat
 

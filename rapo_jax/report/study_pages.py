@@ -110,7 +110,7 @@ def write_page(name: str, study: Study, numbers: Numbers, folder: Path) -> str:
     commits = sorted({commit for each in numbers.commits.values() for commit in each})
     parts = [
         f"# {study.title} ({study.source})",
-        f"`{shlex.join(command)}`",
+        f"```\n{shlex.join(command)}\n```",
         f"Commit of the runs: {', '.join(commits) or DASH}. Mean ± standard deviation over seeds; "
         "differences are paired by\nseed, with 95 % t intervals; *detectable* is the smallest true "
         "difference that so many seeds show with\npower 0.8.",

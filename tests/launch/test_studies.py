@@ -23,7 +23,7 @@ def test_a_study_runs_its_variants_and_writes_its_page(tmp_path, program, capsys
     page = (folder / "pages" / "dynamics.md").read_text()
     assert page in capsys.readouterr().out
     assert "| RAPO ends at a higher reward |" in page
-    assert "--workdir=WORKDIR --config=configs/tiny.py --seeds=0,1`" in page
+    assert "--workdir=WORKDIR --config=configs/tiny.py --seeds=0,1\n" in page
 
 
 def test_studies_share_their_runs(tmp_path, program):
@@ -49,7 +49,7 @@ def test_seeds_of_another_workdir_join_the_page(tmp_path, program):
         flags = flags_of("noise", tmp_path / seed, f"--seeds={seed}", output)
         assert studies.main(flags, program) == 0
     page = (tmp_path / "docs" / "noise.md").read_text()
-    assert "--seeds=0,1`" in page and "| RAPO | 2 | 60.5 ± 0.7 | +10.0 [+10.0, +10.0] |" in page
+    assert "--seeds=0,1\n" in page and "| RAPO | 2 | 60.5 ± 0.7 | +10.0 [+10.0, +10.0] |" in page
 
 
 def test_a_page_of_other_options_is_not_mixed_with_this_studys_runs(tmp_path, program, capsys):

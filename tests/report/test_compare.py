@@ -37,6 +37,16 @@ def test_a_setting_without_a_usual_value_is_named_in_every_label(make_run):
     assert list(groups) == ["rapo · rl.m=0.0", "rapo · rl.m=0.1", "rapo · rl.m=0.2"]
 
 
+def test_a_key_that_an_older_runs_config_lacks_counts_with_its_default(make_run):
+    older, newer = make_run("older"), make_run("newer", seed=1, rl={"retrieved_traces": "read"})
+    changed = make_run("changed", rl={"retrieved_traces": "removed"})
+    groups = group_runs([load_run(path) for path in (older, newer, changed)])
+    assert {label: len(runs) for label, runs in groups.items()} == {
+        "rapo": 2,
+        "rapo · rl.retrieved_traces=removed": 1,
+    }
+
+
 def test_a_run_without_config_is_named_by_its_result_or_its_folder(make_run):
     workdir = make_run("lonely")
     (workdir / "config.json").unlink()

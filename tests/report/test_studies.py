@@ -129,7 +129,9 @@ def page_of(write_run, tmp_path, draw=draw_variants):
 def test_a_page_has_the_command_the_table_the_picture_and_the_verdicts(write_run, tmp_path):
     page, folder = page_of(write_run, tmp_path)
     assert (folder / "two.md").read_text() == page
-    assert "`python launch/studies.py two --workdir=WORKDIR --config.rl.m=0.2 --seeds=0,1`" in page
+    assert (
+        "\npython launch/studies.py two --workdir=WORKDIR --config.rl.m=0.2 --seeds=0,1\n" in page
+    )
     assert "![Two variants](two.svg)" in page
     assert "| a | 2 | 70.5 ± 0.7 | 1.00 ± 0.00 | +20.0 [+20.0, +20.0] | 0.0 |" in page
     assert "| b | 2 | 50.5 ± 0.7 | 1.00 ± 0.00 |  |  |" in page
