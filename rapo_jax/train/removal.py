@@ -1,11 +1,13 @@
-"""Updates on rollouts without their retrieved traces: `rl.retrieved_traces=removed`.
+"""What updates make of retrieved traces: the choices of `rl.retrieved_traces`.
 
-Not in the paper; docs/methods.md says why, and what it changes.
+'removed' is not in the paper; docs/methods.md says why, and what it changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -13,6 +15,9 @@ import numpy as np
 from rapo_jax.method.tape import without_retrieved
 from rapo_jax.train.rescoring import Rescorer
 from rapo_jax.types import Batch, Params, Source
+
+Read: TypeAlias = tuple[Batch, np.ndarray, dict[str, float]]
+"""The batch that updates read, its length_B, and metrics."""
 
 
 def better_with_traces(batch: Batch) -> np.ndarray:
@@ -43,6 +48,25 @@ def without_traces(
     part_length_B = length_B[rows] - (source_BT == Source.RETRIEVED).sum(1)
     part = part.replace(old_logp_BT=rescore(params, part, part_length_B))
     return jax.tree.map(partial(_put, rows), batch, part), _put(rows, length_B, part_length_B)
+
+
+def as_read(rescore: Rescorer, params: Params, batch: Batch, length_B: np.ndarray) -> Read:
+    """All rows as the rollout wrote them."""
+    return batch, length_B, {}
+
+
+def removed(rescore: Rescorer, params: Params, batch: Batch, length_B: np.ndarray) -> Read:
+    """The rows of positive advantage without their traces, and the share of such rows."""
+    rows = better_with_traces(batch)
+    batch, length_B = without_traces(rescore, params, batch, length_B, rows)
+    return batch, length_B, {"update/rows_without_traces": len(rows) / len(length_B)}
+
+
+RETRIEVED_TRACES: dict[str, Callable[[Rescorer, Params, Batch, np.ndarray], Read]] = {
+    "read": as_read,
+    "removed": removed,
+}
+"""By `rl.retrieved_traces`."""
 
 
 def _put(rows: np.ndarray, table: np.ndarray, part: np.ndarray) -> np.ndarray:

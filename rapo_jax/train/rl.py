@@ -35,7 +35,7 @@ from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metr
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import updates_made
-from rapo_jax.train.removal import better_with_traces, without_traces
+from rapo_jax.train.removal import RETRIEVED_TRACES, Read
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.update import Updater
@@ -145,15 +145,9 @@ def rl_step(
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
     advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
-    batch = _batch(groups, calibration, advantage_B)
-    if parts.replay is not None:
-        past_B = np.flatnonzero(groups.off_policy_B)
-        batch = with_old_logp(parts.rescore, state.params, batch, past_B)
-    length_B, removal = np.asarray(groups.trajectory.length_B, np.int64), {}
-    if s.rl.retrieved_traces == "removed":
-        removed = better_with_traces(batch)
-        batch, length_B = without_traces(parts.rescore, state.params, batch, length_B, removed)
-        removal = {"update/rows_without_traces": len(removed) / len(reward_B)}
+    batch, length_B, removal = batch_to_read(
+        s, parts, state.params, groups, calibration, advantage_B
+    )
     state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
@@ -184,6 +178,31 @@ def rl_step(
         return known | updates
 
     return state, metrics
+
+
+def batch_to_read(
+    s: Settings,
+    parts: RlParts,
+    params: Params,
+    groups: Groups,
+    calibration: Calibration,
+    advantage_B: Array,
+) -> Read:
+    """What the updates of a step read of its groups; `params` are those before the updates."""
+    tape = groups.trajectory
+    batch = Batch(
+        tape.token_BT,
+        tape.source_BT,
+        tape.logp_BT,
+        advantage_B,
+        calibration.retrieved_share_B.astype(np.float32),
+        groups.off_policy_B,
+    )
+    if parts.replay is not None:
+        past_B = np.flatnonzero(groups.off_policy_B)
+        batch = with_old_logp(parts.rescore, params, batch, past_B)
+    length_B = np.asarray(tape.length_B, np.int64)
+    return RETRIEVED_TRACES[s.rl.retrieved_traces](parts.rescore, params, batch, length_B)
 
 
 def shaped_reward(s: Settings, groups: Groups) -> np.ndarray:
@@ -220,17 +239,6 @@ def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict
 def _hybrid_rows(s: Settings) -> np.ndarray:
     r = s.rollout
     return hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
-
-
-def _batch(groups: Groups, calibration: Calibration, advantage_B: Array) -> Batch:
-    return Batch(
-        groups.trajectory.token_BT,
-        groups.trajectory.source_BT,
-        groups.trajectory.logp_BT,
-        advantage_B,
-        calibration.retrieved_share_B.astype(np.float32),
-        groups.off_policy_B,
-    )
 
 
 def _write_skipped(

@@ -1,4 +1,4 @@
-"""Updates without the retrieved traces: `rl.retrieved_traces=removed`."""
+"""What updates make of retrieved traces: `rl.retrieved_traces`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.config import RlSettings
+from rapo_jax.config import KEYS, RlSettings
 from rapo_jax.method.tape import without_retrieved
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.train.calibration import guards
-from rapo_jax.train.removal import better_with_traces, without_traces
+from rapo_jax.train.removal import RETRIEVED_TRACES, better_with_traces, without_traces
 from rapo_jax.train.rescoring import make_rescorer
 from rapo_jax.train.rl import train_rl
 from rapo_jax.types import Batch, Source
@@ -96,6 +96,19 @@ def test_without_such_rows_the_batch_is_the_one_that_was_given():
     batch = batch_of([1, 0, -1, 0])
     same, length_B = without_traces(pytest.fail, None, batch, LENGTH_B, np.zeros(0, np.int64))
     assert same is batch and length_B is LENGTH_B
+
+
+def test_every_choice_has_its_function():
+    assert set(RETRIEVED_TRACES) == set(KEYS["rl.retrieved_traces"].choices)
+
+
+def test_rows_that_are_read_stay_and_the_share_of_those_removed_is_a_metric():
+    batch = batch_of([2, 1, -1, 0])
+    read, length_B, metrics = RETRIEVED_TRACES["read"](pytest.fail, None, batch, LENGTH_B)
+    assert read is batch and length_B is LENGTH_B and metrics == {}
+    _, length_B, metrics = RETRIEVED_TRACES["removed"](rescore_as(-3), None, batch, LENGTH_B)
+    assert length_B.tolist() == [6, 6, 8, 5]
+    assert metrics == {"update/rows_without_traces": 1 / 4}
 
 
 def train(run):
