@@ -124,13 +124,14 @@ def main(arguments: Sequence[str]) -> None:
         sys.path.append(str(resolved.file.resolve().parent))
     from rapo_jax.stages import job  # jax: seconds, which no refusal above waits for
 
-    job.run_job(
+    with job.claimed_workdir(
         settings,
         resolved.config,
         line.workdir,
         config_file=str(resolved.file.resolve() if resolved.file else ""),
         checked=None if set(settings.stages) <= NO_WEIGHTS else resolved.overridden,
-    )
+    ) as fresh:
+        job.run_stages(settings, line.workdir, fresh=fresh)
 
 
 def _show(text: str) -> None:

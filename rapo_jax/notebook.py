@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.job import prepare_workdir
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
-from rapo_jax.train.groups import Groups, sample_groups
+from rapo_jax.train.groups import Groups, completed, sample_batch
 from rapo_jax.train.rl import open_rl, probability_at, rl_step, shaped_reward
 from rapo_jax.train.sft import train_cold_start
 
@@ -89,15 +90,18 @@ class Session:
         """
         s, step = self.run.settings, self.training.step
         batch, size = list(questions), len(questions)
-        groups = sample_groups(
+        stream = QuestionStream(itertools.repeat(batch), seed=seed, batch=size, rows=size)
+        sample = partial(
+            sample_batch,
             self.run,
-            QuestionStream(itertools.repeat(batch), seed=seed, batch=size, rows=size),
+            stream,
             self.run.sampler.load(self.training.state.params),
             jax.random.fold_in(stage_key(s, StageKey.NOTEBOOK), seed),
             step=step,
             probability=probability_at(s, step) if s.n_hybrid else 0.0,
             agent_tapes=self.parts.agent_tapes,
         )
+        groups = completed(sample(), sample, s, step=step, stream=stream)
         self.run.environment.take_counts()
         return groups
 

@@ -26,15 +26,18 @@ Config: TypeAlias = Mapping[str, Json]
 """As in config.json."""
 
 
-def run_job(
+@contextmanager
+def claimed_workdir(
     settings: Settings,
     config: Config,
     workdir: Path,
     *,
     config_file: str = "",
     checked: Collection[str] | None = (),
-) -> None:
-    """A whole call of the program on `workdir`; ends the process where it cannot go on.
+) -> Iterator[bool]:
+    """Joins the processes and claims `workdir` for a call of the program, which `run_stages` does
+    inside; yields whether the workdir is fresh. What is raised inside ends the process in one line,
+    if it is not a bug.
 
     Args:
         config: the config that `settings` are of.
@@ -52,8 +55,7 @@ def run_job(
         with exit_is_an_error(), ExitStack() as held:
             if not set(settings.stages) <= set(READERS):  # before config.json is written
                 distributed.on_first(lambda: _claim(workdir, held))
-            fresh = open_workdir(workdir, config, config_file=config_file)
-            run_stages(settings, workdir, fresh=fresh)
+            yield open_workdir(workdir, config, config_file=config_file)
     except distributed.Stopped as stopped:
         print(f"[stop] {stopped}; run the same command to resume", flush=True)
     except (ValueError, FileNotFoundError) as error:

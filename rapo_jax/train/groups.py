@@ -57,69 +57,77 @@ def read_agent_tapes(run: Run) -> AgentTapes:
     return AgentTapes(examples, dict(of_question))
 
 
-def sample_groups(
+def sample_batch(
     run: Run,
     stream: QuestionStream,
     weights: Params,
     key: jax.Array,
+    number: int = 0,
     *,
     step: int,
     probability: float,
     agent_tapes: AgentTapes | None = None,
+) -> Groups:
+    """G rollouts of each question of the next batch; `number` counts the batches of the step.
+
+    With `agent_tapes`, the last row of a group is one of the question's trajectories of the buffer,
+    where it has one.
+    """
+    s, local_questions = run.settings, next(stream)
+    trajectory = run.sampler.sample(
+        weights,
+        jax.random.fold_in(key, number) if number else key,
+        local_questions,
+        group_size=s.rollout.group_size,
+        n_hybrid=s.n_hybrid,
+        temperature=s.rollout.temperature,
+        probability=probability,
+        noise=s.retrieval.noise,
+        last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
+        tree_rows=s.rollout.tree_rows,
+    )
+    rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
+    questions = tuple(Question(**row) for row in rows)
+    off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
+    if agent_tapes is not None:
+        rng = np.random.default_rng([s.seed, 0x70F, step, number])
+        trajectory, off_policy_B = put_agent_tapes(
+            trajectory, questions, agent_tapes, rng, group_size=s.rollout.group_size
+        )
+    started = time.perf_counter()
+    return Groups(
+        questions,
+        trajectory,
+        _score(run, step, trajectory, questions),
+        off_policy_B,
+        slot_counts=run.sampler.counts,
+        further_batches=0,
+        scoring_seconds=time.perf_counter() - started,
+    )
+
+
+def completed(
+    first: Groups,
+    sample: Callable[[int], Groups],
+    s: Settings,
+    *,
+    step: int,
+    stream: QuestionStream,
     replay: Replay | None = None,
 ) -> Groups:
-    """The next batch of questions, G rollouts each, as `config.method` completes them.
+    """The groups of a step's first batch as `config.method` completes them.
 
     With `rl.resample`, groups of equal rewards are replaced by groups of the next questions, from
-    at most so many further rollout batches. With `agent_tapes`, the last row of a group is one of
-    the question's trajectories of the buffer, where it has one. With `replay`, past groups complete
-    the batch.
+    at most so many further batches `sample(1)`, `sample(2)`, ... With `replay`, past groups
+    complete the batch.
     """
-    s = run.settings
-
-    def sample_batch(number: int = 0) -> Groups:
-        """The groups of the next batch of questions; `number` counts the batches of the step."""
-        local_questions = next(stream)
-        trajectory = run.sampler.sample(
-            weights,
-            jax.random.fold_in(key, number) if number else key,
-            local_questions,
-            group_size=s.rollout.group_size,
-            n_hybrid=s.n_hybrid,
-            temperature=s.rollout.temperature,
-            probability=probability,
-            noise=s.retrieval.noise,
-            last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
-            tree_rows=s.rollout.tree_rows,
-        )
-        rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
-        questions = tuple(Question(**row) for row in rows)
-        off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
-        if agent_tapes is not None:
-            rng = np.random.default_rng([s.seed, 0x70F, step, number])
-            put = put_agent_tapes(
-                trajectory, questions, agent_tapes, rng, group_size=s.rollout.group_size
-            )
-            trajectory, off_policy_B = put
-        started = time.perf_counter()
-        return Groups(
-            questions,
-            trajectory,
-            _score(run, step, trajectory, questions),
-            off_policy_B,
-            slot_counts=run.sampler.counts,
-            further_batches=0,
-            scoring_seconds=time.perf_counter() - started,
-        )
-
-    groups = sample_batch()
     if s.rl.resample:
-        return resampled(groups, sample_batch, s)
+        return resampled(first, sample, s)
     if replay is not None:
         first_epoch = stream.epochs <= 1
         rng = np.random.default_rng([s.seed, 0x5E9, step])
-        return replayed(groups, sample_batch, replay, s, rng, first_epoch=first_epoch)
-    return groups
+        return replayed(first, sample, replay, s, rng, first_epoch=first_epoch)
+    return first
 
 
 def _score(

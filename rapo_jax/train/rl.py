@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,14 @@ from rapo_jax.sampling.tapes import trajectory_lines
 from rapo_jax.tasks.stream import QuestionStream, question_stream
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
-from rapo_jax.train.groups import AgentTapes, Groups, equal_groups, read_agent_tapes, sample_groups
+from rapo_jax.train.groups import (
+    AgentTapes,
+    Groups,
+    completed,
+    equal_groups,
+    read_agent_tapes,
+    sample_batch,
+)
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
 from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
@@ -128,17 +136,15 @@ def rl_step(
     ready = time.perf_counter()
     weights = jax.block_until_ready(run.sampler.load(state.params))
     loaded = time.perf_counter()
-    groups = sample_groups(
-        run,
-        parts.stream,
-        weights,
-        rollout_key,
+    sample = partial(
+        sample_batch,
+        *(run, parts.stream, weights, rollout_key),
         step=step,
         probability=probability,
         agent_tapes=parts.agent_tapes,
-        replay=parts.replay,
     )
-    del weights  # the update needs the room
+    groups = completed(sample(), sample, s, step=step, stream=parts.stream, replay=parts.replay)
+    del weights, sample  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)

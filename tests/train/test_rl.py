@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from contextlib import closing
@@ -11,13 +12,15 @@ import jax
 import numpy as np
 import pytest
 
+from rapo_jax import distributed
+from rapo_jax.main import main
 from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.run.metrics import Metrics
 from rapo_jax.run.run import Run
 from rapo_jax.sampling import programs
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.stages import table
-from rapo_jax.stages.job import run_stages
+from rapo_jax.stages.job import prepare_workdir
 from rapo_jax.train import groups, rl
 from rapo_jax.train.buffer import load_buffer
 from rapo_jax.train.calibration import guards
@@ -191,7 +194,7 @@ def test_trajectories_show_the_hybrid_rows_and_their_retrievals(four_steps):
     assert all(row["hybrid"] for row, found in zip(rows, retrieved, strict=True) if found)
 
 
-def test_ten_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeypatch):
+def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeypatch):
     class Reached(Exception):
         pass
 
@@ -201,36 +204,23 @@ def test_ten_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monkeyp
     without_gates = shutil.ignore_patterns("gates.json")
     shutil.copytree(trunk.cold_start, tmp_path / "coldstart", ignore=without_gates)
     run = branch({"stages": ("rl",), "sft.folder": str(tmp_path / "coldstart")})
+    prepare_workdir(run.workdir, dataclasses.asdict(run.settings))
+    monkeypatch.setattr(distributed, "start", lambda settings: None)  # it takes the signals
     monkeypatch.setattr(Run, "close", lambda self: None)
     monkeypatch.setattr(programs, "on_mesh", rollout)  # which its driver enters for the rollout
     monkeypatch.setattr(table, "open_run", lambda settings, workdir: run)
     package = Path(table.__file__).parents[1]
 
     def frames():
-        """Between main, which calls run_stages itself, and the rollout."""
         with pytest.raises(Reached) as reached:
-            run_stages(run.settings, run.workdir, fresh=False)
+            main([f"--workdir={run.workdir}"])
         return [x.name for x in reached.traceback if x.path.is_relative_to(package)]
 
-    assert frames() == [
-        "run_stages",
-        "_rl",
-        "check_cold_start",
-        "follow_rate",
-        "sample",
-        "from_python",
-    ]
+    gate = ["check_cold_start", "follow_rate", "sample", "from_python"]
+    assert frames() == ["main", "run_stages", "_rl", *gate]
     monkeypatch.setattr(table, "check_cold_start", lambda run: {})
-    assert frames() == [
-        "run_stages",
-        "_rl",
-        "train_rl",
-        "rl_step",
-        "sample_groups",
-        "sample_batch",
-        "sample",
-        "from_python",
-    ]
+    step = ["train_rl", "rl_step", "sample_batch", "sample", "from_python"]
+    assert frames() == ["main", "run_stages", "_rl", *step]
 
 
 def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
