@@ -13,6 +13,7 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.distributed import allgather_rows, is_first, local_part
+from rapo_jax.method.tape import hybrid_mask
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
@@ -267,6 +268,12 @@ def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
     Nothing can be learned from it then, but a penalty of length (`rl.overlong`).
     """
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
+
+
+def hybrid_rows(s: Settings) -> np.ndarray:
+    """The rows of a step that may retrieve, [B]."""
+    r = s.rollout
+    return hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
 
 
 def _replaced(groups: Groups, place_K: np.ndarray, more: Groups, taken_K: np.ndarray) -> Groups:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,16 +15,13 @@ import numpy as np
 import optax
 
 from rapo_jax.config import Settings
-from rapo_jax.distributed import is_first
-from rapo_jax.io.jsonl import append_lines
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.rewards import overlong_penalty
-from rapo_jax.method.tape import hybrid_mask, response_mask
+from rapo_jax.method.tape import response_mask
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.policy import load_policy, start_state
 from rapo_jax.run.run import Run
 from rapo_jax.run.weights import newest_step
-from rapo_jax.sampling.tapes import trajectory_lines
 from rapo_jax.tasks.stream import QuestionStream, question_stream
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
@@ -34,6 +30,7 @@ from rapo_jax.train.groups import (
     Groups,
     completed,
     equal_groups,
+    hybrid_rows,
     read_agent_tapes,
     sample_batch,
 )
@@ -46,8 +43,9 @@ from rapo_jax.train.optimizer import updates_made
 from rapo_jax.train.removal import RETRIEVED_TRACES, Read
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
+from rapo_jax.train.step_files import write_skipped, write_trajectories
 from rapo_jax.train.update import Updater
-from rapo_jax.types import Array, Batch, Params, Source, TrainState
+from rapo_jax.types import Array, Batch, Params, TrainState
 
 
 class RlParts(NamedTuple):
@@ -138,7 +136,10 @@ def rl_step(
     loaded = time.perf_counter()
     sample = partial(
         sample_batch,
-        *(run, parts.stream, weights, rollout_key),
+        run,
+        parts.stream,
+        weights,
+        rollout_key,
         step=step,
         probability=probability,
         agent_tapes=parts.agent_tapes,
@@ -159,7 +160,7 @@ def rl_step(
     )
     dispatched = time.perf_counter()
     if s.log.trajectories and step % s.log.trajectory_every == 0:
-        _write_trajectories(run, step, groups, calibration, advantage_B)
+        write_trajectories(run, step, groups, calibration, advantage_B)
     waited = counts.get("waited", 0.0)
     host_seconds = counts.get("seconds", 0.0) - waited
     known = {
@@ -180,7 +181,7 @@ def rl_step(
     def metrics() -> dict[str, float]:
         updates, skipped_rows = update_metrics(records)
         if skipped_rows.size:
-            _write_skipped(run, step, skipped_rows, groups, batch)
+            write_skipped(run, step, skipped_rows, groups, batch)
         return known | updates
 
     return state, metrics
@@ -224,7 +225,7 @@ def shaped_reward(s: Settings, groups: Groups) -> np.ndarray:
 
 def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict[str, float]:
     """`rollout_metrics` of the rows that the policy sampled, and how the groups were completed."""
-    hybrid_B = _hybrid_rows(s)
+    hybrid_B = hybrid_rows(s)
     sampled_B = groups.off_policy_B == 0
     parts = (groups.trajectory, groups.scores, hybrid_B, calibration)
     metrics = rollout_metrics(*jax.tree.map(lambda x: np.asarray(x)[sampled_B], parts))
@@ -240,59 +241,3 @@ def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict
             groups.off_policy_B.sum() / len(groups.questions)
         )
     return metrics
-
-
-def _hybrid_rows(s: Settings) -> np.ndarray:
-    r = s.rollout
-    return hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
-
-
-def _write_skipped(
-    run: Run, step: int, skipped_rows: np.ndarray, groups: Groups, batch: Batch
-) -> None:
-    """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
-    if not is_first():
-        return
-    path, group_size = run.workdir / "skipped.jsonl", run.settings.rollout.group_size
-    lines = ""
-    for b in sorted(set(skipped_rows.tolist())):
-        # As text: NaN and infinity are no JSON. Of advantages of tokens, the largest.
-        advantage_X = np.atleast_1d(batch.advantage_B[b])
-        numbers = {
-            "reward": groups.scores.reward_B[b],
-            "advantage": advantage_X[np.argmax(np.abs(advantage_X))],
-            "logp": batch.old_logp_BT[b].sum(),
-        }
-        row = {
-            "step": step,
-            "stage": "rl",
-            "row": b,
-            "question_id": groups.questions[b // group_size].id,
-            "length": int((np.asarray(batch.source_BT[b]) != Source.PAD).sum()),
-            **{name: str(float(number)) for name, number in numbers.items()},
-        }
-        lines += json.dumps(row) + "\n"
-    append_lines(path, lines)
-    print(
-        f"[rl] warning: step {step}: an update was not finite and was skipped; its rows: {path}",
-        flush=True,
-    )
-
-
-def _write_trajectories(
-    run: Run, step: int, groups: Groups, calibration: Calibration, advantage_B: Array
-) -> None:
-    if not is_first():
-        return
-    lines = trajectory_lines(
-        run.tokens,
-        groups.trajectory,
-        [q for q in groups.questions for _ in range(run.settings.rollout.group_size)],
-        labels={"step": step, "stage": "rl"},
-        hybrid_B=_hybrid_rows(run.settings),
-        reward_B=groups.scores.reward_B.astype(np.float32),
-        advantage_B=advantage_B if advantage_B.ndim == 1 else calibration.advantage_B,
-        retrieval_B=calibration.retrieval_reward_B,
-        z_BS=calibration.retrieval_reward_BS,
-    )
-    append_lines(run.workdir / "trajectories.jsonl", lines)

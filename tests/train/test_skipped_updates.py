@@ -19,7 +19,8 @@ from rapo_jax.train.loop import MOST_SKIPS, count_skips
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import make_optimizer, updates_made
-from rapo_jax.train.rl import _write_skipped, train_rl
+from rapo_jax.train.rl import train_rl
+from rapo_jax.train.step_files import write_skipped
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
 
@@ -106,7 +107,7 @@ def test_the_rows_of_a_skipped_update_are_written_with_what_they_held(
     reward_B = np.array([1.0, np.inf] * 16)
     scores = RowScores(reward_B, reward_B > 0, np.full(32, ""))
     groups = Groups(tuple(house.asked), tapes, scores, np.zeros(32), {}, 0, 0.0)
-    _write_skipped(run, 7, np.array([1, 0]), groups, batch)
+    write_skipped(run, 7, np.array([1, 0]), groups, batch)
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").open()]
     assert [row["row"] for row in rows] == [0, 1]
     assert [(row["reward"], row["advantage"]) for row in rows] == [("1.0", "0.5"), ("inf", "nan")]

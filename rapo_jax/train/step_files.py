@@ -1,0 +1,67 @@
+"""What a step of RL appends to files of the workdir: trajectories, and rows of skipped updates."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from rapo_jax.distributed import is_first
+from rapo_jax.io.jsonl import append_lines
+from rapo_jax.method.calibrate import Calibration
+from rapo_jax.run.run import Run
+from rapo_jax.sampling.tapes import trajectory_lines
+from rapo_jax.train.groups import Groups, hybrid_rows
+from rapo_jax.types import Array, Batch, Source
+
+
+def write_skipped(
+    run: Run, step: int, skipped_rows: np.ndarray, groups: Groups, batch: Batch
+) -> None:
+    """Appends the rows of skipped updates to WORKDIR/skipped.jsonl, and logs where they are."""
+    if not is_first():
+        return
+    path, group_size = run.workdir / "skipped.jsonl", run.settings.rollout.group_size
+    lines = ""
+    for b in sorted(set(skipped_rows.tolist())):
+        # As text: NaN and infinity are no JSON. Of advantages of tokens, the largest.
+        advantage_X = np.atleast_1d(batch.advantage_B[b])
+        numbers = {
+            "reward": groups.scores.reward_B[b],
+            "advantage": advantage_X[np.argmax(np.abs(advantage_X))],
+            "logp": batch.old_logp_BT[b].sum(),
+        }
+        row = {
+            "step": step,
+            "stage": "rl",
+            "row": b,
+            "question_id": groups.questions[b // group_size].id,
+            "length": int((np.asarray(batch.source_BT[b]) != Source.PAD).sum()),
+            **{name: str(float(number)) for name, number in numbers.items()},
+        }
+        lines += json.dumps(row) + "\n"
+    append_lines(path, lines)
+    print(
+        f"[rl] warning: step {step}: an update was not finite and was skipped; its rows: {path}",
+        flush=True,
+    )
+
+
+def write_trajectories(
+    run: Run, step: int, groups: Groups, calibration: Calibration, advantage_B: Array
+) -> None:
+    """Appends the step's rows to WORKDIR/trajectories.jsonl."""
+    if not is_first():
+        return
+    lines = trajectory_lines(
+        run.tokens,
+        groups.trajectory,
+        [q for q in groups.questions for _ in range(run.settings.rollout.group_size)],
+        labels={"step": step, "stage": "rl"},
+        hybrid_B=hybrid_rows(run.settings),
+        reward_B=groups.scores.reward_B.astype(np.float32),
+        advantage_B=advantage_B if advantage_B.ndim == 1 else calibration.advantage_B,
+        retrieval_B=calibration.retrieval_reward_B,
+        z_BS=calibration.retrieval_reward_BS,
+    )
+    append_lines(run.workdir / "trajectories.jsonl", lines)
