@@ -31,6 +31,16 @@ class StageKey(IntEnum):
     """Rollouts of a notebook that train nothing."""
 
 
+FURTHER_BATCHES = 2**16
+"""Added to the number of a step's further batch before it is folded in: smaller numbers are those
+of what a rollout draws, `rollout.slots.Draws`, which the first batch folds into the same key."""
+
+
+def batch_key(key: jax.Array, number: int) -> jax.Array:
+    """The key of batch `number` of a step whose key is `key`."""
+    return jax.random.fold_in(key, FURTHER_BATCHES + number) if number else key
+
+
 def stage_key(settings: Settings, stage: StageKey) -> jax.Array:
     """The random key of one purpose in the run of this seed."""
     return jax.random.fold_in(jax.random.key(settings.seed), jnp.uint32(stage))

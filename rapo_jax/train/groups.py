@@ -14,6 +14,7 @@ import numpy as np
 from rapo_jax.config import Settings
 from rapo_jax.distributed import allgather_rows, is_first, local_part
 from rapo_jax.method.tape import hybrid_mask
+from rapo_jax.run.keys import batch_key
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
@@ -77,7 +78,7 @@ def sample_batch(
     s, local_questions = run.settings, next(stream)
     trajectory = run.sampler.sample(
         weights,
-        jax.random.fold_in(key, number) if number else key,
+        batch_key(key, number),
         local_questions,
         group_size=s.rollout.group_size,
         n_hybrid=s.n_hybrid,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
+from rapo_jax.rollout.slots import Draws
 from rapo_jax.tasks import Question
 from rapo_jax.train.groups import (
     AgentTapes,
@@ -14,6 +18,7 @@ from rapo_jax.train.groups import (
     put_agent_tapes,
     replayed,
     resampled,
+    sample_batch,
 )
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.methods import anchors
@@ -96,6 +101,31 @@ def test_a_budget_that_is_used_up_leaves_the_groups_without_a_spread(small_setti
 def test_groups_that_all_have_a_spread_are_sampled_once(small_settings):
     varied = BATCHES[2]._replace(scores=RowScores(np.tile([0.0, 1, 0], 4), *BATCHES[2].scores[1:]))
     assert resampled(varied, pytest.fail, settings_with(small_settings, 3)) is varied
+
+
+def test_a_further_batch_is_sampled_with_a_key_that_the_first_ones_rollout_does_not_use(
+    small_settings,
+):
+    """A rollout folds `Draws` into the key that it is given."""
+    keys = []
+
+    class Sampler:
+        counts = {}
+
+        def sample(self, weights, key, asked, **how):
+            keys.append(tuple(jax.random.key_data(key).tolist()))
+            raise LookupError
+
+    run = SimpleNamespace(settings=small_settings(), sampler=Sampler())
+    step = jax.random.key(3)
+    for number in range(5):
+        with pytest.raises(LookupError):
+            sample_batch(
+                run, itertools.repeat(questions("q")), {}, step, number, step=0, probability=0.0
+            )
+    drawn = [jax.random.key_data(jax.random.fold_in(step, draw)) for draw in Draws]
+    assert keys[0] == tuple(jax.random.key_data(step).tolist())
+    assert len(set(keys)) == 5 and not set(keys) & {tuple(key.tolist()) for key in drawn}
 
 
 def agent_tapes():
