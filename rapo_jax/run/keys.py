@@ -1,4 +1,4 @@
-"""Random keys of a run: one number for each purpose, so that no two purposes share a key."""
+"""Random keys of a run, and numpy's seeds: a number for each purpose, so that no two share one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rapo_jax.config import Settings
 
@@ -29,6 +30,26 @@ class StageKey(IntEnum):
     """Samples of the evaluation suites."""
     NOTEBOOK = 300
     """Rollouts of a notebook that train nothing."""
+
+
+class HostKey(IntEnum):
+    """What numpy draws on the host in training: the number after the run's seed."""
+
+    REPLAY = 0x5E9
+    """Past groups that complete a batch."""
+    SFT_ORDER = 0x5F7
+    """Epochs of the cold start."""
+    SFT_BATCHES = 0x5F8
+    """The order of batches of similar length."""
+    AGENT_TAPES = 0x70F
+    """Trajectories of the buffer in groups."""
+    IMITATION = 0x1317
+    """Examples of the SFT baseline."""
+
+
+def host_rng(seed: int, purpose: HostKey, *numbers: int) -> np.random.Generator:
+    """Numpy's random numbers of one purpose, of a step, an epoch or a part as `numbers` say."""
+    return np.random.default_rng([seed, purpose, *numbers])
 
 
 FURTHER_BATCHES = 2**16

@@ -14,7 +14,7 @@ import numpy as np
 from rapo_jax.config import Settings
 from rapo_jax.distributed import allgather_rows, is_first, local_part
 from rapo_jax.method.tape import hybrid_mask
-from rapo_jax.run.keys import batch_key
+from rapo_jax.run.keys import HostKey, batch_key, host_rng
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
@@ -92,7 +92,7 @@ def sample_batch(
     questions = tuple(Question(**row) for row in rows)
     off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
     if agent_tapes is not None:
-        rng = np.random.default_rng([s.seed, 0x70F, step, number])
+        rng = host_rng(s.seed, HostKey.AGENT_TAPES, step, number)
         trajectory, off_policy_B = put_agent_tapes(
             trajectory, questions, agent_tapes, rng, group_size=s.rollout.group_size
         )
@@ -127,7 +127,7 @@ def completed(
         return resampled(first, sample, s)
     if replay is not None:
         first_epoch = stream.epochs <= 1
-        rng = np.random.default_rng([s.seed, 0x5E9, step])
+        rng = host_rng(s.seed, HostKey.REPLAY, step)
         return replayed(first, sample, replay, s, rng, first_epoch=first_epoch)
     return first
 

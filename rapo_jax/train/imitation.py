@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rapo_jax.config import Settings
+from rapo_jax.run.keys import HostKey, host_rng
 from rapo_jax.run.policy import load_policy, start_state
 from rapo_jax.run.run import Run
 from rapo_jax.train.buffer import load_buffer, read_trajectories
@@ -62,7 +63,7 @@ def train_on_examples(
     rows_each = s.rollout.questions * s.rollout.group_size // s.rl.mini_batches
     records = []
     for part in range(s.rl.mini_batches * s.rl.epochs):
-        rng = np.random.default_rng([s.seed, step, part])
+        rng = host_rng(s.seed, HostKey.IMITATION, step, part)
         count = len(examples.length_B)
         index = rng.choice(count, rows_each, replace=rows_each > count)
         state, metrics = updater.update(state, *batch_of(examples, index), None)

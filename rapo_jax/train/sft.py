@@ -23,6 +23,7 @@ from rapo_jax.distributed import is_first, on_first
 from rapo_jax.io.files import write_json
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.keys import HostKey, host_rng
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.policy import fresh_state
 from rapo_jax.run.run import Run
@@ -114,11 +115,11 @@ def draw_batch(examples: Examples, *, seed: int, step: int, batch: int) -> np.nd
     block = 8 * batch
     per_epoch = max(rows_total // block, 1) * 8
     epoch, at = divmod(step, per_epoch)
-    rng = np.random.default_rng([seed, 0x5F7, epoch])
+    rng = host_rng(seed, HostKey.SFT_ORDER, epoch)
     order = rng.permutation(rows_total)
     index = order[(at // 8) * block : (at // 8 + 1) * block]
     index = index[np.argsort(examples.length_B[index], kind="stable")]
-    turn = np.random.default_rng([seed, 0x5F8, epoch, at // 8]).permutation(8)[at % 8]
+    turn = host_rng(seed, HostKey.SFT_BATCHES, epoch, at // 8).permutation(8)[at % 8]
     batches = -(-len(index) // batch)  # fewer than eight only where there are few examples
     start = min(turn % batches * batch, len(index) - batch)
     return index[start : start + batch]
