@@ -27,6 +27,7 @@ class Draws(enum.IntEnum):
     RETRIEVALS = 1
     FORKS = 2
     EXPANSIONS = 3
+    CONDENSING = 4
 
 
 class Phase(enum.IntEnum):

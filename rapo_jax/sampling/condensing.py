@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import row_shards
+from rapo_jax.rollout.slots import Draws
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
@@ -61,7 +62,7 @@ def make_condenser(
     shards, most = row_shards(mesh), settings.evaluate.rows
 
     def condenser(params: Params, key: jax.Array, temperature: float) -> Condense:
-        batches = itertools.count(2)  # the rollout itself folds 0 and 1 in
+        key, batches = jax.random.fold_in(key, Draws.CONDENSING), itertools.count()
 
         def sample(prompts: list[str]) -> list[str]:
             wanted = 1 << (len(prompts) - 1).bit_length()  # few sizes: each compiles

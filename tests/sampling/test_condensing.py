@@ -10,6 +10,7 @@ import pytest
 
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.rollout.slots import Draws
 from rapo_jax.run.checks import check_condensing
 from rapo_jax.sampling.condensing import make_condenser, prompt_room
 from rapo_jax.sampling.sampler import Sampler
@@ -89,6 +90,23 @@ def test_the_policy_reads_its_hits_and_the_information_enters_the_context(
     assert counts["condensed"] > counts["condensed/nothing"]
     again = sampler.sample(params, jax.random.key(0), house.asked[:8], **how)
     np.testing.assert_array_equal(found.token_BT, again.token_BT)
+
+
+def test_condensing_draws_from_no_key_that_the_rollout_itself_draws_from(open_sampler, monkeypatch):
+    drawn, key = [], jax.random.key(0)
+    _, _, sampler, params = open_sampler(1)
+
+    def sample(self, params, key, questions, **how):
+        drawn.append(tuple(jax.random.key_data(key).tolist()))
+        raise LookupError
+
+    condense = sampler.condenser(params, key, 1.0)
+    monkeypatch.setattr(Sampler, "sample", sample)
+    for _ in range(4):
+        with pytest.raises(LookupError):
+            condense(["a prompt"])
+    rollouts = {tuple(jax.random.key_data(jax.random.fold_in(key, n)).tolist()) for n in Draws}
+    assert len(set(drawn)) == 4 and not rollouts & set(drawn)
 
 
 def test_a_prompt_without_room_for_documents_is_refused_before_any_compile(open_sampler):
