@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from enum import IntEnum
 
 import jax
@@ -65,3 +66,8 @@ def batch_key(key: jax.Array, number: int) -> jax.Array:
 def stage_key(settings: Settings, stage: StageKey) -> jax.Array:
     """The random key of one purpose in the run of this seed."""
     return jax.random.fold_in(jax.random.key(settings.seed), jnp.uint32(stage))
+
+
+def named_key(settings: Settings, stage: StageKey, name: str) -> jax.Array:
+    """That of one of a purpose's suites or checkpoints, by its name."""
+    return jax.random.fold_in(stage_key(settings, stage), zlib.crc32(name.encode()))

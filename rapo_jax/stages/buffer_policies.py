@@ -25,7 +25,7 @@ from rapo_jax.environment import Environment
 from rapo_jax.io.files import Json
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.run.folders import tokenizer_folder
-from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.keys import StageKey, named_key
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.policy import load_policy, newest_weights
 from rapo_jax.run.run import Run
@@ -123,7 +123,7 @@ def _sample_rest(
     guest = load_guest(run, Path(checkpoint))
     n_samples = s.buffer.samples
     progress = Progress("buffer: checkpoint", total=len(questions), done=first)
-    key = stage_key(s, StageKey.BUFFER)
+    key = named_key(s, StageKey.BUFFER, checkpoint)
     for batch in padded_batches(questions, size=s.rollout.questions, first=first):
         trajectory = guest.sampler.sample(
             guest.params,

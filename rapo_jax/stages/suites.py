@@ -6,7 +6,6 @@ rows are in the same batches however many of them are written.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from rapo_jax.distributed import (
 from rapo_jax.io.files import Json, write_text
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.keys import StageKey, named_key
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.policy import load_policy, newest_folder
 from rapo_jax.run.run import Run
@@ -221,7 +220,7 @@ def _predict(
 
 def _device_policy(run: Run, params: Params, suite: str) -> Policy:
     """Samples from `params`, which the sampler loaded; every suite has its own random keys."""
-    key = jax.random.fold_in(stage_key(run.settings, StageKey.SUITES), zlib.crc32(suite.encode()))
+    key = named_key(run.settings, StageKey.SUITES, suite)
 
     def sample(questions: Sequence[Question], start: int) -> list[Sampled]:
         trajectory = run.sampler.sample(

@@ -145,6 +145,14 @@ def test_a_policys_build_that_was_cut_short_goes_on_to_what_an_unbroken_one_give
             sample_agents(other)
 
 
+def test_two_policies_of_one_buffer_are_sampled_with_other_random_numbers(branch, tmp_path, trunk):
+    copy = shutil.copytree(trunk.cold_start, tmp_path / "copy")
+    both = {"buffer.checkpoint": f"{trunk.cold_start},{copy}", "buffer.questions": 1}
+    traces = sample_agents(branch(policy(trunk, tmp_path / "b", **both)))()[0]
+    steps = [trace.steps for trace in traces]
+    assert len(steps) == 2 * 4 and steps[:4] != steps[4:]  # of the same weights and question
+
+
 def test_what_is_there_of_a_finished_policy_loads_no_weights_also_with_other_keys_of_a_call(
     branch, tmp_path, trunk
 ):
