@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from rapo_jax.config.keys import key, keys_of
-from rapo_jax.config.methods import METHODS
+from rapo_jax.config.methods import METHODS, MethodSettings
 from rapo_jax.config.schema.buffer import BufferSettings, RetrievalSettings
 from rapo_jax.config.schema.buffer import EndpointSettings as EndpointSettings
 from rapo_jax.config.schema.model import DistributedSettings, MeshSettings, ModelSettings
@@ -105,9 +105,14 @@ class Settings:
     log: LogSettings = LogSettings()
 
     @property
+    def of_method(self) -> MethodSettings:
+        """What `method` needs and does."""
+        return METHODS[self.method]
+
+    @property
     def n_hybrid(self) -> int:
         """Hybrid rollouts of a group in training."""
-        hybrid = METHODS[self.method].hybrid or self.retrieval.always
+        hybrid = self.of_method.hybrid or self.retrieval.always
         return self.rollout.n_hybrid if hybrid else 0
 
     @property
@@ -118,7 +123,7 @@ class Settings:
     @property
     def reads_buffer(self) -> bool:
         """Whether training reads the Step-Trace Buffer."""
-        return METHODS[self.method].buffer or self.n_hybrid > 0
+        return self.of_method.buffer or self.n_hybrid > 0
 
     @property
     def suites_alone(self) -> bool:

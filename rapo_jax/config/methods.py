@@ -20,8 +20,21 @@ class MethodSettings(NamedTuple):
     """Whether `rollout.n_hybrid` rollouts of a group may retrieve."""
     buffer: bool = False
     """Whether it needs the Step-Trace Buffer."""
+    samples: bool = True
+    """Whether training samples rollouts."""
+    imitates_first: bool = False
+    """Whether the buffer's trajectories are imitated before RL."""
+    takes_agent_tapes: bool = False
+    """Whether the last row of a group is a trajectory of the buffer, where there is one."""
+    replays: bool = False
+    """Whether past groups complete a batch."""
     settings: Mapping[str, Json] = {}
     """Dotted key -> value, where it is not the default."""
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether groups hold rows that the present policy did not sample."""
+        return self.takes_agent_tapes or self.replays
 
 
 METHODS = {
@@ -63,10 +76,12 @@ METHODS = {
     "luffy": MethodSettings(
         "GRPO whose groups hold one trajectory of the buffer",
         buffer=True,
+        takes_agent_tapes=True,
         settings={"rl.aggregation": "token_mean"},
     ),
     "rollout_replay": MethodSettings(
         "GRPO on fresh groups and on past ones",
+        replays=True,
         settings={
             "rl.replay_share": 0.5,
             "rl.clip_low": 0.2,
@@ -74,6 +89,8 @@ METHODS = {
             "rl.aggregation": "token_mean",
         },
     ),
-    "sft": MethodSettings("imitation of the buffer's trajectories", buffer=True),
-    "sft_grpo": MethodSettings("imitation of the buffer's trajectories, then GRPO", buffer=True),
+    "sft": MethodSettings("imitation of the buffer's trajectories", buffer=True, samples=False),
+    "sft_grpo": MethodSettings(
+        "imitation of the buffer's trajectories, then GRPO", buffer=True, imitates_first=True
+    ),
 }

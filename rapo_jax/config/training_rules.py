@@ -34,28 +34,25 @@ def rollout_rules(s: Settings) -> Iterator[Rule]:
 
 def method_rules(s: Settings) -> Iterator[Rule]:
     """What one method reads and others do not, or cannot do."""
-    r = s.rollout
-    remedy = "method='sft' samples nothing that could retrieve"
-    yield "retrieval.always", not s.retrieval.always or s.method != "sft", remedy
-    no_kl = s.method in ("luffy", "rollout_replay")
-    yield "rl.kl", not no_kl or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
+    r, method = s.rollout, s.of_method
+    remedy = f"method={s.method!r} samples nothing that could retrieve"
+    yield "retrieval.always", not s.retrieval.always or method.samples, remedy
+    yield "rl.kl", not method.off_policy or s.rl.kl == 0, f"method={s.method!r} has no KL term: 0"
     share, fresh = s.rl.replay_share, s.fresh_questions
-    replays = s.method == "rollout_replay"
-    yield "rl.replay_share", share == 0 or replays, "only method='rollout_replay' reads it"
+    yield "rl.replay_share", share == 0 or method.replays, "only method='rollout_replay' reads it"
     remedy = f"leaves {fresh} fresh groups: a divisor of rollout.questions={r.questions}"
     yield "rl.replay_share", fresh > 0 and r.questions % fresh == 0, remedy
     remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
     yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
     remedy = "past rows keep the ratio to the policy that read their traces: 'read'"
     reads = s.rl.retrieved_traces == "read"
-    yield "rl.retrieved_traces", reads or not replays, remedy
+    yield "rl.retrieved_traces", reads or not method.replays, remedy
     remedy = "no rollout retrieves; method='rapo' or retrieval.always=True, with rollout.n_hybrid"
     yield "rl.retrieved_traces", reads or s.n_hybrid > 0, remedy
     fits = s.rl.dual_clip == 0 or s.rl.dual_clip > 1
     yield "rl.dual_clip", fits, "more than 1, such as 3, or 0 for none"
     remedy = "with trajectories that others wrote (luffy, rollout_replay) no rollouts branch: 1"
-    branches = s.method not in ("luffy", "rollout_replay")
-    yield "rollout.tree_rows", branches or r.tree_rows == 1, remedy
+    yield "rollout.tree_rows", not method.off_policy or r.tree_rows == 1, remedy
     buffer = {"sft", "buffer"} & set(s.stages) or ("rl" in s.stages and s.reads_buffer)
     remedy = "cold start and buffer are in protocol='rapo'; leave their stages out, method='grpo'"
     yield "protocol", s.protocol == "rapo" or not buffer, remedy

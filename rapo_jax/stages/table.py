@@ -105,7 +105,7 @@ def _buffer(job: Job) -> None:
 def _rl(job: Job) -> None:
     if job.run.task.scripted:  # without, settings are refused where a gate is set
         job.result["cold_start"] = check_cold_start(job.run)
-    train = train_imitation if job.run.settings.method == "sft" else train_rl
+    train = train_rl if job.run.settings.of_method.samples else train_imitation
     training = train(job.run)
     job.result["seconds"] |= {k: v for k, v in training.seconds.items() if k != "step"}
     job.result["cpu_seconds"]["rl_steps"] = training.cpu_seconds

@@ -1,6 +1,6 @@
-"""The training methods as functions: what each one's advantage, loss and groups are.
+"""The training methods as functions: what each one's advantage and loss are.
 
-`config.methods` has their meanings and published settings; docs/methods.md their equations.
+`config.methods` has their meanings, needs and published settings; docs/methods.md their equations.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ class Method(NamedTuple):
 
     advantage: Advantage
     loss: Callable[[ModelSettings, RlSettings], LossSums]
-    takes_agent_tapes: bool = False
-    """Whether the last row of a group is a trajectory of the buffer, where there is one."""
-    replays: bool = False
-    """Whether past groups complete a batch."""
 
 
 def calibrated(
@@ -134,8 +130,8 @@ METHODS = {
     "tree_grpo": Method(of_trees, rapo_loss),
     "arpo": Method(calibrated, rapo_loss),
     "aepo": Method(of_entropy, rapo_loss),
-    "luffy": Method(centred, luffy_loss, takes_agent_tapes=True),
-    "rollout_replay": Method(calibrated, replay_loss, replays=True),
+    "luffy": Method(centred, luffy_loss),
+    "rollout_replay": Method(calibrated, replay_loss),
     "sft_grpo": Method(calibrated, rapo_loss),
 }
 """By `config.method`; `sft` alone samples nothing."""

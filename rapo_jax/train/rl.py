@@ -79,9 +79,9 @@ def probability_at(settings: Settings, step: int) -> float:
 def train_rl(run: Run) -> PolicyTraining:
     """Trains to `rl.steps`, from the newest checkpoint if there is one.
 
-    With method='sft_grpo' the policy imitates the buffer first, see `train_imitation_first`.
+    Some methods imitate the buffer first, see `train_imitation_first`.
     """
-    if run.settings.method == "sft_grpo" and newest_step(run.workdir) is None:
+    if run.settings.of_method.imitates_first and newest_step(run.workdir) is None:
         train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
@@ -97,8 +97,8 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     method = METHODS[s.method]
     buffer = attach_buffer(run).identity if s.reads_buffer else ""
     optimizer, schedule = policy_optimizer(s)
-    imitated = s.method == "sft_grpo"
-    start = load_policy(run, imitation_folder(run) if imitated else run.cold_start)
+    begun = imitation_folder(run) if s.of_method.imitates_first else run.cold_start
+    start = load_policy(run, begun)
     state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
     loss = method.loss(run.model, s.rl)
     updater = Updater(loss, optimizer, state, mesh=run.mesh, rl=s.rl)
@@ -110,8 +110,8 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
         process_count=jax.process_count(),
     )
     reference = start if s.rl.kl else None
-    agent_tapes = read_agent_tapes(run) if method.takes_agent_tapes else None
-    replay = Replay(s.rl.replay_groups) if method.replays else None
+    agent_tapes = read_agent_tapes(run) if s.of_method.takes_agent_tapes else None
+    replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
     parts = RlParts(
         *(method, stream, agent_tapes, replay, make_calibrator(s), updater),
@@ -236,7 +236,7 @@ def group_metrics(s: Settings, groups: Groups, calibration: Calibration) -> dict
         metrics["rollout/past_groups"] = float(
             groups.off_policy_B.sum() / s.rollout.group_size / len(groups.questions)
         )
-    if METHODS[s.method].takes_agent_tapes:
+    if s.of_method.takes_agent_tapes:
         metrics["rollout/groups_with_trajectory"] = float(
             groups.off_policy_B.sum() / len(groups.questions)
         )

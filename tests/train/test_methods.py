@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from rapo_jax.method.calibrate import Calibration
 from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.run.run import open_run
 from rapo_jax.tasks.stream import load_questions
+from rapo_jax.train import methods
 from rapo_jax.train.imitation import imitation_folder, train_imitation
 from rapo_jax.train.methods import METHODS
 from rapo_jax.train.rl import train_rl
@@ -38,6 +41,12 @@ def identical(left, right):
 
 def test_every_method_but_pure_imitation_has_its_functions():
     assert METHODS.keys() == PUBLISHED.keys() - {"sft"}
+
+
+def test_a_new_method_is_rows_of_tables_for_no_code_asks_which_one_it_is():
+    package = Path(methods.__file__).parents[1]
+    asks = re.compile(r"\bmethod (==|!=|in|not in) [\"'({]")
+    assert [path for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))] == []
 
 
 @pytest.fixture
