@@ -59,6 +59,7 @@ class Environment:
         self._query: Query | None = None
         self._exclude_same_question = False
         self._without_retrieved_history = False
+        self._condense: Condense | None = None
         self._questions: list[Question] = []
         self._history: list[str] = []
         self._begins: list[list[int]] = []  # places in it at which the steps of calls begin
@@ -67,8 +68,6 @@ class Environment:
         self._running = RunningCalls(tools, tokens.protocol, max_calls=max_calls)
         self.calls: list[list[tuple[str, str]]] = []
         """Of each row: (tool, outcome) of its calls, in their order."""
-        self.condense: Condense | None = None
-        """Condenses the documents of searches; wants rollout.driver='host', as it runs programs."""
         self.failure: BaseException | None = None
 
     def use_buffer(
@@ -88,11 +87,19 @@ class Environment:
         self._exclude_same_question = exclude_same_question
         self._without_retrieved_history = without_retrieved_history
 
-    def begin(self, row_questions: Sequence[Question], *, opened: str = "") -> None:
+    def begin(
+        self,
+        row_questions: Sequence[Question],
+        *,
+        opened: str = "",
+        condense: Condense | None = None,
+    ) -> None:
         """Starts a new trajectory in every row; row b answers `row_questions[b]`.
 
-        `opened` is what the chat template wrote of the responses, see `Tokens.opened`.
+        `opened` is what the chat template wrote of the responses, see `Tokens.opened`. `condense`
+        condenses the documents of searches; it wants rollout.driver='host', as it runs programs.
         """
+        self._condense = condense
         self._questions = list(row_questions)
         self._history = [opened] * len(self._questions)
         self._begins = [[] for _ in self._questions]
@@ -141,7 +148,7 @@ class Environment:
             self._start(row_U, calls_U, token_UX, length_U)
             if idle := bool(idle_U.all()):
                 self._wait(row_U[asked_U].tolist())
-            asked = np.flatnonzero(asked_U & (idle or self.condense is None)).tolist()
+            asked = np.flatnonzero(asked_U & (idle or self._condense is None)).tolist()
             done = [u for u in asked if self._running.done(int(row_U[u]))]
             called = [self._running.take(int(row_U[u])) for u in done]
             for u, results in zip(done, self._condensed(row_U[done].tolist(), called), strict=True):
@@ -169,11 +176,11 @@ class Environment:
 
     def _condensed(self, rows: list[int], called: list[list[Called]]) -> list[list[Called]]:
         """The calls of these rows; those of searches with what the model makes of the documents."""
-        if self.condense is None:
+        if self._condense is None:
             return called
         make = partial(condensing_prompt, self.tokens, room=self._condense_room)
         history = [self._history[row] for row in rows]
-        condensed, counts = condense_searches(self.condense, make, called, history)
+        condensed, counts = condense_searches(self._condense, make, called, history)
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count
@@ -190,7 +197,7 @@ class Environment:
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation; all where searches are condensed."""
         started = time.perf_counter()
-        self._running.wait(rows, for_all=self.condense is not None)
+        self._running.wait(rows, for_all=self._condense is not None)
         with self._lock:
             self._counts["waited"] += time.perf_counter() - started
 

@@ -122,7 +122,7 @@ def open_run(
         skip=settings.task.too_long == "skip",
     )
     environment = _open_environment(settings, tokens, tools)
-    encoder = device_encoder(settings.retrieval)
+    encoder, condenses = device_encoder(settings.retrieval), tokens.protocol.condenses
     sampler = Sampler(
         model,
         dataclasses.replace(r, max_calls=r.max_calls + tokens.protocol.refused_turns),
@@ -132,9 +132,8 @@ def open_run(
         system=system,
         embed=encoder.embed,
         query_E=encoder.query_E,
+        condenser=make_condenser(settings, model, tokens, mesh) if condenses else None,
     )
-    if tokens.protocol.condenses:
-        sampler.condenser = make_condenser(settings, model, tokens, mesh)
     return Run(
         settings=settings,
         workdir=workdir,

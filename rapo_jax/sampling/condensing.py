@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.rollout.slots import Draws
-from rapo_jax.sampling.sampler import Sampler
+from rapo_jax.sampling.sampler import Condenser, Sampler
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
 from rapo_jax.text.protocol import parse_step
@@ -30,8 +30,8 @@ def prompt_room(settings: Settings) -> int:
 
 def make_condenser(
     settings: Settings, model: ModelSettings, tokens: Tokens, mesh: Mesh
-) -> Callable[[Params, jax.Array, float], Condense]:
-    """(loaded params, key, temperature) -> `Condense`: single turns of the same model, no tools.
+) -> Condenser:
+    """Condenses in single turns of the same model, without tools.
 
     Raises:
         ValueError: the prompt has no room for documents.

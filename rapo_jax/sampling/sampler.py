@@ -27,6 +27,8 @@ from rapo_jax.text.tokens import Tokens
 from rapo_jax.types import Params, Span, Trajectory
 
 FOREVER = 2**30
+Condenser = Callable[[Params, jax.Array, float], Condense]
+"""(loaded params, key, temperature) -> `Condense`; see `condensing.make_condenser`."""
 
 
 class Sampler:
@@ -46,6 +48,7 @@ class Sampler:
         system: str,
         embed: Callable[[jax.Array], jax.Array],
         query_E: jax.ShapeDtypeStruct,
+        condenser: Condenser | None = None,
     ) -> None:
         slots = settings.slots // row_shards(mesh)
         if 0 < slots < settings.tree_rows:
@@ -55,7 +58,7 @@ class Sampler:
                 "row; raise it, or 0 for as many as rollouts"
             )
         self._tokens, self._environment, self._system = tokens, environment, system
-        self._model, self._mesh = model, mesh
+        self._model, self._mesh, self._condenser = model, mesh, condenser
         self._setup = RolloutSetup(
             parts(
                 model,
@@ -76,8 +79,6 @@ class Sampler:
         """Rollout programs compiled so far."""
         self.counts: dict[str, int] = {}
         """Of the last rollout of all processes, see `rollout.slots.Counts`."""
-        self.condenser: Callable[[Params, jax.Array, float], Condense] | None = None
-        """See `condensing.make_condenser`."""
 
     def load(self, params: Params) -> Params:
         """Weights in the training layout -> those that `sample` takes: once for each phase."""
@@ -120,9 +121,9 @@ class Sampler:
         """
         mesh = self._mesh
         prompt_QX, opened = self._prompts(questions)
-        self._environment.begin([q for q in questions for _ in range(group_size)], opened=opened)
-        if self.condenser:
-            self._environment.condense = self.condenser(params, key, temperature)
+        condense = self._condenser(params, key, temperature) if self._condenser else None
+        row_questions = [q for q in questions for _ in range(group_size)]
+        self._environment.begin(row_questions, opened=opened, condense=condense)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {

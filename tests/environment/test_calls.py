@@ -235,7 +235,7 @@ def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_onc
 
     tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
     environment = make({"search": Immediate(echo)}, tokens=tokens, room=200, condense_room=3000)
-    environment.condense = condense
+    environment.begin(house.asked, condense=condense)
     early = act_once(environment, search_o1("a", "b", "c"), idle=False)
     assert early.ready == [False] * 3 and not asked
     waits = {"calls": [False] * 3, "waits": [True] * 3}
@@ -258,6 +258,15 @@ def test_a_condensation_that_fails_leaves_its_rows_unhealthy(house, make, act):
 
     tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
     environment = make({"search": echo}, tokens=tokens, room=90, condense_room=3000)
-    environment.condense = condense
+    environment.begin(house.asked, condense=condense)
     texts, healthy = act(environment, search_o1("a"))
     assert (texts, healthy) == ([""], [False]) and isinstance(environment.failure, MemoryError)
+
+
+def test_what_condenses_is_given_with_each_rollout_and_does_not_stay_for_the_next(house, make, act):
+    tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
+    environment = make({"search": echo}, tokens=tokens, room=90, condense_room=3000)
+    environment.begin(house.asked, condense=lambda prompts: ["**Final Information** so"])
+    assert "_result|>so<" in act(environment, search_o1("a"))[0][0]
+    environment.begin(house.asked)
+    assert "heard a" in act(environment, search_o1("a"))[0][0]

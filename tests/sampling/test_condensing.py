@@ -52,8 +52,8 @@ def open_sampler(house, tmp_path, small_settings):
         sampler = Sampler(
             model, dataclasses.replace(r, max_calls=r.max_calls + 5), tokens, environment, mesh,
             system="", embed=lambda query: query, query_E=jax.ShapeDtypeStruct((2,), np.float32),
+            condenser=make_condenser(settings, model, tokens, mesh),
         )  # fmt: skip
-        sampler.condenser = make_condenser(settings, model, tokens, mesh)
         added = tokens.tokenizer.get_added_vocab()
         liked = dict.fromkeys((*SEARCHES, end), 6.0) | {MARKER: 7.0}
         params = talkative_params(model, tokens, {added[text]: x for text, x in liked.items()})
@@ -100,7 +100,7 @@ def test_condensing_draws_from_no_key_that_the_rollout_itself_draws_from(open_sa
         drawn.append(tuple(jax.random.key_data(key).tolist()))
         raise LookupError
 
-    condense = sampler.condenser(params, key, 1.0)
+    condense = sampler._condenser(params, key, 1.0)
     monkeypatch.setattr(Sampler, "sample", sample)
     for _ in range(4):
         with pytest.raises(LookupError):
