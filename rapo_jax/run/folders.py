@@ -6,9 +6,12 @@ from pathlib import Path
 
 from rapo_jax.config import Settings
 
+COLD_START = "coldstart"
+"""Of a workdir: its cold start, unless `sft.folder` names another."""
+
 
 def cold_start_folder(settings: Settings, workdir: Path) -> Path:
-    return Path(settings.sft.folder or workdir / "coldstart")
+    return Path(settings.sft.folder or workdir / COLD_START)
 
 
 def buffer_folder(settings: Settings, workdir: Path) -> Path:

@@ -17,7 +17,7 @@ from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.lora import attach, init_adapters, trained
 from rapo_jax.model.sharding import layout, place, replicated, state_layout
 from rapo_jax.model.transformer import init_params
-from rapo_jax.run.folders import cold_start_folder
+from rapo_jax.run.folders import COLD_START, cold_start_folder
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.run import Run
 from rapo_jax.run.weights import Weights, check_shape, newest_step, saved_weights, with_adapters
@@ -99,7 +99,7 @@ def load_policy(run: Run, folder: Path) -> Params:
         ValueError: there is no checkpoint, it has another shape than `config.model`, or its
         adapters belong to another base.
     """
-    weights = saved_weights(run.model, folder, bases=(folder / "coldstart", run.cold_start))
+    weights = saved_weights(run.model, folder, bases=(folder / COLD_START, run.cold_start))
     if weights is None and run.model.folder and folder == run.cold_start:
         weights = _folder_weights(run.model)
     if weights is None:
