@@ -15,6 +15,7 @@ from rapo_jax.model.sharding import row_shards
 from rapo_jax.plan.memory import check_memory, device_memory
 from rapo_jax.run.policy import load_policy, policy_shapes
 from rapo_jax.run.run import Run, open_run
+from rapo_jax.run.weights import newest_step
 from rapo_jax.sampling.batches import even_size
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.export import export_weights
@@ -117,10 +118,10 @@ def _evaluate(job: Job) -> None:
     run = job.run
     questions = spread(load_questions(run.questions["eval"]), run.settings.evaluate.limit)
     compared = [("before", run.cold_start), ("after", run.workdir)]
-    if run.model.folder and not (run.workdir / "checkpoints").is_dir():
+    if run.model.folder and newest_step(run.workdir) is None:
         compared.pop()  # nothing was trained: the weights of the folder alone
-    trained = (run.cold_start / "checkpoints").is_dir()
-    job.result["start"] = "after the cold start" if trained else "before training"
+    began = "before training" if newest_step(run.cold_start) is None else "after the cold start"
+    job.result["start"] = began
     run.metrics.cut_back("evaluate", 0)  # of an evaluation that a kill cut short
     for when, folder in compared:
         scores = evaluate(run, load_policy(run, folder), questions)
