@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,17 +14,26 @@ NARROW_WIDTHS = (32, 64, 128, 256, 512)
 """Widths in tokens below the first bucket, for batches whose rows are all shorter."""
 
 
+class MicroBatch(NamedTuple):
+    """Some rows of a batch, and padding."""
+
+    batch: Batch
+    row_mask_B: np.ndarray
+    """float32, 0 at rows that only pad; these are the last ones."""
+    rows: np.ndarray
+    """Numbers in the batch of the rows that do not pad."""
+
+
 def micro_batches(
     batch: Batch, length_B: np.ndarray, buckets: Sequence[int], micro_tokens: int, shards: int
-) -> Iterator[tuple[Batch, np.ndarray]]:
+) -> Iterator[MicroBatch]:
     """Rows from the longest to the shortest, in micro-batches of at most `micro_tokens` positions,
     or of one row a shard where that is more.
 
     A micro-batch is as wide as a bucket, and a width has one number of rows: as many as fit, a
     multiple of `shards`, and no more than the power of two above all rows of the batch. It does not
     depend on how many rows are left: each new number would be a shape, and compile a program.
-    Widths are chosen so that all micro-batches together have the fewest positions. Yields each with
-    row_mask_B, float32, 0 at rows that only pad.
+    Widths are chosen so that all micro-batches together have the fewest positions.
     """
     narrow = [width for width in NARROW_WIDTHS if width < buckets[0]]
     most = power_of_two(-(-len(length_B) // shards))
@@ -42,7 +52,7 @@ def micro_batches(
             x = np.asarray(x)[index]
             return x[:, :width] if x.ndim == 2 else x
 
-        yield jax.tree.map(pick, batch), row_mask_B
+        yield MicroBatch(jax.tree.map(pick, batch), row_mask_B, taken)
 
 
 def fewest_positions(lengths: Sequence[int], rows_of: Mapping[int, int]) -> list[int]:

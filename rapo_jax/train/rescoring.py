@@ -33,13 +33,11 @@ def make_rescorer(model: ModelSettings, mesh: Mesh, rl: RlSettings) -> Rescorer:
 
     def rescore(params: Params, batch: Batch, length_B: np.ndarray) -> np.ndarray:
         logp_BT = np.zeros(batch.token_BT.shape, np.float32)
-        numbered = batch.replace(advantage_B=np.arange(len(length_B)))  # which row each one is
         sizes = (rl.buckets, rl.micro_tokens, row_shards(mesh))
-        for micro, row_mask_B in micro_batches(numbered, length_B, *sizes):
+        for micro, _, index in micro_batches(batch, length_B, *sizes):
             arrays = place((micro.token_BT, micro.source_BT), rows(mesh))
             part_BT = np.asarray(jax.device_get(score(params, *arrays)))
-            real_B = row_mask_B > 0
-            logp_BT[micro.advantage_B[real_B], : part_BT.shape[1]] = part_BT[real_B]
+            logp_BT[index, : part_BT.shape[1]] = part_BT[: len(index)]
         return logp_BT
 
     return rescore

@@ -185,7 +185,7 @@ class Updater:
         sums: Sums | None = None
         positions = 0
         sizes = (self._rl.buckets, self._rl.micro_tokens, row_shards(self._mesh))
-        for micro, row_mask_B in micro_batches(batch, length_B, *sizes):
+        for micro, row_mask_B, _ in micro_batches(batch, length_B, *sizes):
             micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
             arguments = (state.params, micro, row_mask_B, reference)
             if sums is None:  # zeros laid out like all sums: one program serves every addition

@@ -24,7 +24,7 @@ def cut(length_B, shards=1):
 
 
 def test_a_micro_batch_holds_no_more_rows_and_slots_than_there_are():
-    ((micro, row_mask_B),) = cut([30, 20, 31])
+    ((micro, row_mask_B, _),) = cut([30, 20, 31])
     assert micro.token_BT.shape == (4, 32)  # not 16 rows of 96 slots
     assert row_mask_B.tolist() == [1, 1, 1, 0]
     assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
@@ -34,12 +34,13 @@ def test_a_micro_batch_holds_no_more_rows_and_slots_than_there_are():
 @given(length_B=st.lists(st.integers(1, 96), min_size=1, max_size=80))
 def test_every_row_is_in_one_micro_batch_as_wide_as_its_longest(shards, length_B):
     rows = []
-    for micro, row_mask_B in cut(length_B, shards):
+    for micro, row_mask_B, index in cut(length_B, shards):
         count, width = micro.token_BT.shape
         assert count % shards == 0
         assert count * width <= MICRO_TOKENS or count == shards
         held = [int(row) - 1 for row in micro.token_BT[row_mask_B > 0, 0]]
         assert max(length_B[row] for row in held) <= width
+        assert index.tolist() == held and not row_mask_B[len(held) :].any()
         rows += held
     assert sorted(rows) == list(range(len(length_B)))
 
@@ -47,7 +48,7 @@ def test_every_row_is_in_one_micro_batch_as_wide_as_its_longest(shards, length_B
 @given(length_B=st.lists(st.integers(1, 96), min_size=1, max_size=80))
 def test_a_width_has_one_number_of_rows(length_B):
     """So that there are no more programs than widths."""
-    shapes = {micro.token_BT.shape for micro, _ in cut(length_B)}
+    shapes = {micro.token_BT.shape for micro, *_ in cut(length_B)}
     assert len(shapes) == len({width for _, width in shapes})
 
 
@@ -80,5 +81,5 @@ def test_rows_of_the_tiny_run_are_padded_by_less_than_a_tenth():
         token_BT = np.zeros((len(length_B), 144), np.int32)
         batch = Batch(token_BT, token_BT, token_BT, token_BT[:, 0], token_BT[:, 0])
         parts = micro_batches(batch, length_B, rl.buckets, rl.micro_tokens, 1)
-        slots += sum(micro.token_BT.size for micro, _ in parts)
+        slots += sum(micro.token_BT.size for micro, *_ in parts)
     assert 1 - tokens / slots < 0.1
