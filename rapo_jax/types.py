@@ -96,15 +96,14 @@ class Trajectory(flax.struct.PyTreeNode):
 class Batch(flax.struct.PyTreeNode):
     """What updates read, of a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
 
-    `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that the
-    present policy did not sample, and `behaviour_logp_BT` the log-probabilities of the policy that
-    sampled them, where a method has such rows.
+    `off_policy_B` is 1 at rows that the present policy did not sample, and `behaviour_logp_BT` the
+    log-probabilities of the policy that sampled them, where a method has such rows.
     """
 
     token_BT: Array
     source_BT: Array
     old_logp_BT: Array
-    advantage_B: Array
+    advantage: Array  # [B]; or [B, T], one of each token
     retrieved_share_B: Array
     off_policy_B: Array = None
     behaviour_logp_BT: Array = None

@@ -25,7 +25,7 @@ def without_zero_advantage_rows(
     pass: they count in the denominator alone. One row is always kept, so that every update has
     metrics.
     """
-    keep_B = (np.asarray(batch.advantage_B) != 0).reshape(len(length_B), -1).any(1)
+    keep_B = (np.asarray(batch.advantage) != 0).reshape(len(length_B), -1).any(1)
     if not keep_B.any():
         keep_B[np.argmin(length_B)] = True
     policy_BT = np.asarray(batch.source_BT) == Source.POLICY

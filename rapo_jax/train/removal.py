@@ -23,7 +23,7 @@ Read: TypeAlias = tuple[Batch, np.ndarray, dict[str, float]]
 def better_with_traces(batch: Batch) -> np.ndarray:
     """The numbers of the rows that hold a retrieved trace and have a positive advantage."""
     holds_B = (np.asarray(batch.source_BT) == Source.RETRIEVED).any(1)
-    advantage_B = np.asarray(batch.advantage_B).reshape(len(holds_B), -1).sum(1)
+    advantage_B = np.asarray(batch.advantage).reshape(len(holds_B), -1).sum(1)
     return np.flatnonzero(holds_B & (advantage_B > 0))
 
 

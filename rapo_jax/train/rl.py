@@ -150,17 +150,15 @@ def rl_step(
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
-    advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
+    advantage = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
-    batch, length_B, removal = batch_to_read(
-        s, parts, state.params, groups, calibration, advantage_B
-    )
+    batch, length_B, removal = batch_to_read(s, parts, state.params, groups, calibration, advantage)
     state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
     dispatched = time.perf_counter()
     if s.log.trajectories and step % s.log.trajectory_every == 0:
-        write_trajectories(run, step, groups, calibration, advantage_B)
+        write_trajectories(run, step, groups, calibration, advantage)
     waited = counts.get("waited", 0.0)
     host_seconds = counts.get("seconds", 0.0) - waited
     known = {
@@ -193,7 +191,7 @@ def batch_to_read(
     params: Params,
     groups: Groups,
     calibration: Calibration,
-    advantage_B: Array,
+    advantage: Array,
 ) -> Read:
     """What the updates of a step read of its groups; `params` are those before the updates."""
     tape = groups.trajectory
@@ -201,7 +199,7 @@ def batch_to_read(
         tape.token_BT,
         tape.source_BT,
         tape.logp_BT,
-        advantage_B,
+        advantage,
         calibration.retrieved_share_B.astype(np.float32),
         groups.off_policy_B,
     )

@@ -25,7 +25,7 @@ def write_skipped(
     lines = ""
     for b in sorted(set(skipped_rows.tolist())):
         # As text: NaN and infinity are no JSON. Of advantages of tokens, the largest.
-        advantage_X = np.atleast_1d(batch.advantage_B[b])
+        advantage_X = np.atleast_1d(batch.advantage[b])
         numbers = {
             "reward": groups.scores.reward_B[b],
             "advantage": advantage_X[np.argmax(np.abs(advantage_X))],
@@ -48,7 +48,7 @@ def write_skipped(
 
 
 def write_trajectories(
-    run: Run, step: int, groups: Groups, calibration: Calibration, advantage_B: Array
+    run: Run, step: int, groups: Groups, calibration: Calibration, advantage: Array
 ) -> None:
     """Appends the step's rows to WORKDIR/trajectories.jsonl."""
     if not is_first():
@@ -60,7 +60,7 @@ def write_trajectories(
         labels={"step": step, "stage": "rl"},
         hybrid_B=hybrid_rows(run.settings),
         reward_B=groups.scores.reward_B.astype(np.float32),
-        advantage_B=advantage_B if advantage_B.ndim == 1 else calibration.advantage_B,
+        advantage_B=advantage if advantage.ndim == 1 else calibration.advantage_B,
         retrieval_B=calibration.retrieval_reward_B,
         z_BS=calibration.retrieval_reward_BS,
     )

@@ -74,7 +74,7 @@ def test_a_row_without_its_traces_is_the_tape_of_a_policy_that_never_read_them()
     assert after.old_logp_BT[1].tolist() == [0, -3, 0, -3, 0, -3, 0, 0]
     assert length_B.tolist() == [6, 6, 8, 5]
     # what the calibration found in the rollout stays
-    assert after.advantage_B.tolist() == [2, 1, -1, 0]
+    assert after.advantage.tolist() == [2, 1, -1, 0]
     assert after.retrieved_share_B[1] == np.float32(2 / 7)
     others = [0, 2, 3]
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[others], y[others]), after, batch)
@@ -84,7 +84,7 @@ def test_a_row_without_its_traces_is_the_tape_of_a_policy_that_never_read_them()
 def test_advantages_of_tokens_move_with_their_tokens():
     batch = batch_of(np.where(SOURCE_BT == P, np.arange(8), 0))
     after, _lengths = without_traces(rescore_as(0), None, batch, LENGTH_B, np.array([1, 2]))
-    assert after.advantage_B.tolist() == [
+    assert after.advantage.tolist() == [
         [0, 1, 0, 3, 0, 5, 0, 0],
         [0, 1, 0, 5, 0, 7, 0, 0],
         [0, 1, 0, 4, 0, 7, 0, 0],

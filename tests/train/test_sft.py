@@ -115,7 +115,7 @@ def test_a_batch_to_imitate_has_nothing_to_shape_or_clip(written):
     batch, length_B = batch_of(examples, np.array([2, 0]))
     np.testing.assert_array_equal(batch.token_BT, examples.token_BT[[2, 0]])
     np.testing.assert_array_equal(length_B, examples.length_B[[2, 0]])
-    assert not batch.advantage_B.any() and not batch.retrieved_share_B.any()
+    assert not batch.advantage.any() and not batch.retrieved_share_B.any()
 
 
 def test_a_buffer_trajectory_becomes_calls_and_observations_again(house, tapes):

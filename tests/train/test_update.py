@@ -124,7 +124,7 @@ def gradient_of(house):
 
     @jax.jit
     def program(params, batch):
-        row_mask_B = jnp.ones(len(batch.advantage_B))
+        row_mask_B = jnp.ones(len(batch.advantage))
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             params, batch, row_mask_B, None
         )
@@ -142,7 +142,7 @@ def test_the_gradient_is_that_of_the_log_probs_of_policy_tokens_alone(house, bat
     batch = batch.replace(retrieved_share_B=np.zeros_like(batch.retrieved_share_B))
     policy_BT = batch.source_BT == Source.POLICY
     # at pi_theta = pi_old the clip is idle: dL = - sum_i A_i / |S_i| sum_j d log pi
-    weight_BT = policy_BT * (batch.advantage_B / policy_BT.sum(axis=1))[:, None]
+    weight_BT = policy_BT * (batch.advantage / policy_BT.sum(axis=1))[:, None]
 
     def by_hand(params):
         return -(weight_BT * score(house.model, params, batch.token_BT)[0]).sum()
@@ -187,7 +187,7 @@ def plain_gradient_of(house):
 
     @jax.jit
     def program(params, batch):
-        row_mask_B = jnp.ones(len(batch.advantage_B))
+        row_mask_B = jnp.ones(len(batch.advantage))
         return jax.value_and_grad(lambda *each: loss(*each)[0])(params, batch, row_mask_B, None)
 
     return lambda params, batch: jax.device_get(program(params, batch))
@@ -198,7 +198,7 @@ def grpo_batch(tapes, reward_B, settings):
     found = batch_of(tapes, calibrated(settings, tapes, reward_B, a=0.0))
     reward_QG = jnp.asarray(reward_B.reshape(-1, GROUP))
     wanted_QG = group_advantage(reward_QG, ddof=settings.rl.ddof, std_floor=settings.rl.std_floor)
-    np.testing.assert_allclose(found.advantage_B, wanted_QG.reshape(-1), atol=1e-6)
+    np.testing.assert_allclose(found.advantage, wanted_QG.reshape(-1), atol=1e-6)
     return found.replace(retrieved_share_B=np.zeros(len(reward_B), np.float32))
 
 
@@ -257,8 +257,8 @@ def test_rows_without_an_advantage_are_left_out_and_change_no_parameter(
     house, start, batch, tapes, aggregation
 ):
     loss = rapo_loss(house.model, dataclasses.replace(house.settings.rl, aggregation=aggregation))
-    advantage_B = np.where(np.arange(len(tapes.length_B)) % 8 < 4, batch.advantage_B, 0)
-    batch = batch.replace(advantage_B=advantage_B.astype(np.float32))
+    advantage_B = np.where(np.arange(len(tapes.length_B)) % 8 < 4, batch.advantage, 0)
+    batch = batch.replace(advantage=advantage_B.astype(np.float32))
     all_rows = updated(loss, start, batch, tapes.length_B, micro_tokens=8 * 96)
     busy, length_B, zero_advantage_weight = without_zero_advantage_rows(
         batch, tapes.length_B, aggregation=aggregation
@@ -278,7 +278,7 @@ def test_rows_without_an_advantage_are_left_out_and_change_no_parameter(
 
 
 def test_a_batch_without_any_advantage_keeps_a_row_and_moves_nothing(house, start, batch, tapes):
-    batch = batch.replace(advantage_B=np.zeros_like(batch.advantage_B))
+    batch = batch.replace(advantage=np.zeros_like(batch.advantage))
     busy, length_B, zero_advantage_weight = without_zero_advantage_rows(
         batch, tapes.length_B, aggregation="sequence_mean"
     )
