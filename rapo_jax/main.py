@@ -34,15 +34,13 @@ from typing import NamedTuple, NoReturn
 
 from absl import flags
 
+from rapo_jax.config import NO_WEIGHTS
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.reference import help_text
 from rapo_jax.config.rules import missing_models
 from rapo_jax.config.sources import FLAG, Resolved, as_yaml, resolve
 from rapo_jax.io import signals
 from rapo_jax.io.hub import download
-
-NO_WEIGHTS = {"plan", "search_index"}
-"""Stages that know a published model by its name, or need none."""
 
 
 class CommandLine(NamedTuple):

@@ -50,6 +50,9 @@ STAGES = {
 }
 """Stages in the order in which they run, with what each does."""
 
+NO_WEIGHTS = {"plan", "search_index"}
+"""Stages that know a published model by its name, or need none."""
+
 READERS = ("score", "export", "plan", "search_index")
 """Stages that open no run: they read weights, shapes or a corpus, and do not change the run."""
 

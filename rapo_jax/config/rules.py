@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from rapo_jax.config import KEYS, READERS, Settings
+from rapo_jax.config import KEYS, NO_WEIGHTS, READERS, Settings
 from rapo_jax.config.keys import Key, keys_of, names
 from rapo_jax.config.training_rules import Rule, method_rules, rollout_rules
 from rapo_jax.io.api_keys import mask, read_api_key
@@ -122,7 +122,7 @@ def _distributed(s: Settings) -> Iterator[Rule]:
 def _missing_models(s: Settings) -> Iterator[tuple[str, str]]:
     """(key, name) of the hub's models that the stages need and that are not in the cache."""
     stages = set(s.stages)
-    weights = not stages <= {"plan", "search_index"}  # those two need none
+    weights = not stages <= NO_WEIGHTS
     needed = {
         "model.folder": weights,
         "tokenizer.folder": weights,

@@ -13,6 +13,11 @@ def response_mask(source_BT: Array) -> Array:
     return (source_BT != Source.PAD) & (source_BT != Source.PROMPT)
 
 
+def policy_mask(source_BT: Array, row_mask_B: Array) -> Array:
+    """True at the tokens that the policy wrote, in rows whose mask is not 0."""
+    return (source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+
+
 def retrieved_share(source_BT: Array) -> Array:
     """F_ret of each row, float: retrieved tokens / all response tokens (Eq. 8).
 
@@ -33,6 +38,18 @@ def without_retrieved(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray
     moved_BT = np.take_along_axis(table_BT, order_BT, axis=1)
     is_kept_BT = np.arange(kept_BT.shape[1]) < kept_BT.sum(1)[:, None]
     return np.where(is_kept_BT, moved_BT, np.zeros_like(moved_BT))
+
+
+def with_rows(table: np.ndarray, rows: np.ndarray, values: object) -> np.ndarray:
+    """A copy of the table with `values` in `rows`."""
+    table = np.array(table)
+    table[rows] = values
+    return table
+
+
+def rows_of_groups(groups: np.ndarray, group_size: int) -> np.ndarray:
+    """The rows of these groups, one group after another."""
+    return (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
 
 
 def hybrid_mask(questions: int, *, group_size: int, n_hybrid: int) -> np.ndarray:

@@ -25,6 +25,11 @@ class PaddedBatch(Generic[T]):
     """Row number in the batch and item, without padding."""
 
 
+def row_questions(questions: Sequence[T], group_size: int) -> list[T]:
+    """The question of each row: every one as often as its group has rows."""
+    return [question for question in questions for _ in range(group_size)]
+
+
 def even_size(count: int, *, most: int, shards: int) -> int:
     """The size of equal batches of `count` items: at most `most`, a multiple of `shards`.
 

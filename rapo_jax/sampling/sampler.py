@@ -20,6 +20,7 @@ from rapo_jax.model.lora import ADAPTERS, merged
 from rapo_jax.model.sharding import layout, place, place_local_rows, replicated, row_shards, rows
 from rapo_jax.rollout.loop import parts
 from rapo_jax.rollout.slots import RolloutInputs
+from rapo_jax.sampling.batches import row_questions
 from rapo_jax.sampling.programs import Program, RolloutSetup, boundary, host_callbacks, make_program
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense
@@ -122,8 +123,8 @@ class Sampler:
         mesh = self._mesh
         prompt_QX, opened = self._prompts(questions)
         condense = self._condenser(params, key, temperature) if self._condenser else None
-        row_questions = [q for q in questions for _ in range(group_size)]
-        self._environment.begin(row_questions, opened=opened, condense=condense)
+        asked = row_questions(questions, group_size)
+        self._environment.begin(asked, opened=opened, condense=condense)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {

@@ -29,7 +29,7 @@ def make_calibrator(s: Settings) -> Calibrator:
             trajectory.step_BT,
             reward_B,
             group_size=group_size,
-            num_steps=2 * (s.rollout.max_calls + 1),
+            num_steps=s.rollout.most_steps,
             quality=rl.quality,
             timing=rl.timing,
             entropy_floor=rl.entropy_floor,

@@ -13,9 +13,10 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.distributed import allgather_rows, is_first, local_part
-from rapo_jax.method.tape import hybrid_mask
+from rapo_jax.method.tape import hybrid_mask, rows_of_groups, with_rows
 from rapo_jax.run.keys import HostKey, batch_key, host_rng
 from rapo_jax.run.run import Run
+from rapo_jax.sampling.batches import row_questions
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
@@ -135,8 +136,8 @@ def completed(
 def _score(
     run: Run, step: int, trajectory: Trajectory, questions: tuple[Question, ...]
 ) -> RowScores:
-    row_questions = [q for q in questions for _ in range(run.settings.rollout.group_size)]
-    local = local_part(list(enumerate(row_questions)))
+    asked = row_questions(questions, run.settings.rollout.group_size)
+    local = local_part(list(enumerate(asked)))
     scores = score_rows(run, trajectory, local)
     failure = common_failure(run.tokens, trajectory, scores) if step == 0 else ""
     if failure and is_first():
@@ -157,18 +158,16 @@ def put_agent_tapes(
     Returns the trajectory, and off_policy_B: 1 at the rows that were replaced. A question without
     a trajectory keeps its group.
     """
-    rows, chosen = [], []
+    last, chosen = [], []
     for q, question in enumerate(questions):
         if found := agent_tapes.of_question.get(question.id):
-            rows.append((q + 1) * group_size - 1)
+            last.append((q + 1) * group_size - 1)
             chosen.append(found[rng.integers(len(found))])
-    off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
-    off_policy_B[rows] = 1
+    rows = np.array(last, np.int64)
+    off_policy_B = with_rows(np.zeros(len(trajectory.length_B), np.float32), rows, 1)
 
-    def put(table: np.ndarray, value: object) -> np.ndarray:
-        table = np.array(table)
-        table[rows] = value
-        return table
+    def put(table: np.ndarray, values: object) -> np.ndarray:
+        return with_rows(table, rows, values)
 
     t, e = trajectory, agent_tapes.examples
     return Trajectory(
@@ -193,8 +192,8 @@ def resampled(groups: Groups, sample: Callable[[int], Groups], s: Settings) -> G
         if not equal_Q.any():
             break
         more = sample(number)
-        taken_K = np.flatnonzero(~equal_groups(more, s.rollout.group_size))[: equal_Q.sum()]
-        groups = _replaced(groups, np.flatnonzero(equal_Q)[: len(taken_K)], more, taken_K)
+        taken = np.flatnonzero(~equal_groups(more, s.rollout.group_size))[: equal_Q.sum()]
+        groups = _replaced(groups, np.flatnonzero(equal_Q)[: len(taken)], more, taken)
         groups = groups._replace(further_batches=number)
     return groups
 
@@ -277,15 +276,13 @@ def hybrid_rows(s: Settings) -> np.ndarray:
     return hybrid_mask(r.questions, group_size=r.group_size, n_hybrid=s.n_hybrid)
 
 
-def _replaced(groups: Groups, place_K: np.ndarray, more: Groups, taken_K: np.ndarray) -> Groups:
-    """The groups at `place_K` replaced by the groups `taken_K` of `more`."""
+def _replaced(groups: Groups, places: np.ndarray, more: Groups, taken: np.ndarray) -> Groups:
+    """The groups at `places` replaced by the groups `taken` of `more`."""
     questions = list(groups.questions)
-    for place, taken in zip(place_K, taken_K, strict=True):
-        questions[place] = more.questions[taken]
-
-    def put(table: np.ndarray, others: np.ndarray) -> np.ndarray:
-        grouped = np.array(table).reshape(len(questions), -1, *table.shape[1:])
-        grouped[place_K] = np.reshape(others, grouped.shape)[taken_K]
-        return grouped.reshape(table.shape)
-
-    return _merged(groups, more, tuple(questions), put)
+    for place, number in zip(places, taken, strict=True):
+        questions[place] = more.questions[number]
+    group_size = len(groups.off_policy_B) // len(questions)
+    rows, others = (rows_of_groups(index, group_size) for index in (places, taken))
+    return _merged(
+        groups, more, tuple(questions), lambda table, new: with_rows(table, rows, new[others])
+    )

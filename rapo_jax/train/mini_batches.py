@@ -10,6 +10,7 @@ import numpy as np
 
 from rapo_jax.config import Settings
 from rapo_jax.method.sums import row_weight
+from rapo_jax.method.tape import rows_of_groups
 from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
@@ -57,12 +58,13 @@ def train_on_rollouts(
     update that is not finite is skipped (`Updater.update`). Nothing here waits for the
     updates: `update_metrics` does.
     """
-    Q, G = s.rollout.questions, s.rollout.group_size
     parts = []  # made before the first update, for which a later permutation would wait
     for epoch in range(s.rl.epochs):
-        order_Q = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), Q))
+        order_Q = np.asarray(
+            jax.random.permutation(jax.random.fold_in(key, epoch), s.rollout.questions)
+        )
         for part in np.split(order_Q, s.rl.mini_batches):
-            index = (part[:, None] * G + np.arange(G)).reshape(-1)
+            index = rows_of_groups(part, s.rollout.group_size)
             mini = jax.tree.map(lambda x, index=index: np.asarray(x)[index], batch)
             lengths, zero_advantage_weight = length_B[index], 0.0
             if reference is None:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeAlias
 
 import jax
 import numpy as np
 
-from rapo_jax.method.tape import without_retrieved
+from rapo_jax.method.tape import with_rows, without_retrieved
 from rapo_jax.train.rescoring import Rescorer
 from rapo_jax.types import Batch, Params, Source
 
@@ -47,7 +46,8 @@ def without_traces(
     part = jax.tree.map(part_of, batch)
     part_length_B = length_B[rows] - (source_BT == Source.RETRIEVED).sum(1)
     part = part.replace(old_logp_BT=rescore(params, part, part_length_B))
-    return jax.tree.map(partial(_put, rows), batch, part), _put(rows, length_B, part_length_B)
+    batch = jax.tree.map(lambda table, values: with_rows(table, rows, values), batch, part)
+    return batch, with_rows(length_B, rows, part_length_B)
 
 
 def as_read(rescore: Rescorer, params: Params, batch: Batch, length_B: np.ndarray) -> Read:
@@ -67,9 +67,3 @@ RETRIEVED_TRACES: dict[str, Callable[[Rescorer, Params, Batch, np.ndarray], Read
     "removed": removed,
 }
 """By `rl.retrieved_traces`."""
-
-
-def _put(rows: np.ndarray, table: np.ndarray, part: np.ndarray) -> np.ndarray:
-    table = np.array(table)
-    table[rows] = part
-    return table

@@ -21,6 +21,7 @@ from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.distributed import is_first, on_first
 from rapo_jax.io.files import write_json
+from rapo_jax.method.tape import policy_mask
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.run.keys import HostKey, host_rng
@@ -266,7 +267,7 @@ def imitation_loss(model: ModelSettings) -> LossSums:
     """Mean negative log-likelihood of POLICY tokens: the cold start, and the SFT baseline."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        mask_BT = policy_mask(batch.source_BT, row_mask_B)
         tokens = mask_BT.sum().astype(jnp.float32)
         nll = -log_probs(model, params, batch.token_BT, mask_BT).sum()
         return nll, (tokens, {"tokens": tokens, "nll": jax.lax.stop_gradient(nll)})

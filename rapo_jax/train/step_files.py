@@ -10,6 +10,7 @@ from rapo_jax.distributed import is_first
 from rapo_jax.io.jsonl import append_lines
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.run.run import Run
+from rapo_jax.sampling.batches import row_questions
 from rapo_jax.sampling.tapes import trajectory_lines
 from rapo_jax.train.groups import Groups, hybrid_rows
 from rapo_jax.types import Array, Batch, Source
@@ -56,7 +57,7 @@ def write_trajectories(
     lines = trajectory_lines(
         run.tokens,
         groups.trajectory,
-        [q for q in groups.questions for _ in range(run.settings.rollout.group_size)],
+        row_questions(groups.questions, run.settings.rollout.group_size),
         labels={"step": step, "stage": "rl"},
         hybrid_B=hybrid_rows(run.settings),
         reward_B=groups.scores.reward_B.astype(np.float32),

@@ -24,11 +24,12 @@ from rapo_jax.method.objective import (
     replay_loss_sums,
 )
 from rapo_jax.method.sums import add_metric_sums, metric_means
+from rapo_jax.method.tape import policy_mask
 from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import on_mesh, place, row_shards, rows
 from rapo_jax.train.micro_batches import micro_batches
-from rapo_jax.types import Array, Batch, Params, Source, TrainState
+from rapo_jax.types import Array, Batch, Params, TrainState
 
 
 class Sums(flax.struct.PyTreeNode):
@@ -48,7 +49,7 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
     """Eq. 11 on a micro-batch: shaped, clipped policy loss, and the KL penalty where beta > 0."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        mask_BT = policy_mask(batch.source_BT, row_mask_B)
         logp_BT = log_probs(model, params, batch.token_BT, mask_BT)
         loss_sum, weight, metrics = policy_loss_sums(
             logp_BT,
@@ -85,7 +86,7 @@ def luffy_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
     """
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        mask_BT = policy_mask(batch.source_BT, row_mask_B)
         logp_BT = log_probs(model, params, batch.token_BT, mask_BT)
         off_BT = mask_BT & (batch.off_policy_B > 0)[:, None]
         loss_sum, weight, metrics = luffy_loss_sums(
@@ -107,7 +108,7 @@ def replay_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
     """RolloutReplay's loss on a micro-batch."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
-        mask_BT = (batch.source_BT == Source.POLICY) & (row_mask_B[:, None] > 0)
+        mask_BT = policy_mask(batch.source_BT, row_mask_B)
         loss_sum, weight, metrics = replay_loss_sums(
             log_probs(model, params, batch.token_BT, mask_BT),
             batch.old_logp_BT,

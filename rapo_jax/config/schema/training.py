@@ -76,6 +76,11 @@ class RolloutSettings:
         per_call=True,
     )
 
+    @property
+    def most_steps(self) -> int:
+        """Steps of a row: those of the policy, and a retrieved trace after each."""
+        return 2 * (self.max_calls + 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class SftSettings:
