@@ -63,7 +63,7 @@ def make_host(model: ModelSettings, s: Settings, sizes: Sizes, mesh: Mesh, workd
         mesh,
         system="Answer the question.",
         embed=lambda key_UE: key_UE,
-        query_E=jax.ShapeDtypeStruct((8,), np.float32),
+        query_shape=jax.ShapeDtypeStruct((8,), np.float32),
     )
     return Host(sampler, environment)
 

@@ -119,7 +119,7 @@ def make_world(
         mesh,
         system="Answer the question.",
         embed=lambda key_BE: key_BE,
-        query_E=jax.ShapeDtypeStruct((8,), np.float32),
+        query_shape=jax.ShapeDtypeStruct((8,), np.float32),
     )
     params = sampler.load(random_params(model, mesh))
     questions = [

@@ -4,11 +4,13 @@ A name ends in the axes of its array; each letter has one meaning in the whole p
 
     Q questions          G rollouts per question     B = Q * G rows
     S steps              T positions of a row        X positions of a part of it: span, chunk
-    V vocabulary         D width                     F ffn width           1 an axis of one
+    V vocabulary         D width                     F ffn width           Y calls of a row
     L layers             N query heads               K key/value heads     H head width, R = H / 2
     M step traces in the buffer, passages            E embedding width     C candidates of a search
     A automaton states   W stop tokens               P processes           U slots of a shard
     J members of a comparison: rows, steps
+
+A number is an axis of so many, as in `scale_Q1` and `next_state_A256`.
 
 What serves any rows, such as a `Span`, says B for as many as are given: Q prompts, U slots.
 """

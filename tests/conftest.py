@@ -270,7 +270,7 @@ def make_sampler(house) -> Callable[..., Playing]:
             mesh,
             system=TASK.system_prompt,
             embed=lambda query_BE: query_BE,
-            query_E=jax.ShapeDtypeStruct((32,), np.float32),
+            query_shape=jax.ShapeDtypeStruct((32,), np.float32),
         )
         where = layout(mesh, house.model, house.params, name="training")
         return Playing(sampler, sampler.load(jax.device_put(house.params, where)), environment)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
+import string
 import sys
 from pathlib import Path
 
@@ -194,6 +196,35 @@ def test_what_has_one_place_is_used_nowhere_else(name, allowed):
 def test_the_product_never_imports_its_tests_or_launch_scripts():
     for path in sources(PACKAGE, "configs"):
         assert not [name for name in imports(path) if name.split(".")[0] in ("tests", "launch")]
+
+
+def suffixed_names(tree):
+    """The names that a file gives to variables, arguments and fields, if they end in capitals."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            name = node.arg
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+        else:
+            continue
+        if not name.isupper() and (found := re.fullmatch(r"\w*[a-zA-Z0-9]_([A-Z0-9]+)", name)):
+            yield name, found[1]
+
+
+def test_a_name_ends_only_in_letters_that_the_legend_explains():
+    legend = re.findall(r"^    .*$", ast.get_docstring(tree_of(ROOT / PACKAGE / "types.py")), re.M)
+    letters = re.findall(r"\b[A-Z]\b", "\n".join(legend))
+    assert "A number is an axis" in ast.get_docstring(tree_of(ROOT / PACKAGE / "types.py"))
+    unknown = {
+        name
+        for path in sources(PACKAGE)
+        for name, suffix in suffixed_names(tree_of(path))
+        if not set(suffix) <= {*letters, *string.digits}
+    }
+    assert unknown == set()
+    assert {"token_BT", "value_1X"} <= {
+        name for path in sources(PACKAGE) for name, _ in suffixed_names(tree_of(path))
+    }
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "benchmarks", "tests"])

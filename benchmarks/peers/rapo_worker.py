@@ -80,7 +80,7 @@ class Policy:
             self.mesh,
             system="",
             embed=lambda key_BE: key_BE,
-            query_E=jax.ShapeDtypeStruct((1,), np.float32),
+            query_shape=jax.ShapeDtypeStruct((1,), np.float32),
         )
         self.questions = [
             Question(str(n), text, (), "", "") for n, text in enumerate(load.questions)

@@ -68,11 +68,13 @@ def _chunked_log_probs(
         return x.reshape(shards, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def chunk(hidden_PXD: jax.Array, target_PX: jax.Array, wanted_PX: jax.Array) -> jax.Array:
-        def unembedded() -> jax.Array:
-            return _log_prob(unembed(settings, params, hidden_PXD), target_PX)
+    def chunk(hidden: jax.Array, target: jax.Array, asked: jax.Array) -> jax.Array:
+        """Of places [shards, size]."""
 
-        return jax.lax.cond(wanted_PX.any(), unembedded, lambda: jnp.zeros(wanted_PX.shape))
+        def unembedded() -> jax.Array:
+            return _log_prob(unembed(settings, params, hidden), target)
+
+        return jax.lax.cond(asked.any(), unembedded, lambda: jnp.zeros(asked.shape))
 
     arrays = [chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)]
     logp = jax.lax.map(lambda each: chunk(*each), arrays).swapaxes(0, 1).reshape(shards, -1)

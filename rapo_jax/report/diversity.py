@@ -25,9 +25,9 @@ COMPONENTS, NEIGHBOURS = 10, 10
 class Rollouts(NamedTuple):
     """The logged rollouts of one kind: points on the principal components, rewards, lengths."""
 
-    point_NC: np.ndarray
-    reward_N: np.ndarray
-    tokens_N: np.ndarray
+    points: np.ndarray
+    rewards: np.ndarray
+    tokens: np.ndarray
 
 
 def rollouts(path: Path) -> dict[str, Rollouts]:
@@ -74,20 +74,20 @@ def rollouts(path: Path) -> dict[str, Rollouts]:
 _rollouts = lru_cache(maxsize=64)(rollouts)
 
 
-def clusters(point_NC: np.ndarray, radius: float) -> int:
+def clusters(points: np.ndarray, radius: float) -> int:
     """The clusters that DBSCAN finds: dense groups of points at most `radius` apart."""
     from sklearn.cluster import DBSCAN
 
-    labels = DBSCAN(eps=radius, min_samples=NEIGHBOURS).fit_predict(point_NC)
+    labels = DBSCAN(eps=radius, min_samples=NEIGHBOURS).fit_predict(points)
     return int(labels.max()) + 1
 
 
-def radius_of(point_NC: np.ndarray) -> float:
+def radius_of(points: np.ndarray) -> float:
     """The median distance of a point to its NEIGHBOURS-th nearest other one, if it is not 0."""
     from sklearn.neighbors import NearestNeighbors
 
-    distance_NK, _ = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(point_NC).kneighbors()
-    return max(float(np.median(distance_NK[:, -1])), 1e-3)
+    distances, _ = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(points).kneighbors()
+    return max(float(np.median(distances[:, -1])), 1e-3)
 
 
 def collect(variants: Variants, names: Sequence[str]) -> Values:
@@ -105,13 +105,13 @@ def collect(variants: Variants, names: Sequence[str]) -> Values:
         kinds = _rollouts(run.workdir / "trajectories.jsonl")
         if not kinds:
             continue
-        radius = float(np.mean([radius_of(each.point_NC) for each in kinds.values()]))
+        radius = float(np.mean([radius_of(each.points) for each in kinds.values()]))
         for kind, each in kinds.items():
             measured = {
-                "clusters": float(clusters(each.point_NC, radius)),
-                "variance": float(each.point_NC.var(axis=0).sum()),
-                "rollout_reward": float(each.reward_N.mean()),
-                "rollout_tokens": float(each.tokens_N.mean()),
+                "clusters": float(clusters(each.points, radius)),
+                "variance": float(each.points.var(axis=0).sum()),
+                "rollout_reward": float(each.rewards.mean()),
+                "rollout_tokens": float(each.tokens.mean()),
             }
             for name in names:
                 values[kind][name][run.seed] = measured[name]
@@ -122,5 +122,5 @@ def draw(variants: Variants, values: Values, measures: Sequence[str], file: Path
     """The rollouts of the first finished run that has some, on two principal components."""
     for run in (run for runs in variants.values() for run in runs if accuracy(run) is not None):
         if kinds := _rollouts(run.workdir / "trajectories.jsonl"):
-            draw_plane({kind: each.point_NC[:, :2] for kind, each in kinds.items()}, file)
+            draw_plane({kind: each.points[:, :2] for kind, each in kinds.items()}, file)
             return

@@ -90,10 +90,10 @@ def draw_plane(points: Mapping[str, np.ndarray], file: Path) -> None:
     """Points on a plane, `[n, 2]` for each label, a colour for each."""
     with picture(file, width=5.5, height=4.5) as figure:
         axes = figure.subplots()
-        for label, point_N2 in points.items():
-            name = f"{label} ({len(point_N2)})"
+        for label, plane in points.items():
+            name = f"{label} ({len(plane)})"
             # thousands of points: as pixels they are a tenth of the file
-            axes.plot(*point_N2.T, "o", ms=2.5, alpha=0.35, label=name, rasterized=True)
+            axes.plot(*plane.T, "o", ms=2.5, alpha=0.35, label=name, rasterized=True)
         axes.set(xlabel="first principal component", ylabel="second principal component")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

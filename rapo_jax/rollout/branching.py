@@ -52,9 +52,9 @@ def planted(settings: RolloutSettings, slots: Slots, tree_rows: int) -> Slots:
     number_B, zero_B = jnp.arange(B), jnp.zeros((B,), jnp.int32)
     starts = None
     if BRANCHINGS[settings.branching].records:
-        zero_US = jnp.zeros((U, max(settings.max_calls, 1)), jnp.int32)
-        hidden_USD = jnp.zeros((*zero_US.shape, D), slots.hidden_UD.dtype)
-        starts = Starts(zero_US, zero_US, hidden_USD)
+        zero_UY = jnp.zeros((U, max(settings.max_calls, 1)), jnp.int32)
+        hidden_UYD = jnp.zeros((*zero_UY.shape, D), slots.hidden_UD.dtype)
+        starts = Starts(zero_UY, zero_UY, hidden_UYD)
     trees = Trees(
         reserved_1=jnp.zeros((1,), jnp.int32),
         end_B=(number_B // tree_rows + 1) * tree_rows,
@@ -171,9 +171,9 @@ def record_start(given: Given, before: Slots, after: Slots, boundary_U: Array) -
     u = jnp.where(boundary_U, jnp.arange(len(boundary_U)), len(boundary_U))
     at, old = (u, before.calls_U - 1), trees.starts
     starts = Starts(
-        old.position_US.at[at].set(after.length_U, mode="drop"),
-        old.step_US.at[at].set(after.step_U, mode="drop"),
-        old.hidden_USD.at[at].set(after.hidden_UD, mode="drop"),
+        old.position_UY.at[at].set(after.length_U, mode="drop"),
+        old.step_UY.at[at].set(after.step_U, mode="drop"),
+        old.hidden_UYD.at[at].set(after.hidden_UD, mode="drop"),
     )
     return after.replace(trees=trees.replace(starts=starts))
 
@@ -184,11 +184,11 @@ def expand(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:
     They are drawn with equal chances and with replacement; the root's end is none of them.
     """
     assert after.trees is not None
-    K, row_U = after.trees.rows, before.row_U
-    roots_U = ended_U & (row_U % K == 0)
-    others_UG = jnp.where(roots_U, row_U, after.rows)[:, None] + jnp.arange(1, K)
+    tree_rows, row_U = after.trees.rows, before.row_U
+    roots_U = ended_U & (row_U % tree_rows == 0)
+    others = jnp.where(roots_U, row_U, after.rows)[:, None] + jnp.arange(1, tree_rows)
     from_B = jnp.full((after.rows,), -1, jnp.int32)
-    from_B = from_B.at[others_UG].set(jnp.arange(len(row_U))[:, None], mode="drop")
+    from_B = from_B.at[others].set(jnp.arange(len(row_U))[:, None], mode="drop")
     # the last call of a row that ended while it waited for the host has no step after it
     boundaries_U = before.calls_U - ~before.has(Phase.THINKING)
     key = jax.random.fold_in(given.inputs.key, Draws.EXPANSIONS)
@@ -221,7 +221,7 @@ def recorded_start(calls_B: Array, slots: Slots, u: Array, child: Array) -> Star
     assert slots.trees is not None and slots.trees.starts is not None
     starts, calls = slots.trees.starts, calls_B[child]
     at = (u, calls - 1)
-    return Start(starts.position_US[at], starts.step_US[at], calls, starts.hidden_USD[at])
+    return Start(starts.position_UY[at], starts.step_UY[at], calls, starts.hidden_UYD[at])
 
 
 def begin_forks(slots: Slots, row_U: Array, from_B: Array, start_of: Callable[..., Start]) -> Slots:

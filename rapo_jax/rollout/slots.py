@@ -118,11 +118,11 @@ class Trees(flax.struct.PyTreeNode):
 
 
 class Starts(flax.struct.PyTreeNode):
-    """Where the steps after the S calls of each slot's row began, for forks after its end."""
+    """Where the steps after the calls of each slot's row began, for forks after its end."""
 
-    position_US: Array
-    step_US: Array
-    hidden_USD: Array  # of the token before
+    position_UY: Array
+    step_UY: Array
+    hidden_UYD: Array  # of the token before
 
 
 class Prompts(flax.struct.PyTreeNode):

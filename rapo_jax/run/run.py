@@ -131,7 +131,7 @@ def open_run(
         mesh,
         system=system,
         embed=encoder.embed,
-        query_E=encoder.query_E,
+        query_shape=encoder.query_shape,
         condenser=make_condenser(settings, model, tokens, mesh) if condenses else None,
     )
     return Run(

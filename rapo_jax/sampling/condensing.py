@@ -57,7 +57,7 @@ def make_condenser(
         mesh,
         system="",
         embed=lambda query: query,
-        query_E=jax.ShapeDtypeStruct((1,), np.float32),
+        query_shape=jax.ShapeDtypeStruct((1,), np.float32),
     )
     shards, most = row_shards(mesh), settings.evaluate.rows
 

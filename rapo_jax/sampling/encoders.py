@@ -19,7 +19,7 @@ class DeviceEncoder(NamedTuple):
     """The part of an encoder that runs inside the rollout, and what makes its input."""
 
     embed: Callable[[jax.Array], jax.Array]
-    query_E: jax.ShapeDtypeStruct
+    query_shape: jax.ShapeDtypeStruct
     tokenize: Callable[[Sequence[str]], np.ndarray] | None
     """Key texts -> queries; None where the host's encoder makes the keys itself."""
     identity: str

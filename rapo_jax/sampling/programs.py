@@ -45,7 +45,7 @@ class RolloutSetup(NamedTuple):
     """Mesh over which kernels are cut by hand; the compiler places all else."""
 
 
-def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> HostCallbacks:
+def host_callbacks(environment: Environment, query_shape: jax.ShapeDtypeStruct) -> HostCallbacks:
     """The environment's callbacks for a program that numbers the rows of all processes.
 
     The environment holds those of this process; every process has as many.
@@ -57,7 +57,7 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
 
     def act(row_U: np.ndarray, *arrays: np.ndarray) -> Acted:
         *step, parent_U, shared_U = arrays
-        query_U = np.zeros((len(row_U), *query_E.shape), query_E.dtype)
+        query_U = np.zeros((len(row_U), *query_shape.shape), query_shape.dtype)
         return environment.act(
             *(local(row_U), *step), parent_U=local(parent_U), shared_U=shared_U, query_U=query_U
         )
@@ -65,7 +65,7 @@ def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> H
     def search(row_U: np.ndarray, *arrays: np.ndarray) -> Texts:
         return environment.search(local(row_U), *arrays)
 
-    return HostCallbacks(act, search, query_E)
+    return HostCallbacks(act, search, query_shape)
 
 
 def boundary(bytes_V: Sequence[bytes], *, eos_ids: Sequence[int], protocol: Protocol) -> Boundary:

@@ -35,7 +35,7 @@ Condenser = Callable[[Params, jax.Array, float], Condense]
 class Sampler:
     """Samples trajectories for questions; holds the environment and the compiled programs.
 
-    `embed` turns the environment's queries, `query_E` each, into keys on the device.
+    `embed` turns the environment's queries, each of `query_shape`, into keys on the device.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Sampler:
         *,
         system: str,
         embed: Callable[[jax.Array], jax.Array],
-        query_E: jax.ShapeDtypeStruct,
+        query_shape: jax.ShapeDtypeStruct,
         condenser: Condenser | None = None,
     ) -> None:
         slots = settings.slots // row_shards(mesh)
@@ -68,7 +68,7 @@ class Sampler:
                 embed,
                 slots=slots,
             ),
-            host_callbacks(environment, query_E),
+            host_callbacks(environment, query_shape),
             settings,
             mesh,
             mesh if kernel_of(model) else None,

@@ -201,7 +201,7 @@ def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> G
         run.mesh,
         system=run.system,
         embed=run.encoder.embed,
-        query_E=run.encoder.query_E,
+        query_shape=run.encoder.query_shape,
     )
     return Guest(sampler, tokens, environment, sampler.load(params))
 

@@ -131,11 +131,11 @@ def by_length(
             rows = -(-max(1, BATCH_TOKENS // width) // mesh.size) * mesh.size
             some = order_B[start : start + rows]
             some = some[length_B[some] <= width]
-            padded_RX = np.zeros((rows, width), np.int32)
-            padded_RX[: len(some)] = token_BX[some, :width]
-            length_R = np.zeros(rows, np.int32)
-            length_R[: len(some)] = length_B[some]
-            batch = jax.device_put((padded_RX, length_R), rows_apart)
+            part_BX = np.zeros((rows, width), np.int32)
+            part_BX[: len(some)] = token_BX[some, :width]
+            part_length_B = np.zeros(rows, np.int32)
+            part_length_B[: len(some)] = length_B[some]
+            batch = jax.device_put((part_BX, part_length_B), rows_apart)
             keys.append(np.asarray(program(weights, *batch))[: len(some)])
             start += len(some)
         key_BE = np.concatenate(keys)

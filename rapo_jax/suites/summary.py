@@ -30,19 +30,19 @@ def summarise(rows: Sequence[ScoredPrediction], *, samples: int) -> Summary:
     """
     if not rows or len(rows) % samples:
         raise ValueError(f"samples={samples}: {len(rows)} rows are no whole number of questions")
-    score_QK = np.array([row["score"] for row in rows], float).reshape(-1, samples)
+    score_QG = np.array([row["score"] for row in rows], float).reshape(-1, samples)
     kinds = Counter(row["kind"] for row in rows)
-    rates = pass_rates(score_QK.tolist(), k=samples)
-    right_Q = (score_QK >= 1).mean(axis=1)
+    rates = pass_rates(score_QG.tolist(), k=samples)
+    right_Q = (score_QG >= 1).mean(axis=1)
     single = samples == 1
     interval = wilson(kinds[RIGHT], len(rows)) if single else bootstrap(right_Q.tolist(), seed=SEED)
     maths = {row["metric"] for row in rows} == {"math"}
-    mean_Q = score_QK.mean(axis=1)
+    mean_Q = score_QG.mean(axis=1)
     groups = list(dict.fromkeys(row["group"] for row in rows))
     return {
-        "questions": len(score_QK),
+        "questions": len(score_QG),
         "samples": samples,
-        "score": float(score_QK.mean()),
+        "score": float(score_QG.mean()),
         "interval": interval if single and maths else bootstrap(mean_Q.tolist(), seed=SEED),
         "pass@1_interval": interval,
         **({"pass@1": rates["pass@1"]} if single else rates),

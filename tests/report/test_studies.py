@@ -261,7 +261,7 @@ def test_both_kinds_are_compared_on_equally_many_rollouts(tmp_path):
     texts = [f"text {i} {i * i}" for i in range(60)]
     write_rollouts(tmp_path / "t.jsonl", {False: texts, True: texts[:20]})
     kinds = diversity.rollouts(tmp_path / "t.jsonl")
-    assert [len(each.point_NC) for each in kinds.values()] == [20, 20]
+    assert [len(each.points) for each in kinds.values()] == [20, 20]
 
 
 def test_a_run_with_too_few_logged_rollouts_has_no_clusters(tmp_path):

@@ -42,7 +42,7 @@ def test_turns_call_until_one_calls_nothing_and_ends_its_row(house, tmp_path, fo
     )  # fmt: skip
     sampler = Sampler(
         model, r, tokens, environment, make_mesh(jax.devices()[:1]),
-        system="s", embed=lambda query: query, query_E=jax.ShapeDtypeStruct((2,), np.float32),
+        system="s", embed=lambda query: query, query_shape=jax.ShapeDtypeStruct((2,), np.float32),
     )  # fmt: skip
     found = sampler.sample(
         sampler.load(params), jax.random.key(0), asked, group_size=2, n_hybrid=0, temperature=1.0

@@ -51,7 +51,8 @@ def open_sampler(house, tmp_path, small_settings):
         )  # fmt: skip
         sampler = Sampler(
             model, dataclasses.replace(r, max_calls=r.max_calls + 5), tokens, environment, mesh,
-            system="", embed=lambda query: query, query_E=jax.ShapeDtypeStruct((2,), np.float32),
+            system="", embed=lambda query: query,
+            query_shape=jax.ShapeDtypeStruct((2,), np.float32),
             condenser=make_condenser(settings, model, tokens, mesh),
         )  # fmt: skip
         added = tokens.tokenizer.get_added_vocab()

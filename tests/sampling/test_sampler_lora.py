@@ -44,7 +44,7 @@ def sampler_of(house):
             make_mesh(jax.devices()[:1]),
             system=house.system,
             embed=lambda query_BE: query_BE,
-            query_E=jax.ShapeDtypeStruct((32,), np.float32),
+            query_shape=jax.ShapeDtypeStruct((32,), np.float32),
         )
 
     return make

@@ -145,7 +145,7 @@ def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_
         run.mesh,
         system=run.task.system_prompt,
         embed=encoder.embed,
-        query_E=encoder.query_E,
+        query_shape=encoder.query_shape,
     )
     run = dataclasses.replace(run, encoder=encoder, sampler=sampler)
     manifest = build_buffer(run)
@@ -181,7 +181,7 @@ def test_the_built_in_encoder_is_saved_with_the_buffer_and_passes_through_the_de
     assert load_buffer(trunk).manifest["encoder"] == encoder.identity
     key_BE = encoder(["who is the x of y ?", ""])
     np.testing.assert_array_equal(trunk.encoder.embed(key_BE), key_BE)
-    assert trunk.encoder.query_E.shape == key_BE.shape[1:]
+    assert trunk.encoder.query_shape.shape == key_BE.shape[1:]
 
 
 TRACE = "<think>look</think><search>a b</search><result>c</result>"

@@ -41,7 +41,7 @@ def adapted(branch, trunk):
             run.mesh,
             system=run.system,
             embed=run.encoder.embed,
-            query_E=run.encoder.query_E,
+            query_shape=run.encoder.query_shape,
         )
         return dataclasses.replace(run, model=model, sampler=sampler)
 

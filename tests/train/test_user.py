@@ -46,7 +46,7 @@ def test_a_policy_that_closes_the_tag_of_an_own_tool_reads_what_the_tool_says(ho
     environment = Environment(tokens, {"search": house.tools["search"], **user_tools}, **rooms)
     width = jax.ShapeDtypeStruct((32,), np.float32)
     sampler = Sampler(
-        house.model, r, tokens, environment, mesh, system="", embed=lambda x: x, query_E=width
+        house.model, r, tokens, environment, mesh, system="", embed=lambda x: x, query_shape=width
     )
     params = jax.device_put(house.params, layout(mesh, house.model, house.params, name="training"))
     trajectory = sampler.sample(
