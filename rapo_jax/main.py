@@ -56,13 +56,13 @@ class CommandLine(NamedTuple):
 
 def read_flags(arguments: Sequence[str]) -> CommandLine:
     """The flags in `arguments`; a usage error ends the program with status 2 and one line."""
-    own = _flags()
+    declared = _flags()
     try:
-        others = own(["rapo-jax", *arguments], known_only=True)[1:]
+        others = declared(["rapo-jax", *arguments], known_only=True)[1:]
     except flags.Error as error:
         _refuse(f"{error}; see --help")
-    if own.help:
-        _show(f"{__doc__}\n{help_text()}\n{own.get_help()}\n")
+    if declared.help:
+        _show(f"{__doc__}\n{help_text()}\n{declared.get_help()}\n")
         raise SystemExit(0)
     of_keys = []
     others = [each for each in others if each != "--"]
@@ -75,22 +75,24 @@ def read_flags(arguments: Sequence[str]) -> CommandLine:
             separate = others and not others[0].startswith("--") and not off
             text = others.pop(0) if separate else str(not off)
         of_keys.append((name.removeprefix("--no").removeprefix("--").removeprefix("config."), text))
-    workdir = None if own.workdir is None else Path(own.workdir)
-    return CommandLine(own.config, workdir, own.override, own.print_config, of_keys)
+    workdir = None if declared.workdir is None else Path(declared.workdir)
+    return CommandLine(declared.config, workdir, declared.override, declared.print_config, of_keys)
 
 
 def _flags() -> flags.FlagValues:
     """The flags that absl reads, --flagfile among them; those of keys are not declared here."""
-    own, to = flags.FlagValues(), "rapo-jax"
+    declared, to = flags.FlagValues(), "rapo-jax"
     text = "config file, or the name of one; see above"
-    flags.DEFINE_string("config", None, text, own, module_name=to)
-    flags.DEFINE_string("workdir", None, "folder that the run writes into", own, module_name=to)
+    flags.DEFINE_string("config", None, text, declared, module_name=to)
+    flags.DEFINE_string(
+        "workdir", None, "folder that the run writes into", declared, module_name=to
+    )
     text = "YAML or JSON file of keys"
-    flags.DEFINE_multi_string("override", [], text, own, module_name=to)
+    flags.DEFINE_multi_string("override", [], text, declared, module_name=to)
     text = "print every value and where it is from"
-    flags.DEFINE_boolean("print_config", False, text, own, module_name=to)
-    flags.DEFINE_boolean("help", False, "print this", own, module_name=to, short_name="h")
-    return own
+    flags.DEFINE_boolean("print_config", False, text, declared, module_name=to)
+    flags.DEFINE_boolean("help", False, "print this", declared, module_name=to, short_name="h")
+    return declared
 
 
 def resolve_flags(line: CommandLine) -> Resolved:

@@ -126,10 +126,10 @@ def test_a_room_imports_only_rooms_before_it():
     wrong = []
     for module, path in modules().items():
         for name in imports(path) if module != PACKAGE else ():
-            own, other = room(module), room(name)
-            if other in (None, own):
+            home, other = room(module), room(name)
+            if other in (None, home):
                 continue
-            if ORDER.index(other) > ORDER.index(own) or (own, other) in APART:
+            if ORDER.index(other) > ORDER.index(home) or (home, other) in APART:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
 

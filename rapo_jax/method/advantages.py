@@ -178,9 +178,9 @@ def shared_prefix_advantage(
     the soft form (docs/methods.md).
     """
     Q, G = advantage_QG.shape
-    own_GG = jnp.eye(G, dtype=bool)
+    diagonal_GG = jnp.eye(G, dtype=bool)
     shares_QGGT = shared_QGG[..., None] > jnp.arange(num_tokens)
-    others_QGGT = shares_QGGT & ~own_GG[None, :, :, None]
+    others_QGGT = shares_QGGT & ~diagonal_GG[None, :, :, None]
     # As differences to the row's own: a token of no other row keeps its bits.
     difference_QGG = advantage_QG[:, None, :] - advantage_QG[:, :, None]
     total_QGT = jnp.where(others_QGGT, difference_QGG[..., None], 0).sum(2)

@@ -76,7 +76,7 @@ def make_condenser(
             )
             written_BT = (tape.source_BT == Source.POLICY) & ~np.isin(tape.token_BT, tokens.eos_ids)
             pairs = zip(tape.token_BT, written_BT, strict=True)
-            return [tokens.decode(token_T[own_T]) for token_T, own_T in pairs][: len(prompts)]
+            return [tokens.decode(token_T[kept_T]) for token_T, kept_T in pairs][: len(prompts)]
 
         def condense(prompts: list[str]) -> list[str]:
             parts = (prompts[i : i + most] for i in range(0, len(prompts), most))

@@ -283,13 +283,13 @@ def imitation_updater(
     return Updater(loss, optimizer, state, mesh=run.mesh, rl=run.settings.rl)
 
 
-def as_segments(trace: AgentTrajectory) -> list[Segment]:
+def as_segments(trajectory: AgentTrajectory) -> list[Segment]:
     """The steps of an agent's trajectory as segments: what it wrote, and its observations.
 
     White space between a call and its result is layout: a rollout's step ends with its call.
     """
     segments = []
-    for step, text in enumerate(trace.steps):
+    for step, text in enumerate(trajectory.steps):
         written, opening, result = text.partition("<result>")
         segments.append(Segment(Source.POLICY, step, written.rstrip() if opening else written))
         if opening:

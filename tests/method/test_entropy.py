@@ -22,13 +22,13 @@ def naive_step_entropy(entropy_BT, source_BT, step_BT, num_steps):
     source_BS = np.full((rows, num_steps), Source.PAD)
     for b in range(rows):
         for s in range(num_steps):
-            own = [
+            found = [
                 entropy_BT[b, t]
                 for t in range(entropy_BT.shape[1])
                 if step_BT[b, t] == s and source_BT[b, t] == Source.POLICY
             ]
-            if own:
-                entropy_BS[b, s] = sum(own) / len(own)
+            if found:
+                entropy_BS[b, s] = sum(found) / len(found)
                 source_BS[b, s] = Source.POLICY
             if any((step_BT[b] == s) & (source_BT[b] == Source.RETRIEVED)):
                 source_BS[b, s] = Source.RETRIEVED

@@ -116,14 +116,14 @@ def test_the_identity_of_a_base_depends_on_its_bits_and_not_on_its_sharding():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     spread = jax.device_put(params, layout(mesh, MODEL, params, name="training"))
     number = jax.jit(identity)
-    own = np.asarray(number(params))
-    np.testing.assert_array_equal(number(spread), own)
+    first = np.asarray(number(params))
+    np.testing.assert_array_equal(number(spread), first)
     other = jax.tree.map(np.array, params)
     kernel = other["blocks"]["gate"]["kernel"]
     kernel[0, 0, [0, 1]] = kernel[0, 0, [1, 0]]  # two values change places
-    assert (np.asarray(number(other)) != own).sum() == 1
+    assert (np.asarray(number(other)) != first).sum() == 1
     adapters = jax.tree.map(lambda x: x + 1, params[ADAPTERS])
-    np.testing.assert_array_equal(number(params | {ADAPTERS: adapters}), own)
+    np.testing.assert_array_equal(number(params | {ADAPTERS: adapters}), first)
 
 
 def test_adapters_are_split_as_their_kernels_are():

@@ -193,7 +193,7 @@ def write_lines(path, *records):
     return str(path)
 
 
-def own_traces(path):
+def made_traces(path):
     """Two trajectories of one question, the worse one first, and a line that says nothing."""
     trajectory = {"question": "what is b of a?", "response": TRACE + ANSWER}
     return write_lines(
@@ -209,7 +209,7 @@ def official(path):
 
 
 def test_files_alone_can_fill_the_buffer(branch, tmp_path, trunk, capsys):
-    files = (own_traces(tmp_path / "own.jsonl"), official(tmp_path / "official.jsonl"))
+    files = (made_traces(tmp_path / "own.jsonl"), official(tmp_path / "official.jsonl"))
     run = branch(
         {"buffer.folder": str(tmp_path / "b"), "buffer.agent": "none", "buffer.files": files}
     )
@@ -231,7 +231,7 @@ def test_files_alone_can_fill_the_buffer(branch, tmp_path, trunk, capsys):
 
 
 def test_files_stand_beside_the_agents_traces(branch, tmp_path, trunk):
-    files = (own_traces(tmp_path / "own.jsonl"),)
+    files = (made_traces(tmp_path / "own.jsonl"),)
     run = branch({"buffer.folder": str(tmp_path / "b"), "buffer.files": files})
     found, alone = build_buffer(run), load_buffer(trunk).manifest
     assert found["traces_by_origin"] == alone["traces_by_origin"] | {"strong": 3}
@@ -239,7 +239,7 @@ def test_files_stand_beside_the_agents_traces(branch, tmp_path, trunk):
 
 
 def test_a_malformed_line_can_be_fatal_before_anything_is_sampled(branch, tmp_path, capsys):
-    files = (own_traces(tmp_path / "own.jsonl"),)
+    files = (made_traces(tmp_path / "own.jsonl"),)
     changes = {"buffer.files": files, "buffer.malformed": "fail"}
     with pytest.raises(ValueError, match="own.jsonl, line 2: .*set buffer.malformed='skip'"):
         build_buffer(branch(changes | {"buffer.folder": str(tmp_path / "b")}))
@@ -262,7 +262,7 @@ def test_single_step_traces_are_no_trajectories(branch, tmp_path):
 
 def test_a_finished_buffer_of_other_files_is_refused(branch, tmp_path):
     changes = {"buffer.folder": str(tmp_path / "b"), "buffer.agent": "none"}
-    build_buffer(branch(changes | {"buffer.files": (own_traces(tmp_path / "own.jsonl"),)}))
+    build_buffer(branch(changes | {"buffer.files": (made_traces(tmp_path / "own.jsonl"),)}))
     other = branch(changes | {"buffer.files": (official(tmp_path / "official.jsonl"),)})
     with pytest.raises(ValueError, match="buffer.files=.*official.*was built with .'own.jsonl'"):
         build_buffer(other)

@@ -230,5 +230,5 @@ def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weigh
                 max_new_tokens=run.settings.rollout.step_tokens,
                 do_sample=False,
             )
-        own = [int(i) for i in found[0, prompt.shape[1] :] if int(i) not in tokens.eos_ids]
-        assert "".join(trace.steps) == tokens.decode(own) != ""
+        written = [int(i) for i in found[0, prompt.shape[1] :] if int(i) not in tokens.eos_ids]
+        assert "".join(trace.steps) == tokens.decode(written) != ""

@@ -99,7 +99,7 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
 
 
 @pytest.fixture
-def open_own(branch):
+def open_anew(branch):
     """A run of the trunk with a sampler of its own, as settings of rollouts need it."""
     opened = []
 
@@ -114,11 +114,11 @@ def open_own(branch):
 
 
 @pytest.mark.parametrize("method", ["tree_grpo", "arpo", "aepo"])
-def test_a_method_whose_rollouts_branch_learns_and_resumes_exactly(open_own, metrics_of, method):
+def test_a_method_whose_rollouts_branch_learns_and_resumes_exactly(open_anew, metrics_of, method):
     changes = changes_of(method, **{"rollout.tree_rows": 2})
-    whole = train(open_own(changes | {"rl.steps": 4}, name="whole"))
-    train(open_own(changes, name="parts"))
-    parts = open_own(changes | {"rl.steps": 4}, name="parts")
+    whole = train(open_anew(changes | {"rl.steps": 4}, name="whole"))
+    train(open_anew(changes, name="parts"))
+    parts = open_anew(changes | {"rl.steps": 4}, name="parts")
     identical(whole, train(parts))
     rows = metrics_of(parts.workdir)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -130,10 +130,10 @@ def test_a_method_whose_rollouts_branch_learns_and_resumes_exactly(open_own, met
 
 
 def test_retrieval_on_top_of_branches_runs_and_resampled_groups_keep_their_trees(
-    open_own, metrics_of
+    open_anew, metrics_of
 ):
     changes = changes_of("arpo", **{"retrieval.always": True, "rl.resample": 1})
-    run = open_own(changes, name="arpo")
+    run = open_anew(changes, name="arpo")
     train(run)
     rows = metrics_of(run.workdir)
     assert sum(row["buffer/count"] for row in rows) > 0

@@ -223,7 +223,7 @@ def test_eight_frames_lead_from_main_to_a_rollout(branch, trunk, tmp_path, monke
     assert frames() == ["main", "run_stages", "_rl", *step]
 
 
-def test_grpo_never_asks_the_memory_and_needs_no_buffer(branch, metrics_of, tmp_path):
+def test_grpo_never_asks_the_buffer_and_needs_none(branch, metrics_of, tmp_path):
     run = branch({"method": "grpo", "rl.steps": 2, "buffer.folder": str(tmp_path / "none")})
     train(run)
     rows = metrics_of(run.workdir)
