@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from rapo_jax.config import KEYS
 from rapo_jax.io.files import Json
 from rapo_jax.search.batches import Batcher, Hits, Search
 from rapo_jax.search.corpus import exact_search, read_corpus
@@ -232,9 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source.add_argument("--index", help="folder of an index on disk, of the stage search_index")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--topk", type=int, default=3, help="hits where a request names none")
-    parser.add_argument("--width", type=int, default=1024, help="numbers of a corpus's embedding")
-    parser.add_argument("--malformed", choices=("skip", "fail"), default="skip")
+    topk, width = KEYS["tools.passages"].value, KEYS["tools.search_width"].value
+    text = f"hits where a request names none; default {topk}"
+    parser.add_argument("--topk", type=int, default=topk, help=text)
+    text = f"numbers of a corpus's embedding; default {width}"
+    parser.add_argument("--width", type=int, default=width, help=text)
+    malformed = KEYS["search_index.malformed"]
+    text = f"{malformed.meaning}; default {malformed.value}"
+    choices = tuple(malformed.choices)
+    parser.add_argument("--malformed", choices=choices, default=malformed.value, help=text)
     flags = parser.parse_args(arguments)
     try:
         search, passages = _search(flags)

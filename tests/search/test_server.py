@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from rapo_jax.config import KEYS
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import exact_search
 from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
@@ -232,3 +233,11 @@ def test_the_command_serves_a_file_until_sigterm_and_ends_with_0(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_flags_have_the_defaults_of_the_keys(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for key in ("tools.passages", "tools.search_width", "search_index.malformed"):
+        assert f"; default {KEYS[key].value}" in shown
