@@ -12,6 +12,7 @@ from rapo_jax.config.keys import key, keys_of
 from rapo_jax.config.methods import METHODS, MethodSettings
 from rapo_jax.config.schema.buffer import BufferSettings, RetrievalSettings
 from rapo_jax.config.schema.buffer import EndpointSettings as EndpointSettings
+from rapo_jax.config.schema.model import LORA_TARGETS as LORA_TARGETS
 from rapo_jax.config.schema.model import DistributedSettings, MeshSettings, ModelSettings
 from rapo_jax.config.schema.model import LoraSettings as LoraSettings
 from rapo_jax.config.schema.stages import (

@@ -10,23 +10,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.config import ModelSettings
+from rapo_jax.config import LORA_TARGETS, ModelSettings
 from rapo_jax.model.sharding import KERNEL_AXES, compute_copy
 from rapo_jax.types import Params
 
 ADAPTERS = "lora"
 """Entry of the parameters, and the name of Flax's collection of a block's adapters."""
-
-TARGETS = {
-    "q": "query",
-    "k": "key",
-    "v": "value",
-    "o": "output",
-    "gate": "gate",
-    "up": "up",
-    "down": "down",
-}
-"""Name in model.lora.targets -> kernel of a block."""
 
 
 def trained(params: Params) -> Params:
@@ -49,10 +38,10 @@ def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
     heads, kv_heads = s.heads * s.head_width, s.kv_heads * s.head_width
     sizes = {"width": s.width, "heads": heads, "kv_heads": kv_heads, "ffn": s.ffn}
     adapters = {}
-    for number, target in enumerate(TARGETS):  # a target's draws do not depend on the others
+    for number, target in enumerate(LORA_TARGETS):  # a target's draws do not depend on the others
         if target not in s.lora.targets:
             continue
-        into, out = (sizes[axis] for axis in KERNEL_AXES[TARGETS[target]])
+        into, out = (sizes[axis] for axis in KERNEL_AXES[LORA_TARGETS[target]])
         if rank >= min(into, out):
             raise ValueError(
                 f"model.lora.rank={rank}: target {target!r} is a {into} x {out} matrix, so its "
@@ -62,7 +51,10 @@ def init_adapters(settings: ModelSettings, key: jax.Array) -> Params:
             jax.random.fold_in(key, number), (s.layers, into, rank), jnp.float32, -1.0, 1.0
         )
         a = draw * into**-0.5
-        adapters[TARGETS[target]] = {"a": a, "b": jnp.zeros((s.layers, rank, out), jnp.float32)}
+        adapters[LORA_TARGETS[target]] = {
+            "a": a,
+            "b": jnp.zeros((s.layers, rank, out), jnp.float32),
+        }
     return adapters
 
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.config import KEYS, LoraSettings
+from rapo_jax.config import LORA_TARGETS, LoraSettings
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.lora import (
     ADAPTERS,
-    TARGETS,
     attach,
     detach,
     identity,
@@ -30,7 +29,7 @@ from tests.models import SMALL_MODEL
 MODEL = dataclasses.replace(
     SMALL_MODEL,
     layers=2,
-    lora=LoraSettings(rank=3, alpha=6.0, targets=tuple(TARGETS), merge=False),
+    lora=LoraSettings(rank=3, alpha=6.0, targets=tuple(LORA_TARGETS), merge=False),
 )
 TOKENS = np.random.default_rng(0).integers(0, MODEL.vocab, (3, 9), np.int32)
 
@@ -77,11 +76,11 @@ def test_adapters_beside_a_weight_compute_the_same_as_merged_ones():
     np.testing.assert_allclose(found, kernel + 6.0 / 3 * a @ b, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", LORA_TARGETS)
 def test_every_target_alone_has_an_effect(target):
     model = dataclasses.replace(MODEL, lora=dataclasses.replace(MODEL.lora, targets=(target,)))
     params = shaken(model)
-    assert list(params[ADAPTERS]) == [TARGETS[target]]
+    assert list(params[ADAPTERS]) == [LORA_TARGETS[target]]
     hidden = partial(forward, model)
     found, base = (hidden(p, TOKENS[:1, :4]) for p in (params, detach(params)))
     assert np.abs(found - base).max() > 1e-3
@@ -106,7 +105,7 @@ def test_a_small_change_is_lost_when_it_is_added_into_a_bfloat16_weight():
     copy = compute_copy(model, merged(model, params))
     same = [
         float((copy["blocks"][name]["kernel"] == params["blocks"][name]["kernel"]).mean())
-        for name in TARGETS.values()
+        for name in LORA_TARGETS.values()
     ]
     assert min(same) > 0.9
 
@@ -158,5 +157,4 @@ def test_a_rank_that_saves_nothing_is_refused():
 
 
 def test_config_names_the_kernels_that_blocks_have():
-    assert tuple(TARGETS) == tuple(KEYS["model.lora.targets"].choices)
-    assert set(TARGETS.values()) < set(base_of(MODEL)["blocks"])
+    assert set(LORA_TARGETS.values()) < set(base_of(MODEL)["blocks"])

@@ -38,6 +38,18 @@ class DistributedSettings:
     process: int = key(0, "number of this process, from 0 on")
 
 
+LORA_TARGETS = {
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "o": "output",
+    "gate": "gate",
+    "up": "up",
+    "down": "down",
+}
+"""Name in model.lora.targets -> kernel of a block."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adapters on frozen weights: those of model.folder, or of the cold start."""
@@ -50,9 +62,9 @@ class LoraSettings:
     )
     alpha: float = key(32.0, "the adapters' product is scaled by alpha / rank", above=0)
     targets: tuple[str, ...] = key(
-        ("q", "k", "v", "o", "gate", "up", "down"),
+        tuple(LORA_TARGETS),
         "kernels that get an adapter",
-        choices=("q", "k", "v", "o", "gate", "up", "down"),
+        choices=tuple(LORA_TARGETS),
     )
     merge: bool = key(
         False,
