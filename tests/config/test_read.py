@@ -12,12 +12,15 @@ import pytest
 from configs import default
 from rapo_jax.config import KEYS, STAGES, Settings
 from rapo_jax.config.read import read_settings
+from rapo_jax.method.clipping import CLIPPINGS
 from rapo_jax.method.rewards import QUALITIES, TIMINGS
 from rapo_jax.method.sums import AGGREGATIONS
+from rapo_jax.rollout.branching import BRANCHINGS
 from rapo_jax.scoring.answers import RULES
 from rapo_jax.stages.buffer_sources import AGENTS
 from rapo_jax.tasks import METRICS, TASKS
 from rapo_jax.tools.search_apis import APIS
+from rapo_jax.train.removal import RETRIEVED_TRACES
 
 CONFIGS = sorted(
     path.stem
@@ -189,6 +192,9 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_printed(small_settings, cha
         ("task.metric", METRICS),
         ("tools.search.kind", {"local", *APIS}),
         ("evaluate.scoring", RULES),
+        ("rl.clipping", CLIPPINGS),
+        ("rl.retrieved_traces", RETRIEVED_TRACES),
+        ("rollout.branching", BRANCHINGS),
     ],
 )
 def test_the_known_names_are_those_of_the_table_that_is_chosen_from(key, table):

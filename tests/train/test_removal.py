@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.config import KEYS, RlSettings
+from rapo_jax.config import RlSettings
 from rapo_jax.method.tape import without_retrieved
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import make_mesh
@@ -96,10 +96,6 @@ def test_without_such_rows_the_batch_is_the_one_that_was_given():
     batch = batch_of([1, 0, -1, 0])
     same, length_B = without_traces(pytest.fail, None, batch, LENGTH_B, np.zeros(0, np.int64))
     assert same is batch and length_B is LENGTH_B
-
-
-def test_every_choice_has_its_function():
-    assert set(RETRIEVED_TRACES) == set(KEYS["rl.retrieved_traces"].choices)
 
 
 def test_rows_that_are_read_stay_and_the_share_of_those_removed_is_a_metric():
