@@ -35,7 +35,6 @@ def get_config() -> ConfigDict:
     c.model.update(folder=f"{DATA_DIR}/models/Qwen2.5-7B-Instruct", dtype="bfloat16", remat="full")
     c.mesh.update(data=1, fsdp=-1, tensor=4)  # weights, gradients and moments over all devices
     c.rollout.slots = 256  # of 512 rollouts; with 512 the cache takes 22 GB
-    c.tools.passages = 3
     c.tools.search.update(  # Wikipedia, dump of 2018
         kind="retrieval", url="http://127.0.0.1:8000", cache=f"{DATA_DIR}/search.sqlite"
     )

@@ -38,7 +38,6 @@ def get_config() -> ConfigDict:
     c.optimizer.update(learning_rate=6e-4, schedule="cosine")
     c.rl.update(
         steps=160,
-        mini_batches=2,
         micro_tokens=384,
         buckets=(32, 40, 48, 56, 64, 72, 80, 96, 112, 144),
     )

@@ -15,7 +15,6 @@ def get_config() -> ConfigDict:
         n_train=8,
         n_eval=4,
         two_hop=0,
-        number=4,
         hidden=0,
         hidden_number=0,
     )
@@ -36,7 +35,7 @@ def get_config() -> ConfigDict:
     c.buffer.update(samples=2, keep=1, questions=20)
     c.sft.update(steps=150, batch=16, examples=256, warmup=5, learning_rate=1e-2)
     c.optimizer.update(learning_rate=1e-3)
-    c.rl.update(steps=2, mini_batches=2, micro_tokens=768, buckets=(96,))
+    c.rl.update(steps=2, micro_tokens=768, buckets=(96,))
     c.evaluate.update(rows=8)
     c.checkpoint.update(every=2)
     c.log.update(trajectories=True, trajectory_every=1, tensorboard=False)
