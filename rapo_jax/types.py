@@ -45,7 +45,7 @@ class Status(enum.IntEnum):
 
     RUNNING = 0
     ANSWERED = 1  # the policy closed `</answer>`
-    STOPPED = 2  # end-of-sequence without an answer
+    STOPPED = 2  # end-of-sequence or a step without a call, where no `</answer>` was written
     OUT_OF_STEPS = 3  # a tool call beyond the allowed number of calls
     OUT_OF_TOKENS = 4  # the step or the row reached its token limit
     MALFORMED = 5  # the host could not serve the row; the trainer raises after the program

@@ -81,7 +81,8 @@ class Bytes(NamedTuple):
 
     @property
     def update_peak(self) -> float:
-        """With the copy to sample with, which stays in memory during the update."""
+        """Upper bound: counts the sampling weights too, although the trainer frees them before the
+        update."""
         return self.parameters + self.optimizer + self.copy + self.gradients + self.update
 
     @property

@@ -27,10 +27,11 @@ NOTES = (
     "for rows of the largest allowed length and chips at their published peak: a lower bound of "
     "the seconds, not compared with a measured run.",
     "slots: rollouts at a time on all chips. cache: of the slots / of all prompts. temporaries: "
-    "rollout, tapes included / update. peak: the larger of both phases; both hold the copy to "
-    "sample with. of: the bytes that a program may use, 90 % of a GPU. sent: GB of collectives. "
-    "seconds: of rollout + update; a sampled or read token attends to half of the longest row. "
-    "most slots: those that would fit.",
+    "rollout, tapes included / update. peak: the larger of both phases; the update is an upper "
+    "bound, because it also counts the sampling weights, which the trainer frees first. of: the "
+    "bytes that a program may use, 90 % of a GPU. sent: GB of collectives. seconds: of rollout + "
+    "update; a sampled or read token attends to half of the longest row. most slots: those that "
+    "would fit.",
 )
 
 

@@ -156,7 +156,8 @@ def agent_turn(
 ) -> Slots:
     """Think, act, perhaps retrieve, read: one turn of all slots.
 
-    `retrieves` is false for GRPO and evaluation, whose programs hold no retrieval at all.
+    `retrieves`: static; False where no row may retrieve (`n_hybrid` = 0). Such a program contains
+    no retrieval.
     """
     U = len(slots.row_U)
 

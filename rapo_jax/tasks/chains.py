@@ -83,8 +83,8 @@ def make_world(
     n_expert = n_entities - n_train - n_eval
     if min(n_train, n_eval, n_expert) < 1 or n_entities < len(RELATIONS) + 1:
         raise ValueError(
-            f"task.n_entities={n_entities}: needs at least {len(RELATIONS) + 1}, and more than "
-            f"n_train + n_eval = {n_train} + {n_eval}; the rest start the expert's questions"
+            f"task.chains.n_entities={n_entities}: needs at least {len(RELATIONS) + 1}, and more "
+            f"than n_train + n_eval = {n_train} + {n_eval}; the rest start the expert's questions"
         )
     rng = np.random.default_rng([seed, 0x0C4A1])
     chains_by_kind = _choose_chains(
@@ -145,7 +145,7 @@ def _choose_chains(
 
     def check(key: str, count: int, most: int) -> None:
         if not 0 <= count <= most:
-            raise ValueError(f"task.{key}={count}: there are only {most} different chains")
+            raise ValueError(f"task.chains.{key}={count}: there are only {most} different chains")
 
     def numbers(key: str, looked_up: list[Chain], count: int) -> list[Chain]:
         check(key, count, len(OPERATIONS) * len(looked_up))

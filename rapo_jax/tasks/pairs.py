@@ -108,7 +108,7 @@ def make_world(
     """
     if min(n_train, n_eval, n_expert) < 1 or n_train + n_eval + n_expert > n_entities:
         raise ValueError(
-            f"task.n_entities={n_entities}: needs at least n_train + n_eval + n_expert = "
+            f"task.pairs.n_entities={n_entities}: needs at least n_train + n_eval + n_expert = "
             f"{n_train} + {n_eval} + {n_expert}, each at least 1"
         )
     _check_words(known=known, mastered=mastered, blind=blind, number=number)
@@ -150,13 +150,13 @@ def _check_words(*, known: int, mastered: int, blind: int, number: int) -> None:
     for key, count in least.items():
         if count < 2:
             raise ValueError(
-                f"task.{key}={count} words that end in an entity: needs at least 2, so that every "
-                "word is in training pairs and in held-out ones"
+                f"task.pairs.{key}: {count} words end in an entity; needs at least 2, so that "
+                "every word is in training pairs and in held-out ones"
             )
     if looked_up > hops + 1 or 2 * number > len(ATTRIBUTES) * len(OPERATIONS):
         raise ValueError(
-            f"task.known={known}, task.mastered={mastered}, task.blind={blind}, task.number="
-            f"{number}: there are only {hops + 1} procedures of two look-ups and "
+            f"task.pairs.known={known}, task.pairs.mastered={mastered}, task.pairs.blind={blind}, "
+            f"task.pairs.number={number}: there are only {hops + 1} procedures of two look-ups and "
             f"{len(ATTRIBUTES) * len(OPERATIONS)} with a number"
         )
 
@@ -230,8 +230,8 @@ def questions(world: World, split: str) -> list[Question]:
         some = list(itertools.islice(_questions(world, split, kind, pairs), wanted))
         if len(some) < wanted:
             raise ValueError(
-                f"task.{split}_questions={wanted}: there are only {len(some)} of kind {kind!r}; "
-                f"lower it or raise task.n_{split}={len(world.starts[split])}"
+                f"task.pairs.{split}_questions={wanted}: there are only {len(some)} of kind "
+                f"{kind!r}; lower it or raise task.pairs.n_{split}={len(world.starts[split])}"
             )
         chosen += some
     return chosen

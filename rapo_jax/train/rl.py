@@ -56,7 +56,7 @@ class RlParts(NamedTuple):
     rescore: Rescorer
     schedule: optax.Schedule
     reference: Params | None
-    """Weights of the KL penalty, those of the cold start; None without a penalty."""
+    """Reference weights of the KL penalty: those that RL starts from; None if `rl.kl` = 0."""
 
 
 def probability_at(settings: Settings, step: int) -> float:

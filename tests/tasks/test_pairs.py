@@ -225,10 +225,10 @@ def test_an_injected_step_fits_the_present_value(world):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"n_train": 140}, "task.n_entities=150"),
-        ({"blind": 1}, "task.blind=1"),
-        ({"known": 14}, "task.known=14"),
-        ({"eval_questions": 10_000}, "task.eval_questions=10000"),
+        ({"n_train": 140}, "task.pairs.n_entities=150"),
+        ({"blind": 1}, "task.pairs.blind: 1 words"),
+        ({"known": 14}, "task.pairs.known=14"),
+        ({"eval_questions": 10_000}, "task.pairs.eval_questions=10000"),
     ],
 )
 def test_a_world_that_cannot_be_made_is_refused_by_its_key(change, key):

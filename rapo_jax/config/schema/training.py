@@ -131,7 +131,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RlSettings:
-    """The updates of RAPO and of GRPO (paper, sec. 4.2)."""
+    """Objective and updates of every method (paper, sec. 4.2; docs/methods.md)."""
 
     steps: int = key(300, "training steps, each one rollout batch", at_least=1)
     m: float = key(
@@ -218,7 +218,12 @@ class RlSettings:
     imitation_steps: int = key(
         0, "training steps of imitation before RL (sft_grpo); 0 = as many as rl.steps", at_least=0
     )
-    kl: float = key(0.0, "beta, KL penalty to the cold start", paper="eq. 11", at_least=0)
+    kl: float = key(
+        0.0,
+        "beta, weight of the KL penalty to the policy that RL starts from; 0 = none",
+        paper="eq. 11",
+        at_least=0,
+    )
     aggregation: str = key(
         "sequence_mean",
         "how the loss of the policy's tokens is averaged",
