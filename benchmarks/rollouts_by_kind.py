@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.tasks import TASKS
-from rapo_jax.tasks.made import decision
+from rapo_jax.tasks.synthetic import decision
 
 HEADER = (
     *("steps", "kind", "on-policy", "hybrid", "traces", "Z", "groups with spread"),

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapo_jax.tasks.made import invent
 from rapo_jax.tasks.schema import SPLITS, Question
+from rapo_jax.tasks.synthetic import invent
 
 RELATIONS = ("mentor", "rival", "friend", "heir")
 ATTRIBUTE = "age"

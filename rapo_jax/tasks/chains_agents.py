@@ -21,8 +21,8 @@ from rapo_jax.tasks.chains import (
     RELATIONS,
     World,
 )
-from rapo_jax.tasks.made import is_number, pick, results, retrieved_decision
 from rapo_jax.tasks.schema import Agent
+from rapo_jax.tasks.synthetic import is_number, pick, results, retrieved_decision
 
 WEAK_AGE = 0.2
 """Probability that the weak demonstrator looks up the age of a number word, from step 3 on."""

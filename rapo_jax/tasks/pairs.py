@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.tasks.chains import OPERATIONS, apply_operation
-from rapo_jax.tasks.made import invent
 from rapo_jax.tasks.pairs_words import (
     ATTRIBUTES,
     COMMUTING,
@@ -27,6 +26,7 @@ from rapo_jax.tasks.pairs_words import (
     wrong_habit,
 )
 from rapo_jax.tasks.schema import SPLITS, Question
+from rapo_jax.tasks.synthetic import invent
 
 CHECK = "check"
 """Looks an entity up and returns it: a wasted call."""

@@ -20,7 +20,7 @@ from rapo_jax.tasks import (
     pairs_agents,
     pairs_words,
 )
-from rapo_jax.tasks.made import decision
+from rapo_jax.tasks.synthetic import decision
 from rapo_jax.text.protocol import render_result, render_retrieved
 from rapo_jax.tools.observation import Observation
 from rapo_jax.types import Source
