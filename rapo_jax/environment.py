@@ -216,7 +216,7 @@ class Environment:
     ) -> Texts:
         """The nearest step trace of the rows that want one; `pick_U` >= 0 asks for a random one.
 
-        A row without room for its trace gets none, and its history does not hold it either.
+        A trace of more than `room_U` tokens is not retrieved, nor added to the row's history.
         """
         texts = _no_texts(len(row_U), self._texts.retrieved_tokens)
         with self._errors_kept(wants_U, texts):

@@ -1,8 +1,8 @@
 """Bytes that a run needs on each chip, computed from shapes alone.
 
-Parameters, moments, gradients, the copy to sample with and the cache are exact: they follow from
-the layouts of `model/sharding.py`. Temporaries are estimated from the largest arrays; where there
-is a compiled program (`programs.py`), its numbers are the better ones.
+Parameters, moments, gradients, the sampling weights (in `model.dtype`) and the cache are exact:
+they follow from the layouts of `model/sharding.py`. Temporaries are estimated from the largest
+arrays; where there is a compiled program (`programs.py`), its numbers are the better ones.
 
 With `model.lora.rank` the weights are a frozen base in the compute dtype, without moments and
 gradients, and float32 adapters, which have both.
@@ -101,7 +101,7 @@ class Shape(NamedTuple):
     matrix: float
     """Parameters that a token is multiplied with, on all chips, without adapters."""
     sampled: float
-    """Bytes of the copy to sample with."""
+    """Bytes of the sampling weights."""
     trained: float
     """Parameters that an update changes, in the training layout."""
     frozen: float
@@ -122,7 +122,7 @@ class Shape(NamedTuple):
 
 @functools.cache
 def _shapes(model: ModelSettings) -> tuple[Params, Params]:
-    """Shapes of the parameters at the start of training, and of the copy to sample with."""
+    """Shapes of the parameters at the start of training, and of the sampling weights."""
     shapes = policy_shapes(model)
     sampled = detach(shapes) if model.lora.merge else shapes
     return shapes, jax.eval_shape(partial(sampling_copy, model), sampled)
@@ -255,7 +255,7 @@ def _update_bytes(
     }[remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
-    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of slots
+    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of positions
     # Gathered over fsdp: one layer with its gradient; embedding and head with a gradient.
     gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
     head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))

@@ -1,6 +1,6 @@
 """Refuses a run whose arrays cannot fit into the memory of its devices, before it is compiled.
 
-Only arrays that the run surely holds count: weights, moments, gradients, the copy to sample with,
+Only arrays that the run surely holds count: weights, moments, gradients, the sampling weights,
 caches and tapes. Temporaries come on top, so a run that passes may still fail; see `arithmetic.py`.
 """
 
@@ -103,7 +103,7 @@ class Held(NamedTuple):
     """Bytes on one device, without temporaries."""
 
     weights: float
-    """With moments and gradients, or with the copy to sample with, whichever is more."""
+    """With moments and gradients, or with the sampling weights, whichever is more."""
     cache: float
     rows: float
     """Prompts and tapes."""
@@ -120,7 +120,7 @@ def held_bytes(s: Settings, model: ModelSettings, mesh: Mesh, *, training: bool)
     way = Way(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
     needed = bytes_on(s, model, shape, way, plain=False)
     state = needed.parameters + training * needed.optimizer
-    # Of the gradients one set is surely there; the copy is dropped before the update.
+    # Of the gradients one set is surely there; the sampling weights are dropped before it.
     gradients = training * 4 * shape.trained
     tapes = rows * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
     sampling = state + needed.copy + needed.cache + needed.prompts + tapes

@@ -99,7 +99,7 @@ def placed(tree: Params, shardings: object) -> Params:
 
 
 def byte_boundary(vocab: int, *, protocol: Protocol | None = None) -> Boundary:
-    """The step boundaries of a made-up vocabulary of single bytes without stop tokens."""
+    """The step boundaries of a synthetic vocabulary of single bytes without stop tokens."""
     return boundary(
         [bytes([i % 256]) for i in range(vocab)], eos_ids=[-1], protocol=protocol or rapo()
     )

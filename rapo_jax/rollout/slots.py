@@ -57,7 +57,7 @@ class Counts(flax.struct.PyTreeNode):
     slot_ticks: Array
     sampled: Array  # slot-ticks that sampled a token of a rollout
     waiting: Array  # slot-ticks of rows that waited for the host
-    absorbed: Array  # tokens of tools and traces
+    absorbed: Array  # tokens of observations and traces
     host_calls: Array
 
 

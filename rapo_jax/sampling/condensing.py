@@ -33,7 +33,7 @@ def make_condenser(
     """(loaded params, key, temperature) -> `Condense`: single turns of the same model, no tools.
 
     Raises:
-        ValueError: the prompt has no room for documents.
+        ValueError: the prompt has no tokens left for documents.
     """
     r, room = settings.rollout, prompt_room(settings)
     plain = Protocol("condensing", stops=(), parse=parse_step, tags=tokens.protocol.tags)

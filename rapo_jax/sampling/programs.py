@@ -42,7 +42,7 @@ class RolloutSetup(NamedTuple):
     settings: RolloutSettings
     mesh: Mesh
     kernel_mesh: Mesh | None
-    """Mesh over which kernels are cut by hand; the compiler places all else."""
+    """Mesh over which kernels are sharded by hand; the compiler places all else."""
 
 
 def host_callbacks(environment: Environment, query_E: jax.ShapeDtypeStruct) -> HostCallbacks:

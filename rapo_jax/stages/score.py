@@ -25,7 +25,7 @@ from rapo_jax.types import Params
 LOGITS = 2**26
 """Float32 logits held at a time, at most: 256 MiB."""
 NARROWEST = 16
-"""Token slots of a row, at least."""
+"""Least token positions of a row."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -134,7 +134,7 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
 
 
 class RowBatch(NamedTuple):
-    """One forward pass: `rows` rows of `width` slots, of which `members` are the first."""
+    """One forward pass: `rows` rows of `width` positions; the first are `members`."""
 
     members: list[int]
     rows: int
@@ -144,8 +144,8 @@ class RowBatch(NamedTuple):
 def batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iterator[RowBatch]:
     """Rows of more than one token, each once, the longest first and so with others of its length.
 
-    A batch holds about `batch_tokens` slots and a `multiple` of rows; batches of one width are of
-    one shape. What does not fit into memory fails at once, because the widest comes first.
+    A batch holds about `batch_tokens` positions and a `multiple` of rows; batches of one width are
+    of one shape. What does not fit into memory fails at once, because the widest comes first.
     """
     order = sorted((row for row, n in enumerate(lengths) if n > 1), key=lambda row: -lengths[row])
     start = 0
@@ -158,7 +158,7 @@ def batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iter
 
 
 def bucket_width(length: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, … that holds `length` slots."""
+    """The least of 16, 24, 32, 48, 64, 96, … that holds `length` positions."""
     width = NARROWEST
     while width < length:
         power_of_two = width & (width - 1) == 0
@@ -167,7 +167,7 @@ def bucket_width(length: int) -> int:
 
 
 def _chunked(model: ModelSettings, batch: RowBatch) -> ModelSettings:
-    """Unembeds few enough slots at a time; as many for every batch of one shape."""
+    """Limits `score_chunk` so that logits stay small; the same for every batch of one shape."""
     room = max(LOGITS // (batch.rows * model.vocab), 1)
     return dataclasses.replace(model, score_chunk=min(model.score_chunk, room))
 

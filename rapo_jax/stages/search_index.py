@@ -32,7 +32,7 @@ from rapo_jax.types import Array, Params
 TEXT_ORDERS = (1, 2)
 """n-grams of the built-in encoder."""
 BATCH_TOKENS = 8192
-"""Token slots that the accelerator embeds at a time."""
+"""Token positions that the accelerator embeds at a time."""
 NARROWEST = 16
 
 

@@ -1,9 +1,9 @@
-"""The tiny task: chains of invented facts. Its world, questions and documents.
+"""The tiny task: chains of synthetic facts. Its world, questions and documents.
 
 A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word stands
 for a *chain* of decisions: relations to look up one after the other with the search tool, and for
 number words finally the attribute `age` and an arithmetic operation for the python tool. Entities,
-facts and words are invented from a seed. Start entities of the splits are disjoint, so a trace of
+facts and words are generated from a seed. Start entities of the splits are disjoint, so a trace of
 another split holds no fact for the present question: only its decision transfers. The chains are
 not held out.
 """
@@ -75,7 +75,7 @@ def make_world(
     hidden: int,
     hidden_number: int,
 ) -> World:
-    """Invents a world; the same arguments always give the same one.
+    """Generates a world; the same arguments always give the same one.
 
     Of `n_entities`, `n_train` start training questions, `n_eval` held-out ones, and the rest those
     of the off-policy agent. The last four arguments are the numbers of words of each group.

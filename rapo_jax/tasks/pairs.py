@@ -101,7 +101,7 @@ def make_world(
     eval_questions: int,
     expert_questions: int,
 ) -> World:
-    """Invents a world; the same arguments always give the same one.
+    """Generates a world; the same arguments always give the same one.
 
     `number` of the known words and of the mastered ones each end in a number; the last three
     arguments are the questions of a kind. Raises ValueError for numbers that do not fit.

@@ -31,9 +31,9 @@ _PROMPT = (
 def condensing_prompt(
     tokens: Tokens, history: str, query: str, documents: str, *, room: int
 ) -> tuple[str, bool]:
-    """A question for the model of at most `room` tokens, and whether the documents were cut.
+    """A question for the model of at most `room` tokens, and whether the documents were truncated.
 
-    The reasoning has up to half of the room and keeps its end; the documents keep their beginning.
+    The reasoning has up to half of these tokens and keeps its end; documents keep their beginning.
     """
 
     def filled(reasoning: str, query: str, documents: str) -> str:

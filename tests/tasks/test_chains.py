@@ -1,4 +1,4 @@
-"""The made world: words, chains, facts and questions."""
+"""The synthetic world: words, chains, facts and questions."""
 
 from __future__ import annotations
 
