@@ -1,6 +1,6 @@
 """Compares the attention kernels of this platform with plain XLA: differences and times.
 
-    python benchmarks/attention.py [--rows=4 --positions=4096 --heads=28 --kv_heads=4 --head_width=128]
+    python benchmarks/attention.py [--rows=4 --positions=4096 --heads=28 --kv_heads=4]
 
 Prints a line for plain attention in bfloat16 and for every kernel: the largest difference of its
 output and gradients from plain attention in float32, relative to the largest value there, and

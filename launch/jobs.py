@@ -145,7 +145,7 @@ def _on_cores(cores: set[int]) -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """Of a child, which finds the package in this checkout."""
+    """Environment variables of a child process, so that it imports this checkout."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 

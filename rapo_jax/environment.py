@@ -126,11 +126,14 @@ class Environment:
     ) -> Acted:
         """Starts the calls that the steps of `calls_U` closed; returns what is ready.
 
-        A slow call delays its own row: the rows of `waits_U` are asked for again. Where all slots
-        are idle, waits for one of them; where searches are condensed, for all, which are read
-        together then, and not before. The rows of `wants_U` that are ready get what the device
-        turns into the key of S_<t; `query_U` is a blank result, filled in place. A fork's history
-        begins with that of its parent up to its first `shared_U` calls.
+        A slow call delays its own row: the rows of `waits_U` are asked for again. If no slot of
+        the shard can sample (`idle_U`), waits for one observation; if searches are condensed, for
+        all, which are read together then, and not before. The rows of `wants_U` that are ready get
+        a query, which the device turns into the key of S_<t; `query_U` is a blank result, filled in
+        place. A fork's history begins with that of its parent up to its first `shared_U` calls.
+
+        Returns:
+            ready_U, healthy_U (bool), token_UX [U, observation_tokens], length_U (int32), query_U.
         """
         texts = _no_texts(len(row_U), self._texts.observation_tokens)
         asked_U = calls_U | waits_U

@@ -62,7 +62,7 @@ def rapo_advantage(
 
 
 def largest_safe_a(group_size: int, ddof: int) -> float:
-    """The `a` from which on 1 + a A_ret can reach 0 and beyond it flip an advantage (Eq. 10).
+    """Smallest `a` at which 1 + a A_ret can be 0; above it, A can flip the sign of A_acc (Eq. 10).
 
     The lowest A_ret a group of G can hold is that of one rollout below G - 1 equal ones,
     -sqrt((G - 1) (G - ddof) / G); with ddof = 1 this is -(G - 1) / sqrt(G), so 4/15 at G = 16.

@@ -47,6 +47,12 @@ def calibrate(
       num_steps: S, steps that a row can have; static.
       quality, timing, entropy_floor: see `rewards.retrieval_reward_per_step`.
       a, ddof, std_floor: see `advantages.rapo_advantage`.
+
+    Returns:
+      A `Calibration`.
+
+    Raises:
+      ValueError: unknown `quality` or `timing`, or `group_size` is too small.
     """
     entropy_BS, source_BS = step_entropy(entropy_BT, source_BT, step_BT, num_steps=num_steps)
     variant = {"quality": quality, "timing": timing}

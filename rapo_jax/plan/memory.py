@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.plan.arithmetic import TAPE_BYTES, Way, bytes_on, shape_on, tape_positions
+from rapo_jax.plan.arithmetic import TAPE_BYTES, Split, bytes_on, shape_on, tape_positions
 
 GB = 1e9
 
@@ -83,7 +83,7 @@ def _refuse(s: Settings, model: ModelSettings, mesh: Mesh, available: float, *, 
     most = min(r.slots or r.questions * r.group_size, r.questions * r.group_size)
 
     def too_much(each: int) -> bool:
-        """With so many slots a shard."""
+        """Whether `each` slots per shard exceed the memory."""
         smaller = dataclasses.replace(s, rollout=dataclasses.replace(r, slots=each * shards))
         return held_bytes(smaller, model, mesh, training=training).total > available
 
@@ -117,8 +117,8 @@ def held_bytes(s: Settings, model: ModelSettings, mesh: Mesh, *, training: bool)
     rows = r.questions * r.group_size // shards
     slots = min(r.slots // shards or rows, rows)
     shape = shape_on(model, fsdp=mesh.shape["fsdp"], tensor=mesh.shape["tensor"])
-    way = Way(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
-    needed = bytes_on(s, model, shape, way, plain=False)
+    split = Split(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
+    needed = bytes_on(s, model, shape, split, plain=False)
     state = needed.parameters + training * needed.optimizer
     # Of the gradients one set is surely there; the sampling weights are dropped before it.
     gradients = training * 4 * shape.trained

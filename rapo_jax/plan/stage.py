@@ -10,7 +10,7 @@ import jax
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
-from rapo_jax.plan.arithmetic import Way
+from rapo_jax.plan.arithmetic import Split
 from rapo_jax.plan.chips import Slice, slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
@@ -46,7 +46,7 @@ def plan(settings: Settings, workdir: Path) -> None:
     model = planned_model(settings.model)
     if settings.plan.compile:
         for chips in (each for group in wanted for each in group[:1] if on_tpu(each)):
-            tpu_mesh(chips, Way(chips.chips, 1, 1, "full"))  # raises if libtpu cannot
+            tpu_mesh(chips, Split(chips.chips, 1, 1, "full"))  # raises if libtpu cannot
     for line in planned(settings, model, wanted):
         print(line, flush=True)
 
@@ -84,7 +84,7 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
                 f"rollout.questions={r.questions} evenly; set it to a multiple",
             ]
     lines += ["", *NOTES]
-    lines += [f"{each.slice.name}: {each.way.flags}" for each in estimates]
+    lines += [f"{each.slice.name}: {each.split.flags}" for each in estimates]
     for each in estimates:
         if s.plan.compile and on_tpu(each.slice):
             lines += ["", *compiled_table(s, model, each)]
@@ -111,7 +111,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...]:
     """One row of the table HEAD."""
-    b, w, way, memory = chosen.bytes, chosen.work, chosen.way, chosen.slice.usable
+    b, w, split, memory = chosen.bytes, chosen.work, chosen.split, chosen.slice.usable
 
     def gb(*numbers: float) -> str:
         return " / ".join(f"{number / GB:.1f}" for number in numbers)
@@ -119,9 +119,9 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
     return (
         chosen.slice.name,
         "yes" if chosen.fits else "no",
-        f"1 x {way.fsdp} x {way.tensor}",
-        str(way.all_slots),
-        way.remat,
+        f"1 x {split.fsdp} x {split.tensor}",
+        str(split.all_slots),
+        split.remat,
         gb(b.parameters),
         gb(b.optimizer),
         gb(b.gradients),
@@ -140,10 +140,10 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
 
 def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[str]:
     """The compiler's numbers for the run's programs on a slice of TPUs."""
-    chips, way = chosen.slice, chosen.way
+    chips, split = chosen.slice, chosen.split
     attention = choose(model, platform="tpu").name
-    model = dataclasses.replace(model, attention=attention, remat=way.remat)
-    programs = compiled_programs(s, model, chips, way)
+    model = dataclasses.replace(model, attention=attention, remat=split.remat)
+    programs = compiled_programs(s, model, chips, split)
     head = ("program", "arguments", "output", "temporaries", "in memory besides", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
     note = (
@@ -154,7 +154,7 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
         "compiled, nor is the encoder of keys."
     )
     return [
-        f"{chips.name}, {way.flags}: compiled ahead of time",
+        f"{chips.name}, {split.flags}: compiled ahead of time",
         "",
         *_table(head, [compiled_cells(each, chosen) for each in programs]),
         "",

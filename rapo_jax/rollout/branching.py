@@ -44,8 +44,11 @@ class Branching(NamedTuple):
     """Whether it needs `Starts`."""
 
 
-def planted(settings: RolloutSettings, slots: Slots, tree_rows: int) -> Slots:
-    """Slots of which no row has begun, with trees of `tree_rows` rows; unchanged with 1."""
+def with_trees(settings: RolloutSettings, slots: Slots, tree_rows: int) -> Slots:
+    """Adds the tree state to slots in which no row has begun: only the roots are due.
+
+    Unchanged if `tree_rows` = 1.
+    """
     if tree_rows == 1:
         return slots
     B, (U, D) = slots.rows, slots.hidden_UD.shape
@@ -128,7 +131,9 @@ def is_to_fork(
     weight: float,
     penalty: float,
 ) -> Array:
-    """ARPO's rule, and AEPO's, whose `penalty` makes forks in a row rarer.
+    """Which slots fork, bool [U] (ARPO; AEPO has penalty > 0).
+
+    (u + weight * rise) * max(0, 1 - penalty * streak) >= 1 - probability.
 
     Args:
       uniform_U: a draw from [0, 1).

@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 def on_row_shards(
     mesh: Mesh, function: Callable[..., Answer], specs: tuple[object, ...]
 ) -> Callable[..., Answer]:
-    """`function` of each shard's part of the arguments, whose results have rows first.
+    """Maps `function` over the row shards (`jax.shard_map`); results have rows as first axis.
 
     Args:
       mesh: axes `(data, fsdp, tensor)`.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.rollout.branching import branched, planted
+from rapo_jax.rollout.branching import branched, with_trees
 from rapo_jax.rollout.reading import (
     Answers,
     read,
@@ -112,7 +112,9 @@ def parts(
 
     def open_shard(params: Params, prompt_QX: Span, *, group_size: int, tree_rows: int) -> Slots:
         how = {"slots": slots, "group_size": group_size}
-        return planted(settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows)
+        return with_trees(
+            settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows
+        )
 
     def read_answers(
         params: Params, inputs: RolloutInputs, before: Slots, answers: Answers
@@ -234,9 +236,11 @@ def rollout(
     tree_rows: int = 1,
     repeat: Callable[[Turn, Slots], Slots],
 ) -> tuple[Trajectory, Counts]:
-    """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
+    """Samples Q * G trajectories; returns the tapes and the shard's `Counts`.
 
-    Trees of `tree_rows` consecutive rows share prefixes, see `branching`; 1: all are independent.
+    Rows (B = Q * G) are grouped by question. `params` are a `sampling_copy`; `prompt_QX` holds Q
+    prompts. Trees of `tree_rows` consecutive rows share prefixes, see `branching`; 1: all are
+    independent. `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
     """
     fixed = (parts, call_host, callbacks, settings, params, inputs)
     turn = partial(agent_turn, *fixed, retrieves=retrieves)

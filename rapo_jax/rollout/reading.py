@@ -25,7 +25,9 @@ class Answers(NamedTuple):
 def read(
     model: ModelSettings, settings: RolloutSettings, params: Params, slots: Slots, answers: Answers
 ) -> Slots:
-    """Reads what the host brought, slot by slot and chunk by chunk; the rows go on to think.
+    """Appends the ready observations and traces to the tapes and the KV cache.
+
+    One slot and one chunk at a time; these slots then sample again.
 
     A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose step
     called nothing, so that its observation is empty, as STOPPED. Only slots with something to read

@@ -173,7 +173,7 @@ def step_of(settings: RolloutSettings, slots: Slots) -> Span:
 
 
 def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
-    """Algorithm 1's coin at the boundary t > 0 that each slot's row is at.
+    """Draws for each slot's step boundary t > 0 whether to retrieve (Algorithm 1).
 
     Returns wants_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
     """

@@ -38,7 +38,7 @@ def check_devices(settings: Settings, mesh: Mesh) -> None:
 
 
 def check_calls(settings: Settings, task: Task) -> None:
-    """Agents of a task call as often as its longest question needs; fewer calls break them off."""
+    """Raises ValueError if `rollout.max_calls` is less than the task's scripted agents need."""
     calls = settings.rollout.max_calls
     if calls < task.calls:
         raise ValueError(

@@ -16,6 +16,6 @@ def buffer_folder(settings: Settings, workdir: Path) -> Path:
 
 
 def tokenizer_folder(settings: Settings, workdir: Path) -> Path:
-    """A given one, of the tokenizer or the model, or else the one that a run makes itself."""
+    """`tokenizer.folder`, else `model.folder`, else COLDSTART/tokenizer, which the run creates."""
     given = settings.tokenizer.folder or settings.model.folder
     return Path(given) if given else cold_start_folder(settings, workdir) / "tokenizer"

@@ -89,7 +89,9 @@ class Weights(NamedTuple):
     origin: Path
 
     def load(self, mesh: Mesh, *, dtype: str) -> Params:
-        """In the training layout; those of a folder with linear maps and embeddings in `dtype`.
+        """Loads the weights in the training layout.
+
+        From a Hugging Face folder, linear maps and embeddings are in `dtype`.
 
         Raises:
             ValueError: adapters were saved, and the base is not the one they were trained on.

@@ -124,7 +124,10 @@ def make_program(
     group_size: int,
     tree_rows: int,
 ) -> Program:
-    """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
+    """Builds the rollout function for `rollout.driver`.
+
+    `count_compile` is called when the jitted program is traced (never with driver='host').
+    """
     mesh, fixed = setup.mesh, (setup.callbacks, setup.settings)
     roll = partial(rollout, group_size=group_size, retrieves=retrieves, tree_rows=tree_rows)
     shard = partial(roll, setup.parts, partial(host_call, mesh), *fixed, repeat=while_unfinished)

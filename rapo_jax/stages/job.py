@@ -34,7 +34,9 @@ def run_job(
     config_file: str = "",
     checked: Collection[str] | None = (),
 ) -> None:
-    """A whole call of the program on `workdir`; ends the process where it cannot go on.
+    """Runs `config.stages` in `workdir`; returns after a stop signal.
+
+    Exits with status 2 on ValueError or FileNotFoundError.
 
     Args:
         config: the config that `settings` are of.
