@@ -63,7 +63,7 @@ class Session:
             devices: those to compute on; None for all.
 
         Raises:
-            ValueError: a value cannot work, or the workdir belongs to another config.
+            ValueError: a value is invalid, or the workdir belongs to another config.
         """
         flags = [(name, str(value)) for name, value in (changes or {}).items()]
         resolved = resolve(config, flags=flags)

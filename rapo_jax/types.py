@@ -21,7 +21,7 @@ from typing import Any
 import flax.struct
 
 Array = Any
-"""A jax array on the device's side of a border, a numpy array on the host's."""
+"""A jax array on the device, a numpy array on the host."""
 
 Params = Any
 """A pytree of parameters, as `flax.linen.Module.init` returns it."""

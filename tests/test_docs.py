@@ -105,7 +105,7 @@ def test_every_key_on_a_command_line_exists(page):
 
 @each_present_page
 def test_every_key_in_prose_exists(page):
-    """What stands in backticks and begins with a group of the config, such as `rl.std_floor`."""
+    """Names in backticks that begin with a group of the config, such as `rl.std_floor`."""
     config = default.get_config()
     groups = [name for name in config if isinstance(config[name], ConfigDict)]
     pattern = rf"`((?:{'|'.join(groups)})(?:\.[a-z_0-9]+)+)(?=[`=])"

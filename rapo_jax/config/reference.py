@@ -20,7 +20,7 @@ section, equation, table or figure of arXiv 2603.03078 that a key comes from. WO
 given by `--workdir`.
 
 *Per call*: calls on one workdir may differ in this key, because it changes no result (up to
-rounding), or because the files that it decides name its value. All other keys belong to the run; of
+rounding), or because the output files record its value. All other keys belong to the run; of
 these `rl.steps` may grow.
 """
 

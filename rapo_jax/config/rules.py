@@ -27,7 +27,7 @@ MODEL_FOLDERS = (
 
 
 def check(s: Settings, *, files: bool = True) -> None:
-    """Refuses settings that cannot work. Raises ValueError.
+    """Raises ValueError if settings are invalid.
 
     `files`: also where traces, a model of the hub or an API key are not on this machine.
     """
@@ -50,7 +50,7 @@ def check(s: Settings, *, files: bool = True) -> None:
 
 
 def check_unscripted(s: Settings) -> None:
-    """Refuses what only a task with scripted agents can do. Raises ValueError."""
+    """Raises ValueError if settings need a task with scripted agents."""
     _enforce(s, _unscripted(s))
 
 

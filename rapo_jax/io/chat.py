@@ -68,7 +68,7 @@ def _mapping(value: Json) -> Mapping[str, Json]:
 
 
 def _reported(error: Json) -> HttpFailure:
-    """The failure that an error inside a reply describes; some name the status they stand for."""
+    """The failure that an error inside a reply describes; some contain an HTTP status."""
     fields = _mapping(error)
     code = fields.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 0

@@ -50,8 +50,8 @@ def read_json(path: Path, *, default: Json = None) -> Json:
         return default
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: cut off or damaged ({error}); restore it from a copy, or remove it to have "
-            "it made anew"
+            f"{path}: cut off or damaged ({error}); restore it from a backup, or remove it; "
+            "it is then created again"
         ) from None
 
 

@@ -126,7 +126,7 @@ def read_rows(
         except ValueError as error:
             if malformed == "fail":
                 raise ValueError(
-                    f"{path}, {unit} {number}: {error}; mend the {unit}, or set {key}='skip'"
+                    f"{path}, {unit} {number}: {error}; fix the {unit}, or set {key}='skip'"
                 ) from None
             report.add_malformed(number, str(error))
             continue
@@ -162,8 +162,8 @@ def append_lines(path: Path, text: str, *, sync: bool = False) -> None:
                 raise
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or mend its "
-            "folder, and start again to continue"
+            f"{path}: cannot be written ({error.strerror or error}); free disk space, or "
+            "fix the permissions of its folder, and start again to continue"
         ) from None
 
 

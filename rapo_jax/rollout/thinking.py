@@ -52,10 +52,10 @@ def think(
     inputs: RolloutInputs,
     slots: Slots,
 ) -> Slots:
-    """Samples until the host is needed; rows that end make room for the next ones."""
+    """Samples until the host is needed; the next rows take the slots of rows that end."""
 
-    def can_go_on(carry: tuple[Array, Slots]) -> Array:
-        """Whether enough slots can go on without the host."""
+    def can_continue(carry: tuple[Array, Slots]) -> Array:
+        """Whether enough slots can continue without the host."""
         ticks, now = carry
         thinking, calling = now.has(Phase.THINKING).sum(), now.has(Phase.CALLING).sum()
         late = now.has(Phase.WAITING).any() & (ticks >= POLL_TICKS)
@@ -66,7 +66,7 @@ def think(
         after = think_token(model, settings, boundary, params, inputs, before)
         return ticks + 1, fill(branched(model, settings, inputs, before, after))
 
-    return jax.lax.while_loop(can_go_on, tick, (jnp.int32(0), fill(slots)))[1]
+    return jax.lax.while_loop(can_continue, tick, (jnp.int32(0), fill(slots)))[1]
 
 
 def think_token(

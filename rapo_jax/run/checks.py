@@ -48,7 +48,7 @@ def check_calls(settings: Settings, task: Task) -> None:
 
 
 def check_condensing(settings: Settings, protocol: Protocol) -> None:
-    """Raises ValueError where a protocol that condenses searches cannot work."""
+    """Raises ValueError if settings do not suit a protocol that condenses searches."""
     if not protocol.condenses:
         return
     r, name = settings.rollout, f"protocol={settings.protocol!r}"

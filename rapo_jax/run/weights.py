@@ -110,7 +110,7 @@ class Weights(NamedTuple):
             )
             raise ValueError(
                 f"{base}: the adapters in {self.origin} were trained on other weights, or with "
-                "another model.dtype; give those back, or start anew"
+                "another model.dtype; use those weights again, or start a new --workdir"
             )
         return params
 

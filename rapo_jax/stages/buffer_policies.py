@@ -90,7 +90,7 @@ def _begin(
     if there != list(wanted[: len(there)]):
         raise ValueError(
             f"buffer: {files.path} holds trajectories of other questions; move them away from "
-            "there to sample anew"
+            "there to sample again"
         )
     keep = len(kept)
     if keep < len(wanted):

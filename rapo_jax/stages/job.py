@@ -98,8 +98,8 @@ def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> 
             if found := differences(stored_config(path), config):
                 raise ValueError(
                     f"workdir={str(workdir)!r}: it belongs to a run with another config "
-                    f"({'; '.join(found)}); leave these flags and --config out to go on with the "
-                    "run's config, or use a new --workdir"
+                    f"({'; '.join(found)}); leave these flags and --config out to continue with "
+                    "the run's config, or use a new --workdir"
                 )
             return False
         if set(config["stages"]) <= set(READERS):

@@ -1,7 +1,7 @@
 """The tiny task: chains of synthetic facts. Its world, questions and documents.
 
-A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word stands
-for a *chain* of decisions: relations to look up one after the other with the search tool, and for
+A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word denotes
+a *chain* of decisions: relations to look up one after the other with the search tool, and for
 number words finally the attribute `age` and an arithmetic operation for the python tool. Entities,
 facts and words are generated from a seed. Start entities of the splits are disjoint, so a trace of
 another split holds no fact for the present question: only its decision transfers. The chains are

@@ -1,4 +1,4 @@
-"""Scripted agents of the chains task: they read text, and the chain that each word stands for.
+"""Scripted agents of the chains task: they read text, and the chain that each word denotes.
 
 An agent's step is one decision: look up a relation or the age, compute, or answer ('done'). It is
 as short as the protocol allows. The present value (an entity or a number) is read from the last

@@ -1,7 +1,7 @@
 """The pairs task: questions that compose two words. Its world, questions and documents.
 
 A question is two opaque words and an entity, such as 'who is the zemlo of the vap of Dorim ?'.
-Each word stands for a *procedure* of two decisions: relations to look up, or a number to look up
+Each word denotes a *procedure* of two decisions: relations to look up, or a number to look up
 and an operation on it; the inner word comes first. Words are `known`, `mastered` or `blind` by who
 is right on them (docs/pairs.md). Pairs of words are held out, and start entities too.
 """

@@ -101,7 +101,7 @@ def rendered(
     except (TemplateError, TypeError, RuntimeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ValueError(
-            f"{key}: its chat template fails for messages of {roles} ({error}); mend the template, "
+            f"{key}: its chat template fails for messages of {roles} ({error}); fix the template, "
             "or set prompt.template_arguments"
         ) from None
     assert isinstance(text, str)

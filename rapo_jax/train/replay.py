@@ -41,7 +41,7 @@ class Replay:
 
     def add(self, group: PastGroup) -> None:
         """Stores the group in place of an older one of its question, unless its rewards are equal:
-        such a group teaches nothing. The oldest group makes room."""
+        such a group teaches nothing. The oldest group is dropped."""
         if np.ptp(group.scores.reward_B) == 0:
             return
         self._groups.pop(group.question.id, None)
@@ -84,8 +84,8 @@ class Replay:
                 questions, *columns = (file[f"arr_{i}"] for i in range(len(file.files)))
         except Exception as error:  # of zipfile, zlib or numpy
             raise ValueError(
-                f"{path}: the past groups cannot be read ({error}); restore the file from a copy, "
-                "or start anew with another --workdir"
+                f"{path}: the past groups cannot be read ({error}); restore the file from a "
+                "backup, or start a new --workdir"
             ) from error
         self._groups = {}
         for packed, *row in zip(questions, *columns, strict=True):

@@ -1,4 +1,4 @@
-"""Opening a run: what is prepared once, and what cannot work is refused before any compile."""
+"""Opening a run: what is prepared once, and invalid values are rejected before any compile."""
 
 from __future__ import annotations
 

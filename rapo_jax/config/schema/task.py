@@ -23,9 +23,13 @@ class ChainsSettings:
     n_eval: int = key(25, "entities that start held-out questions")
     two_hop: int = key(6, "words that mean two searches; the four words of one search always exist")
     number: int = key(4, "words that mean at most one search, then the age and a calculation")
-    hidden: int = key(12, "words that mean four searches; the cold start shows them badly solved")
+    hidden: int = key(
+        12,
+        "words that mean four searches; demonstrated with mostly wrong decisions in the cold start",
+    )
     hidden_number: int = key(
-        4, "words that mean two searches, then the age and a calculation; also badly shown"
+        4,
+        "words that mean two searches, then the age and a calculation; demonstrated as hidden ones",
     )
 
 
