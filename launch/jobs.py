@@ -132,7 +132,7 @@ def share_of_cores(slot: int, parallel: int) -> set[int]:
 
 @contextlib.contextmanager
 def _on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes started inside run on these cores only; on any if the set is empty."""
+    """Pins processes started inside to these cores; to none if the set is empty."""
     if not cores:
         yield
         return
@@ -151,7 +151,7 @@ def environment() -> dict[str, str]:
 
 
 def wait_for_lock(job: Job) -> None:
-    """Waits for the run of a killed sweep: it dies too, but may take seconds to.
+    """Waits until a killed sweep's run has released the workdir's lock.
 
     On a file system without record locks it waits for nothing.
     """

@@ -29,7 +29,7 @@ from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
 
 Query = Callable[[Sequence[str]], np.ndarray]
-"""Key texts -> what the device turns into keys: embeddings, or the tokens of an encoder."""
+"""Key texts -> queries for the device: embeddings, or token ids of an encoder."""
 
 Texts = tuple[np.ndarray, np.ndarray, np.ndarray]
 """healthy_U, token_UX and length_U of a text for each slot; length 0 for none."""
@@ -171,7 +171,7 @@ class Environment:
         self._running.start(steps)
 
     def _condensed(self, rows: list[int], called: list[list[Called]]) -> list[list[Called]]:
-        """The calls of these rows; those of searches with what the model makes of the documents."""
+        """The calls of these rows; observations of searches are condensed by the model."""
         if self.condense is None:
             return called
         make = partial(condensing_prompt, self.tokens, room=self._condense_room)
@@ -183,7 +183,7 @@ class Environment:
         return condensed
 
     def _fork(self, row: int, parent: int, shared: int) -> None:
-        """Before a fork's first call: the history of its parent's first `shared` calls."""
+        """Before a fork's first call: copies its parent's history up to `shared` calls."""
         if not self._begins[row]:
             end = (*self._begins[parent], None)[shared]
             self._history[row] = self._history[parent][:end]
@@ -242,7 +242,7 @@ class Environment:
     def _errors_kept(
         self, asked_U: np.ndarray, texts: Texts, ready_U: np.ndarray | None = None
     ) -> Iterator[None]:
-        """Keeps an error instead of raising it: the asked rows are ready, and unhealthy."""
+        """Stores an error instead of raising it: the asked rows are ready, and not healthy."""
         started = time.perf_counter()
         try:
             yield
@@ -266,7 +266,7 @@ class Environment:
                 self._counts[f"failed/{tool}"] += 1
 
     def _give(self, texts: Texts, u: int, row: int, ids: list[int]) -> None:
-        """Writes a text into place u of `texts` and appends it to the row's history."""
+        """Writes a text into slot u of `texts` and appends it to the row's history."""
         _, token_UX, length_U = texts
         token_UX[u, : len(ids)] = ids
         length_U[u] = len(ids)

@@ -31,7 +31,7 @@ from rapo_jax.train.sft import train_cold_start
 
 
 class Advantages(NamedTuple):
-    """What an update would learn from groups of rollouts."""
+    """Rewards, calibration and advantages of groups of rollouts."""
 
     reward_B: np.ndarray
     advantage: np.ndarray

@@ -94,7 +94,7 @@ class Trajectory(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What updates read, of a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
+    """Input of updates, a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
 
     `advantage_B` may be [B, T], one of each token. `off_policy_B` is 1 at rows that the
     present policy did not sample, and `behaviour_logp_BT` the log-probabilities of the policy that

@@ -30,7 +30,7 @@ class Hit(NamedTuple):
 MISS = Hit(-1, float("nan"), "", "", False)
 
 _FETCH = 64
-"""Neighbours looked at before the whole buffer is searched."""
+"""Neighbours that are checked before the whole buffer is searched."""
 
 
 class Retriever:

@@ -15,7 +15,7 @@ from rapo_jax.io.files import Json
 UNITS = ("step", "trajectory")
 
 HISTORY_MARGIN = 16
-"""Times `max_chars` of a history are read for a key, for a mask makes texts shorter."""
+"""A key reads up to HISTORY_MARGIN * `max_chars` of a history, because masks shorten texts."""
 
 UNSCORED = math.nan
 """The reward of a trajectory that has not been scored yet."""

@@ -57,7 +57,7 @@ READERS = ("score", "export", "plan", "search_index")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that a run is set by."""
+    """All settings of a run."""
 
     seed: int = key(
         0, "random seed of the run; synthetic tasks have task.chains.seed and task.pairs.seed"

@@ -1,4 +1,4 @@
-"""What the values of a config must satisfy. Every refusal names the key, its value and the remedy.
+"""Rules that the values of a config must satisfy; errors name the key, its value and a remedy.
 
 Choices and bounds are declared with the keys (`schema/`); here are the rules that join several.
 Each function of rules yields (key, whether it holds, remedy); a rule may rely on those before it.

@@ -27,8 +27,8 @@ class ChatReply(NamedTuple):
 
 
 def with_extra(body: Mapping[str, Json], extra: Mapping[str, object]) -> dict[str, Json]:
-    """`body` with the fields of `extra`, of which None takes one out; max_completion_tokens takes
-    the place of max_tokens."""
+    """`body` with the fields of `extra`; None removes a field, max_completion_tokens replaces
+    max_tokens."""
     merged: dict[str, Json] = {**body, **extra}
     if merged.get("max_completion_tokens") is not None and "max_tokens" not in extra:
         del merged["max_tokens"]

@@ -14,7 +14,7 @@ from rapo_jax.types import Array
 
 
 class Calibration(NamedTuple):
-    """What the objective needs of a rollout batch, and what it was computed from."""
+    """Inputs of the objective from a rollout batch, and intermediate values."""
 
     advantage_B: Array  # A (Eq. 10)
     retrieved_share_B: Array  # F_ret (Eq. 8)

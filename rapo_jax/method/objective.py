@@ -1,6 +1,6 @@
 """The policy objective: ratio, importance shaping, clip, KL, aggregation (Eqs. 8, 11).
 
-Besides RAPO's, the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
+Also the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
 AEPO are variants of `policy_loss`; LUFFY and RolloutReplay have losses of their own.
 
 Training calls the functions `..._sums`: a sum and its weight, which micro-batches add up (`sums`).

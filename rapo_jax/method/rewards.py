@@ -1,4 +1,4 @@
-"""Retrieval reward: what a retrieved trace did to the policy's entropy (Eqs. 5-7); and DAPO's."""
+"""Retrieval reward from the change of the policy's entropy (Eqs. 5-7); DAPO's length penalty."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rapo_jax.method.variants import choose_variant
 
 MAX_METRICS = frozenset({"logp_gap_max"})
-"""Metric sums that are maxima: they join by max instead of +. All metric sums are >= 0."""
+"""Metrics that are joined by max instead of +. All metric sums are >= 0."""
 
 
 def _row_means(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

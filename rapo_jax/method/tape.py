@@ -1,4 +1,4 @@
-"""What the sources of a tape determine: masks, and the share of retrieved tokens F_ret."""
+"""Computes masks and the share of retrieved tokens F_ret from the sources of a tape."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def bytes_on(
 def _rollout_bytes(
     s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
 ) -> float:
-    """Tapes, and the largest of what all prompts, a tick, or a chunk of one row needs besides.
+    """Tapes, plus the largest temporaries of: all prompts, a tick, a chunk of one row.
 
     A tape is written with a chunk's positions more than it is returned with.
     """

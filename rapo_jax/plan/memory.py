@@ -1,4 +1,4 @@
-"""Refuses a run whose arrays cannot fit into the memory of its devices, before it is compiled.
+"""Rejects a run whose arrays exceed the memory of its devices, before it is compiled.
 
 Only arrays that the run surely holds count: weights, moments, gradients, the sampling weights,
 caches and tapes. Temporaries come on top, so a run that passes may still fail; see `arithmetic.py`.
@@ -67,7 +67,7 @@ def check_memory(
 
 
 def _refuse(s: Settings, model: ModelSettings, mesh: Mesh, available: float, *, key: str) -> None:
-    """Refuses a training (`key` is rollout.questions) or an evaluation of the rows of `s`."""
+    """Raises ValueError if training (`key` is rollout.questions) or evaluation exceeds memory."""
     training, shards, r = key == "rollout.questions", row_shards(mesh), s.rollout
     found = held_bytes(s, model, mesh, training=training)
     if found.total <= available:

@@ -31,7 +31,7 @@ class Rollouts(NamedTuple):
 
 
 def rollouts(path: Path) -> dict[str, Rollouts]:
-    """The RL rollouts of a trajectories.jsonl by kind, as many of each.
+    """The RL rollouts of a trajectories.jsonl by kind, equally many of each.
 
     A rollout's text is what the policy and the tools wrote: a retrieved trace would count as
     diversity though the policy did not write it. The kind with more rollouts keeps an evenly spaced

@@ -1,4 +1,4 @@
-"""Each shard of rows as a program of its own, and its host callback: the only one of the package.
+"""Maps the rollout over row shards, each with its host callback: the only callback here.
 
 Plain `io_callback` under `jit` gathers the whole batch to one device and, on several processes,
 runs on the first process only. So a rollout is mapped over the row axes by hand (`on_row_shards`):

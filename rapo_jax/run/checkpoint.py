@@ -59,7 +59,7 @@ def check_lora(lora: LoraSettings, metadata: Metadata, folder: Path) -> None:
 
 
 class Checkpoints:
-    """Numbered checkpoints in a folder, of which the newest `keep` (None: all) are kept.
+    """Numbered checkpoints in a folder; keeps the newest `keep` (None: all).
 
     A save that fails loses nothing: the former checkpoint can still be loaded, and the error is
     raised. Several processes open, save, look for the latest and restore together; another number

@@ -1,4 +1,4 @@
-"""What a run checks of its settings before it opens: devices, drivers and the calls of its task."""
+"""Checks settings before a run opens: devices, drivers and the calls of its task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the parts of a run are on disk, from its settings and its workdir."""
+"""Folders of a run's parts, from its settings and its workdir."""
 
 from __future__ import annotations
 

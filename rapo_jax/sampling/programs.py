@@ -1,4 +1,4 @@
-"""The rollout as a program: what it is built from, and the drivers that run it."""
+"""Builds the rollout program, and the drivers that run it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Program = Callable[[Params, RolloutInputs, Span], Rolled]
 
 
 class RolloutSetup(NamedTuple):
-    """What the rollout programs of a sampler are built from."""
+    """Arguments of `make_program` that all rollout programs of a sampler share."""
 
     parts: Parts
     callbacks: HostCallbacks
@@ -94,7 +94,7 @@ INPUTS = RolloutInputs(
 
 
 def compiled(parts: Parts, mesh: Mesh) -> Parts:
-    """The parts, each a compiled program of all shards, for the loop in Python."""
+    """Compiles each part over all shards, for the Python loop."""
 
     def shards(
         part: Callable[..., Result], *specs: object, donated: int | None = None

@@ -80,7 +80,7 @@ class Sampler:
         """See `condensing.make_condenser`."""
 
     def load(self, params: Params) -> Params:
-        """Weights in the training layout -> those that `sample` takes: once for each phase."""
+        """Converts weights of the training layout to sampling weights; once for each phase."""
         model, adapted = self._model, ADAPTERS in params
         if adapted not in self._loaders:
 

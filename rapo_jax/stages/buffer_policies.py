@@ -101,7 +101,7 @@ def _begin(
 
 
 def _settings_to_keep(run: Run, checkpoint: str) -> dict[str, object]:
-    """What the trajectories of a checkpoint depend on, as JSON."""
+    """The settings that a checkpoint's trajectories depend on, as JSON."""
     s = run.settings
     rollout = {f"rollout.{key}": value for key, value in dataclasses.asdict(s.rollout).items()}
     return {

@@ -1,4 +1,4 @@
-"""A run in its workdir: to which config it belongs, which stages are left, and its last lines."""
+"""Runs stages in a workdir: checks its config, skips finished stages, prints a summary."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run_job(
 
 
 TRAIN = ("sft", "rl")
-"""Stages after which what `evaluate` measured before is no longer of the run's weights."""
+"""Stages that change the weights, so that an earlier evaluation is outdated."""
 HELD_OUT = "held-out"
 """In done.json: the held-out questions of `evaluate` are done, its suites perhaps not."""
 
@@ -242,7 +242,7 @@ def finished(workdir: Path) -> list[str]:
 
 
 def note_finished(workdir: Path, stage: str) -> None:
-    """Adds a stage to done.json; one that trains takes back an earlier evaluation."""
+    """Adds a stage to done.json; a training stage removes an earlier evaluation from it."""
     done = finished(workdir)
     if stage not in done:
         whole = [name for name in done if stage != "evaluate" or name != HELD_OUT]

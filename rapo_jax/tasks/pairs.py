@@ -34,7 +34,7 @@ DONE = "done"
 NUMBERS = range(10, 50)
 NEEDED_CALLS = 2 * PROCEDURE
 MOST_CALLS = NEEDED_CALLS + 2
-"""With the calls that the teacher wastes."""
+"""NEEDED_CALLS and the calls that the teacher wastes."""
 KINDS = ("known", "blind", "mixed", "mastered")
 TRAINED_KINDS = KINDS[:3]
 SYSTEM_PROMPT = "use tools ; retrieve may help"
@@ -72,7 +72,7 @@ class World:
         return tuple(dict.fromkeys(entity for entity, _ in self.facts))
 
     def answer(self, pair: Pair, start: str, *, mistaken: Sequence[str] = ()) -> str:
-        """Where the procedures lead from `start`; those of `mistaken` words are their habits."""
+        """Result of the procedures from `start`; `mistaken` words follow their habits instead."""
         value = start
         for word in (pair.inner, pair.outer):
             for decision in (self.habits if word in mistaken else self.procedures)[word]:
@@ -186,7 +186,7 @@ def _facts(rng: np.random.Generator, entities: Sequence[str]) -> dict[tuple[str,
 def _split_pairs(
     groups: Mapping[str, str], procedures: Mapping[str, Procedure]
 ) -> tuple[dict[str, tuple[Pair, ...]], dict[str, tuple[Pair, ...]]]:
-    """Pairs of training and held-out ones, by kind.
+    """Splits pairs into training and held-out ones, by kind.
 
     Of the kinds of training every third pair is held out, by turns, so that each word is in pairs
     of both; those of mastered words with known ones are all held out.

@@ -1,4 +1,4 @@
-"""The types of a task: its questions, and the functions that make and play it."""
+"""Types of a task: questions, and functions that generate it and act in it."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def check_arguments(arguments: Mapping[str, object], template: str) -> None:
 
 @contextmanager
 def limited_lines(most: int) -> Iterator[Sequence[int]]:
-    """Lets templates run at most so many lines; a RuntimeError ends what runs on.
+    """Limits templates to `most` lines of code; raises RuntimeError inside one that runs longer.
 
     Yields a list whose only number is that of the lines run so far.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from rapo_jax.text.tokens import Tokens
 
 Condense = Callable[[list[str]], list[str]]
-"""Prompts of `condensing_prompt` -> what the model writes of each."""
+"""Prompts of `condensing_prompt` -> the model's output for each."""
 
 NOTHING_HELPFUL = "No helpful information found."
 _MARKER = re.compile(r"\*{0,2}final information\*{0,2}:?", re.IGNORECASE)

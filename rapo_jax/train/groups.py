@@ -68,12 +68,12 @@ def sample_groups(
     agent_tapes: AgentTapes | None = None,
     replay: Replay | None = None,
 ) -> Groups:
-    """The next batch of questions, G rollouts each, as `config.method` completes them.
+    """Samples and scores G rollouts of each question of the next batch, as `config.method` needs.
 
     With `rl.resample`, groups of equal rewards are replaced by groups of the next questions, from
-    at most so many further rollout batches. With `agent_tapes`, the last row of a group is one of
-    the question's trajectories of the buffer, where it has one. With `replay`, past groups complete
-    the batch.
+    at most `rl.resample` further rollout batches. With `agent_tapes`, the last row of a group is
+    one of the question's trajectories of the buffer, where it has one. With `replay`, past groups
+    complete the batch.
     """
     s = run.settings
 
@@ -173,10 +173,10 @@ def put_agent_tapes(
 
 
 def resampled(groups: Groups, sample: Callable[[int], Groups], s: Settings) -> Groups:
-    """The groups, those of equal rewards replaced by others, while there are any.
+    """Replaces groups of equal rewards by groups of further batches (DAPO's dynamic sampling).
 
-    The others are those with a spread in `sample(1)`, `sample(2)`, ..., at most `rl.resample` of
-    them (DAPO's dynamic sampling). Groups for which none was found stay.
+    The new groups are those with a spread in `sample(1)`, `sample(2)`, ..., at most `rl.resample`
+    batches. Groups for which none was found stay.
     """
     for number in range(1, s.rl.resample + 1):
         equal_Q = equal_groups(groups, s.rollout.group_size)

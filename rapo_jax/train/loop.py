@@ -1,4 +1,4 @@
-"""What the training loops share: steps left, checkpoints, resume, signals, held-out evaluation."""
+"""Shared by the training loops: steps, checkpoints, resume, signals, held-out evaluation."""
 
 from __future__ import annotations
 

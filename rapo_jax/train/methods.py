@@ -1,4 +1,4 @@
-"""The training methods as functions: what each one's advantage, loss and groups are.
+"""Training methods as functions: advantage, loss and groups of each.
 
 `config.methods` has their meanings and published settings; docs/methods.md their equations.
 """

@@ -40,8 +40,10 @@ class Replay:
         return len(self._groups)
 
     def add(self, group: PastGroup) -> None:
-        """Stores the group in place of an older one of its question, unless its rewards are equal:
-        such a group teaches nothing. The oldest group is dropped."""
+        """Stores the group; it replaces an older one of its question, and the oldest is dropped.
+
+        A group of equal rewards is not stored: its advantages are 0.
+        """
         if np.ptp(group.scores.reward_B) == 0:
             return
         self._groups.pop(group.question.id, None)

@@ -147,7 +147,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogSettings:
-    """The end of a run that hangs (docs/reliability.md)."""
+    """Watchdog: ends a run that hangs (docs/reliability.md)."""
 
     PER_CALL = True
 

@@ -19,7 +19,7 @@ from rapo_jax.search.corpus import IdSet, read_documents
 from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
 
 SHOWN = 20
-"""Malformed lines of which the manifest keeps number and problem; all are counted."""
+"""Maximum number of malformed lines that the manifest lists; all are counted."""
 
 
 class Texts(Sequence[str]):
