@@ -144,7 +144,7 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     attention = choose(model, platform="tpu").name
     model = dataclasses.replace(model, attention=attention, remat=split.remat)
     programs = compiled_programs(s, model, chips, split)
-    head = ("program", "arguments", "output", "temporaries", "in memory besides", "peak", "of",
+    head = ("program", "arguments", "output", "temporaries", "also in memory", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
     note = (
         "GB of one chip and one call: a rollout, a micro-batch of the widest rows, a step of the "
