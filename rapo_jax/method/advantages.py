@@ -7,8 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.method.variants import choose_variant
-
 
 def group_advantage(reward_QG: jax.Array, *, ddof: int, std_floor: float) -> jax.Array:
     """Group-relative advantage (reward - mean_G) / (std_G + std_floor): Eq. 9, and GRPO's A_acc.
@@ -70,40 +68,24 @@ def largest_safe_a(group_size: int, ddof: int) -> float:
     return math.sqrt(group_size / ((group_size - 1) * (group_size - ddof)))
 
 
-SINGLETONS = {
-    "zero": lambda reward: jnp.zeros_like(reward),
-    "reward": lambda reward: reward,
-}
-"""The advantage of a rollout in a tree of its own, by name."""
-
-
 def tree_advantage(
-    reward_QG: jax.Array,
-    tree_QG: jax.Array,
-    *,
-    ddof: int,
-    std_floor: float,
-    singleton: str = "zero",
+    reward_QG: jax.Array, tree_QG: jax.Array, *, ddof: int, std_floor: float
 ) -> jax.Array:
     """Tree-GRPO's advantage: over the question's rollouts, plus over those of the row's own tree.
 
-    With trees of one leaf each this is `group_advantage` bit for bit.
+    A tree of one leaf adds 0: with such trees alone this is `group_advantage` bit for bit.
 
     Args:
       reward_QG: one reward for each leaf.
       tree_QG: which tree of its question each leaf belongs to.
       ddof, std_floor: of both terms; see `group_advantage`.
-      singleton: the second term of a tree of one leaf: `zero`, or `reward`, which is what the
-        authors' code computes.
 
     Raises:
-      ValueError: unknown `singleton`, or a group too small.
+      ValueError: a group too small.
     """
-    alone = choose_variant(SINGLETONS, key="singleton", name=singleton)
     same_QGG = tree_QG[:, :, None] == tree_QG[:, None, :]
     centred_QG, scale_QG = _among(reward_QG, same_QGG, ddof=ddof, std_floor=std_floor)
-    intra_QG = jnp.where(same_QGG.sum(-1) > 1, centred_QG / scale_QG, alone(reward_QG))
-    return group_advantage(reward_QG, ddof=ddof, std_floor=std_floor) + intra_QG
+    return group_advantage(reward_QG, ddof=ddof, std_floor=std_floor) + centred_QG / scale_QG
 
 
 def _among(

@@ -51,7 +51,6 @@ KERNELS: Mapping[str, Kernel] = {
     "cudnn": Kernel(_cudnn, GPU, _of_cudnn, "cudnn", _of_cudnn),
     "splash": Kernel(splash, ("tpu",), _of_splash, "paged", _of_paged),
 }
-ATTENTIONS = ("auto", "plain", *KERNELS)
 
 
 class Choice(NamedTuple):

@@ -30,21 +30,17 @@ def standardised(value, among):
     return (value - statistics.mean(among)) / (statistics.stdev(among) + FLOOR)
 
 
-@pytest.mark.parametrize("singleton", ["zero", "reward"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_leaf_is_compared_with_its_question_and_with_its_tree(singleton, dtype):
+def test_a_leaf_is_compared_with_its_question_and_with_its_tree(dtype):
     with jax.enable_x64(True):
         reward_QG = rewards(0)
         tree_QG = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1], [2, 0, 0, 0, 0, 1]])
-        found_QG = tree_advantage(
-            jnp.asarray(reward_QG, dtype), tree_QG, **GRPO, singleton=singleton
-        )
+        found_QG = tree_advantage(jnp.asarray(reward_QG, dtype), tree_QG, **GRPO)
         assert found_QG.dtype == dtype
     for q, group in enumerate(reward_QG):
         for g, reward in enumerate(group):
             tree = [r for r, t in zip(group, tree_QG[q], strict=True) if t == tree_QG[q, g]]
-            alone = reward if singleton == "reward" else 0
-            intra = standardised(reward, tree) if len(tree) > 1 else alone
+            intra = standardised(reward, tree) if len(tree) > 1 else 0
             expected = standardised(reward, group.tolist()) + intra
             assert float(found_QG[q, g]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.agents import response_text, run_agents
+from rapo_jax.buffer.agents import run_agents
 from rapo_jax.config.schema.task import PairsSettings
 from rapo_jax.tasks import (
     SPLITS,
@@ -59,7 +59,7 @@ def accuracies(world, tools, agent, *, splits=SPLITS, samples=2):
     right = defaultdict(list)
     for question, group in zip(questions, groups, strict=True):
         for segments in group:
-            text = response_text(segments)
+            text = "".join(segment.text for segment in segments)
             assert failure_kind(text) == ""
             right[question.kind].append(is_correct(text, question.answers))
     return right
