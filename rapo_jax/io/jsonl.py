@@ -26,6 +26,8 @@ MAX_KEPT = 1000
 """Malformed lines whose numbers and problems are kept; all of them are counted."""
 SHOWN = 5
 GZIP_MAGIC = b"\x1f\x8b"
+LARGEST = 1e30
+"""Numbers beyond it are no measurement: sums, axes and percentages of them would overflow."""
 UTF8_BOM = b"\xef\xbb\xbf"
 
 Record = TypeVar("Record")
@@ -189,6 +191,13 @@ def number_of(record: JsonObject, name: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} is not finite")
     return value
+
+
+def as_number(value: object) -> float | None:
+    """A number up to LARGEST, or None for anything else in a file."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def texts_of(record: JsonObject, name: str) -> list[str]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.report.runs import Run, as_number, series
+from rapo_jax.io.jsonl import as_number
+from rapo_jax.report.runs import Run, series
 
 ACCURACY = "heldout/accuracy"
 """Of all held-out questions; ACCURACY/SET of each set where there are several."""

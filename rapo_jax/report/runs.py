@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.io.jsonl import JsonObject
-
-LARGEST = 1e30
-"""Numbers beyond it are no measurement: sums, axes and percentages of them would overflow."""
+from rapo_jax.io.jsonl import JsonObject, as_number
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,6 @@ def parse_line(line: str | bytes) -> JsonObject | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
-
-
-def as_number(value: object) -> float | None:
-    """A number up to LARGEST, or None for anything else in a file."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= LARGEST else None
 
 
 def accuracy(run: Run, when: str = "after") -> float | None:
