@@ -193,6 +193,15 @@ def number_of(record: JsonObject, name: str) -> float:
     return value
 
 
+def parse_line(line: str | bytes) -> JsonObject | None:
+    """The object on a line of JSON, or None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def as_number(value: object) -> float | None:
     """A number up to LARGEST, or None for anything else in a file."""
     if isinstance(value, bool) or not isinstance(value, int | float):

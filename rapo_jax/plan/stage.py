@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
 from rapo_jax.plan.arithmetic import Split
@@ -74,7 +75,8 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
         for kind in dict.fromkeys(each.kind for each in group):  # `gpu` is two kinds
             tried = [e for each in group if each.kind == kind and (e := estimate(s, model, each))]
             estimates += [e for e in tried if e.fits][:1] or tried[-1:]
-    lines = [_title(s, model), "", *_table(HEAD, [cells(s, model, each) for each in estimates])]
+    table = markdown_table(HEAD, [cells(s, model, each) for each in estimates])
+    lines = [_title(s, model), "", *table.splitlines()]
     known = [each.slice for each in estimates]
     for group in wanted:
         if len(group) == 1 and group[0] not in known:
@@ -102,11 +104,6 @@ def _title(s: Settings, model: ModelSettings) -> str:
         f"{adapters if model.lora.rank else ''}; {r.questions} x {r.group_size} rollouts of at "
         f"most {r.max_tokens} tokens ({r.prompt_tokens} of prompt)"
     )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    first, *others = ("| " + " | ".join(cells) + " |" for cells in (head, *rows))
-    return [first, "|" + " --- |" * len(head), *others]
 
 
 def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...]:
@@ -156,7 +153,7 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     return [
         f"{chips.name}, {split.flags}: compiled ahead of time",
         "",
-        *_table(head, [compiled_cells(each, chosen) for each in programs]),
+        *markdown_table(head, [compiled_cells(x, chosen) for x in programs]).splitlines(),
         "",
         note,
         *(f"{each.name}: {each.refused}" for each in programs if each.refused),

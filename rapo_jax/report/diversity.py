@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.io.jsonl import as_number
-from rapo_jax.report.runs import accuracy, parse_line
+from rapo_jax.io.jsonl import as_number, parse_line
+from rapo_jax.report.runs import accuracy
 from rapo_jax.report.studies import Values, Variants
 from rapo_jax.report.study_pictures import draw_plane
 from rapo_jax.report.trajectories import segments_of

@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rapo_jax.io.files import write_text
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.report.runs import Run, accuracy
 from rapo_jax.report.studies import MEASURES, Measure, Study, Values, difference, verdict
-from rapo_jax.suites.table import markdown_table
 
 DASH = "–"
 Kept = TypeVar("Kept")

@@ -7,7 +7,6 @@ written at once: a killed build resumes after them and samples what an unbroken 
 from __future__ import annotations
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import NOTES
 from rapo_jax.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.environment import Environment
-from rapo_jax.io.files import Json
+from rapo_jax.io.files import Json, read_object
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.run.folders import tokenizer_folder
 from rapo_jax.run.keys import StageKey, stage_key
@@ -210,10 +209,9 @@ def _config_of(folder: Path) -> dict[str, Json]:
     """FOLDER/config.json of a Hugging Face model or of a run; empty without one."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"buffer.checkpoint: {path} is no JSON ({error})") from None
-    return config if isinstance(config, dict) else {}
+        raise ValueError(f"buffer.checkpoint: {error}") from None
 
 
 def _needs_program(run: Run, settings: Settings, folder: Path) -> bool:

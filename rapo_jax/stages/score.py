@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, ScoreSettings, Settings
+from rapo_jax.io.jsonl import parse_line
 from rapo_jax.model.attention import choose
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, on_mesh, place, row_shards, rows
@@ -108,11 +108,7 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
     row_tokens = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            tokens = row.get("tokens") if isinstance(row, dict) else None
+            tokens = (parse_line(line) or {}).get("tokens")
             if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
                 shown = line[:40].decode("utf-8", "replace").rstrip("\n")
                 raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rapo_jax.io.jsonl import JsonObject, as_number
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.suites.paper import AVERAGE, AVERAGED, METHODS, Reported, reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.summary import Summary
@@ -159,10 +160,3 @@ def percent(value: float | None, interval: Sequence[float] | None = None) -> str
         return DASH
     bounds = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return f"{100 * value:.1f}{bounds}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -94,7 +94,7 @@ def test_damaged_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"made\.\* are damaged; move"):
             Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
     (tmp_path / "made.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON; move"):
+    with pytest.raises(ValueError, match=r"made\.json: not JSON .*; move"):
         Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
 
 
