@@ -145,31 +145,6 @@ def gigpo_advantage(
     return episode_QG.reshape(Q * G, 1) + omega * step_QJ.reshape(Q * G, S)
 
 
-def shared_prefix_advantage(
-    advantage_QG: jax.Array, shared_QGG: jax.Array, *, num_tokens: int
-) -> jax.Array:
-    """ARPO's hard form: a token has the mean advantage of the rollouts that share it, `[B, T]`.
-
-    Args:
-      advantage_QG: of each rollout.
-      shared_QGG: how many of its first positions a rollout has in common with each other one of its
-        question, because one branched off the other; its own entry is not read.
-      num_tokens: T, static.
-
-    Without branches every token has its row's advantage, bit for bit. No method takes it: ARPO has
-    the soft form (docs/methods.md).
-    """
-    Q, G = advantage_QG.shape
-    own_GG = jnp.eye(G, dtype=bool)
-    shares_QGGT = shared_QGG[..., None] > jnp.arange(num_tokens)
-    others_QGGT = shares_QGGT & ~own_GG[None, :, :, None]
-    # As differences to the row's own: a token of no other row keeps its bits.
-    difference_QGG = advantage_QG[:, None, :] - advantage_QG[:, :, None]
-    total_QGT = jnp.where(others_QGGT, difference_QGG[..., None], 0).sum(2)
-    mean_QGT = advantage_QG[..., None] + total_QGT / (1 + others_QGGT.sum(2))
-    return mean_QGT.reshape(Q * G, num_tokens)
-
-
 def entropy_advantage(
     advantage_B: jax.Array, entropy_BT: jax.Array, mask_BT: jax.Array, *, weight: float
 ) -> jax.Array:
