@@ -1,6 +1,6 @@
 """Compares the attention kernels of this platform with plain XLA: differences and times.
 
-    python benchmarks/attention.py [--rows=4 --slots=4096 --heads=28 --kv_heads=4 --head_width=128]
+    python benchmarks/attention.py [--rows=4 --positions=4096 --heads=28 --kv_heads=4]
 
 Prints a line for plain attention in bfloat16 and for every kernel: the largest difference of its
 output and gradients from plain attention in float32, relative to the largest value there, and
@@ -33,12 +33,12 @@ Rows = tuple[jax.Array, jax.Array, jax.Array]
 ALLOWED = 2.0
 
 
-def make_rows(*, rows: int, slots: int, heads: int, kv_heads: int, head_width: int) -> Rows:
+def make_rows(*, rows: int, positions: int, heads: int, kv_heads: int, head_width: int) -> Rows:
     """Queries, keys and values: N(0, 1) in bfloat16."""
     keys = jax.random.split(jax.random.key(0), 3)
     counts = (heads, kv_heads, kv_heads)
     query, key, value = (
-        jax.random.normal(k, (rows, slots, count, head_width), jnp.bfloat16)
+        jax.random.normal(k, (rows, positions, count, head_width), jnp.bfloat16)
         for k, count in zip(keys, counts, strict=True)
     )
     return query, key, value
@@ -133,7 +133,7 @@ def off_bound(result: dict[str, list[float]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    defaults = {"rows": 4, "slots": 4096, "heads": 28, "kv_heads": 4, "head_width": 128}
+    defaults = {"rows": 4, "positions": 4096, "heads": 28, "kv_heads": 4, "head_width": 128}
     for name, value in {**defaults, "times": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = vars(parser.parse_args())

@@ -34,7 +34,7 @@ BATCH = 64
 
 
 def words(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Made-up words of two to four syllables."""
+    """Synthetic words of two to four syllables."""
     syllables = np.array([a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar")])
     drawn = rng.integers(len(syllables), size=(count, 4))
     lengths = rng.integers(2, 5, size=count)
@@ -67,7 +67,7 @@ class Topics:
         answer = f"<answer>\\boxed{{{self.text(rng, topic, 2)}}}</answer>"
         steps.append(f"<think>{self.text(rng, topic, 30)}</think>{answer}")
         return AgentTrajectory(
-            f"q{question}", self.text(question_rng, topic, 18), steps, 1.0, "made-up"
+            f"q{question}", self.text(question_rng, topic, 18), steps, 1.0, "synthetic"
         )
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     trajectories = made_trajectories(topics, args.traces)
     questions = len({trajectory.question_id for trajectory in trajectories})
     print(f"{args.traces} step traces of {len(trajectories)} trajectories, {questions} questions")
-    print_time("made up", started)
+    print_time("generated", started)
 
     started = time.perf_counter()
     step_traces = split_all(trajectories, how)

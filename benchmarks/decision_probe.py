@@ -39,8 +39,8 @@ from rapo_jax.tasks.chains import (
     apply_operation,
 )
 from rapo_jax.tasks.chains_agents import expert, step_text
-from rapo_jax.tasks.made import pick
 from rapo_jax.tasks.stream import load_questions
+from rapo_jax.tasks.synthetic import pick
 from rapo_jax.text.protocol import Segment, render_retrieved
 from rapo_jax.train.sft import examples_of
 from rapo_jax.types import Params, Source

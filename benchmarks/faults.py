@@ -112,7 +112,7 @@ def hang(workdir: Path, whole: Path, rng: random.Random) -> Row:
 def disk(folder: Path, until: float, rng: random.Random) -> Iterator[Row]:
     """A disk that is full from a random write on, or fails one write: what is there is whole.
 
-    The run may end, or go on where the write was of something that it can do without; started
+    The run may end, or continue where the write was of something that it can do without; started
     again, it ends as the uninterrupted one.
     """
     library = build_failing_disk(folder)

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --model=tiny          # the same code on any device, in seconds
 
 Prints a Markdown table (docs/gpu.md explains its columns), for each model: prompts read and tokens
-decoded by number of rows, a rollout that calls tools, the copy to sample with, and updates at 4k
+decoded by number of rows, a rollout that calls tools, the sampling weights, and updates at 4k
 tokens of all weights (up to 1.5B) or of adapters. A measurement that does not fit in memory is
 noted in its row, and the others continue.
 """
@@ -109,7 +109,7 @@ class Bench:
         if timed.failure:
             raise SystemExit(f"{self.name}: the weights and their copy do not fit on this device")
         moved = sum(x.nbytes for x in jax.tree.leaves((self.state.params, weights)))
-        self.add(Row("copy to sample with"), timed, bytes=moved)
+        self.add(Row("sampling weights"), timed, bytes=moved)
         return weights[0]
 
     def decode(self, weights: Params) -> None:

@@ -1,4 +1,4 @@
-"""The host's side of benchmarks/gpu.py: a tokenizer, made-up documents and a local search.
+"""The host's side of benchmarks/gpu.py: a tokenizer, synthetic documents and a local search.
 
 A policy with random weights calls tools about as often as a trained one. Nothing is downloaded.
 """

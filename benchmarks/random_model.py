@@ -37,7 +37,7 @@ CORPUS = ("who is it? the answer is no word of a word. ",)
 def random_params(model: ModelSettings, mesh: Mesh, *, sampling: bool = False) -> Params:
     """N(0, `model.init_scale`) in the training layout; norms are 1, biases and `b` factors 0.
 
-    With `sampling`, in the dtypes of the copy to sample with. Each array is drawn in its final
+    With `sampling`, in the dtypes of the sampling weights. Each array is drawn in its final
     dtype, so that at most one of them is in memory twice.
     """
     shapes = policy_shapes(model)

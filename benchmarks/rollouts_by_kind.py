@@ -2,7 +2,7 @@
 
     python benchmarks/rollouts_by_kind.py WORKDIR... [--parts N]
 
-Each WORKDIR is a run on a made-up task that kept its trajectories (log.trajectories), finished or
+Each WORKDIR is a run on a synthetic task that kept its trajectories (log.trajectories), finished or
 not. Prints for each of N equal parts of its steps and each kind: mean reward of on-policy and of
 hybrid rollouts, step traces that a hybrid rollout retrieved, their mean Z, the share of groups
 whose rewards differ; and of the policy's steps just after a trace, the share that takes the
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.tasks import TASKS
-from rapo_jax.tasks.made import decision
+from rapo_jax.tasks.synthetic import decision
 
 HEADER = (
     *("steps", "kind", "on-policy", "hybrid", "traces", "Z", "groups with spread"),
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 def kinds_of(workdir: Path) -> dict[str, str]:
-    """Kind of each training question of a made-up task, by its id."""
+    """Kind of each training question of a synthetic task, by its id."""
     task = read_settings(resolve(None, workdir=workdir).config).task
     arguments = dataclasses.asdict(getattr(task, task.name))
     world = TASKS[task.name].make_world(**arguments)

@@ -3,9 +3,9 @@
     python benchmarks/search_index.py                                   # 200,000 passages, built-in
     python benchmarks/search_index.py --encoder=minilm --passages=2000  # MiniLM, or --folder
 
-Prints a line for the machine with its load, the build and the search. Passages are made of invented
-words, some common and most rare, by subjects. The build runs in a separate process, to measure its
-peak memory.
+Prints a line for the machine with its load, the build and the search. Passages are made of
+synthetic words, some common and most rare, by subjects. The build runs in a separate process, to
+measure its peak memory.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def share_of_cores(slot: int, parallel: int) -> set[int]:
 
 @contextlib.contextmanager
 def _on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes started inside run on these cores only; on any if the set is empty."""
+    """Pins processes started inside to these cores; to none if the set is empty."""
     if not cores:
         yield
         return
@@ -145,13 +145,13 @@ def _on_cores(cores: set[int]) -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """Of a child, which finds the package in this checkout."""
+    """Environment variables of a child process, so that it imports this checkout."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def wait_for_lock(job: Job) -> None:
-    """Waits for the run of a killed sweep: it dies too, but may take seconds to.
+    """Waits until a killed sweep's run has released the workdir's lock.
 
     On a file system without record locks it waits for nothing.
     """

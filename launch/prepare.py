@@ -77,7 +77,7 @@ PASSAGES = "JSON lines {id, contents} or {id, title, text} of your passages"
 
 
 class Need(NamedTuple):
-    """Something that a run needs."""
+    """A file or service that a run needs."""
 
     key: str
     what: str

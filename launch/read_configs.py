@@ -22,7 +22,7 @@ from rapo_jax.tools import close_tools
 
 
 def read(config: str, flags: Sequence[tuple[str, str]]) -> tuple[dict[str, object] | None, str]:
-    """The config of one run, and why it cannot work."""
+    """The config of one run, and why it is invalid."""
     values = None
     try:
         resolved = resolve(config, flags=flags)

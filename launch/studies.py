@@ -1,5 +1,4 @@
-"""Runs a study, most of them the paper's, and writes its page: a table, a picture, and which of
-the paper's statements hold.
+"""Runs studies, most of them the paper's, and writes their pages: table, picture, verdicts.
 
     python launch/studies.py ablation --workdir=runs/studies
     python launch/studies.py methods --workdir=runs/studies --seeds=0,1,2 --jobs=2

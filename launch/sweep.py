@@ -119,7 +119,7 @@ def read_configs(
     """The config of the flags for all runs, and that of each run, all checked.
 
     Raises:
-        SystemExit: with status 2, after a line for each run whose config cannot work, or one line
+        SystemExit: with status 2, after a line for each run whose config is invalid, or one line
             where the flags for all runs are the reason.
     """
     common = [setting(flag) for flag in passed]

@@ -138,7 +138,7 @@ def on_first(work: Callable[[], T], *, at_length: bool = False) -> T:
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """Runs `work` on all processes, on the first one first: it may write files for the others."""
+    """Runs `work` on the first process, then on the others: it may write files for them."""
     if jax.process_count() == 1:
         return work()
     done: list[T] = []

@@ -29,7 +29,7 @@ from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
 
 Query = Callable[[Sequence[str]], np.ndarray]
-"""Key texts -> what the device turns into keys: embeddings, or the tokens of an encoder."""
+"""Key texts -> queries for the device: embeddings, or token ids of an encoder."""
 
 Texts = tuple[np.ndarray, np.ndarray, np.ndarray]
 """healthy_U, token_UX and length_U of a text for each slot; length 0 for none."""
@@ -133,11 +133,14 @@ class Environment:
     ) -> Acted:
         """Starts the calls that the steps of `calls_U` closed; returns what is ready.
 
-        A slow call delays its own row: the rows of `waits_U` are asked for again. Where all slots
-        are idle, waits for one of them; where searches are condensed, for all, which are read
-        together then, and not before. The rows of `wants_U` that are ready get what the device
-        turns into the key of S_<t; `query_U` is a blank result, filled in place. A fork's history
-        begins with that of its parent up to its first `shared_U` calls.
+        A slow call delays its own row: the rows of `waits_U` are asked for again. If no slot of
+        the shard can sample (`idle_U`), waits for one observation; if searches are condensed, for
+        all, which are read together then, and not before. The rows of `wants_U` that are ready get
+        a query, which the device turns into the key of S_<t; `query_U` is a blank result, filled in
+        place. A fork's history begins with that of its parent up to its first `shared_U` calls.
+
+        Returns:
+            ready_U, healthy_U (bool), token_UX [U, observation_tokens], length_U (int32), query_U.
         """
         texts = _no_texts(len(row_U), self._texts.observation_tokens)
         asked_U = calls_U | waits_U
@@ -175,7 +178,7 @@ class Environment:
         self._running.start(steps)
 
     def _condensed(self, rows: list[int], called: list[list[Called]]) -> list[list[Called]]:
-        """The calls of these rows; those of searches with what the model makes of the documents."""
+        """The calls of these rows; observations of searches are condensed by the model."""
         if self._condense is None:
             return called
         make = partial(condensing_prompt, self.tokens, room=self._condense_room)
@@ -187,7 +190,7 @@ class Environment:
         return condensed
 
     def _fork(self, row: int, parent: int, shared: int) -> None:
-        """Before a fork's first call: the history of its parent's first `shared` calls."""
+        """Before a fork's first call: copies its parent's history up to `shared` calls."""
         if not self._begins[row]:
             end = (*self._begins[parent], None)[shared]
             self._history[row] = self._history[parent][:end]
@@ -223,7 +226,7 @@ class Environment:
     ) -> Texts:
         """The nearest step trace of the rows that want one; `pick_U` >= 0 asks for a random one.
 
-        A row without room for its trace gets none, and its history does not hold it either.
+        A trace of more than `room_U` tokens is not retrieved, nor added to the row's history.
         """
         texts = _no_texts(len(row_U), self._texts.retrieved_tokens)
         with self._errors_kept(wants_U, texts):
@@ -246,7 +249,7 @@ class Environment:
     def _errors_kept(
         self, asked_U: np.ndarray, texts: Texts, ready_U: np.ndarray | None = None
     ) -> Iterator[None]:
-        """Keeps an error instead of raising it: the asked rows are ready, and unhealthy."""
+        """Stores an error instead of raising it: the asked rows are ready, and not healthy."""
         started = time.perf_counter()
         try:
             yield
@@ -270,7 +273,7 @@ class Environment:
                 self._counts[f"failed/{tool}"] += 1
 
     def _give(self, texts: Texts, u: int, row: int, ids: list[int]) -> None:
-        """Writes a text into place u of `texts` and appends it to the row's history."""
+        """Writes a text into slot u of `texts` and appends it to the row's history."""
         _, token_UX, length_U = texts
         token_UX[u, : len(ids)] = ids
         length_U[u] = len(ids)

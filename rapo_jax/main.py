@@ -14,7 +14,8 @@ weights of the newest checkpoint, or else those of config.model.folder.
 
 SIGTERM, SIGINT (ctrl-C) and SIGHUP end a run after its running step or batch, with a checkpoint
 and status 0; the same command resumes it. A second signal ends it at once with 128 + its number
-(130 for ctrl-C, 143 for SIGTERM). A value that cannot work has status 2, any other error 1.
+(130 for ctrl-C, 143 for SIGTERM). An invalid value exits with status 2, any other
+error with 1.
 
 Several hosts: the same command on each, on one --workdir that all of them see; by SLURM or on a
 TPU pod with --config.distributed.mode=auto, elsewhere with

@@ -32,7 +32,7 @@ from rapo_jax.train.sft import train_cold_start
 
 
 class Advantages(NamedTuple):
-    """What an update would learn from groups of rollouts."""
+    """Rewards, calibration and advantages of groups of rollouts."""
 
     reward_B: np.ndarray
     advantage: np.ndarray
@@ -64,7 +64,7 @@ class Session:
             devices: those to compute on; None for all.
 
         Raises:
-            ValueError: a value cannot work, or the workdir belongs to another config.
+            ValueError: a value is invalid, or the workdir belongs to another config.
         """
         flags = [(name, str(value)) for name, value in (changes or {}).items()]
         resolved = resolve(config, flags=flags)

@@ -23,7 +23,7 @@ from typing import Any
 import flax.struct
 
 Array = Any
-"""A jax array on the device's side of a border, a numpy array on the host's."""
+"""A jax array on the device, a numpy array on the host."""
 
 Params = Any
 """A pytree of parameters, as `flax.linen.Module.init` returns it."""
@@ -47,7 +47,7 @@ class Status(enum.IntEnum):
 
     RUNNING = 0
     ANSWERED = 1  # the policy closed `</answer>`
-    STOPPED = 2  # end-of-sequence without an answer
+    STOPPED = 2  # end-of-sequence or a step without a call, where no `</answer>` was written
     OUT_OF_STEPS = 3  # a tool call beyond the allowed number of calls
     OUT_OF_TOKENS = 4  # the step or the row reached its token limit
     MALFORMED = 5  # the host could not serve the row; the trainer raises after the program
@@ -96,7 +96,7 @@ class Trajectory(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """What updates read, of a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
+    """Input of updates, a rollout batch or a part of it: tapes, log pi_old, A and F_ret.
 
     `off_policy_B` is 1 at rows that the present policy did not sample, and `behaviour_logp_BT` the
     log-probabilities of the policy that sampled them, where a method has such rows.

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a small config, a talkative policy, and one rollout of it.
+"""What tests of several packages share: a small config, a talkative policy, and one rollout of it.
 
 Eight CPU devices are forced before jax starts; a test takes as many of them as it wants. Programs
 are compiled without LLVM's optimisations and by XLA's older emitters, which takes about 205 CPU-s

@@ -20,7 +20,7 @@ WIDTH = 120
 HISTORY = {"CHANGELOG.md"}
 """Pages that name what no longer exists."""
 NO_KEYS = re.compile(r".*\.(json|safetensors)|tools\.(observation|sandbox)")
-"""Files and rooms whose names begin like a group of the config."""
+"""Files and modules whose names begin like a group of the config."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 each_present_page = pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_every_key_on_a_command_line_exists(page):
 
 @each_present_page
 def test_every_key_in_prose_exists(page):
-    """What stands in backticks and begins with a group of the config, such as `rl.std_floor`."""
+    """Names in backticks that begin with a group of the config, such as `rl.std_floor`."""
     config = default.get_config()
     groups = [name for name in config if isinstance(config[name], ConfigDict)]
     pattern = rf"`((?:{'|'.join(groups)})(?:\.[a-z_0-9]+)+)(?=[`=])"
@@ -178,11 +178,11 @@ def test_training_reaches_every_function_of_the_equations():
     assert {function for _, function, _ in equations()} <= reached
 
 
-def test_the_architecture_lists_the_rooms_in_their_import_order():
+def test_the_architecture_lists_the_packages_in_their_import_order():
     from tests.test_layout import ORDER
 
     page = text_of(ROOT / "docs" / "architecture.md")
-    section = page.partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    section = page.partition("\n## Packages and import order\n")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) == ORDER
 
 

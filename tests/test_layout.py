@@ -19,11 +19,11 @@ ORDER = (
     "suites", "buffer", "environment", "report", "distributed", "sampling", "run", "train", "plan",
     "stages", "notebook", "main",
 )  # fmt: skip
-"""Every room of the package, each after all that it imports. A room is a folder, or a file that
-stands apart from its folder; a module belongs to the longest name that it lies within."""
+"""Packages and modules, each after all that it imports. A module belongs to the longest name that
+it lies within."""
 APART = {("rollout", other) for other in ("text", "search", "tools", "tasks", "buffer")}
 """Pairs that must not import each other though their order would allow it."""
-HOST_ROOMS = (
+HOST_PACKAGES = (
     "io", "config", "text", "search", "scoring", "tools", "tasks", "suites", "buffer",
     "environment", "report",
 )  # fmt: skip
@@ -90,8 +90,8 @@ def uses(path, name):
     return name in dotted_names(path) or name in imports(path)
 
 
-def room(module):
-    """The room a dotted name of the package belongs to, or None outside the package."""
+def home(module):
+    """The entry of ORDER that a dotted name belongs to, or None outside rapo_jax."""
     package, _, inner = module.partition(".")
     if package != PACKAGE or not inner:
         return None
@@ -117,19 +117,19 @@ def modules():
     return {".".join(module_of(path)): path for path in sources(PACKAGE)}
 
 
-def test_every_module_has_a_room_in_the_import_order():
-    rooms = {name: room(name) for name in modules() if name != PACKAGE}
-    assert {name: home for name, home in rooms.items() if home not in ORDER} == {}
+def test_every_module_has_a_place_in_the_import_order():
+    homes = {name: home(name) for name in modules() if name != PACKAGE}
+    assert {name: found for name, found in homes.items() if found not in ORDER} == {}
 
 
-def test_a_room_imports_only_rooms_before_it():
+def test_a_package_imports_only_packages_before_it():
     wrong = []
     for module, path in modules().items():
         for name in imports(path) if module != PACKAGE else ():
-            home, other = room(module), room(name)
-            if other in (None, home):
+            here, other = home(module), home(name)
+            if other in (None, here):
                 continue
-            if ORDER.index(other) > ORDER.index(home) or (home, other) in APART:
+            if ORDER.index(other) > ORDER.index(here) or (here, other) in APART:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
 
@@ -160,13 +160,13 @@ def test_functions_import_only_third_party_modules():
     assert wrong == []
 
 
-def test_the_package_itself_imports_no_room():
+def test_the_package_itself_imports_no_module():
     assert imports(ROOT / PACKAGE / "__init__.py") == []
 
 
 def test_the_host_never_imports_jax():
     for module, path in modules().items():
-        if (room(module) or "").split(".")[0] not in HOST_ROOMS:
+        if (home(module) or "").split(".")[0] not in HOST_PACKAGES:
             continue
         strangers = [name for name in imports(path) if name.split(".")[0] in DEVICE_PACKAGES]
         assert strangers == [], path
@@ -175,7 +175,7 @@ def test_the_host_never_imports_jax():
 def test_the_method_knows_no_model_and_no_strings_of_the_host():
     allowed = {"types", "method"}
     for path in sources(f"{PACKAGE}/method"):
-        assert {room(name) for name in imports(path)} - {None} <= allowed, path
+        assert {home(name) for name in imports(path)} - {None} <= allowed, path
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_confi
     config = small_config({"rollout.questions": 8})
     prepare_workdir(tmp_path, config)
     (tmp_path / name).write_text('{"stages": ["r')
-    with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* made anew"):
+    with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* created again"):
         fresh = prepare_workdir(tmp_path, config)
         run_stages(read_settings(config), tmp_path, fresh=fresh)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.agents import response_text, run_agent
+from rapo_jax.buffer.agents import run_agent
 from rapo_jax.config import ToolsSettings
 from rapo_jax.tasks import Question, find_reward, find_task, outcome_reward
 from rapo_jax.text.protocol import tags
@@ -77,7 +77,8 @@ def test_the_tool_is_called_in_a_rollout(folder):
     question = Question("q", "How much?", ("27",), "k", "test")
     row = run_agent(agent, question, tools, max_calls=2, rng=np.random.default_rng(0))
     assert [segment.text for segment in row][1] == "<result> 27</result>"
-    assert outcome_reward(response_text(row), ["27"], user_tools=("calculator",)) == 1.0
+    text = "".join(segment.text for segment in row)
+    assert outcome_reward(text, ["27"], user_tools=("calculator",)) == 1.0
     results = tools["calculator"](["7 / 2", "1 / 0", "__import__('os')", "2 +"])
     assert results[0] == ("3.5", "ok")
     assert [outcome for _, outcome in results] == ["ok", "error", "error", "error"]

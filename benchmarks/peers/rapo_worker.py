@@ -108,7 +108,7 @@ class Policy:
 def decode(load: Workload) -> Call:
     policy = Policy(load)
     weights = jax.block_until_ready(policy.sampler.load(policy.params))
-    policy.params = None  # a decode needs the copy to sample with alone
+    policy.params = None  # a decode needs the sampling weights alone
     key = jax.random.key(0)
     return lambda: policy.sampled(policy.sample(weights, key, temperature=0.0))
 

@@ -92,11 +92,6 @@ def run_agent(
     return running.segments
 
 
-def response_text(segments: Sequence[Segment]) -> str:
-    """The whole response as one text, as `outcome_reward` takes it."""
-    return "".join(segment.text for segment in segments)
-
-
 def _finish(
     agent: Agent,
     unfinished: Sequence[_Running],

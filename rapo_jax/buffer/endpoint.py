@@ -28,7 +28,7 @@ CHARS_PER_TOKEN = 3
 """To estimate what a call reads; estimates are rather high for English."""
 
 _TORN = re.compile(r"\[?\d*(, ?-?\d*)?")
-"""The beginning of a line of the account."""
+"""The beginning of a line of the usage log."""
 _log = logging.getLogger(__name__)
 
 Message = dict[str, str]

@@ -9,7 +9,7 @@ def key_text(question: str, history: str, *, mask: str, max_chars: int) -> str:
     """Text of S_<t = question + history, cut to `max_chars` characters.
 
     `mask` is a regular expression whose matches become '#', so that names and numbers of one
-    question do not outweigh the way of solving; '' masks nothing. Masking comes before the cut, so
+    question do not outweigh the solution steps; '' masks nothing. Masking comes before the cut, so
     a name cut in two is still masked. A longer text keeps the whole question and the end of the
     history (docs/method.md, Decisions); a longer question keeps its beginning.
     """

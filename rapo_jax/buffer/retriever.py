@@ -30,7 +30,7 @@ class Hit(NamedTuple):
 MISS = Hit(-1, float("nan"), "", "", False)
 
 _FETCH = 64
-"""Neighbours looked at before the whole buffer is searched."""
+"""Neighbours that are checked before the whole buffer is searched."""
 
 
 class Retriever:
@@ -70,13 +70,14 @@ class Retriever:
         exclude_same_question: bool = False,
         pick_B: np.ndarray | None = None,
     ) -> list[Hit]:
-        """The trace whose key is nearest to each state.
+        """One `Hit` for each row: the step trace of the nearest key by inner product.
 
-        `pick_B[b]` in [0, 1) replaces the nearest by trace floor(pick * M), uniform over the traces
-        that row b may get (retrieval noise); a negative one asks for the nearest. With
-        `exclude_same_question` row b gets no trace of question `question_ids[b]`; where the buffer
-        has no others it is a miss (counted as `excluded`). A state that is not finite is a miss
-        too. Unknown ids, '', are never the same question.
+        `key_BE`: embeddings [B, E]; a miss is `MISS`. `pick_B[b]` in [0, 1) replaces the nearest by
+        trace floor(pick * M), uniform over the traces that row b may get (retrieval noise); a
+        negative one asks for the nearest. With `exclude_same_question` row b gets no trace of
+        question `question_ids[b]`; where the buffer has no others it is a miss (counted as
+        `excluded`). A state that is not finite is a miss too. Unknown ids, '', are never the same
+        question.
         """
         key_BE = np.asarray(key_BE, np.float32)
         unknown = [""] * len(key_BE)

@@ -15,7 +15,7 @@ from rapo_jax.io.files import Json
 UNITS = ("step", "trajectory")
 
 HISTORY_MARGIN = 16
-"""Times `max_chars` of a history are read for a key, for a mask makes texts shorter."""
+"""A key reads up to HISTORY_MARGIN * `max_chars` of a history, because masks shorten texts."""
 
 UNSCORED = math.nan
 """The reward of a trajectory that has not been scored yet."""
@@ -85,7 +85,7 @@ def best_of(trajectories: Sequence[AgentTrajectory], keep: int) -> list[AgentTra
 def split(trajectory: AgentTrajectory, how: Splitting) -> list[StepTrace]:
     """Step traces of one trajectory; blank steps are left out, and the others keep their number."""
     if how.unit not in UNITS:
-        raise ValueError(f"buffer.unit={how.unit!r}: choose one of {', '.join(UNITS)}")
+        raise ValueError(f"retrieval.unit={how.unit!r}: choose one of {', '.join(UNITS)}")
     values = [
         (t, step)
         for t, step in enumerate(trajectory.steps)

@@ -59,7 +59,7 @@ class TrajectoryFile:
 
     def _remedy(self) -> str:
         name = self._info.stem
-        return f"set the old value back, or move {name}.* away from there to sample anew"
+        return f"set the old value back, or move {name}.* away from there to sample again"
 
 
 def _lines(trajectories: Iterable[AgentTrajectory]) -> str:

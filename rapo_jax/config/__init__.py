@@ -40,7 +40,7 @@ from rapo_jax.config.schema.training import (
 STAGES = {
     "sft": "cold start: imitates scripted demonstrations -> WORKDIR/coldstart",
     "buffer": "fills the Step-Trace Buffer by off-policy agents -> WORKDIR/buffer",
-    "rl": "hybrid-policy rollouts and RAPO updates -> WORKDIR/checkpoints",
+    "rl": "RL training by config.method: rollouts and updates -> WORKDIR/checkpoints",
     "evaluate": "held-out questions, greedy, without retrieval -> WORKDIR/result.json; and the "
     "sets in evaluate.suites -> WORKDIR/suites",
     "report": "curves, comparison and trajectories -> WORKDIR/report.html",
@@ -49,7 +49,8 @@ STAGES = {
     "plan": "memory and time that the run would need on other chips; needs no weights",
     "search_index": "a corpus of passages as an index on disk -> search_index.folder",
 }
-"""Stages in the order in which they run, with what each does."""
+"""Stage -> what it does. sft to report run in this order, then score, export, search_index and
+plan."""
 
 NO_WEIGHTS = {"plan", "search_index"}
 """Stages that know a published model by its name, or need none."""
@@ -60,9 +61,11 @@ READERS = ("score", "export", "plan", "search_index")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that a run is set by."""
+    """All settings of a run."""
 
-    seed: int = key(0, "seed of the run; the invented world has task.chains.seed")
+    seed: int = key(
+        0, "random seed of the run; synthetic tasks have task.chains.seed and task.pairs.seed"
+    )
     method: str = key(
         "rapo",
         "how the policy is trained",

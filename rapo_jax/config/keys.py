@@ -1,4 +1,4 @@
-"""How a key of the config is declared: its default, meaning, unit, source and allowed values.
+"""Declares keys of the config: default, meaning, unit, source and allowed values.
 
 A group of keys is a frozen dataclass, a key one field of it: `steps: int = key(300, "…")`. The
 default config, the refusals, `--help` and docs/config.md all follow from these declarations.

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from rapo_jax.config import KEYS, STAGES, Settings
 from rapo_jax.config.keys import Key
+from rapo_jax.io.tables import markdown_table
 
 HEAD = """\
 # Config
@@ -20,9 +21,11 @@ section, equation, table or figure of arXiv 2603.03078 that a key comes from. WO
 given by `--workdir`.
 
 *Per call*: calls on one workdir may differ in this key, because it changes no result (up to
-rounding), or because the files that it decides name its value. All other keys belong to the run; of
+rounding), or because the output files record its value. All other keys belong to the run; of
 these `rl.steps` may grow.
 """
+
+HEADINGS = ("Key", "Type", "Default", "Per call", "Meaning", "Values", "Paper")
 
 FREQUENT = (
     "seed", "method", "model.folder", "rollout.questions", "rollout.group_size", "rollout.n_hybrid",
@@ -59,24 +62,20 @@ def _item(text: str, *, indent: int) -> str:
 def _table(name: str, keys: list[Key]) -> str:
     group = attrgetter(name)(Settings()) if name else Settings()
     rows = [
-        ("Key", "Type", "Default", "Per call", "Meaning", "Values", "Paper"),
-        ("---",) * 7,
-        *(
-            (
-                f"`{key.name.rpartition('.')[2]}`",
-                f"`{key.type}`" + (f", {key.unit}" if key.unit else ""),
-                f"`{key.value!r}`",
-                "yes" if key.per_call else "",
-                key.meaning,
-                _values(key),
-                key.paper,
-            )
-            for key in keys
-        ),
+        (
+            f"`{key.name.rpartition('.')[2]}`",
+            f"`{key.type}`" + (f", {key.unit}" if key.unit else ""),
+            f"`{key.value!r}`",
+            "yes" if key.per_call else "",
+            key.meaning,
+            _values(key),
+            key.paper,
+        )
+        for key in keys
     ]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    table = markdown_table(HEADINGS, rows)
     about = textwrap.dedent(f"    {type(group).__doc__}").strip()
-    return f"\n## {name or 'Top level'}\n\n{about}\n\n" + "\n".join(lines) + "\n"
+    return f"\n## {name or 'Top level'}\n\n{about}\n\n{table}\n"
 
 
 def _values(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""What the values of a config must satisfy. Every refusal names the key, its value and the remedy.
+"""Rules that the values of a config must satisfy; errors name the key, its value and a remedy.
 
 Choices and bounds are declared with the keys (`schema/`); here are the rules that join several.
 Each function of rules yields (key, whether it holds, remedy); a rule may rely on those before it.
@@ -27,7 +27,7 @@ MODEL_FOLDERS = (
 
 
 def check(s: Settings, *, files: bool = True) -> None:
-    """Refuses settings that cannot work. Raises ValueError.
+    """Raises ValueError if settings are invalid.
 
     `files`: also where traces, a model of the hub or an API key are not on this machine.
     """
@@ -50,7 +50,7 @@ def check(s: Settings, *, files: bool = True) -> None:
 
 
 def check_unscripted(s: Settings) -> None:
-    """Refuses what only a task with scripted agents can do. Raises ValueError."""
+    """Raises ValueError if settings need a task with scripted agents."""
     _enforce(s, _unscripted(s))
 
 

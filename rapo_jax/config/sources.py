@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STORED = "config.json"
 """The config of a run, in its workdir."""
 NOTES = ("commit", "config_file")
-"""What STORED holds besides the config: commit of the code, and the config file of the run."""
+"""Keys that STORED adds to the config: commit of the code, and the config file of the run."""
 FLAG = "--config."
 OPEN_KEYS = tuple(name for name, key in KEYS.items() if isinstance(key.value, Mapping))
 """Keys whose value is a mapping with any keys."""

@@ -1,4 +1,4 @@
-"""What the values of rollouts and of training methods must satisfy; see `rules`."""
+"""Rules for the values of rollouts and of training methods; see `rules`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rollout_rules(s: Settings) -> Iterator[Rule]:
 
 
 def method_rules(s: Settings) -> Iterator[Rule]:
-    """What one method reads and others do not, or cannot do."""
+    """Rules for keys that only some methods read or allow."""
     r, method = s.rollout, s.of_method
     remedy = f"method={s.method!r} samples nothing that could retrieve"
     yield "retrieval.always", not s.retrieval.always or method.samples, remedy

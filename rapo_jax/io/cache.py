@@ -12,7 +12,7 @@ from pathlib import Path
 from rapo_jax.io.files import Json
 
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-"""Errors of a disk without room, by their primary code."""
+"""SQLite error codes of a full disk."""
 _log = logging.getLogger(__name__)
 
 

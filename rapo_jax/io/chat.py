@@ -27,8 +27,8 @@ class ChatReply(NamedTuple):
 
 
 def with_extra(body: Mapping[str, Json], extra: Mapping[str, object]) -> dict[str, Json]:
-    """`body` with the fields of `extra`, of which None takes one out; max_completion_tokens takes
-    the place of max_tokens."""
+    """`body` with the fields of `extra`; None removes a field, max_completion_tokens replaces
+    max_tokens."""
     merged: dict[str, Json] = {**body, **extra}
     if merged.get("max_completion_tokens") is not None and "max_tokens" not in extra:
         del merged["max_tokens"]
@@ -68,7 +68,7 @@ def _mapping(value: Json) -> Mapping[str, Json]:
 
 
 def _reported(error: Json) -> HttpFailure:
-    """The failure that an error inside a reply describes; some name the status they stand for."""
+    """The failure that an error inside a reply describes; some contain an HTTP status."""
     fields = _mapping(error)
     code = fields.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 0

@@ -50,13 +50,13 @@ def read_json(path: Path, *, default: Json = None) -> Json:
         return default
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: cut off or damaged ({error}); restore it from a copy, or remove it to have "
-            "it made anew"
+            f"{path}: cut off or damaged ({error}); restore it from a backup, or remove it; "
+            "it is then created again"
         ) from None
 
 
 def read_object(path: Path) -> dict[str, Json]:
-    """The keys in a file of JSON that comes from elsewhere, such as a Hugging Face folder.
+    """The keys in a file of JSON; the caller knows what to do with a damaged one.
 
     Raises:
         ValueError: the file holds anything else; names it.
@@ -144,11 +144,9 @@ def write_or_check(path: Path, metadata: Mapping[str, Json], *, what: str, remed
         write_json(path, dict(metadata))
         return
     try:
-        former = read_json(path)
-    except ValueError:
-        former = None
-    if not isinstance(former, dict):
-        raise ValueError(f"{path}: not JSON; {remedy}")
+        former = read_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
     for key in sorted({*former, *metadata}):
         old, new = former.get(key), metadata.get(key)
         if old != new:

@@ -26,6 +26,8 @@ MAX_KEPT = 1000
 """Malformed lines whose numbers and problems are kept; all of them are counted."""
 SHOWN = 5
 GZIP_MAGIC = b"\x1f\x8b"
+LARGEST = 1e30
+"""Numbers beyond it are no measurement: sums, axes and percentages of them would overflow."""
 UTF8_BOM = b"\xef\xbb\xbf"
 
 Record = TypeVar("Record")
@@ -126,7 +128,7 @@ def read_rows(
         except ValueError as error:
             if malformed == "fail":
                 raise ValueError(
-                    f"{path}, {unit} {number}: {error}; mend the {unit}, or set {key}='skip'"
+                    f"{path}, {unit} {number}: {error}; fix the {unit}, or set {key}='skip'"
                 ) from None
             report.add_malformed(number, str(error))
             continue
@@ -162,8 +164,8 @@ def append_lines(path: Path, text: str, *, sync: bool = False) -> None:
                 raise
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or mend its "
-            "folder, and start again to continue"
+            f"{path}: cannot be written ({error.strerror or error}); free disk space, or "
+            "fix the permissions of its folder, and start again to continue"
         ) from None
 
 
@@ -189,6 +191,22 @@ def number_of(record: JsonObject, name: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} is not finite")
     return value
+
+
+def parse_line(line: str | bytes) -> JsonObject | None:
+    """The object on a line of JSON, or None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def as_number(value: object) -> float | None:
+    """A number up to LARGEST, or None for anything else in a file."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def texts_of(record: JsonObject, name: str) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPEAT_S = 1.0
-"""A signal so soon after the first is the same one: launchers send on what a terminal sends too."""
+"""Signals within this time of the first count as one: launchers forward a terminal's signal."""
 
 
 class _Stop:

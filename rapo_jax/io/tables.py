@@ -1,6 +1,6 @@
 """Reader of records from Parquet, CSV with a header, a JSON array, one JSON object or JSON lines.
 
-As strict as `jsonl.read_jsonl`.
+As strict as `jsonl.read_jsonl`. And a writer of Markdown.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,3 +176,10 @@ def _object(path: Path) -> tuple[Row] | None:
     except (ValueError, RecursionError):
         return None
     return (checked(row),) if isinstance(row, dict) else None
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -26,7 +26,7 @@ class _Heart:
     quiet_s = 0.0
     """Seconds since the last `beat` in which this process ran."""
     waits = 0
-    """Calls of `paused` at work."""
+    """Number of active `paused` blocks."""
 
 
 def beat() -> None:
@@ -36,7 +36,7 @@ def beat() -> None:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Time in here does not count: another process works, and its own watchdog counts."""
+    """Excludes the time inside: another process works, with a watchdog of its own."""
     _Heart.waits += 1
     try:
         yield

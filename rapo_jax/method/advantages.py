@@ -7,8 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rapo_jax.method.variants import choose_variant
-
 
 def group_advantage(reward_QG: jax.Array, *, ddof: int, std_floor: float) -> jax.Array:
     """Group-relative advantage (reward - mean_G) / (std_G + std_floor): Eq. 9, and GRPO's A_acc.
@@ -62,7 +60,7 @@ def rapo_advantage(
 
 
 def largest_safe_a(group_size: int, ddof: int) -> float:
-    """The `a` from which on 1 + a A_ret can reach 0 and beyond it flip an advantage (Eq. 10).
+    """Smallest `a` at which 1 + a A_ret can be 0; above it, A can flip the sign of A_acc (Eq. 10).
 
     The lowest A_ret a group of G can hold is that of one rollout below G - 1 equal ones,
     -sqrt((G - 1) (G - ddof) / G); with ddof = 1 this is -(G - 1) / sqrt(G), so 4/15 at G = 16.
@@ -70,40 +68,24 @@ def largest_safe_a(group_size: int, ddof: int) -> float:
     return math.sqrt(group_size / ((group_size - 1) * (group_size - ddof)))
 
 
-SINGLETONS = {
-    "zero": lambda reward: jnp.zeros_like(reward),
-    "reward": lambda reward: reward,
-}
-"""The advantage of a rollout in a tree of its own, by name."""
-
-
 def tree_advantage(
-    reward_QG: jax.Array,
-    tree_QG: jax.Array,
-    *,
-    ddof: int,
-    std_floor: float,
-    singleton: str = "zero",
+    reward_QG: jax.Array, tree_QG: jax.Array, *, ddof: int, std_floor: float
 ) -> jax.Array:
     """Tree-GRPO's advantage: over the question's rollouts, plus over those of the row's own tree.
 
-    With trees of one leaf each this is `group_advantage` bit for bit.
+    A tree of one leaf adds 0: with such trees alone this is `group_advantage` bit for bit.
 
     Args:
       reward_QG: one reward for each leaf.
       tree_QG: which tree of its question each leaf belongs to.
       ddof, std_floor: of both terms; see `group_advantage`.
-      singleton: the second term of a tree of one leaf: `zero`, or `reward`, which is what the
-        authors' code computes.
 
     Raises:
-      ValueError: unknown `singleton`, or a group too small.
+      ValueError: a group too small.
     """
-    alone = choose_variant(SINGLETONS, key="singleton", name=singleton)
     same_QGG = tree_QG[:, :, None] == tree_QG[:, None, :]
     centred_QG, scale_QG = _among(reward_QG, same_QGG, ddof=ddof, std_floor=std_floor)
-    intra_QG = jnp.where(same_QGG.sum(-1) > 1, centred_QG / scale_QG, alone(reward_QG))
-    return group_advantage(reward_QG, ddof=ddof, std_floor=std_floor) + intra_QG
+    return group_advantage(reward_QG, ddof=ddof, std_floor=std_floor) + centred_QG / scale_QG
 
 
 def _among(
@@ -161,31 +143,6 @@ def gigpo_advantage(
     else:
         episode_QG = centred_rewards(reward_QG)
     return episode_QG.reshape(Q * G, 1) + omega * step_QJ.reshape(Q * G, S)
-
-
-def shared_prefix_advantage(
-    advantage_QG: jax.Array, shared_QGG: jax.Array, *, num_tokens: int
-) -> jax.Array:
-    """ARPO's hard form: a token has the mean advantage of the rollouts that share it, `[B, T]`.
-
-    Args:
-      advantage_QG: of each rollout.
-      shared_QGG: how many of its first positions a rollout has in common with each other one of its
-        question, because one branched off the other; its own entry is not read.
-      num_tokens: T, static.
-
-    Without branches every token has its row's advantage, bit for bit. No method takes it: ARPO has
-    the soft form (docs/methods.md).
-    """
-    Q, G = advantage_QG.shape
-    diagonal_GG = jnp.eye(G, dtype=bool)
-    shares_QGGT = shared_QGG[..., None] > jnp.arange(num_tokens)
-    others_QGGT = shares_QGGT & ~diagonal_GG[None, :, :, None]
-    # As differences to the row's own: a token of no other row keeps its bits.
-    difference_QGG = advantage_QG[:, None, :] - advantage_QG[:, :, None]
-    total_QGT = jnp.where(others_QGGT, difference_QGG[..., None], 0).sum(2)
-    mean_QGT = advantage_QG[..., None] + total_QGT / (1 + others_QGGT.sum(2))
-    return mean_QGT.reshape(Q * G, num_tokens)
 
 
 def entropy_advantage(

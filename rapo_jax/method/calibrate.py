@@ -14,7 +14,7 @@ from rapo_jax.types import Array
 
 
 class Calibration(NamedTuple):
-    """What the objective needs of a rollout batch, and what it was computed from."""
+    """Inputs of the objective from a rollout batch, and intermediate values."""
 
     advantage_B: Array  # A (Eq. 10)
     retrieved_share_B: Array  # F_ret (Eq. 8)
@@ -47,6 +47,12 @@ def calibrate(
       num_steps: S, steps that a row can have; static.
       quality, timing, entropy_floor: see `rewards.retrieval_reward_per_step`.
       a, ddof, std_floor: see `advantages.rapo_advantage`.
+
+    Returns:
+      A `Calibration`.
+
+    Raises:
+      ValueError: unknown `quality` or `timing`, or `group_size` is too small.
     """
     entropy_BS, source_BS = step_entropy(entropy_BT, source_BT, step_BT, num_steps=num_steps)
     variant = {"quality": quality, "timing": timing}

@@ -15,7 +15,7 @@ def step_entropy(
 
     Args:
       entropy_BT: entropy of the policy's untempered softmax at each token, in nats; read at POLICY
-        tokens only, whatever stands elsewhere.
+        tokens only; values elsewhere are ignored.
       source_BT: `Source` of each token.
       step_BT: step of each token, from 0. Steps from `num_steps` on are left out.
       num_steps: S, static.

@@ -1,10 +1,10 @@
 """The policy objective: ratio, importance shaping, clip, KL, aggregation (Eqs. 8, 11).
 
-Besides RAPO's, the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
+Also the objectives of the paper's baselines (docs/methods.md): the clips of GPPO and
 AEPO are variants of `policy_loss`; LUFFY and RolloutReplay have losses of their own.
 
 Training calls the functions `..._sums`: a sum and its weight, which micro-batches add up (`sums`).
-`policy_loss`, `luffy_loss` and `replay_loss` are the same of a whole batch, for use from Python.
+`policy_loss` is RAPO's of a whole batch, for use from Python.
 """
 
 from __future__ import annotations
@@ -184,29 +184,6 @@ def luffy_loss_sums(
     return loss_sum, weight, metrics | jax.lax.stop_gradient(off)
 
 
-def luffy_loss(
-    logp_BT: jax.Array,
-    old_logp_BT: jax.Array,
-    on_policy_mask_BT: jax.Array,
-    off_policy_mask_BT: jax.Array,
-    advantage_B: jax.Array,
-    *,
-    gamma: float,
-    response_tokens: int | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`luffy_loss_sums` of a whole batch, divided; metrics are `metric_means`.
-
-    The divisor is the number of rows times `response_tokens`, the fixed length that the authors'
-    code takes; with None it is the number of tokens of both masks.
-    """
-    arrays = (logp_BT, old_logp_BT, on_policy_mask_BT, off_policy_mask_BT, advantage_B)
-    loss_sum, tokens, sums = luffy_loss_sums(
-        *arrays, jnp.ones(len(advantage_B), bool), gamma=gamma, aggregation="token_mean"
-    )
-    weight = tokens if response_tokens is None else len(advantage_B) * response_tokens
-    return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
-
-
 def replay_loss_sums(
     logp_BT: jax.Array,
     old_logp_BT: jax.Array,
@@ -244,24 +221,6 @@ def replay_loss_sums(
     clipped_BT = bounded_BT < free_BT
     metrics = ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
     return loss_sum, weight, metrics
-
-
-def replay_loss(
-    logp_BT: jax.Array,
-    old_logp_BT: jax.Array,
-    behaviour_logp_BT: jax.Array,
-    mask_BT: jax.Array,
-    advantage_B: jax.Array,
-    *,
-    clip: float,
-    aggregation: str,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`replay_loss_sums` of a whole batch, divided; metrics are `metric_means`."""
-    arrays = (logp_BT, old_logp_BT, behaviour_logp_BT, mask_BT, advantage_B)
-    loss_sum, weight, sums = replay_loss_sums(
-        *arrays, jnp.ones(len(advantage_B), bool), clip=clip, aggregation=aggregation
-    )
-    return loss_sum / jnp.maximum(weight, 1), metric_means(sums)
 
 
 def kl_penalty_sums(

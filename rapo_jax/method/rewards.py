@@ -1,4 +1,4 @@
-"""Retrieval reward: what a retrieved trace did to the policy's entropy (Eqs. 5-7); and DAPO's."""
+"""Retrieval reward from the change of the policy's entropy (Eqs. 5-7); DAPO's length penalty."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def retrieval_reward_per_step(
 def retrieval_reward(
     entropy_BS: jax.Array, source_BS: jax.Array, *, quality: str, timing: str, entropy_floor: float
 ) -> jax.Array:
-    """Retrieval reward Z_ret of a trajectory: the mean of Z over its retrievals (Eqs. 5-7).
+    """Retrieval reward Z_ret of each trajectory, [B]: the mean of Z over its retrievals (Eqs. 5-7).
 
     Every retrieval counts in the mean, those that score 0 for want of a policy step included. A
     trajectory without retrieval has 0. Arguments and errors: see `retrieval_reward_per_step`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rapo_jax.method.variants import choose_variant
 
 MAX_METRICS = frozenset({"logp_gap_max"})
-"""Metric sums that are maxima: they join by max instead of +. All metric sums are >= 0."""
+"""Metrics that are joined by max instead of +. All metric sums are >= 0."""
 
 
 def _row_means(value_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
@@ -47,7 +47,10 @@ def aggregate(
 
 
 def row_weight(policy_mask_BT: jax.Array, row_mask_B: jax.Array, *, aggregation: str) -> jax.Array:
-    """The weight that the rows of `row_mask_B` add to a batch: all that one of advantage 0 adds."""
+    """Contribution of the rows of `row_mask_B` to the loss denominator.
+
+    A row of advantage 0 contributes nothing else.
+    """
     mask_BT = policy_mask_BT.astype(bool) & row_mask_B[:, None]
     return aggregate(jnp.zeros(mask_BT.shape, jnp.float32), mask_BT, row_mask_B, aggregation)[1]
 

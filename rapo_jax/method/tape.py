@@ -1,4 +1,4 @@
-"""What the sources of a tape determine: masks, and the share of retrieved tokens F_ret."""
+"""Computes masks and the share of retrieved tokens F_ret from the sources of a tape."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def retrieved_share(source_BT: Array) -> Array:
 
 
 def without_retrieved(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray:
-    """The table without the places of retrieved tokens: what follows moves up, zeros at the end.
+    """Removes the RETRIEVED positions from a [B, T] array of a tape.
 
-    `table_BT` is anything that a tape has at each place, its sources too.
+    Later positions shift left, zeros fill the end.
     """
     kept_BT = source_BT != Source.RETRIEVED
-    order_BT = np.argsort(~kept_BT, axis=1, kind="stable")  # the kept places first, in their order
+    order_BT = np.argsort(
+        ~kept_BT, axis=1, kind="stable"
+    )  # the kept positions first, in their order
     moved_BT = np.take_along_axis(table_BT, order_BT, axis=1)
     is_kept_BT = np.arange(kept_BT.shape[1]) < kept_BT.sum(1)[:, None]
     return np.where(is_kept_BT, moved_BT, np.zeros_like(moved_BT))

@@ -1,4 +1,4 @@
-"""The attention of a run, as `model.attention` says: in plain XLA, or by kernels of the platform.
+"""Chooses the attention of a run (`model.attention`): plain XLA, or kernels of the platform.
 
 A platform has a kernel for whole rows, which scoring, training and prefill read from their start
 (`whole_attention.py`), and a form of the KV cache, with a kernel for decoding
@@ -51,7 +51,6 @@ KERNELS: Mapping[str, Kernel] = {
     "cudnn": Kernel(_cudnn, GPU, _of_cudnn, "cudnn", _of_cudnn),
     "splash": Kernel(splash, ("tpu",), _of_splash, "paged", _of_paged),
 }
-ATTENTIONS = ("auto", "plain", *KERNELS)
 
 
 class Choice(NamedTuple):
@@ -66,7 +65,7 @@ class Choice(NamedTuple):
 
 
 def choose(settings: ModelSettings, *, platform: str) -> Choice:
-    """What `model.attention` means for devices of `platform` (cpu, gpu, tpu).
+    """Resolves `model.attention` for devices of `platform` (cpu, gpu, tpu).
 
     Raises:
         ValueError: it names a kernel that this platform or this model cannot have.

@@ -45,7 +45,7 @@ class CacheForm(NamedTuple):
     tick: Callable[..., jax.Array] | None = None
     """A fused kernel (query_BNH, key, value, length_B) -> mixed_BNH for one query in each row."""
     page: int = BLOCK
-    """A cache has a multiple of so many positions."""
+    """The number of positions of a cache is a multiple of it."""
 
     def empty(self, settings: ModelSettings, rows: int, positions: int) -> LayerCache:
         """A cache of at least `positions` positions, in the compute dtype."""
@@ -80,7 +80,7 @@ class CacheForm(NamedTuple):
         first: jax.Array | int,
         start_B: jax.Array,
     ) -> LayerCache:
-        """Writes X positions of rows `first`, `first + 1`, ... from `start_B`, with room."""
+        """Writes X positions of rows `first`, `first + 1`, ... from `start_B`; they must fit."""
         heads = layer.key.shape[self.key.index("K")]
         fresh = self._stored(repeat_heads(key_BXKH, heads), repeat_heads(value_BXKH, heads))
 

@@ -1,4 +1,4 @@
-"""The decoder with a KV cache: what a rollout reads and writes token by token.
+"""The decoder with a KV cache: prefill and token-by-token decoding of a rollout.
 
 Layers are unrolled, with one cache per layer, because a scan that carries a stacked cache copies it
 at every token; and with one tree of weights per layer, because a program that slices them out of

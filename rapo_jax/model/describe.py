@@ -19,7 +19,7 @@ def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str
     """(table, notes): a line for each parameter (shape, layouts, bytes a device), and remarks.
 
     Bytes are those of the training weights (float32, or a frozen base's dtype) plus those of the
-    copy to sample with.
+    sampling weights (in `model.dtype`).
 
     Raises:
         ValueError: `model.attention` names a kernel that these devices or this model cannot have.
@@ -44,7 +44,7 @@ def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str
     notes = [
         f"{' x '.join(f'{n} {axis}' for axis, n in mesh.shape.items())} devices; on each "
         f"{(weight_bytes + moment_bytes) / 1e6:,.3g} MB of weights and Adam moments, "
-        f"{copy_bytes / 1e6:,.3g} MB of {model.dtype} weights to sample with"
+        f"{copy_bytes / 1e6:,.3g} MB of sampling weights in {model.dtype}"
     ]
     if ADAPTERS in params:
         adapters = sum(leaf.size for leaf in jax.tree.leaves(params[ADAPTERS]))

@@ -1,7 +1,7 @@
 """BERT-family sentence encoder (MiniLM): token ids -> one unit vector per text.
 
-It makes the keys of the Step-Trace Buffer (paper, 4.1.1). Axis X: token slots of a text; T: the
-same slots as those that attention reads from.
+It makes the keys of the Step-Trace Buffer (paper, 4.1.1). Axis X: token positions of a text; T:
+the same positions as those that attention reads from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the backward pass keeps of a layer and what it computes again, chosen by `model.remat`."""
+"""Rematerialisation of layers in the backward pass, chosen by `model.remat`."""
 
 from __future__ import annotations
 

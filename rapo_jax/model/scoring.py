@@ -12,7 +12,7 @@ from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.types import Params
 
 FEWEST_CHUNKS = 8
-"""Of the slots of a shard in `log_probs`: at most one of them is computed in vain."""
+"""Least number of chunks of a shard's positions in `log_probs`: at most one is computed in vain."""
 
 
 def log_probs(
@@ -20,12 +20,12 @@ def log_probs(
 ) -> jax.Array:
     """logp_BT of the tokens in `mask_BT` as `score` gives them, 0 elsewhere.
 
-    Rows of at most `score_chunk` slots are unembedded whole: choosing among them costs as much as
-    it saves on CPU, and seconds of compilation. Of longer rows only the slots that predict a token
-    of the mask are.
+    Rows of at most `score_chunk` positions are unembedded whole: choosing among them costs
+    as much as it saves on CPU, and seconds of compilation. Of longer rows only the positions that
+    predict a token of the mask are.
     """
     hidden_BTD = forward(settings, params, token_BT)
-    # the slot before a token predicts it
+    # the position before a token predicts it
     target_BT, wanted_BT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (token_BT, mask_BT))
     if token_BT.shape[1] <= settings.score_chunk:
         logp_BT = _log_prob(unembed(settings, params, hidden_BTD), target_BT)
@@ -41,30 +41,30 @@ def _chunked_log_probs(
     target_BT: jax.Array,
     wanted_BT: jax.Array,
 ) -> jax.Array:
-    """Log-probabilities of `target_BT` at the slots of `wanted_BT`, by chunk; 0 at some others.
+    """Log-probabilities of `target_BT` at the positions of `wanted_BT`, by chunk; 0 at some others.
 
-    Each row shard (P) brings its wanted slots to the front of one axis, so that no slot crosses
+    Each row shard (P) brings its wanted positions to the front of one axis, so that none crosses
     devices. Chunks of it are unembedded in turn and recomputed in the backward pass; those
-    without a wanted slot on any shard are skipped.
+    without a wanted position on any shard are skipped.
     """
     B, T, _ = hidden_BTD.shape
     mesh = ambient_mesh()
     shards = row_shards(mesh) if mesh else 1
-    slots = B // shards * T
-    size = -(-slots // max(-(-T // settings.score_chunk), FEWEST_CHUNKS))
+    positions = B // shards * T
+    size = -(-positions // max(-(-T // settings.score_chunk), FEWEST_CHUNKS))
 
     def by_shard(x: jax.Array) -> jax.Array:
-        return constrain(x.reshape(shards, slots, *x.shape[2:]), "rows")
+        return constrain(x.reshape(shards, positions, *x.shape[2:]), "rows")
 
     wanted = by_shard(wanted_BT)
     before = jnp.cumsum(wanted, axis=1)
-    after = before[:, -1:] + jnp.arange(slots) - before
-    place = jnp.where(wanted, before - 1, after)  # where a stable sort puts each slot
-    order = jax.vmap(lambda at: jnp.zeros_like(at).at[at].set(jnp.arange(slots)))(place)
+    after = before[:, -1:] + jnp.arange(positions) - before
+    place = jnp.where(wanted, before - 1, after)  # where a stable sort puts each position
+    order = jax.vmap(lambda at: jnp.zeros_like(at).at[at].set(jnp.arange(positions)))(place)
 
     def chunks(x: jax.Array) -> jax.Array:
         x = jax.vmap(lambda row, order: row[order])(by_shard(x), order)
-        x = jnp.pad(x, ((0, 0), (0, -slots % size), *((0, 0),) * (x.ndim - 2)))
+        x = jnp.pad(x, ((0, 0), (0, -positions % size), *((0, 0),) * (x.ndim - 2)))
         return x.reshape(shards, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
@@ -93,15 +93,15 @@ def score(
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT): each token's log-probability, and the entropy it was drawn from.
 
-    Both float32, in nats, given the tokens before it; 0 in slot 0. Chunks of `score_chunk` slots
-    are unembedded in turn and recomputed in the backward pass, so that no array of all slots times
-    the vocabulary ever exists.
+    Both float32, in nats, given the tokens before it; 0 at position 0. Chunks of `score_chunk`
+    positions are unembedded in turn and recomputed in the backward pass, so that no array of all
+    positions times the vocabulary ever exists.
     """
     hidden_BTD = forward(settings, params, token_BT)[:, :-1]
     target_BT = token_BT[:, 1:]
-    B, slots, D = hidden_BTD.shape
-    chunk = min(settings.score_chunk, slots)
-    padding = -slots % chunk
+    B, positions, D = hidden_BTD.shape
+    chunk = min(settings.score_chunk, positions)
+    padding = -positions % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0)))
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))
 
@@ -110,7 +110,7 @@ def score(
         logp_BX = jnp.take_along_axis(logp_BXV, target_BX[..., None], axis=-1)[..., 0]
         return logp_BX, entropy_BX
 
-    if chunk == slots:  # all of it fits at once: nothing to recompute
+    if chunk == positions:  # all of it fits at once: nothing to recompute
         logp_BT, entropy_BT = score_chunk(hidden_BTD, target_BT)
     else:
         chunks = (
@@ -118,7 +118,7 @@ def score(
             target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
         )
         pair = jax.lax.map(lambda arrays: jax.checkpoint(score_chunk)(*arrays), chunks)
-        logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :slots] for x in pair)
+        logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :positions] for x in pair)
     first_B1 = jnp.zeros((B, 1), jnp.float32)
     logp_BT, entropy_BT = (jnp.concatenate([first_B1, x], axis=1) for x in (logp_BT, entropy_BT))
     return logp_BT, entropy_BT

@@ -61,15 +61,15 @@ def splash(
 
     _, T, N, H = query_BTNH.shape
     padding = -T % LANES
-    slots = T + padding
-    block = next(b for b in range(LARGEST_BLOCK, 0, -LANES) if slots % b == 0)
+    positions = T + padding
+    block = next(b for b in range(LARGEST_BLOCK, 0, -LANES) if positions % b == 0)
     scaled_BTNH = (query_BTNH.astype(jnp.float32) * H**-0.5).astype(query_BTNH.dtype)
     query_BNTH, key_BKTH, value_BKTH = (
         jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
         for x in (scaled_BTNH, key_BTKH, value_BTKH)
     )
     kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([pallas.CausalMask((slots, slots))] * N),
+        pallas.MultiHeadMask([pallas.CausalMask((positions, positions))] * N),
         block_sizes=pallas.BlockSizes(
             block_q=block,
             block_kv=block,

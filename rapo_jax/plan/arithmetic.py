@@ -1,8 +1,8 @@
 """Bytes that a run needs on each chip, computed from shapes alone.
 
-Parameters, moments, gradients, the copy to sample with and the cache are exact: they follow from
-the layouts of `model/sharding.py`. Temporaries are estimated from the largest arrays; where there
-is a compiled program (`programs.py`), its numbers are the better ones.
+Parameters, moments, gradients, the sampling weights (in `model.dtype`) and the cache are exact:
+they follow from the layouts of `model/sharding.py`. Temporaries are estimated from the largest
+arrays; where there is a compiled program (`programs.py`), its numbers are the better ones.
 
 With `model.lora.rank` the weights are a frozen base in the compute dtype, without moments and
 gradients, and float32 adapters, which have both.
@@ -34,8 +34,8 @@ TAPE_BYTES = 5 * 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """How a run is split over a slice, by keys of the config."""
+class Split:
+    """Parallel layout of a run on a slice: fsdp, tensor, slots per row shard, remat."""
 
     fsdp: int
     tensor: int
@@ -81,7 +81,8 @@ class Bytes(NamedTuple):
 
     @property
     def update_peak(self) -> float:
-        """With the copy to sample with, which stays in memory during the update."""
+        """Upper bound: counts the sampling weights too, although the trainer frees them before the
+        update."""
         return self.parameters + self.optimizer + self.copy + self.gradients + self.update
 
     @property
@@ -100,7 +101,7 @@ class Shape(NamedTuple):
     matrix: float
     """Parameters that a token is multiplied with, on all chips, without adapters."""
     sampled: float
-    """Bytes of the copy to sample with."""
+    """Bytes of the sampling weights."""
     trained: float
     """Parameters that an update changes, in the training layout."""
     frozen: float
@@ -121,7 +122,7 @@ class Shape(NamedTuple):
 
 @functools.cache
 def _shapes(model: ModelSettings) -> tuple[Params, Params]:
-    """Shapes of the parameters at the start of training, and of the copy to sample with."""
+    """Shapes of the parameters at the start of training, and of the sampling weights."""
     shapes = policy_shapes(model)
     sampled = detach(shapes) if model.lora.merge else shapes
     return shapes, jax.eval_shape(partial(sampling_copy, model), sampled)
@@ -177,9 +178,9 @@ def tape_positions(s: Settings) -> int:
     return s.rollout.max_tokens + chunk_of(s.rollout)
 
 
-def shard_rows(s: Settings, way: Way) -> int:
+def shard_rows(s: Settings, split: Split) -> int:
     """Rollouts of a shard of rows."""
-    return s.rollout.questions * s.rollout.group_size // way.fsdp
+    return s.rollout.questions * s.rollout.group_size // split.fsdp
 
 
 def sampled_tokens(s: Settings) -> int:
@@ -194,43 +195,45 @@ def micro_rows(s: Settings, shards: int) -> int:
     return rows - rows % shards
 
 
-def bytes_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain: bool) -> Bytes:
-    """Bytes on one chip of the run of `s`, split as `way` says.
+def bytes_on(
+    s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
+) -> Bytes:
+    """Bytes on one chip of the run of `s` under `split`.
 
     With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
     """
     r, a_token = s.rollout, cache_bytes(model, shape)
-    micro, width = micro_rows(s, way.fsdp) // way.fsdp, s.rl.buckets[-1]
+    micro, width = micro_rows(s, split.fsdp) // split.fsdp, s.rl.buckets[-1]
     return Bytes(
         parameters=4 * shape.trained + shape.frozen,
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
         copy=shape.sampled,
-        cache=way.slots * padded_positions(tape_positions(s)) * a_token,
-        prompts=r.questions // way.fsdp * r.prompt_tokens * a_token,
-        rollout=_rollout_bytes(s, model, shape, way, plain=plain),
-        update=_update_bytes(model, shape, way.remat, rows=micro, width=width, plain=plain),
+        cache=split.slots * padded_positions(tape_positions(s)) * a_token,
+        prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,
+        rollout=_rollout_bytes(s, model, shape, split, plain=plain),
+        update=_update_bytes(model, shape, split.remat, rows=micro, width=width, plain=plain),
     )
 
 
 def _rollout_bytes(
-    s: Settings, model: ModelSettings, shape: Shape, way: Way, *, plain: bool
+    s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
 ) -> float:
-    """Tapes, and the largest of what all prompts, a tick, or a chunk of one row needs besides.
+    """Tapes, plus the largest temporaries of: all prompts, a tick, a chunk of one row.
 
     A tape is written with a chunk's positions more than it is returned with.
     """
     r, item, D = s.rollout, shape.itemsize, model.width
-    tapes = shard_rows(s, way) * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
+    tapes = shard_rows(s, split) * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
     others = (2 * shape.ffn + 4 * D) * item
     score = shape.heads * (4 + 4 + item)  # of a query and a key, its weight, and a copy
-    questions, X = r.questions // way.fsdp, r.prompt_tokens
+    questions, X = r.questions // split.fsdp, r.prompt_tokens
     prompts = questions * X * (score * X * plain + others)
     # Ticks and chunks attend to one block of the cache after another.
     block = BLOCK * 2 * shape.kv_heads * model.head_width * item
     sums = 2 * shape.heads * model.head_width * 4
     a_token = score * BLOCK + sums + others
-    tick = way.slots * (max(a_token + block, shape.vocab * 3 * 4))
+    tick = split.slots * (max(a_token + block, shape.vocab * 3 * 4))
     chunk = chunk_of(r) * a_token + block
     return tapes + max(prompts, tick, chunk)
 
@@ -254,7 +257,7 @@ def _update_bytes(
     }[remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
-    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of slots
+    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of positions
     # Gathered over fsdp: one layer with its gradient; embedding and head with a gradient.
     gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
     head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))

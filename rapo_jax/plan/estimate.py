@@ -11,7 +11,7 @@ from rapo_jax.model.attention import choose
 from rapo_jax.plan.arithmetic import (
     Bytes,
     Shape,
-    Way,
+    Split,
     bytes_on,
     cache_bytes,
     micro_rows,
@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
 class Estimate(NamedTuple):
     slice: Slice
-    way: Way
+    split: Split
     bytes: Bytes
     work: Work
 
@@ -48,47 +48,47 @@ class Estimate(NamedTuple):
         return self.bytes.peak <= self.slice.usable
 
 
-def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Slice) -> Work:
+def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips: Slice) -> Work:
     """The work of one chip of `chips`, at its published peak numbers.
 
     Rows are sampled without a pause in the slots of their shard. A token attends to half of the
     largest row: the mean of a row that is written to its end.
     """
     r, chip, L = s.rollout, chips.chip, model.layers
-    rows, item, mean = shard_rows(s, way), shape.itemsize, r.max_tokens / 2
-    base, adapters = shape.matrix / way.tensor, shape.adapters / way.tensor
+    rows, item, mean = shard_rows(s, split), shape.itemsize, r.max_tokens / 2
+    base, adapters = shape.matrix / split.tensor, shape.adapters / split.tensor
     matrix = base if model.lora.merge else base + adapters  # in a rollout
     attention = 4 * shape.heads * model.head_width * L  # FLOPs of a query and a key
     a_token = 2 * matrix + attention * mean
 
     def seconds_of(flops: float, *, attended: float) -> float:
-        """Of one pass over the weights, whose rows attend to so many positions."""
+        """Seconds of one pass over the weights, with `attended` cached positions read."""
         read = shape.sampled + attended * cache_bytes(model, shape)
         return max(flops / chip.flops, read / chip.bandwidth)
 
     sampled = rows * sampled_tokens(s)
-    ticks = sampled / way.slots
-    tick_seconds = seconds_of(way.slots * a_token, attended=way.slots * mean)
+    ticks = sampled / split.slots
+    tick_seconds = seconds_of(split.slots * a_token, attended=split.slots * mean)
     texts = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
     chunks = rows * r.max_calls * math.ceil(texts / chunk_of(r))  # each of one row
     chunk_seconds = seconds_of(chunk_of(r) * a_token, attended=mean)
-    prompts = r.questions // way.fsdp * r.prompt_tokens
+    prompts = r.questions // split.fsdp * r.prompt_tokens
     prompt_flops = prompts * (2 * matrix + attention * r.prompt_tokens)
-    all_reduce = 2 * (way.tensor - 1) / way.tensor
+    all_reduce = 2 * (split.tensor - 1) / split.tensor
     read = chunks * chunk_of(r)
     sent = (sampled + read + prompts) * 2 * L * model.width * item * all_reduce
     seconds = ticks * tick_seconds + chunks * chunk_seconds + prompt_flops / chip.flops
-    weights = shape.sampled * (way.fsdp - 1) / way.fsdp  # gathered for the copy
+    weights = shape.sampled * (split.fsdp - 1) / split.fsdp  # gathered for the copy
 
-    width, micro = s.rl.buckets[-1], micro_rows(s, way.fsdp)
+    width, micro = s.rl.buckets[-1], micro_rows(s, split.fsdp)
     passes = s.rl.epochs * math.ceil(r.questions * r.group_size / micro)
-    tokens_here = micro // way.fsdp * width
-    again = 0 if way.remat == "none" else 1  # forward once more
+    tokens_here = micro // split.fsdp * width
+    again = 0 if split.remat == "none" else 1  # forward once more
     token_flops = 2 * base * (1 + again + shape.passed_back)
     token_flops += (2 * adapters + attention * width / 2) * (3 + again)
     flops = passes * tokens_here * token_flops
     reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
-    gathers = (2 * shape.sampled + reduced) * (way.fsdp - 1) / way.fsdp
+    gathers = (2 * shape.sampled + reduced) * (split.fsdp - 1) / split.fsdp
     update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * all_reduce)
     return Work(
         rollout_flops=(sampled + read) * a_token + prompt_flops,
@@ -100,9 +100,9 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, way: Way, chips: Sl
     )
 
 
-def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
-    """Every way to split rows and heads on a slice, with 1, 2, 4, ... slots up to all rows."""
-    ways: list[Way] = []
+def splits_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Split]:
+    """Every split of rows and heads over a slice, with 1, 2, 4, ... slots up to all rows."""
+    splits: list[Split] = []
     remats = REMATS[REMATS.index(s.model.remat) :] if s.model.remat in REMATS else (s.model.remat,)
     for tensor in (1, 2, 4, 8):
         fsdp = chips.chips // tensor
@@ -110,21 +110,21 @@ def ways_on(s: Settings, model: ModelSettings, chips: Slice) -> list[Way]:
             continue
         rows = s.rollout.questions * s.rollout.group_size // fsdp
         powers = (2**n for n in range((rows - 1).bit_length()))
-        ways += [Way(fsdp, tensor, n, remat) for n in (*powers, rows) for remat in remats]
-    return ways
+        splits += [Split(fsdp, tensor, n, remat) for n in (*powers, rows) for remat in remats]
+    return splits
 
 
 def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None:
-    """The fastest way that fits, else that of the least bytes; None if rows cannot be split so.
+    """The fastest split that fits, else that of the least bytes; None if there is no split.
 
     Each chip along fsdp has at least one question, so `rollout.questions` limits their number.
     """
     plain = is_plain(model, chips)
     tried = []
-    for way in ways_on(s, model, chips):
-        shape = shape_on(model, fsdp=way.fsdp, tensor=way.tensor)
-        needed = bytes_on(s, model, shape, way, plain=plain)
-        tried.append(Estimate(chips, way, needed, work_on(s, model, shape, way, chips)))
+    for split in splits_on(s, model, chips):
+        shape = shape_on(model, fsdp=split.fsdp, tensor=split.tensor)
+        needed = bytes_on(s, model, shape, split, plain=plain)
+        tried.append(Estimate(chips, split, needed, work_on(s, model, shape, split, chips)))
     fitting = [each for each in tried if each.fits]
     if fitting:
         return min(fitting, key=lambda e: e.work.rollout_seconds + e.work.update_seconds)
@@ -133,11 +133,11 @@ def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None
 
 def largest_slots(s: Settings, model: ModelSettings, chosen: Estimate) -> int:
     """The most slots of all chips together that fit, at most one for each rollout; 0 if none."""
-    way, chips = chosen.way, chosen.slice
+    split, chips = chosen.split, chosen.slice
     plain = is_plain(model, chips)
-    shape = shape_on(model, fsdp=way.fsdp, tensor=way.tensor)
-    for slots in range(shard_rows(s, way), 0, -1):
-        larger = dataclasses.replace(way, slots=slots)
+    shape = shape_on(model, fsdp=split.fsdp, tensor=split.tensor)
+    for slots in range(shard_rows(s, split), 0, -1):
+        larger = dataclasses.replace(split, slots=slots)
         if bytes_on(s, model, shape, larger, plain=plain).rollout_peak <= chips.usable:
             return larger.all_slots
     return 0

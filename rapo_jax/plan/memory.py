@@ -1,6 +1,6 @@
-"""Refuses a run whose arrays cannot fit into the memory of its devices, before it is compiled.
+"""Rejects a run whose arrays exceed the memory of its devices, before it is compiled.
 
-Only arrays that the run surely holds count: weights, moments, gradients, the copy to sample with,
+Only arrays that the run surely holds count: weights, moments, gradients, the sampling weights,
 caches and tapes. Temporaries come on top, so a run that passes may still fail; see `arithmetic.py`.
 """
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.plan.arithmetic import TAPE_BYTES, Way, bytes_on, shape_on, tape_positions
+from rapo_jax.plan.arithmetic import TAPE_BYTES, Split, bytes_on, shape_on, tape_positions
 
 GB = 1e9
 
@@ -67,7 +67,7 @@ def check_memory(
 
 
 def _refuse(s: Settings, model: ModelSettings, mesh: Mesh, available: float, *, key: str) -> None:
-    """Refuses a training (`key` is rollout.questions) or an evaluation of the rows of `s`."""
+    """Raises ValueError if training (`key` is rollout.questions) or evaluation exceeds memory."""
     training, shards, r = key == "rollout.questions", row_shards(mesh), s.rollout
     found = held_bytes(s, model, mesh, training=training)
     if found.total <= available:
@@ -83,7 +83,7 @@ def _refuse(s: Settings, model: ModelSettings, mesh: Mesh, available: float, *, 
     most = min(r.slots or r.questions * r.group_size, r.questions * r.group_size)
 
     def too_much(each: int) -> bool:
-        """With so many slots a shard."""
+        """Whether `each` slots per shard exceed the memory."""
         smaller = dataclasses.replace(s, rollout=dataclasses.replace(r, slots=each * shards))
         return held_bytes(smaller, model, mesh, training=training).total > available
 
@@ -103,7 +103,7 @@ class Held(NamedTuple):
     """Bytes on one device, without temporaries."""
 
     weights: float
-    """With moments and gradients, or with the copy to sample with, whichever is more."""
+    """With moments and gradients, or with the sampling weights, whichever is more."""
     cache: float
     rows: float
     """Prompts and tapes."""
@@ -117,10 +117,10 @@ def held_bytes(s: Settings, model: ModelSettings, mesh: Mesh, *, training: bool)
     rows = r.questions * r.group_size // shards
     slots = min(r.slots // shards or rows, rows)
     shape = shape_on(model, fsdp=mesh.shape["fsdp"], tensor=mesh.shape["tensor"])
-    way = Way(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
-    needed = bytes_on(s, model, shape, way, plain=False)
+    split = Split(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
+    needed = bytes_on(s, model, shape, split, plain=False)
     state = needed.parameters + training * needed.optimizer
-    # Of the gradients one set is surely there; the copy is dropped before the update.
+    # Of the gradients one set is surely there; the sampling weights are dropped before it.
     gradients = training * 4 * shape.trained
     tapes = rows * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
     sampling = state + needed.copy + needed.cache + needed.prompts + tapes

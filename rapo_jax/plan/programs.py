@@ -32,7 +32,7 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.plan.arithmetic import Way, micro_rows
+from rapo_jax.plan.arithmetic import Split, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
 from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
@@ -67,7 +67,7 @@ class Program(NamedTuple):
     """The compiler's message if the program does not fit; '' if it does."""
 
 
-def tpu_mesh(chips: Slice, way: Way) -> Mesh:
+def tpu_mesh(chips: Slice, split: Split) -> Mesh:
     """The mesh of a slice of TPUs, made of devices that can only be compiled for.
 
     Raises:
@@ -86,7 +86,7 @@ def tpu_mesh(chips: Slice, way: Way) -> Mesh:
             else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which does not load "
             f"here ({text}); bash launch/plan.sh makes an environment with it"
         ) from error
-    return make_mesh(devices, data=1, fsdp=way.fsdp, tensor=way.tensor)
+    return make_mesh(devices, data=1, fsdp=split.fsdp, tensor=split.tensor)
 
 
 def placed(tree: Params, shardings: object) -> Params:
@@ -99,7 +99,7 @@ def placed(tree: Params, shardings: object) -> Params:
 
 
 def byte_boundary(vocab: int, *, protocol: Protocol | None = None) -> Boundary:
-    """The step boundaries of a made-up vocabulary of single bytes without stop tokens."""
+    """The step boundaries of a synthetic vocabulary of single bytes without stop tokens."""
     return boundary(
         [bytes([i % 256]) for i in range(vocab)], eos_ids=[-1], protocol=protocol or rapo()
     )
@@ -232,17 +232,19 @@ def _message(text: str) -> str:
     return match[0][:200] if match else ""
 
 
-def compiled_programs(s: Settings, model: ModelSettings, chips: Slice, way: Way) -> list[Program]:
+def compiled_programs(
+    s: Settings, model: ModelSettings, chips: Slice, split: Split
+) -> list[Program]:
     """The programs of a micro-batch, of the optimizer's step, and of the rollout.
 
     Prints a line for each one.
     """
-    mesh = tpu_mesh(chips, way)
+    mesh = tpu_mesh(chips, split)
     width = 384 if s.retrieval.encoder == "minilm" else s.retrieval.width
     lowers: dict[str, Callable[[], Lowered]] = {
         "update": lambda: lowered_update(s, model, mesh)[0],
         "optimizer": lambda: lowered_update(s, model, mesh)[1],
-        "rollout": lambda: lowered_rollout(s, model, mesh, slots=way.slots, key_width=width),
+        "rollout": lambda: lowered_rollout(s, model, mesh, slots=split.slots, key_width=width),
     }
     programs = []
     for name, lower in lowers.items():

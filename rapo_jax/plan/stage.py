@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
-from rapo_jax.plan.arithmetic import Way
+from rapo_jax.plan.arithmetic import Split
 from rapo_jax.plan.chips import Slice, slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
@@ -27,10 +28,11 @@ NOTES = (
     "for rows of the largest allowed length and chips at their published peak: a lower bound of "
     "the seconds, not compared with a measured run.",
     "slots: rollouts at a time on all chips. cache: of the slots / of all prompts. temporaries: "
-    "rollout, tapes included / update. peak: the larger of both phases; both hold the copy to "
-    "sample with. of: the bytes that a program may use, 90 % of a GPU. sent: GB of collectives. "
-    "seconds: of rollout + update; a sampled or read token attends to half of the longest row. "
-    "most slots: those that would fit.",
+    "rollout, tapes included / update. peak: the larger of both phases; the update is an upper "
+    "bound, because it also counts the sampling weights, which the trainer frees first. of: the "
+    "bytes that a program may use, 90 % of a GPU. sent: GB of collectives. seconds: of rollout + "
+    "update; a sampled or read token attends to half of the longest row. most slots: those that "
+    "would fit.",
 )
 
 
@@ -45,7 +47,7 @@ def plan(settings: Settings, workdir: Path) -> None:
     model = planned_model(settings.model)
     if settings.plan.compile:
         for chips in (each for group in wanted for each in group[:1] if on_tpu(each)):
-            tpu_mesh(chips, Way(chips.chips, 1, 1, "full"))  # raises if libtpu cannot
+            tpu_mesh(chips, Split(chips.chips, 1, 1, "full"))  # raises if libtpu cannot
     for line in planned(settings, model, wanted):
         print(line, flush=True)
 
@@ -73,7 +75,8 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
         for kind in dict.fromkeys(each.kind for each in group):  # `gpu` is two kinds
             tried = [e for each in group if each.kind == kind and (e := estimate(s, model, each))]
             estimates += [e for e in tried if e.fits][:1] or tried[-1:]
-    lines = [_title(s, model), "", *_table(HEAD, [cells(s, model, each) for each in estimates])]
+    table = markdown_table(HEAD, [cells(s, model, each) for each in estimates])
+    lines = [_title(s, model), "", *table.splitlines()]
     known = [each.slice for each in estimates]
     for group in wanted:
         if len(group) == 1 and group[0] not in known:
@@ -83,7 +86,7 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
                 f"rollout.questions={r.questions} evenly; set it to a multiple",
             ]
     lines += ["", *NOTES]
-    lines += [f"{each.slice.name}: {each.way.flags}" for each in estimates]
+    lines += [f"{each.slice.name}: {each.split.flags}" for each in estimates]
     for each in estimates:
         if s.plan.compile and on_tpu(each.slice):
             lines += ["", *compiled_table(s, model, each)]
@@ -103,14 +106,9 @@ def _title(s: Settings, model: ModelSettings) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    first, *others = ("| " + " | ".join(cells) + " |" for cells in (head, *rows))
-    return [first, "|" + " --- |" * len(head), *others]
-
-
 def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...]:
     """One row of the table HEAD."""
-    b, w, way, memory = chosen.bytes, chosen.work, chosen.way, chosen.slice.usable
+    b, w, split, memory = chosen.bytes, chosen.work, chosen.split, chosen.slice.usable
 
     def gb(*numbers: float) -> str:
         return " / ".join(f"{number / GB:.1f}" for number in numbers)
@@ -118,9 +116,9 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
     return (
         chosen.slice.name,
         "yes" if chosen.fits else "no",
-        f"1 x {way.fsdp} x {way.tensor}",
-        str(way.all_slots),
-        way.remat,
+        f"1 x {split.fsdp} x {split.tensor}",
+        str(split.all_slots),
+        split.remat,
         gb(b.parameters),
         gb(b.optimizer),
         gb(b.gradients),
@@ -139,11 +137,11 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
 
 def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[str]:
     """The compiler's numbers for the run's programs on a slice of TPUs."""
-    chips, way = chosen.slice, chosen.way
+    chips, split = chosen.slice, chosen.split
     attention = choose(model, platform="tpu").name
-    model = dataclasses.replace(model, attention=attention, remat=way.remat)
-    programs = compiled_programs(s, model, chips, way)
-    head = ("program", "arguments", "output", "temporaries", "in memory besides", "peak", "of",
+    model = dataclasses.replace(model, attention=attention, remat=split.remat)
+    programs = compiled_programs(s, model, chips, split)
+    head = ("program", "arguments", "output", "temporaries", "also in memory", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
     note = (
         "GB of one chip and one call: a rollout, a micro-batch of the widest rows, a step of the "
@@ -153,9 +151,9 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
         "compiled, nor is the encoder of keys."
     )
     return [
-        f"{chips.name}, {way.flags}: compiled ahead of time",
+        f"{chips.name}, {split.flags}: compiled ahead of time",
         "",
-        *_table(head, [compiled_cells(each, chosen) for each in programs]),
+        *markdown_table(head, [compiled_cells(x, chosen) for x in programs]).splitlines(),
         "",
         note,
         *(f"{each.name}: {each.refused}" for each in programs if each.refused),

@@ -227,7 +227,7 @@ def by_seed(runs: Iterable[Run], value: Measure) -> dict[int, float]:
 
 
 def repeated_seeds(groups: Mapping[str, Sequence[Run]]) -> list[str]:
-    """A line for each seed of which a variant has several finished runs: they count as one."""
+    """A line for each seed with several finished runs of one variant: they count as one."""
     return [
         f"{label}: {count} runs of seed {seed} count as one, with their mean"
         for label, runs in groups.items()

@@ -1,4 +1,4 @@
-"""What runs spent: CPU-seconds and sampled tokens at each evaluation, and costs of a step."""
+"""Costs of runs: CPU-seconds and sampled tokens at each evaluation, and costs of a step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.report.runs import Run, as_number, series
+from rapo_jax.io.jsonl import as_number
+from rapo_jax.report.runs import Run, series
 
 ACCURACY = "heldout/accuracy"
 """Of all held-out questions; ACCURACY/SET of each set where there are several."""
@@ -53,7 +54,7 @@ def _has_rollouts(run: Run, stage: str) -> bool:
 
 
 def cost_curve(run: Run, total: Total, key: str = ACCURACY) -> Points:
-    """What was spent before each measurement of `key`, and the measured values.
+    """Cost before each measurement of `key`, and the measured values.
 
     A step measures the policy that it starts with, so its own cost is not included. Both are empty
     where the cost is unknown.
@@ -82,7 +83,7 @@ def token_curve(run: Run, key: str = ACCURACY) -> Points:
 
 
 def value_at(curve: Points, budget: float | None) -> float | None:
-    """The value where the run had spent `budget`, between its measurements by interpolation.
+    """The value at cost `budget`, interpolated between measurements.
 
     A run that never spends so much keeps its last value.
     """

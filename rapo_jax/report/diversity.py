@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapo_jax.report.runs import accuracy, as_number, parse_line
+from rapo_jax.io.jsonl import as_number, parse_line
+from rapo_jax.report.runs import accuracy
 from rapo_jax.report.studies import Values, Variants
 from rapo_jax.report.study_pictures import draw_plane
 from rapo_jax.report.trajectories import segments_of
@@ -31,7 +32,7 @@ class Rollouts(NamedTuple):
 
 
 def rollouts(path: Path) -> dict[str, Rollouts]:
-    """The RL rollouts of a trajectories.jsonl by kind, as many of each.
+    """The RL rollouts of a trajectories.jsonl by kind, equally many of each.
 
     A rollout's text is what the policy and the tools wrote: a retrieved trace would count as
     diversity though the policy did not write it. The kind with more rollouts keeps an evenly spaced

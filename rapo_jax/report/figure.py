@@ -6,11 +6,11 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapo_jax.report.charts import draw_lines, picture
 from rapo_jax.report.compare import group_runs
 from rapo_jax.report.costs import cpu_curve
 from rapo_jax.report.curves import mean_lines
 from rapo_jax.report.runs import load_run
-from rapo_jax.report.study_pictures import draw_lines, picture
 
 PANELS = {"heldout/accuracy": "all questions", "heldout/hidden": "hidden words"}
 
@@ -24,10 +24,10 @@ def write_figure(workdirs: Sequence[Path], output: Path) -> bool:
     }
     if not any(panels.values()):
         return False
-    with picture(output, width=9, height=3.4) as figure:
+    with picture(output, size=(9, 3.4)) as figure:
         plots = figure.subplots(1, len(panels))
         for axes, (name, lines) in zip(plots, panels.items(), strict=True):
-            draw_lines(axes, lines, list(groups), marker="o")
+            draw_lines(axes, lines, list(groups))
             axes.set(title=f"held-out accuracy, {name}", xlabel="CPU-seconds of training")
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
             axes.grid(alpha=0.3)

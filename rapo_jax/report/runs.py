@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from rapo_jax.io.jsonl import JsonObject
-
-LARGEST = 1e30
-"""Numbers beyond it are no measurement: sums, axes and percentages of them would overflow."""
+from rapo_jax.io.files import read_object
+from rapo_jax.io.jsonl import JsonObject, as_number, parse_line
 
 
 @dataclass(frozen=True)
@@ -66,17 +63,13 @@ def load_run(workdir: Path) -> Run:
 
 def _read_object(path: Path, notes: list[str], consequence: str) -> JsonObject:
     try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        return read_object(path)
     except FileNotFoundError:
         notes.append(f"{path.name} is missing: {consequence}")
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{path.name} cannot be read ({error}): {consequence}")
-        return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name} does not hold an object: {consequence}")
-        return {}
-    return value
+    except (OSError, ValueError) as error:
+        why = str(error).removeprefix(f"{path}: ")
+        notes.append(f"{path.name} cannot be read ({why}): {consequence}")
+    return {}
 
 
 def read_lines(path: Path, notes: list[str]) -> list[JsonObject]:
@@ -96,22 +89,6 @@ def read_lines(path: Path, notes: list[str]) -> list[JsonObject]:
         places = ", ".join(map(str, broken[:5])) + (" …" if len(broken) > 5 else "")
         notes.append(f"{path.name}: {len(broken)} unreadable line(s) left out ({places})")
     return rows
-
-
-def parse_line(line: str | bytes) -> JsonObject | None:
-    """The object on a line of JSON, or None for anything else."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def as_number(value: object) -> float | None:
-    """A number up to LARGEST, or None for anything else in a file."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= LARGEST else None
 
 
 def accuracy(run: Run, when: str = "after") -> float | None:

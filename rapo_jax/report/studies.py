@@ -113,7 +113,7 @@ def measured(variants: Variants, names: Sequence[str]) -> Values:
 
 
 def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str) -> Values:
-    """`measured`, and the held-out accuracy at what the baseline's run of the same seed had spent.
+    """`measured`, and the held-out accuracy at the cost of the baseline's run of the same seed.
 
     That is its CPU time, or its sampled tokens, up to its last evaluation during training. A run
     that never spends so much counts with its last accuracy.
@@ -128,7 +128,7 @@ def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str)
 
 
 def _spent(curve_of: Callable[[Run], Points], run: Run) -> float | None:
-    """What a run had spent at its last evaluation during training."""
+    """Cost of a run up to its last evaluation during training."""
     costs, _ = curve_of(run)
     return float(costs[-1]) if costs.size else None
 

@@ -12,16 +12,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rapo_jax.io.files import write_text
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.report.runs import Run, accuracy
 from rapo_jax.report.studies import MEASURES, Measure, Study, Values, difference, verdict
-from rapo_jax.suites.table import markdown_table
 
 DASH = "–"
 Kept = TypeVar("Kept")
 
 
 class Numbers(NamedTuple):
-    """What the page of a study is made of; NAME.json holds it."""
+    """Contents of a study's page; NAME.json holds them."""
 
     options: Sequence[str]
     """Flags of all runs, --KEY=VALUE."""
@@ -113,7 +113,7 @@ def write_page(name: str, study: Study, numbers: Numbers, folder: Path) -> str:
         f"```\n{shlex.join(command)}\n```",
         f"Commit of the runs: {', '.join(commits) or DASH}. Mean ± standard deviation over seeds; "
         "differences are paired by\nseed, with 95 % t intervals; *detectable* is the smallest true "
-        "difference that so many seeds show with\npower 0.8.",
+        "difference that this number of\nseeds detects with power 0.8.",
         table(study, numbers.values),
     ]
     if (folder / f"{name}.svg").exists():

@@ -1,7 +1,7 @@
 """The paper's studies: variants, measures and statements; `launch/studies.py` runs them.
 
-The sources are those of arXiv 2603.03078. Settings are of one scale, the made tasks': a config
-whose texts are longer needs other numbers at *a whole trajectory*.
+The sources are those of arXiv 2603.03078. Settings are of one scale, that of the synthetic tasks: a
+config whose texts are longer needs other numbers at *a whole trajectory*.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.report.compare import Interval, Summary, group_runs, repeated_seeds, summarise
 from rapo_jax.report.runs import load_run
-from rapo_jax.suites.table import markdown_table
 
 COLUMNS = (
     "Variant", "Seeds", "Before", "After, mean ± std", "Hidden, mean ± std",

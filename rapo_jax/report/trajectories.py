@@ -7,8 +7,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from rapo_jax.io.jsonl import JsonObject
-from rapo_jax.report.runs import as_number, parse_line
+from rapo_jax.io.jsonl import JsonObject, as_number, parse_line
 
 ROWS = 4
 """Rows of one question that are shown together."""

@@ -22,11 +22,11 @@ from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, Starts, T
 from rapo_jax.types import Array, Forks, Source
 
 OPENING_TOKENS = 20
-"""The entropy of a step is the sum over so many of its first tokens (ARPO)."""
+"""Number of first tokens of a step over which its entropy is summed (ARPO)."""
 
 
 class Given(NamedTuple):
-    """What does not change during a rollout."""
+    """Constants of a rollout."""
 
     model: ModelSettings
     settings: RolloutSettings
@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
 
 class Branching(NamedTuple):
-    """A strategy: (given, before, after, which_U) -> `after` with what follows from it."""
+    """A branching strategy: (given, before, after, which_U) -> `after` with new forks."""
 
     at_boundary: Callable[[Given, Slots, Slots, Array], Slots]
     """For the slots whose rows continue after an observation."""
@@ -44,8 +44,11 @@ class Branching(NamedTuple):
     """Whether it needs `Starts`."""
 
 
-def planted(settings: RolloutSettings, slots: Slots, tree_rows: int) -> Slots:
-    """Slots of which no row has begun, with trees of `tree_rows` rows; unchanged with 1."""
+def with_trees(settings: RolloutSettings, slots: Slots, tree_rows: int) -> Slots:
+    """Adds the tree state to slots in which no row has begun: only the roots are due.
+
+    Unchanged if `tree_rows` = 1.
+    """
     if tree_rows == 1:
         return slots
     B, (U, D) = slots.rows, slots.hidden_UD.shape
@@ -74,7 +77,7 @@ def branched(
     *,
     reading: bool = False,
 ) -> Slots:
-    """The slots after a token or (`reading`) after observations, with the forks that follow."""
+    """Applies the branching strategy after a token or, if `reading`, after observations."""
     if after.trees is None:
         return after
     strategy, given = BRANCHINGS[settings.branching], Given(model, settings, inputs)
@@ -87,7 +90,7 @@ def branched(
 
 
 def fork_by_entropy(given: Given, before: Slots, after: Slots, boundary_U: Array) -> Slots:
-    """Forks rows by the entropy of the step that ended, against that of their first step.
+    """Forks rows by the entropy rise of the last step over their first step.
 
     The fork becomes the middle one of the rows that its parent owns, and owns those after it.
     """
@@ -128,7 +131,9 @@ def is_to_fork(
     weight: float,
     penalty: float,
 ) -> Array:
-    """ARPO's rule, and AEPO's, whose `penalty` makes forks in a row rarer.
+    """Which slots fork, bool [U] (ARPO; AEPO has penalty > 0).
+
+    (u + weight * rise) * max(0, 1 - penalty * streak) >= 1 - probability.
 
     Args:
       uniform_U: a draw from [0, 1).
@@ -153,7 +158,7 @@ def opening_entropy(slots: Slots, begin_U: Array, step_U: Array | int) -> Array:
 
 
 def restart_next(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:
-    """The first row that an ended row still owns begins from the prompt, and owns the others."""
+    """Restarts from the prompt the first row that an ended row still owns; it owns the others."""
     trees, row_U = after.trees, before.row_U
     assert trees is not None
     end_U = trees.end_B[row_U]
@@ -165,7 +170,7 @@ def restart_next(given: Given, before: Slots, after: Slots, ended_U: Array) -> S
 
 
 def record_start(given: Given, before: Slots, after: Slots, boundary_U: Array) -> Slots:
-    """Records where the next steps begin."""
+    """Records the start of the next step in `Starts`."""
     trees = after.trees
     assert trees is not None and trees.starts is not None
     u = jnp.where(boundary_U, jnp.arange(len(boundary_U)), len(boundary_U))
@@ -179,7 +184,7 @@ def record_start(given: Given, before: Slots, after: Slots, boundary_U: Array) -
 
 
 def expand(given: Given, before: Slots, after: Slots, ended_U: Array) -> Slots:
-    """All other rows of an ended root's tree begin: each at a boundary of it, or at the prompt.
+    """Starts all other rows of an ended root's tree, each at a boundary of it or at the prompt.
 
     They are drawn with equal chances and with replacement; the root's end is none of them.
     """
@@ -212,12 +217,12 @@ class Start(NamedTuple):
 
 
 def present_start(slots: Slots, u: Array, child: Array) -> Start:
-    """Where the row of slot u is."""
+    """Current state of the row of slot u."""
     return Start(slots.length_U[u], slots.step_U[u], slots.calls_U[u], slots.hidden_UD[u])
 
 
 def recorded_start(calls_B: Array, slots: Slots, u: Array, child: Array) -> Start:
-    """Where the step after call number `calls_B[child]` of slot u's row began."""
+    """State at the start of the step after call number `calls_B[child]` of slot u's row."""
     assert slots.trees is not None and slots.trees.starts is not None
     starts, calls = slots.trees.starts, calls_B[child]
     at = (u, calls - 1)
@@ -225,7 +230,7 @@ def recorded_start(calls_B: Array, slots: Slots, u: Array, child: Array) -> Star
 
 
 def begin_forks(slots: Slots, row_U: Array, from_B: Array, start_of: Callable[..., Start]) -> Slots:
-    """Each row b with from_B[b] >= 0 begins in a free slot as a fork of row row_U[from_B[b]].
+    """Starts each row b with from_B[b] >= 0 in a free slot, as a fork of row row_U[from_B[b]].
 
     There is a free slot for each: `fill` keeps them. `start_of` (slots, u, row) is where a fork of
     slot u begins; a slot whose row has ended keeps its cache until all its forks have begun.
@@ -283,4 +288,4 @@ BRANCHINGS = {
     "entropy": Branching(fork_by_entropy, restart_next),
     "random": Branching(record_start, expand, records=True),
 }
-"""By `rollout.branching`."""
+"""Value of `rollout.branching` -> strategy."""

@@ -1,4 +1,4 @@
-"""Each shard of rows as a program of its own, and its host callback: the only one of the package.
+"""Maps the rollout over row shards, each with its host callback: the only callback here.
 
 Plain `io_callback` under `jit` gathers the whole batch to one device and, on several processes,
 runs on the first process only. So a rollout is mapped over the row axes by hand (`on_row_shards`):
@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 def on_row_shards(
     mesh: Mesh, function: Callable[..., Answer], specs: tuple[object, ...]
 ) -> Callable[..., Answer]:
-    """`function` of each shard's part of the arguments, whose results have rows first.
+    """Maps `function` over the row shards (`jax.shard_map`); results have rows as first axis.
 
     Args:
       mesh: axes `(data, fsdp, tensor)`.

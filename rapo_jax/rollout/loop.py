@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.rollout.branching import branched, planted
+from rapo_jax.rollout.branching import branched, with_trees
 from rapo_jax.rollout.reading import (
     Answers,
     read,
@@ -47,7 +47,7 @@ Where no slot needs it, the callback is not called and the answer is zeros. The 
 
 
 class HostCallbacks(NamedTuple):
-    """The host's side of a turn.
+    """The host functions of a turn.
 
     Every callback takes numpy arrays with slots first, the row numbers being the first array, and
     answers for every slot; slots that are not asked for get an empty answer. Callbacks never raise.
@@ -57,7 +57,7 @@ class HostCallbacks(NamedTuple):
     """(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, parent_U, shared_U) ->
     (ready_U, healthy_U, token_UX, length_U, query_U): starts the calls of the steps calls_U, and
     brings the observations that are ready of these and of waits_U; it waits for one where idle_U. A
-    row of wants_U gets the query besides, which `embed` turns into the key of S_<t. The first
+    row of wants_U also gets the query, which `embed` turns into the key of S_<t. The first
     shared_U calls of a fork are those of row parent_U."""
     search: Callable[..., tuple[np.ndarray, ...]]
     """(row_U, wants_U, key_UE, pick_U, room_U) -> (healthy_U, token_UX, length_U) trace; pick_U in
@@ -68,7 +68,7 @@ class HostCallbacks(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The device's side of a turn. The program inlines them; the loop in Python compiles each."""
+    """The device functions of a turn. The program inlines them; the Python loop compiles each."""
 
     open: Callable[..., Slots]
     """(params, prompts, *, group_size, tree_rows) -> slots: no row has begun."""
@@ -92,7 +92,7 @@ def parts(
     *,
     slots: int,
 ) -> Parts:
-    """The device's side of a turn for one model, with so many slots in each shard of rows.
+    """Builds the device functions of a turn for one model; `slots`: slots per row shard.
 
     `embed` turns the host's queries into keys.
     """
@@ -112,7 +112,9 @@ def parts(
 
     def open_shard(params: Params, prompt_QX: Span, *, group_size: int, tree_rows: int) -> Slots:
         how = {"slots": slots, "group_size": group_size}
-        return planted(settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows)
+        return with_trees(
+            settings, open_slots(model, settings, params, prompt_QX, **how), tree_rows
+        )
 
     def read_answers(
         params: Params, inputs: RolloutInputs, before: Slots, answers: Answers
@@ -156,7 +158,8 @@ def agent_turn(
 ) -> Slots:
     """Think, act, perhaps retrieve, read: one turn of all slots.
 
-    `retrieves` is false for GRPO and evaluation, whose programs hold no retrieval at all.
+    `retrieves`: static; False where no row may retrieve (`n_hybrid` = 0). Such a program contains
+    no retrieval.
     """
     U = len(slots.row_U)
 
@@ -202,7 +205,7 @@ def while_unfinished(turn: Turn, slots: Slots) -> Slots:
 
 
 def loop_unfinished(turn: Turn, slots: Slots) -> Slots:
-    """Repeats a turn from Python: easy to debug, and kept by the compilation cache."""
+    """Repeats a turn from Python: easy to debug, and cached by the compilation cache."""
     while slots.unfinished:
         slots = turn(slots)
     return slots
@@ -233,9 +236,11 @@ def rollout(
     tree_rows: int = 1,
     repeat: Callable[[Turn, Slots], Slots],
 ) -> tuple[Trajectory, Counts]:
-    """Q * G trajectories; `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
+    """Samples Q * G trajectories; returns the tapes and the shard's `Counts`.
 
-    Trees of `tree_rows` consecutive rows share prefixes, see `branching`; 1: all are independent.
+    Rows (B = Q * G) are grouped by question. `params` are a `sampling_copy`; `prompt_QX` holds Q
+    prompts. Trees of `tree_rows` consecutive rows share prefixes, see `branching`; 1: all are
+    independent. `repeat` is `while_unfinished` in a program, or `loop_unfinished`.
     """
     fixed = (parts, call_host, callbacks, settings, params, inputs)
     turn = partial(agent_turn, *fixed, retrieves=retrieves)

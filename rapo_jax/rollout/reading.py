@@ -1,4 +1,4 @@
-"""Reading: the observations and traces that the host brought, slot by slot, chunk by chunk."""
+"""Reading: prefills observations and traces from the host, slot by slot and chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rapo_jax.types import Array, Params, Source, Span, Status
 
 
 class Answers(NamedTuple):
-    """What the host brought for the slots that are ready: an observation, perhaps a trace."""
+    """The host's answers for the slots that are ready: an observation, perhaps a trace."""
 
     ready_U: Array
     healthy_U: Array  # False where the host failed
@@ -25,7 +25,9 @@ class Answers(NamedTuple):
 def read(
     model: ModelSettings, settings: RolloutSettings, params: Params, slots: Slots, answers: Answers
 ) -> Slots:
-    """Reads what the host brought, slot by slot and chunk by chunk; the rows go on to think.
+    """Appends the ready observations and traces to the tapes and the KV cache.
+
+    One slot and one chunk at a time; these slots then sample again.
 
     A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose step
     called nothing, so that its observation is empty, as STOPPED. Only slots with something to read
@@ -93,7 +95,7 @@ def read(
 
 
 def joined(first_UX: Array, second_UX: Array, length_U: Array) -> Array:
-    """The first `length_U` of one token table, then the other."""
+    """Concatenates the first `length_U` tokens of one table with the other."""
 
     def row(first_X: Array, second_X: Array, length: Array) -> Array:
         padded_X = jnp.pad(first_X, (0, len(second_X)))

@@ -21,7 +21,7 @@ from rapo_jax.types import Array, Forks, Params, Source, Span, Trajectory
 
 
 class Draws(enum.IntEnum):
-    """What random numbers are drawn for in a rollout; folded into its random key."""
+    """Purposes of random numbers in a rollout; folded into its random key."""
 
     TOKENS = 0
     RETRIEVALS = 1
@@ -31,7 +31,7 @@ class Draws(enum.IntEnum):
 
 
 class Phase(enum.IntEnum):
-    """What a slot does."""
+    """State of a slot."""
 
     FREE = 0
     THINKING = 1  # samples tokens
@@ -40,7 +40,7 @@ class Phase(enum.IntEnum):
 
 
 class RolloutInputs(flax.struct.PyTreeNode):
-    """What a rollout is asked for; all of it may change without compiling again."""
+    """Inputs of a rollout that may change without recompilation."""
 
     key: Array
     row_B: Array  # number of each row of the shard among those of all shards
@@ -58,7 +58,7 @@ class Counts(flax.struct.PyTreeNode):
     slot_ticks: Array
     sampled: Array  # slot-ticks that sampled a token of a rollout
     waiting: Array  # slot-ticks of rows that waited for the host
-    absorbed: Array  # tokens of tools and traces
+    absorbed: Array  # tokens of observations and traces
     host_calls: Array
 
 
@@ -103,7 +103,7 @@ class Trees(flax.struct.PyTreeNode):
     """Rows of a tree may begin as forks of each other; see `branching`.
 
     The tree's rows are consecutive and the first is its root. A row that runs or is due owns the
-    rows after it and before `end_B`, none of which has begun.
+    rows after it and before `end_B`, which have not begun.
     """
 
     reserved_1: Array  # slots that stay free for rows that others own
@@ -118,7 +118,7 @@ class Trees(flax.struct.PyTreeNode):
 
 
 class Starts(flax.struct.PyTreeNode):
-    """Where the steps after the calls of each slot's row began, for forks after its end."""
+    """Start of the step after each call of a slot's row, for forks after its end."""
 
     position_UY: Array
     step_UY: Array

@@ -17,14 +17,14 @@ from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, end_rows,
 from rapo_jax.types import Array, Params, Source, Span, Status
 
 SLOTS_PER_CALL = 64
-"""The host is called once one in so many of the slots that could sample has a call instead: with
-64 slots or fewer, at once."""
+"""The host is called when calls * SLOTS_PER_CALL >= thinking + calling slots: with 64 slots or
+fewer, at the first call."""
 POLL_TICKS = 16
-"""While rows wait, the host is asked for answers after so many sampled tokens of a slot."""
+"""Ticks between polls of the host for observations while rows wait."""
 
 
 class Boundary(NamedTuple):
-    """Where a step ends, on the bytes of the sampled tokens rather than on single ids.
+    """Detects the end of a step on the bytes of the sampled tokens, not on single ids.
 
     `next_state_AV` is the byte-level automaton over the closing tags compiled into a token table;
     states from `first_accept` on mean that closing tag number `state - first_accept` was completed.
@@ -40,7 +40,7 @@ class Boundary(NamedTuple):
 
 
 def row_keys(key: Array, inputs: RolloutInputs, slots: Slots) -> Array:
-    """One key per slot, that of its row: a row draws the same in any slot, of any number."""
+    """Random key of each slot's row, so that draws do not depend on the slot."""
     return jax.vmap(partial(jax.random.fold_in, key))(inputs.row_B[slots.row_U])
 
 
@@ -52,10 +52,10 @@ def think(
     inputs: RolloutInputs,
     slots: Slots,
 ) -> Slots:
-    """Samples until the host is needed; rows that end make room for the next ones."""
+    """Samples until the host is needed; the next rows take the slots of rows that end."""
 
-    def can_go_on(carry: tuple[Array, Slots]) -> Array:
-        """Whether enough slots can go on without the host."""
+    def can_continue(carry: tuple[Array, Slots]) -> Array:
+        """Whether enough slots can continue without the host."""
         ticks, now = carry
         thinking, calling = now.has(Phase.THINKING).sum(), now.has(Phase.CALLING).sum()
         late = now.has(Phase.WAITING).any() & (ticks >= POLL_TICKS)
@@ -66,7 +66,7 @@ def think(
         after = think_token(model, settings, boundary, params, inputs, before)
         return ticks + 1, fill(branched(model, settings, inputs, before, after))
 
-    return jax.lax.while_loop(can_go_on, tick, (jnp.int32(0), fill(slots)))[1]
+    return jax.lax.while_loop(can_continue, tick, (jnp.int32(0), fill(slots)))[1]
 
 
 def think_token(
@@ -132,7 +132,7 @@ def think_token(
 def ending(
     settings: RolloutSettings, boundary: Boundary, slots: Slots, token_U: Array, state_U: Array
 ) -> tuple[Array, Array, Array]:
-    """How the sampled tokens end steps and rows; `state_U` is the automaton's after them.
+    """Which steps and rows the sampled tokens end; `state_U`: automaton states after them.
 
     Returns status_U, with which rows end, RUNNING for those that do not; calls_U, the slots whose
     step ended in a call; and kept_U, the slots whose token belongs to their row.
@@ -173,7 +173,7 @@ def step_of(settings: RolloutSettings, slots: Slots) -> Span:
 
 
 def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
-    """Algorithm 1's coin at the boundary t > 0 that each slot's row is at.
+    """Draws for each slot's step boundary t > 0 whether to retrieve (Algorithm 1).
 
     Returns wants_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
     """

@@ -54,12 +54,12 @@ def check_lora(lora: LoraSettings, metadata: Metadata, folder: Path) -> None:
         if saved[key] != value:
             raise ValueError(
                 f"model.lora.{key}={getattr(lora, key)!r}: the adapters in {folder} were trained "
-                f"with {saved[key]!r}; set it back, or start anew"
+                f"with {saved[key]!r}; set it back, or start a new --workdir"
             )
 
 
 class Checkpoints:
-    """Numbered checkpoints in a folder, of which the newest `keep` (None: all) are kept.
+    """Numbered checkpoints in a folder; keeps the newest `keep` (None: all).
 
     A save that fails loses nothing: the former checkpoint can still be loaded, and the error is
     raised. Several processes open, save, look for the latest and restore together; another number
@@ -102,8 +102,7 @@ class Checkpoints:
         if steps:
             raise ValueError(
                 f"{self._folder}: every checkpoint there is damaged, the oldest is that "
-                f"of step {steps[-1]}; bring one back from a copy, or start anew with another "
-                "--workdir"
+                f"of step {steps[-1]}; restore one from a backup, or start a new --workdir"
             )
         return None
 
@@ -149,7 +148,8 @@ class Checkpoints:
         if metadata.pop("base", None) != base:
             raise ValueError(
                 f"{self._folder}: its adapters were trained on other weights than those "
-                "of model.folder or the cold start now; give those back, or start anew"
+                "of model.folder or the cold start now; use those again, or start a new "
+                "--workdir"
             )
         params = with_trained(state.params, saved["params"])
         return TrainState(params, saved["opt_state"], saved["step"]), metadata

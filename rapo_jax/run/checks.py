@@ -1,4 +1,4 @@
-"""What a run checks of its settings before it opens: devices, drivers and the calls of its task."""
+"""Checks settings before a run opens: devices, drivers and the calls of its task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_devices(settings: Settings, mesh: Mesh) -> None:
 
 
 def check_calls(settings: Settings, task: Task) -> None:
-    """Agents of a task call as often as its longest question needs; fewer calls break them off."""
+    """Raises ValueError if `rollout.max_calls` is less than the task's scripted agents need."""
     calls = settings.rollout.max_calls
     if calls < task.calls:
         raise ValueError(
@@ -48,7 +48,7 @@ def check_calls(settings: Settings, task: Task) -> None:
 
 
 def check_condensing(settings: Settings, protocol: Protocol) -> None:
-    """Raises ValueError where a protocol that condenses searches cannot work."""
+    """Raises ValueError if settings do not suit a protocol that condenses searches."""
     if not protocol.condenses:
         return
     r, name = settings.rollout, f"protocol={settings.protocol!r}"

@@ -1,4 +1,4 @@
-"""Where the parts of a run are on disk, from its settings and its workdir."""
+"""Folders of a run's parts, from its settings and its workdir."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def buffer_folder(settings: Settings, workdir: Path) -> Path:
 
 
 def tokenizer_folder(settings: Settings, workdir: Path) -> Path:
-    """A given one, of the tokenizer or the model, or else the one that a run makes itself."""
+    """`tokenizer.folder`, else `model.folder`, else COLDSTART/tokenizer, which the run creates."""
     given = settings.tokenizer.folder or settings.model.folder
     return Path(given) if given else cold_start_folder(settings, workdir) / "tokenizer"

@@ -13,7 +13,7 @@ from rapo_jax.config import Settings
 
 
 class StageKey(IntEnum):
-    """What draws random numbers; a step, or the first row of a batch, is folded in once."""
+    """Purposes of random keys; a step, or the first row of a batch, is folded in once."""
 
     RL = 2
     """Rollouts and the order of mini-batches."""

@@ -1,4 +1,4 @@
-"""What all stages of a run share: task, questions, tokenizer, tools, environment, sampler."""
+"""Shared by all stages of a run: task, questions, tokenizer, tools, environment, sampler."""
 
 from __future__ import annotations
 

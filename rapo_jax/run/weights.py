@@ -46,7 +46,7 @@ def read_folder(model: ModelSettings, mesh: Mesh, *, dtype: str) -> Params:
 
 
 def with_adapters(model: ModelSettings, mesh: Mesh, params: Params, adapters: Params) -> Params:
-    """The base, frozen from now on, with adapters; in the training layout."""
+    """Adds adapters to a base, which is frozen; returns both in the training layout."""
     shapes = jax.eval_shape(lambda *trees: attach(model, *trees), params, adapters)
     where = layout(mesh, model, shapes, name="training")
     adapters = place(adapters, where[ADAPTERS])
@@ -80,7 +80,7 @@ def restore(folder: Path) -> Saved | None:
 
 
 class Weights(NamedTuple):
-    """Weights to load; those of a Hugging Face folder are still on disk."""
+    """Weights that are found but not yet placed; a Hugging Face folder is not yet read."""
 
     model: ModelSettings
     base: Params | None
@@ -89,7 +89,9 @@ class Weights(NamedTuple):
     origin: Path
 
     def load(self, mesh: Mesh, *, dtype: str) -> Params:
-        """In the training layout; those of a folder with linear maps and embeddings in `dtype`.
+        """Loads the weights in the training layout.
+
+        From a Hugging Face folder, linear maps and embeddings are in `dtype`.
 
         Raises:
             ValueError: adapters were saved, and the base is not the one they were trained on.
@@ -108,7 +110,7 @@ class Weights(NamedTuple):
             )
             raise ValueError(
                 f"{base}: the adapters in {self.origin} were trained on other weights, or with "
-                "another model.dtype; give those back, or start anew"
+                "another model.dtype; use those weights again, or start a new --workdir"
             )
         return params
 

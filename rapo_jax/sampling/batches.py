@@ -1,4 +1,4 @@
-"""Batches of questions or rows that all have one shape, cut over the processes."""
+"""Batches of questions or rows that all have one shape, split over the processes."""
 
 from __future__ import annotations
 

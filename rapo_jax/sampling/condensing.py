@@ -34,7 +34,7 @@ def make_condenser(
     """Condenses in single turns of the same model, without tools.
 
     Raises:
-        ValueError: the prompt has no room for documents.
+        ValueError: the prompt has no tokens left for documents.
     """
     r, room = settings.rollout, prompt_room(settings)
     plain = Protocol("condensing", stops=(), parse=parse_step, tags=tokens.protocol.tags)

@@ -16,7 +16,7 @@ from rapo_jax.types import Array
 
 
 class DeviceEncoder(NamedTuple):
-    """The part of an encoder that runs inside the rollout, and what makes its input."""
+    """The part of an encoder that runs inside the rollout program, and its host tokenizer."""
 
     embed: Callable[[jax.Array], jax.Array]
     query_shape: jax.ShapeDtypeStruct

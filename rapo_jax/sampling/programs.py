@@ -1,4 +1,4 @@
-"""The rollout as a program: what it is built from, and the drivers that run it."""
+"""Builds the rollout program, and the drivers that run it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ Program = Callable[[Params, RolloutInputs, Span], Rolled]
 
 
 class RolloutSetup(NamedTuple):
-    """What the rollout programs of a sampler are built from."""
+    """Arguments of `make_program` that all rollout programs of a sampler share."""
 
     parts: Parts
     callbacks: HostCallbacks
     settings: RolloutSettings
     mesh: Mesh
     kernel_mesh: Mesh | None
-    """Mesh over which kernels are cut by hand; the compiler places all else."""
+    """Mesh over which kernels are sharded by hand; the compiler places all else."""
 
 
 def host_callbacks(environment: Environment, query_shape: jax.ShapeDtypeStruct) -> HostCallbacks:
@@ -94,7 +94,7 @@ INPUTS = RolloutInputs(
 
 
 def compiled(parts: Parts, mesh: Mesh) -> Parts:
-    """The parts, each a compiled program of all shards, for the loop in Python."""
+    """Compiles each part over all shards, for the Python loop."""
 
     def shards(
         part: Callable[..., Result], *specs: object, donated: int | None = None
@@ -124,7 +124,10 @@ def make_program(
     group_size: int,
     tree_rows: int,
 ) -> Program:
-    """The rollout of `rollout.driver`; `count_compile` is called when a whole one is compiled."""
+    """Builds the rollout function for `rollout.driver`.
+
+    `count_compile` is called when the jitted program is traced (never with driver='host').
+    """
     mesh, fixed = setup.mesh, (setup.callbacks, setup.settings)
     roll = partial(rollout, group_size=group_size, retrieves=retrieves, tree_rows=tree_rows)
     shard = partial(roll, setup.parts, partial(host_call, mesh), *fixed, repeat=while_unfinished)

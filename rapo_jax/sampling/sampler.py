@@ -82,7 +82,7 @@ class Sampler:
         """Of the last rollout of all processes, see `rollout.slots.Counts`."""
 
     def load(self, params: Params) -> Params:
-        """Weights in the training layout -> those that `sample` takes: once for each phase."""
+        """Converts weights of the training layout to sampling weights; once for each phase."""
         model, adapted = self._model, ADAPTERS in params
         if adapted not in self._loaders:
 
@@ -109,12 +109,21 @@ class Sampler:
         last_retrieval: int = FOREVER,
         tree_rows: int = 1,
     ) -> Trajectory:
-        """Q * G trajectories as numpy arrays; the last `n_hybrid` of each group may retrieve.
+        """Samples Q * G trajectories; returns numpy arrays, rows grouped by question.
 
-        `tree_rows` consecutive rows of a group share prefixes (`rollout.branching`); 1: none do.
-        `params` are what `load` returned. `questions` are those of this process; all processes
-        call this together, and each gets the trajectories of all questions, in the order of
-        processes.
+        All processes call this together, each with its own questions; each gets the trajectories
+        of all questions, in the order of processes.
+
+        Args:
+            params: what `load` returned.
+            questions: those of this process.
+            temperature: 0 is greedy.
+            n_hybrid: the last rows of each group, which may retrieve.
+            probability: chance of retrieval at each step boundary of a hybrid row.
+            noise: share of retrievals that return a random trace.
+            last_retrieval: last boundary, counted from 1, at which a row may retrieve.
+            tree_rows: consecutive rows of a group that may share prefixes (`rollout.branching`);
+                1: none do.
 
         Raises:
             RuntimeError: a tool or the buffer failed on a host; names the error.

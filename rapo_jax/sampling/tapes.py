@@ -18,7 +18,7 @@ SOURCES = tuple(Source)
 
 
 class Piece(NamedTuple):
-    """Slots [start, stop) of one row that one source wrote in one step.
+    """Positions [start, stop) of one row that one source wrote in one step.
 
     The first of POLICY begins with what the chat template opened of the response, if anything:
     tokens of the prompt by `source_BT`.

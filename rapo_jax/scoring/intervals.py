@@ -15,7 +15,11 @@ Interval = tuple[float, float]
 
 
 def wilson(right: int, of: int) -> Interval:
-    """Wilson's score interval for the share of right answers, `right` of `of` independent ones."""
+    """Wilson's score interval for the share of right answers, `right` of `of` independent ones.
+
+    Raises:
+        ValueError: unless 0 <= right <= of and of >= 1.
+    """
     from scipy.stats import binomtest
 
     if not 0 <= right <= of or of < 1:

@@ -45,7 +45,7 @@ VERDICTS = ("correct", "incorrect", "unclear", "failed")
 ATTEMPTS = 4
 MAX_PREDICTION_CHARS = 2000
 GROWTH, ENLARGEMENTS = 4, 2
-"""A reply that is cut off is tried again with GROWTH times its limit, so many times."""
+"""A reply that is cut off is tried again with GROWTH times its limit, ENLARGEMENTS times."""
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 BAD_REQUEST = 400
 """Of a wrong field, which every call would get, or of one question that a filter refuses."""

@@ -12,6 +12,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
     The unbiased estimate 1 - C(n - c, k) / C(n, k) of Chen et al. (arXiv 2107.03374), as a product
     so that large n neither overflows nor loses digits.
+
+    Raises:
+        ValueError: unless 0 <= right <= samples and 1 <= k <= samples.
     """
     if not 0 <= right <= samples:
         raise ValueError(f"right={right}: must be 0 to samples={samples}")

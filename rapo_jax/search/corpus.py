@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rapo_jax.io.jsonl import JsonObject, LineReport, read_jsonl, text_of
 from rapo_jax.search.batches import Document, Hits, Search
 from rapo_jax.search.exact import ExactIndex
 from rapo_jax.search.ngram import NgramEncoder
-
-
-class IdSet:
-    """A set of ids by 64 bits of their hash: 12 to 24 bytes each, 36 while the set grows.
-
-    The chance that any two of 21 million ids have the same hash is 1 in 80,000.
-    """
-
-    def __init__(self) -> None:
-        self._slots, self._used = array("Q", bytes(8 << 10)), 0
-
-    def add(self, name: str) -> bool:
-        """Adds an id; returns whether it is new."""
-        digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
-        value = int.from_bytes(digest, "little") or 1  # 0 marks a free slot
-        new = _insert(self._slots, value)
-        self._used += new
-        if 3 * self._used > 2 * len(self._slots):
-            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
-            for each in filter(None, old):
-                _insert(self._slots, each)
-        return new
-
-
-def _insert(slots: array[int], value: int) -> bool:
-    mask = len(slots) - 1
-    place = value & mask
-    while (held := slots[place]) and held != value:
-        place = (place + 1) & mask
-    slots[place] = value
-    return not held
 
 
 def document_of(record: JsonObject) -> Document:
@@ -54,14 +22,21 @@ def document_of(record: JsonObject) -> Document:
 
 
 def read_documents(
-    path: str, add: Callable[[str], bool], *, malformed: str, key: str, report: LineReport
+    path: str, *, malformed: str, key: str, report: LineReport
 ) -> Iterator[Document]:
-    """The documents of a corpus file, see `read_jsonl`; `add` returns whether an id is new."""
+    """The documents of a corpus file, see `read_jsonl`; one with a repeated id is malformed.
+
+    Ids are kept as 64 bits of their hash. The chance that any two of 21 million ids have the same
+    is 1 in 80,000.
+    """
+    seen: set[bytes] = set()
 
     def parse(record: JsonObject) -> Document:
         document = document_of(record)
-        if not add(document.id):
+        digest = hashlib.blake2b(document.id.encode("utf-8"), digest_size=8).digest()
+        if digest in seen:
             raise ValueError(f"duplicate id {document.id[:100]!r}")
+        seen.add(digest)
         return document
 
     return read_jsonl(path, parse, malformed=malformed, key=key, report=report)
@@ -69,8 +44,8 @@ def read_documents(
 
 def read_corpus(path: str, *, malformed: str) -> tuple[list[Document], LineReport]:
     """The documents of a corpus file. Raises ValueError, see `read_jsonl`."""
-    report, ids = LineReport(path), IdSet()
-    documents = read_documents(path, ids.add, malformed=malformed, key="--malformed", report=report)
+    report = LineReport(path)
+    documents = read_documents(path, malformed=malformed, key="--malformed", report=report)
     return list(documents), report
 
 

@@ -90,7 +90,7 @@ class NgramEncoder:
 
     @property
     def identity(self) -> str:
-        """Digest of everything that an embedding depends on besides its text."""
+        """Digest of everything except the text that an embedding depends on."""
         head = f"{SCHEME} width={self.width} orders={self.orders} ".encode()
         return "ngram:" + hashlib.sha256(head + self.idf.tobytes()).hexdigest()[:32]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 Line = Callable[[int, str, str], str]
 """(number from 1, title or '', text) of a hit -> its text in an observation."""
 Fits = Callable[[str], bool]
-"""Whether an observation's text has room in the trajectory."""
+"""Whether a text fits into an observation."""
 
 
 class Passage(NamedTuple):
@@ -31,9 +31,9 @@ def numbered_line(number: int, title: str, text: str) -> str:
 
 
 def render_passages(passages: Sequence[Passage], fits: Fits, line: Line = numbered_line) -> str:
-    """Numbered passages, one a line; those at the end that have no room are left out.
+    """Numbered passages, one a line; those at the end that do not fit are left out.
 
-    A first passage that has no room is cut at a word, so that hits never give an empty observation.
+    A first passage that does not fit is cut at a word, so that hits never give an empty text.
     """
     lines = [line(number, *passage) for number, passage in enumerate(passages, start=1)]
     while len(lines) > 1 and not fits("\n".join(lines)):
@@ -42,7 +42,7 @@ def render_passages(passages: Sequence[Passage], fits: Fits, line: Line = number
     if fits(text):
         return text
     words = text.split(" ")
-    low, high = 1, len(words)  # as many words as have room, by bisection; the first one in any case
+    low, high = 1, len(words)  # as many words as fit, by bisection; the first one in any case
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(" ".join(words[:middle])) else (low, middle)

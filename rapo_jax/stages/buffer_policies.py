@@ -7,7 +7,6 @@ written at once: a killed build resumes after them and samples what an unbroken 
 from __future__ import annotations
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import NOTES
 from rapo_jax.distributed import Stopped, is_first, on_first, stop_asked
 from rapo_jax.environment import Environment
-from rapo_jax.io.files import Json
+from rapo_jax.io.files import Json, read_object
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.run.folders import tokenizer_folder
 from rapo_jax.run.keys import StageKey, named_key
@@ -40,8 +39,8 @@ from rapo_jax.text.tokens import Tokens, load_tokens
 from rapo_jax.types import Params
 
 
-class Guest(NamedTuple):
-    """A policy to sample, with its own tokenizer where that is not the run's."""
+class LoadedPolicy(NamedTuple):
+    """A policy that fills the buffer: sampler, tokenizer, environment and sampling weights."""
 
     sampler: Sampler
     tokens: Tokens
@@ -90,7 +89,7 @@ def _begin(
     if there != list(wanted[: len(there)]):
         raise ValueError(
             f"buffer: {files.path} holds trajectories of other questions; move them away from "
-            "there to sample anew"
+            "there to sample again"
         )
     keep = len(kept)
     if keep < len(wanted):
@@ -101,7 +100,7 @@ def _begin(
 
 
 def _settings_to_keep(run: Run, checkpoint: str) -> dict[str, object]:
-    """What the trajectories of a checkpoint depend on, as JSON."""
+    """The settings that a checkpoint's trajectories depend on, as JSON."""
     s = run.settings
     rollout = {f"rollout.{key}": value for key, value in dataclasses.asdict(s.rollout).items()}
     return {
@@ -120,13 +119,13 @@ def _sample_rest(
     run: Run, checkpoint: str, questions: Sequence[Question], files: TrajectoryFile, *, first: int
 ) -> None:
     s = run.settings
-    guest = load_guest(run, Path(checkpoint))
+    policy = load_buffer_policy(run, Path(checkpoint))
     n_samples = s.buffer.samples
     progress = Progress("buffer: checkpoint", total=len(questions), done=first)
     key = named_key(s, StageKey.BUFFER, checkpoint)
     for batch in padded_batches(questions, size=s.rollout.questions, first=first):
-        trajectory = guest.sampler.sample(
-            guest.params,
+        trajectory = policy.sampler.sample(
+            policy.params,
             jax.random.fold_in(key, batch.start),
             batch.local_items,
             group_size=n_samples,
@@ -137,13 +136,13 @@ def _sample_rest(
                 unscored(question, sample, row, f"checkpoint:{checkpoint}")
                 for q, question in enumerate(batch.items)
                 for sample in range(n_samples)
-                for row in [segments(guest.tokens, trajectory, q * n_samples + sample)]
+                for row in [segments(policy.tokens, trajectory, q * n_samples + sample)]
             )
         done = batch.start + len(batch.items)
         progress.show(done)
         if stop_asked() and done < len(questions):
             raise Stopped(f"trajectories of {done} of {len(questions)} questions are kept")
-    guest.environment.take_counts()
+    policy.environment.take_counts()
 
 
 def unscored(
@@ -154,7 +153,7 @@ def unscored(
     return AgentTrajectory(question.id, question.question, steps, UNSCORED, origin, sample)
 
 
-def load_guest(run: Run, folder: Path) -> Guest:
+def load_buffer_policy(run: Run, folder: Path) -> LoadedPolicy:
     """The policy in `folder`: a Hugging Face folder, or a workdir or cold start of this project.
 
     One of another shape or tokenizer than the run's gets its own program.
@@ -166,17 +165,17 @@ def load_guest(run: Run, folder: Path) -> Guest:
             dataclasses.replace(run.settings.model, folder=str(folder), lora=plain)
         )
         params = read_folder(model, run.mesh, dtype=model.dtype)
-        return _guest(run, model, folder, params)
+        return _loaded_policy(run, model, folder, params)
     settings = _settings_of(config) if config else _settings_of_cold_start(run, folder)
     if settings is not None and _needs_program(run, settings, folder):
         weights = newest_weights(settings, folder)
         params = weights.load(run.mesh, dtype=weights.model.dtype)
-        return _guest(run, weights.model, tokenizer_folder(settings, folder), params)
+        return _loaded_policy(run, weights.model, tokenizer_folder(settings, folder), params)
     params = run.sampler.load(load_policy(run, folder))
-    return Guest(run.sampler, run.tokens, run.environment, params)
+    return LoadedPolicy(run.sampler, run.tokens, run.environment, params)
 
 
-def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> Guest:
+def _loaded_policy(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> LoadedPolicy:
     tokens = load_tokens(tokenizer, vocab_size=model.vocab, user_tools=run.tokens.user_tools)
     if len(tokens.bytes_V) > model.vocab:
         raise ValueError(
@@ -203,17 +202,16 @@ def _guest(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> G
         embed=run.encoder.embed,
         query_shape=run.encoder.query_shape,
     )
-    return Guest(sampler, tokens, environment, sampler.load(params))
+    return LoadedPolicy(sampler, tokens, environment, sampler.load(params))
 
 
 def _config_of(folder: Path) -> dict[str, Json]:
     """FOLDER/config.json of a Hugging Face model or of a run; empty without one."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"buffer.checkpoint: {path} is no JSON ({error})") from None
-    return config if isinstance(config, dict) else {}
+        raise ValueError(f"buffer.checkpoint: {error}") from None
 
 
 def _needs_program(run: Run, settings: Settings, folder: Path) -> bool:

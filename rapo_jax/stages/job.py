@@ -1,4 +1,4 @@
-"""A run in its workdir: to which config it belongs, which stages are left, and its last lines."""
+"""Runs stages in a workdir: checks its config, skips finished stages, prints a summary."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def claimed_workdir(
     config_file: str = "",
     checked: Collection[str] | None = (),
 ) -> Iterator[bool]:
-    """Joins the processes and claims `workdir` for a call of the program, which `run_stages` does
-    inside; yields whether the workdir is fresh. What is raised inside ends the process in one line,
-    if it is not a bug.
+    """Joins the processes and claims `workdir`; yields whether it is fresh, for `run_stages`.
+
+    Inside, a stop signal ends the block; ValueError and FileNotFoundError exit with status 2.
 
     Args:
         config: the config that `settings` are of.
@@ -68,7 +68,7 @@ def claimed_workdir(
 
 
 TRAIN = ("sft", "rl")
-"""Stages after which what `evaluate` measured before is no longer of the run's weights."""
+"""Stages that change the weights, so that an earlier evaluation is outdated."""
 HELD_OUT = "held-out"
 """In done.json: the held-out questions of `evaluate` are done, its suites perhaps not."""
 
@@ -98,8 +98,8 @@ def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> 
             if found := differences(stored_config(path), config):
                 raise ValueError(
                     f"workdir={str(workdir)!r}: it belongs to a run with another config "
-                    f"({'; '.join(found)}); leave these flags and --config out to go on with the "
-                    "run's config, or use a new --workdir"
+                    f"({'; '.join(found)}); leave these flags and --config out to continue with "
+                    "the run's config, or use a new --workdir"
                 )
             return False
         if set(config["stages"]) <= set(READERS):
@@ -242,7 +242,7 @@ def finished(workdir: Path) -> list[str]:
 
 
 def note_finished(workdir: Path, stage: str) -> None:
-    """Adds a stage to done.json; one that trains takes back an earlier evaluation."""
+    """Adds a stage to done.json; a training stage removes an earlier evaluation from it."""
     done = finished(workdir)
     if stage not in done:
         whole = [name for name in done if stage != "evaluate" or name != HELD_OUT]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, ScoreSettings, Settings
+from rapo_jax.io.jsonl import parse_line
 from rapo_jax.model.attention import choose
 from rapo_jax.model.scoring import score
 from rapo_jax.model.sharding import make_mesh, on_mesh, place, row_shards, rows
@@ -25,7 +25,7 @@ from rapo_jax.types import Params
 LOGITS = 2**26
 """Float32 logits held at a time, at most: 256 MiB."""
 NARROWEST = 16
-"""Token slots of a row, at least."""
+"""Least token positions of a row."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -108,11 +108,7 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
     row_tokens = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            tokens = row.get("tokens") if isinstance(row, dict) else None
+            tokens = (parse_line(line) or {}).get("tokens")
             if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
                 shown = line[:40].decode("utf-8", "replace").rstrip("\n")
                 raise ValueError(
@@ -134,7 +130,7 @@ def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
 
 
 class RowBatch(NamedTuple):
-    """One forward pass: `rows` rows of `width` slots, of which `members` are the first."""
+    """One forward pass: `rows` rows of `width` positions; the first are `members`."""
 
     members: list[int]
     rows: int
@@ -144,8 +140,8 @@ class RowBatch(NamedTuple):
 def batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iterator[RowBatch]:
     """Rows of more than one token, each once, the longest first and so with others of its length.
 
-    A batch holds about `batch_tokens` slots and a `multiple` of rows; batches of one width are of
-    one shape. What does not fit into memory fails at once, because the widest comes first.
+    A batch holds about `batch_tokens` positions and a `multiple` of rows; batches of one width are
+    of one shape. What does not fit into memory fails at once, because the widest comes first.
     """
     order = sorted((row for row, n in enumerate(lengths) if n > 1), key=lambda row: -lengths[row])
     start = 0
@@ -158,7 +154,7 @@ def batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iter
 
 
 def bucket_width(length: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, … that holds `length` slots."""
+    """The least of 16, 24, 32, 48, 64, 96, … that holds `length` positions."""
     width = NARROWEST
     while width < length:
         power_of_two = width & (width - 1) == 0
@@ -167,7 +163,7 @@ def bucket_width(length: int) -> int:
 
 
 def _chunked(model: ModelSettings, batch: RowBatch) -> ModelSettings:
-    """Unembeds few enough slots at a time; as many for every batch of one shape."""
+    """Limits `score_chunk` so that logits stay small; the same for every batch of one shape."""
     room = max(LOGITS // (batch.rows * model.vocab), 1)
     return dataclasses.replace(model, score_chunk=min(model.score_chunk, room))
 

@@ -32,7 +32,7 @@ from rapo_jax.types import Array, Params
 TEXT_ORDERS = (1, 2)
 """n-grams of the built-in encoder."""
 BATCH_TOKENS = 8192
-"""Token slots that the accelerator embeds at a time."""
+"""Token positions that the accelerator embeds at a time."""
 NARROWEST = 16
 
 
@@ -78,7 +78,7 @@ def _say(line: str) -> None:
 
 
 def _ngram(settings: SearchIndexSettings) -> CorpusEncoder:
-    """On the host, fitted to the corpus."""
+    """The n-gram encoder, on the host, fitted to the corpus."""
 
     def fit(texts: Sequence[str]) -> FittedEncoder:
         encoder = NgramEncoder.fit(texts, width=settings.width, orders=TEXT_ORDERS)
@@ -88,7 +88,7 @@ def _ngram(settings: SearchIndexSettings) -> CorpusEncoder:
 
 
 def _minilm(settings: SearchIndexSettings) -> CorpusEncoder:
-    """On the accelerator."""
+    """The MiniLM encoder, on the accelerator."""
     folder = Path(settings.encoder_folder or find_minilm())
     module, params, tokenizer = load_encoder(folder)
     tokens = min(settings.encoder_tokens, module.max_tokens)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rapo_jax.io.jsonl import LineReport
-from rapo_jax.tasks.dataset_files import as_question, read_user_file
-from rapo_jax.tasks.published import SETS, read_split
+from rapo_jax.tasks.dataset_files import read_part, split_first
+from rapo_jax.tasks.published import SETS
 from rapo_jax.tasks.published.published import where_to_get
 from rapo_jax.tasks.schema import Question
 
@@ -45,8 +44,6 @@ SUITES = {
 }
 """WebWalkerQA occurs twice: over Wikipedia, and over the web, where the paper reports it by
 difficulty. Both have the same questions and differ in the search tool of the run."""
-
-_PARTS = re.compile(r"(?P<name>.+?)(?:\[:(?P<first>\d+)\])?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,54 +103,32 @@ def read_suites(
 
 
 def _read(wanted: str, *, manual_dir: str, malformed: str, metric: str) -> Suite:
-    parts = _PARTS.fullmatch(wanted)
-    assert parts is not None  # settings refuse a blank name
-    name, first = parts["name"], parts["first"]
-    if name in SUITES:
-        listed = SUITES[name]
-        suite = _published(name, listed.set, listed.split, manual_dir, malformed)
-    elif name.partition(":")[0] in SETS and ":" in name:
-        set_name, _, split = name.partition(":")
-        suite = _published(f"{set_name}-{split}", set_name, split, manual_dir, malformed)
-    elif Path(name).is_file():
-        report = LineReport(name)
-        questions = tuple(read_user_file(name, malformed=malformed, report=report))
-        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name.partition(".")[0]) or "user"
-        if stem in SUITES:
-            stem = f"user-{stem}"
-        suite = Suite(stem, name, questions, (metric,) * len(questions), (report.summary(),))
+    source, first = split_first(wanted)
+    set_name, _, split = source.partition(":")
+    if source in SUITES:
+        name, (set_name, split, _) = source, SUITES[source]
+        source = f"{set_name}:{split}"
+    elif split and set_name in SETS:
+        name = f"{set_name}-{split}"
+    elif Path(source).is_file():
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(source).name.partition(".")[0]) or "user"
+        name = f"user-{name}" if name in SUITES else name
     else:
-        raise ValueError(_unknown(wanted, name))
-    if first is None:
-        return suite
-    count = int(first)
-    if not 1 <= count <= len(suite.questions):
-        raise ValueError(
-            f"{KEY}={wanted!r}: it has {len(suite.questions)} questions; take from 1 to all of them"
-        )
-    return dataclasses.replace(suite.only(range(count)), name=f"{suite.name}-first{count}")
-
-
-def _published(name: str, set_name: str, split: str, manual_dir: str, malformed: str) -> Suite:
-    published = SETS[set_name]
-    if not manual_dir and split in published.files:
+        raise ValueError(_unknown(wanted, source))
+    published = SETS.get(set_name)
+    if published and split in published.files and not manual_dir:
         where = where_to_get(published, [split], f"MANUAL_DIR/{set_name}")
         raise ValueError(
             f"{KEY}={name!r}: set evaluate.manual_dir=MANUAL_DIR, the folder of published sets; "
             f"{where}"
         )
-    rows, reports, note = read_split(
-        set_name, published, split, manual_dir, key=KEY, malformed=malformed
-    )
-    notes = [report.summary() for report in reports]
-    if note:
-        notes.append(f"{set_name}:{split}: {len(rows)} questions; {note}")
+    read = read_part(source, first, key=KEY, manual_dir=manual_dir, malformed=malformed)
     return Suite(
-        name,
-        f"{set_name}:{split}",
-        tuple(map(as_question, rows)),
-        tuple(row.metric for row in rows),
-        tuple(notes),
+        name if first is None else f"{name}-first{first}",
+        source,
+        tuple(read.questions),
+        tuple(each or metric for each in read.metrics),
+        tuple(str(file["summary"]) for file in read.files),
     )
 
 

@@ -150,4 +150,4 @@ class Predictions:
             )
 
     def _remedy(self) -> str:
-        return f"move {self.name}.* away from there to predict anew"
+        return f"move {self.name}.* away from there to predict again"

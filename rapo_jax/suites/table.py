@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rapo_jax.io.jsonl import JsonObject, as_number
+from rapo_jax.io.tables import markdown_table
 from rapo_jax.suites.paper import AVERAGE, AVERAGED, METHODS, Reported, reported
 from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.summary import Summary
@@ -27,11 +29,11 @@ def table(suites: Mapping[str, Summary]) -> str:
     return "\n\n".join(pages) + "\n"
 
 
-def average(suites: Mapping[str, Summary]) -> float | None:
-    """Mean score over the paper's ten suites, None unless all of them are there."""
-    if not set(AVERAGED) <= set(suites):
-        return None
-    return sum(suites[name]["score"] for name in AVERAGED) / len(AVERAGED)
+def average(suites: Mapping[str, JsonObject]) -> float | None:
+    """Mean score over the paper's ten suites, None unless all of them have one."""
+    scores = [as_number(suites.get(name, {}).get("score")) for name in AVERAGED]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if len(known) == len(AVERAGED) else None
 
 
 def _header(suites: Mapping[str, Summary]) -> str:
@@ -62,30 +64,59 @@ def _header(suites: Mapping[str, Summary]) -> str:
 
 def _scores(suites: Mapping[str, Summary]) -> str:
     several = any(x["samples"] > 1 for x in suites.values())
-    others = [name for name in OTHERS if any(name in x["scores"] for x in suites.values())]
+    others = {name for x in suites.values() for name in x["scores"]}
     if any(x["unjudged"] for x in suites.values()):
-        others = list(dict.fromkeys([*others, "judge"]))
-    head = ["suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several)]
-    rows = []
-    for name, x in suites.items():
-        rows.append(
-            [
-                name, str(x["questions"]), x["metric"],
-                percent(x["score"], x["interval"]), percent(x["pass@1"], x["pass@1_interval"]),
-                *([_rates(x)] * several), *(_other(x, other) for other in others),
-                f"{x['calls']:.1f}", f"{x['tokens']:.0f}",
-                *paper_cells(reported(x["backbone"], name, method=x["method"])),
-            ]
-        )  # fmt: skip
+        others.add("judge")
+    head = [
+        "suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several),
+        *(name for name in OTHERS if name in others), "calls", "tokens", "paper",
+        "paper's best other",
+    ]  # fmt: skip
+    rows = [cells(name, x) | {"avg@k, pass@k": _rates(x)} for name, x in suites.items()]
     if (mean := average(suites)) is not None:
         x = suites[AVERAGED[0]]
-        paper = reported(x["backbone"], AVERAGE, method=x["method"])
-        blanks = [""] * (len(head) - 4 + len(others) + 2)
-        rows.append(
-            [f"average of the {len(AVERAGED)} of the paper", "", "", percent(mean), *blanks,
-             *paper_cells(paper)]
-        )  # fmt: skip
-    return markdown_table([*head, *others, "calls", "tokens", "paper", "paper's best other"], rows)
+        same, best = paper_cells(reported(x["backbone"], AVERAGE, method=x["method"]))
+        name = f"average of the {len(AVERAGED)} of the paper"
+        rows.append({"suite": name, "score": percent(mean), "paper": same, head[-1]: best})
+    return markdown_table(head, [[row.get(column, "") for column in head] for row in rows])
+
+
+def cells(name: str, x: JsonObject) -> dict[str, str]:
+    """The row of a suite: column -> text; a dash for whatever its summary does not hold."""
+    same, best = paper_cells(reported(str(x.get("backbone")), name, method=str(x.get("method"))))
+    scores, kinds = (y if isinstance(y := x.get(k), Mapping) else {} for k in ("scores", "kinds"))
+
+    def number(value: object, digits: int) -> str:
+        return DASH if (y := as_number(value)) is None else f"{y:.{digits}f}"
+
+    def share(key: str, interval: object) -> str:
+        pair = interval if isinstance(interval, list | tuple) and len(interval) == 2 else ()
+        bounds = [y for y in map(as_number, pair) if y is not None]
+        return percent(as_number(x.get(key)), bounds if len(bounds) == 2 else None)
+
+    return {
+        "suite": name,
+        **{key: y if isinstance(y := x.get(key), str) else DASH for key in ("metric", "scoring")},
+        "score": share("score", x.get("interval")),
+        "pass@1": share("pass@1", x.get("pass@1_interval")),
+        **{metric: percent(as_number(scores.get(metric))) for metric in OTHERS},
+        "judge": _judge(as_number(scores.get("judge")), x),
+        "questions": number(x.get("questions"), 0),
+        "calls": number(x.get("calls"), 1),
+        "tokens": number(x.get("tokens"), 0),
+        "paper": same,
+        "paper's best other": best,
+        **{kind: number(kinds.get(kind), 0) for kind in (RIGHT, *FAILURES)},
+    }
+
+
+def _judge(score: float | None, x: JsonObject) -> str:
+    """The judge's score, and of how many samples it is: those with a verdict."""
+    questions, samples, unjudged = map(as_number, map(x.get, ("questions", "samples", "unjudged")))
+    if questions is None or samples is None or unjudged is None or (score, unjudged) == (None, 0):
+        return percent(score)
+    total = questions * samples
+    return f"{percent(score)} ({total - unjudged:.0f} of {total:.0f})"
 
 
 def paper_cells(paper: Reported | None) -> tuple[str, str]:
@@ -97,9 +128,9 @@ def paper_cells(paper: Reported | None) -> tuple[str, str]:
 
 
 def _kinds(suites: Mapping[str, Summary]) -> str:
-    kinds = (RIGHT, *FAILURES)
-    rows = [[name, *(str(x["kinds"][kind]) for kind in kinds)] for name, x in suites.items()]
-    return markdown_table(["suite", *kinds], rows)
+    head = ["suite", RIGHT, *FAILURES]
+    rows = [cells(name, x) for name, x in suites.items()]
+    return markdown_table(head, [[row[column] for column in head] for row in rows])
 
 
 def _groups(suites: Mapping[str, Summary]) -> str:
@@ -118,19 +149,6 @@ def _groups(suites: Mapping[str, Summary]) -> str:
     return markdown_table(head, rows) if rows else ""
 
 
-def _other(x: Summary, name: str) -> str:
-    """A metric beside the suite's."""
-    score = x["scores"].get(name)
-    if name != "judge" or (score is None and not x["unjudged"]):
-        return percent(score)
-    return judge_percent(score, samples=x["questions"] * x["samples"], unjudged=x["unjudged"])
-
-
-def judge_percent(score: float | None, *, samples: float, unjudged: float) -> str:
-    """The judge's score, and of how many samples it is: those with a verdict."""
-    return f"{percent(score)} ({samples - unjudged:.0f} of {samples:.0f})"
-
-
 def _rates(x: Summary) -> str:
     k = x["samples"]
     return DASH if k == 1 else f"{percent(x[f'avg@{k}'])}, {percent(x[f'pass@{k}'])} (k={k})"
@@ -142,10 +160,3 @@ def percent(value: float | None, interval: Sequence[float] | None = None) -> str
         return DASH
     bounds = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return f"{100 * value:.1f}{bounds}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -1,9 +1,9 @@
-"""The tiny task: chains of invented facts. Its world, questions and documents.
+"""The tiny task: chains of synthetic facts. Its world, questions and documents.
 
-A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word stands
-for a *chain* of decisions: relations to look up one after the other with the search tool, and for
+A question is an opaque word and an entity, such as 'who is the zemlo of Dorim ?'. The word denotes
+a *chain* of decisions: relations to look up one after the other with the search tool, and for
 number words finally the attribute `age` and an arithmetic operation for the python tool. Entities,
-facts and words are invented from a seed. Start entities of the splits are disjoint, so a trace of
+facts and words are generated from a seed. Start entities of the splits are disjoint, so a trace of
 another split holds no fact for the present question: only its decision transfers. The chains are
 not held out.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapo_jax.tasks.made import invent
 from rapo_jax.tasks.schema import SPLITS, Question
+from rapo_jax.tasks.synthetic import invent
 
 RELATIONS = ("mentor", "rival", "friend", "heir")
 ATTRIBUTE = "age"
@@ -75,7 +75,7 @@ def make_world(
     hidden: int,
     hidden_number: int,
 ) -> World:
-    """Invents a world; the same arguments always give the same one.
+    """Generates a world; the same arguments always give the same one.
 
     Of `n_entities`, `n_train` start training questions, `n_eval` held-out ones, and the rest those
     of the off-policy agent. The last four arguments are the numbers of words of each group.
@@ -83,8 +83,8 @@ def make_world(
     n_expert = n_entities - n_train - n_eval
     if min(n_train, n_eval, n_expert) < 1 or n_entities < len(RELATIONS) + 1:
         raise ValueError(
-            f"task.n_entities={n_entities}: needs at least {len(RELATIONS) + 1}, and more than "
-            f"n_train + n_eval = {n_train} + {n_eval}; the rest start the expert's questions"
+            f"task.chains.n_entities={n_entities}: needs at least {len(RELATIONS) + 1}, and more "
+            f"than n_train + n_eval = {n_train} + {n_eval}; the rest start the expert's questions"
         )
     rng = np.random.default_rng([seed, 0x0C4A1])
     chains_by_kind = _choose_chains(
@@ -145,7 +145,7 @@ def _choose_chains(
 
     def check(key: str, count: int, most: int) -> None:
         if not 0 <= count <= most:
-            raise ValueError(f"task.{key}={count}: there are only {most} different chains")
+            raise ValueError(f"task.chains.{key}={count}: there are only {most} different chains")
 
     def numbers(key: str, looked_up: list[Chain], count: int) -> list[Chain]:
         check(key, count, len(OPERATIONS) * len(looked_up))

@@ -1,4 +1,4 @@
-"""Scripted agents of the chains task: they read text, and the chain that each word stands for.
+"""Scripted agents of the chains task: they read text, and the chain that each word denotes.
 
 An agent's step is one decision: look up a relation or the age, compute, or answer ('done'). It is
 as short as the protocol allows. The present value (an entity or a number) is read from the last
@@ -21,8 +21,8 @@ from rapo_jax.tasks.chains import (
     RELATIONS,
     World,
 )
-from rapo_jax.tasks.made import is_number, pick, results, retrieved_decision
 from rapo_jax.tasks.schema import Agent
+from rapo_jax.tasks.synthetic import is_number, pick, results, retrieved_decision
 
 WEAK_AGE = 0.2
 """Probability that the weak demonstrator looks up the age of a number word, from step 3 on."""

@@ -21,8 +21,8 @@ from rapo_jax.tasks.chains import (
     questions,
 )
 from rapo_jax.tasks.chains_agents import read_situation, step_text
-from rapo_jax.tasks.made import is_number, pick
 from rapo_jax.tasks.schema import SPLITS
+from rapo_jax.tasks.synthetic import is_number, pick
 
 
 def corpus(world: World) -> list[str]:

@@ -71,7 +71,7 @@ def _read_documents(path: str, malformed: str) -> tuple[list[str], list[Mapping[
         raise ValueError(f"task.dataset.documents: {error}") from None
     if report.malformed and malformed == "fail":
         raise ValueError(
-            f"task.dataset.documents={path!r}: {report.summary()}; mend the lines, or set "
+            f"task.dataset.documents={path!r}: {report.summary()}; fix the lines, or set "
             "task.dataset.malformed='skip'"
         )
     return [passage.contents for passage in passages], [file_info(report)]

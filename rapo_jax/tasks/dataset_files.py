@@ -21,8 +21,7 @@ from rapo_jax.io.tables import read_table
 from rapo_jax.tasks.published import SETS, Row, read_split
 from rapo_jax.tasks.schema import Question
 
-_FIRST = re.compile(r"^(.*)\[:(\d+)\]$")
-_PUBLISHED = re.compile(r"^(\w+):(\w+)$")
+_FIRST = re.compile(r"\[:(\d+)\]$")
 _MAX_PLAIN = 1e16
 """From here on a float is written with an exponent."""
 
@@ -31,6 +30,14 @@ class SetRead(NamedTuple):
     """Questions, and a report of each file: counts, malformed lines, a summary for people."""
 
     questions: list[Question]
+    files: list[Mapping[str, object]]
+
+
+class PartRead(NamedTuple):
+    """The same of one file or published set, with the metric of each question ('' for a file)."""
+
+    questions: list[Question]
+    metrics: list[str]
     files: list[Mapping[str, object]]
 
 
@@ -57,15 +64,10 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
         )
     result = SetRead([], [])
     for part in parts:
-        first = _FIRST.match(part)
-        name, limit = (first[1], int(first[2])) if first else (part, 0)
-        questions, files = _read_part(name, key=key, manual_dir=manual_dir, malformed=malformed)
-        if first and not 1 <= limit <= len(questions):
-            raise ValueError(
-                f"{key}={part!r}: {name} has {len(questions)} questions; take from 1 to all of them"
-            )
-        result.questions.extend(questions[:limit] if first else questions)
-        result.files.extend(files)
+        name, first = split_first(part)
+        read = read_part(name, first, key=key, manual_dir=manual_dir, malformed=malformed)
+        result.questions.extend(read.questions)
+        result.files.extend(read.files)
     ids = Counter(question.id for question in result.questions)
     if ids and len(ids) < len(result.questions):
         raise ValueError(
@@ -75,31 +77,52 @@ def read_set(wanted: str, *, key: str, manual_dir: str, malformed: str) -> SetRe
     return result
 
 
-def _read_part(name: str, *, key: str, manual_dir: str, malformed: str) -> SetRead:
+def split_first(wanted: str) -> tuple[str, int | None]:
+    """(NAME, N) of 'NAME[:N]'; N is None where all questions are wanted."""
+    first = _FIRST.search(wanted)
+    return (wanted[: first.start()], int(first[1])) if first else (wanted, None)
+
+
+def read_part(
+    name: str, first: int | None, *, key: str, manual_dir: str, malformed: str
+) -> PartRead:
+    """The questions, or the first ones, of a file or of a published set's split (SET:SPLIT).
+
+    Errors are those of `read_set`.
+    """
+    part = _read_all(name, key=key, manual_dir=manual_dir, malformed=malformed)
+    count = len(part.questions)
+    if first is not None and not 1 <= first <= count:
+        raise ValueError(
+            f"{key}='{name}[:{first}]': {name} has {count} questions; take from 1 to all of them"
+        )
+    return part._replace(questions=part.questions[:first], metrics=part.metrics[:first])
+
+
+def _read_all(name: str, *, key: str, manual_dir: str, malformed: str) -> PartRead:
     if Path(name).is_file():
         report = LineReport(name)
         try:
             questions = list(read_user_file(name, malformed=malformed, report=report))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
-        return SetRead(questions, [file_info(report)])
-    published = _PUBLISHED.match(name)
-    if published and published[1] in SETS:
-        name, split = published[1], published[2]
+        return PartRead(questions, [""] * len(questions), [file_info(report)])
+    set_name, _, split = name.partition(":")
+    if split and set_name in SETS:
         rows, reports, note = read_split(
-            name, SETS[name], split, manual_dir, key=key, malformed=malformed
+            set_name, SETS[set_name], split, manual_dir, key=key, malformed=malformed
         )
         files = [file_info(report, note=f"; {note}" if note else "") for report in reports]
-        return SetRead([as_question(row) for row in rows], files)
-    near = difflib.get_close_matches(name.partition(":")[0], SETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near and ":" in name else ""
+        return PartRead([_as_question(row) for row in rows], [row.metric for row in rows], files)
+    near = difflib.get_close_matches(set_name, SETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near and split else ""
     raise ValueError(
         f"{key}={name!r}: there is no such file, and no such published set; {hint}the sets are "
         f"{', '.join(SETS)}, each with its split, as in 'gsm8k:train'"
     )
 
 
-def as_question(row: Row) -> Question:
+def _as_question(row: Row) -> Question:
     """A published row; its kind is the set and the difficulty, if it has one."""
     return Question(
         id=row.id,

@@ -1,7 +1,7 @@
 """The pairs task: questions that compose two words. Its world, questions and documents.
 
 A question is two opaque words and an entity, such as 'who is the zemlo of the vap of Dorim ?'.
-Each word stands for a *procedure* of two decisions: relations to look up, or a number to look up
+Each word denotes a *procedure* of two decisions: relations to look up, or a number to look up
 and an operation on it; the inner word comes first. Words are `known`, `mastered` or `blind` by who
 is right on them (docs/pairs.md). Pairs of words are held out, and start entities too.
 """
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.tasks.chains import OPERATIONS, apply_operation
-from rapo_jax.tasks.made import invent
 from rapo_jax.tasks.pairs_words import (
     ATTRIBUTES,
     COMMUTING,
@@ -27,6 +26,7 @@ from rapo_jax.tasks.pairs_words import (
     wrong_habit,
 )
 from rapo_jax.tasks.schema import SPLITS, Question
+from rapo_jax.tasks.synthetic import invent
 
 CHECK = "check"
 """Looks an entity up and returns it: a wasted call."""
@@ -34,7 +34,7 @@ DONE = "done"
 NUMBERS = range(10, 50)
 NEEDED_CALLS = 2 * PROCEDURE
 MOST_CALLS = NEEDED_CALLS + 2
-"""With the calls that the teacher wastes."""
+"""NEEDED_CALLS and the calls that the teacher wastes."""
 KINDS = ("known", "blind", "mixed", "mastered")
 TRAINED_KINDS = KINDS[:3]
 SYSTEM_PROMPT = "use tools ; retrieve may help"
@@ -72,7 +72,7 @@ class World:
         return tuple(dict.fromkeys(entity for entity, _ in self.facts))
 
     def answer(self, pair: Pair, start: str, *, mistaken: Sequence[str] = ()) -> str:
-        """Where the procedures lead from `start`; those of `mistaken` words are their habits."""
+        """Result of the procedures from `start`; `mistaken` words follow their habits instead."""
         value = start
         for word in (pair.inner, pair.outer):
             for decision in (self.habits if word in mistaken else self.procedures)[word]:
@@ -101,14 +101,14 @@ def make_world(
     eval_questions: int,
     expert_questions: int,
 ) -> World:
-    """Invents a world; the same arguments always give the same one.
+    """Generates a world; the same arguments always give the same one.
 
     `number` of the known words and of the mastered ones each end in a number; the last three
     arguments are the questions of a kind. Raises ValueError for numbers that do not fit.
     """
     if min(n_train, n_eval, n_expert) < 1 or n_train + n_eval + n_expert > n_entities:
         raise ValueError(
-            f"task.n_entities={n_entities}: needs at least n_train + n_eval + n_expert = "
+            f"task.pairs.n_entities={n_entities}: needs at least n_train + n_eval + n_expert = "
             f"{n_train} + {n_eval} + {n_expert}, each at least 1"
         )
     _check_words(known=known, mastered=mastered, blind=blind, number=number)
@@ -150,13 +150,13 @@ def _check_words(*, known: int, mastered: int, blind: int, number: int) -> None:
     for key, count in least.items():
         if count < 2:
             raise ValueError(
-                f"task.{key}={count} words that end in an entity: needs at least 2, so that every "
-                "word is in training pairs and in held-out ones"
+                f"task.pairs.{key}: {count} words end in an entity; needs at least 2, so that "
+                "every word is in training pairs and in held-out ones"
             )
     if looked_up > hops + 1 or 2 * number > len(ATTRIBUTES) * len(OPERATIONS):
         raise ValueError(
-            f"task.known={known}, task.mastered={mastered}, task.blind={blind}, task.number="
-            f"{number}: there are only {hops + 1} procedures of two look-ups and "
+            f"task.pairs.known={known}, task.pairs.mastered={mastered}, task.pairs.blind={blind}, "
+            f"task.pairs.number={number}: there are only {hops + 1} procedures of two look-ups and "
             f"{len(ATTRIBUTES) * len(OPERATIONS)} with a number"
         )
 
@@ -186,7 +186,7 @@ def _facts(rng: np.random.Generator, entities: Sequence[str]) -> dict[tuple[str,
 def _split_pairs(
     groups: Mapping[str, str], procedures: Mapping[str, Procedure]
 ) -> tuple[dict[str, tuple[Pair, ...]], dict[str, tuple[Pair, ...]]]:
-    """Pairs of training and held-out ones, by kind.
+    """Splits pairs into training and held-out ones, by kind.
 
     Of the kinds of training every third pair is held out, by turns, so that each word is in pairs
     of both; those of mastered words with known ones are all held out.
@@ -230,8 +230,8 @@ def questions(world: World, split: str) -> list[Question]:
         some = list(itertools.islice(_questions(world, split, kind, pairs), wanted))
         if len(some) < wanted:
             raise ValueError(
-                f"task.{split}_questions={wanted}: there are only {len(some)} of kind {kind!r}; "
-                f"lower it or raise task.n_{split}={len(world.starts[split])}"
+                f"task.pairs.{split}_questions={wanted}: there are only {len(some)} of kind "
+                f"{kind!r}; lower it or raise task.pairs.n_{split}={len(world.starts[split])}"
             )
         chosen += some
     return chosen

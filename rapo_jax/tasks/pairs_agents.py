@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.tasks.chains import OPERATIONS
-from rapo_jax.tasks.made import is_number, pick, results, retrieved_decision
 from rapo_jax.tasks.pairs import (
     CHECK,
     DONE,
@@ -23,6 +22,7 @@ from rapo_jax.tasks.pairs import (
 )
 from rapo_jax.tasks.pairs_words import ATTRIBUTES, COMMUTING, PROCEDURE, RELATIONS, alternatives
 from rapo_jax.tasks.schema import Agent
+from rapo_jax.tasks.synthetic import is_number, pick, results, retrieved_decision
 
 WASTE = 0.25
 """Probability that the teacher looks an entity up once more."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from rapo_jax.tasks.chains import OPERATIONS
-from rapo_jax.tasks.made import is_number, pick
 from rapo_jax.tasks.pairs import (
     CHECK,
     DONE,
@@ -23,6 +22,7 @@ from rapo_jax.tasks.pairs import (
 from rapo_jax.tasks.pairs_agents import read_situation, step_text
 from rapo_jax.tasks.pairs_words import ATTRIBUTES, RELATIONS
 from rapo_jax.tasks.schema import SPLITS
+from rapo_jax.tasks.synthetic import is_number, pick
 
 
 def corpus(world: World) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the words of the pairs task stand for: procedures of two decisions, and wrong habits."""
+"""What the words of the pairs task denote: procedures of two decisions, and wrong habits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The outcome reward of a whole response text (paper, section 5.1; docs/method.md).
 
-Works on any text: malformed responses score -1, nothing raises. `<retrieve>` spans are cut out
-first, so that only the policy's steps count. A tag that a thought only names is text. Calls of
+Malformed responses score -1; no response text makes it raise. `metric` must be a key of METRICS
+(else KeyError); 'math' raises RuntimeError if no worker process starts. `<retrieve>` spans are cut
+out first, so that only the policy's steps count. A tag that a thought only names is text. Calls of
 `user_tools` must be well formed too, and earn no bonus. `answers` is the rule of a protocol: with
 another one than ours, any response with an answer is well formed, and one without has the reward 0.
 """

@@ -1,4 +1,4 @@
-"""The types of a task: its questions, and the functions that make and play it."""
+"""Types of a task: questions, and functions that generate it and act in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Question:
 
 
 def unscripted(*_: object, **__: object) -> NoReturn:
-    """Used where a task has no scripted agent; settings that need one are refused before."""
+    """Raises ValueError: placeholder for the scripted functions of a task that has none."""
     raise ValueError(
         "task.name: this task has no scripted agent, so there is no cold start from "
         "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "

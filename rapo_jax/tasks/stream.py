@@ -153,7 +153,7 @@ class QuestionStream:
         return self.get_state()["next_index"] * self._batch / self._rows
 
     def get_state(self) -> dict[str, int]:
-        """The position, the same on every process: global batches so far, and of which stream."""
+        """The position, equal on every process: global batches so far, and the stream."""
         taken = int(self._batches.get_state()["next_index"])
         return {"next_index": taken, "seed": self._seed, "batch": self._batch, "rows": self._rows}
 

@@ -101,7 +101,7 @@ def rendered(
     except (TemplateError, TypeError, RuntimeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ValueError(
-            f"{key}: its chat template fails for messages of {roles} ({error}); mend the template, "
+            f"{key}: its chat template fails for messages of {roles} ({error}); fix the template, "
             "or set prompt.template_arguments"
         ) from None
     assert isinstance(text, str)
@@ -157,7 +157,7 @@ def check_arguments(arguments: Mapping[str, object], template: str) -> None:
 
 @contextmanager
 def limited_lines(most: int) -> Iterator[Sequence[int]]:
-    """Lets templates run at most so many lines; a RuntimeError ends what runs on.
+    """Limits templates to `most` lines of code; raises RuntimeError inside one that runs longer.
 
     Yields a list whose only number is that of the lines run so far.
     """

@@ -1,6 +1,6 @@
-"""The turns of tool calls in a checkpoint's chat template: how calls and observations are written.
+"""Reads from a checkpoint's chat template how tool calls and observations are written.
 
-The template is rendered once for a made chat of one call and two observations; what it writes
+The template is rendered once for a synthetic chat of one call and two observations; what it writes
 around them is the protocol's, so that all the forms of Hermes, Qwen and Llama are one protocol.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from rapo_jax.text.tokens import Tokens
 
 Condense = Callable[[list[str]], list[str]]
-"""Prompts of `condensing_prompt` -> what the model writes of each."""
+"""Prompts of `condensing_prompt` -> the model's output for each."""
 
 NOTHING_HELPFUL = "No helpful information found."
 _MARKER = re.compile(r"\*{0,2}final information\*{0,2}:?", re.IGNORECASE)
@@ -31,9 +31,9 @@ _PROMPT = (
 def condensing_prompt(
     tokens: Tokens, history: str, query: str, documents: str, *, room: int
 ) -> tuple[str, bool]:
-    """A question for the model of at most `room` tokens, and whether the documents were cut.
+    """A question for the model of at most `room` tokens, and whether the documents were truncated.
 
-    The reasoning has up to half of the room and keeps its end; the documents keep their beginning.
+    The reasoning has up to half of these tokens and keeps its end; documents keep their beginning.
     """
 
     def filled(reasoning: str, query: str, documents: str) -> str:

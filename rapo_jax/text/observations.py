@@ -1,4 +1,4 @@
-"""The tokens that the environment writes: observations and retrieved traces, cut to their room."""
+"""Tokens that the environment writes: observations and traces, truncated to their token limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CACHED_TEXTS = 65_536
 
 
 class EnvironmentTexts:
-    """The tokens of replies and of retrieved traces, each cut to its room.
+    """The tokens of replies and of retrieved traces, each truncated to its token limit.
 
     Raises:
         ValueError: an observation's tags alone do not fit.
@@ -52,9 +52,9 @@ def whole_observation_ids(tokens: Tokens, *observations: str) -> list[int]:
 
 
 def observation_ids(tokens: Tokens, *observations: str, room: int) -> list[int]:
-    """Tokens of the observations of a step with their tags, cut so that all of it fits.
+    """Tokens of the observations of a step with their tags, truncated to `room` tokens.
 
-    Of several, each is cut to an equal share.
+    Of several, each is truncated to an equal share.
     """
     ids = whole_observation_ids(tokens, *observations)
     if len(ids) <= room:
@@ -73,7 +73,7 @@ def observation_ids(tokens: Tokens, *observations: str, room: int) -> list[int]:
 
 
 def corrective_ids(tokens: Tokens, *, room: int) -> list[int]:
-    """Tokens of the reply to a step without an action, cut to its room."""
+    """Tokens of the reply to a step without an action, truncated to `room` tokens."""
     protocol = tokens.protocol
     if protocol.turns:
         return observation_ids(tokens, protocol.corrective, room=room)
@@ -81,7 +81,7 @@ def corrective_ids(tokens: Tokens, *, room: int) -> list[int]:
 
 
 def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
-    """Tokens of `<retrieve>...</retrieve>`, the end of the trace cut so that all of it fits."""
+    """Tokens of `<retrieve>...</retrieve>`, the trace truncated to at most `room` tokens in all."""
     ids = tokens.encode_protocol(render_retrieved(trace))
     return ids if len(ids) <= room else _cut(ids, tokens.encode_protocol("</retrieve>"), room)
 

@@ -58,7 +58,6 @@ def stops(user_tools: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(f"</{kind}>" for kind in (*STEP_KINDS, *user_tools))
 
 
-TAGS = tags()
 STOPS = stops()
 
 

@@ -1,4 +1,4 @@
-"""How a system writes and reads calls, observations and answers: the rows of config.protocol.
+"""Protocols: how calls, observations and answers are written and parsed (config.protocol).
 
 `rapo` is ours (protocol.py). The others are those of published systems, to evaluate and train their
 checkpoints as they were made: their templates are part of a checkpoint and exact to the letter.
@@ -30,7 +30,7 @@ class Protocol:
     """Texts that end a step; none of a protocol with `turns`: those of the chat template."""
     parse: Callable[[str], Step | list[Step]]
     """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
-    nothing, INVALID gets `corrective`. A list: calls of a turn, all of which are made; an empty
+    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made; an empty
     one ends the row."""
     tags: tuple[str, ...]
     """Names of tags that foreign text must not write: a space is put behind their `<`."""

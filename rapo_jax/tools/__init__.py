@@ -27,7 +27,7 @@ def make_tools(
 
     Args:
         documents, encode: of the local search, see `local_search`.
-        fits: whether an observation of an index or a service has room, see `render_passages`.
+        fits: whether an observation of an index or a service fits, see `render_passages`.
         line: how a hit of an index or a service is written; None: on a numbered line.
         user_tools: one named search or python replaces the built-in tool, which is not made.
 

@@ -1,4 +1,4 @@
-"""The calls that run for the rows of a rollout: all those of a step are one row's."""
+"""Runs the tool calls of a rollout's rows in threads; a row has one step of calls at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunningCalls:
         self._made: dict[int, list[list[Step]]] = defaultdict(list)  # by step
 
     def fork(self, row: int, parent: int, *, steps: int) -> None:
-        """The row has made the calls of the parent's first `steps` steps."""
+        """Copies the calls of the parent's first `steps` steps to the row."""
         self._made[row] = [list(made) for made in self._made[parent][:steps]]
 
     def start(self, steps: Sequence[tuple[int, str]]) -> None:

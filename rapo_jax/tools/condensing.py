@@ -1,4 +1,4 @@
-"""What the model makes of the documents of searches, in place of their observations."""
+"""Condenses search results: the model's summary of the documents replaces the observation."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class McpServer:
             self.close()
             raise ValueError(
                 f"{KEYS}={mask(self._address)!r}: the server does not answer ({_reason(error)}); "
-                "mend the command or the address"
+                "fix the command or the address"
             ) from None
 
     def function(self, tool: mcp.types.Tool) -> Callable[[str], str]:

@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 
 class Observation(NamedTuple):
-    """The result of a call; `outcome` is ok, error, timeout, flooded, crashed or empty."""
+    """The result of a call.
+
+    `outcome` is ok, error, timeout, flooded (output longer than `tools.output_chars`), crashed
+    (process died) or empty (empty call, or nothing found).
+    """
 
     text: str
     outcome: str

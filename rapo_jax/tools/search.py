@@ -17,7 +17,7 @@ CACHED_QUERIES = 65_536
 def local_search(documents: Sequence[str], encode: Encode, *, passages: int) -> Tool:
     """A tool that answers each query with its nearest `passages` documents, joined by ' ; '."""
     if passages < 1:
-        raise ValueError(f"tools.search.passages={passages}: a search returns at least 1 passage")
+        raise ValueError(f"tools.passages={passages}: must be at least 1")
     if not documents:
         raise ValueError("documents=[]: a search needs at least one document")
     index = ExactIndex(documents, encode)

@@ -92,7 +92,7 @@ class HttpSearch:
         except HttpFailure as failure:
             raise ValueError(
                 f"tools.search.url={mask(self._url)!r}: no {self._kind} service answers "
-                f"({failure}); start it, or mend the address"
+                f"({failure}); start it, or fix the address"
             ) from None
 
     def close(self) -> None:

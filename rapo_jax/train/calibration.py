@@ -64,12 +64,13 @@ def diagnostics(
 
 
 def guards(s: Settings) -> list[str]:
-    """Warnings, one a line, about values that can bias, silence or flip the gradient."""
+    """Warnings, one a line, about values that bias the gradient, zero it or flip its sign."""
     lines = []
     if s.rollout.temperature != 1:
         lines.append(
             f"rollout.temperature={s.rollout.temperature}: log-probabilities and entropies are "
-            "those of temperature 1, so that ratios are not to the policy that sampled"
+            "those of temperature 1, the importance ratios are therefore not "
+            "relative to the sampling distribution"
         )
     if s.rl.retrieved_traces == "removed" and s.retrieval.unit == "trajectory":
         lines.append(
@@ -87,6 +88,7 @@ def guards(s: Settings) -> list[str]:
         if share < 1:
             lines.append(
                 f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
-                "starts beyond 1 + rl.clip_high, which silences its positive tokens"
+                "starts beyond 1 + rl.clip_high, so its tokens of positive advantage get zero "
+                "gradient"
             )
     return lines

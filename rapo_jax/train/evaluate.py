@@ -32,7 +32,8 @@ class Evaluation(TypedDict):
 
     accuracy: float
     hidden: NotRequired[float]
-    """Accuracy over the kinds named hidden..., which the cold start was shown done badly."""
+    """Accuracy on the kinds named hidden..., which the cold start demonstrates with mostly wrong
+    decisions."""
     accuracy_by_kind: dict[str, float]
     accuracy_by_set: NotRequired[dict[str, float]]
     """Where the questions are from several sets or files (`Question.source`)."""

@@ -121,7 +121,7 @@ def completed(
     """The groups of a step's first batch as `config.method` completes them.
 
     With `rl.resample`, groups of equal rewards are replaced by groups of the next questions, from
-    at most so many further batches `sample(1)`, `sample(2)`, ... With `replay`, past groups
+    at most `rl.resample` further batches `sample(1)`, `sample(2)`, ... With `replay`, past groups
     complete the batch.
     """
     if s.rl.resample:
@@ -182,10 +182,10 @@ def put_agent_tapes(
 
 
 def resampled(groups: Groups, sample: Callable[[int], Groups], s: Settings) -> Groups:
-    """The groups, those of equal rewards replaced by others, while there are any.
+    """Replaces groups of equal rewards by groups of further batches (DAPO's dynamic sampling).
 
-    The others are those with a spread in `sample(1)`, `sample(2)`, ..., at most `rl.resample` of
-    them (DAPO's dynamic sampling). Groups for which none was found stay.
+    The new groups are those with a spread in `sample(1)`, `sample(2)`, ..., at most `rl.resample`
+    batches. Groups for which none was found stay.
     """
     for number in range(1, s.rl.resample + 1):
         equal_Q = equal_groups(groups, s.rollout.group_size)

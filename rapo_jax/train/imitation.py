@@ -55,7 +55,7 @@ def train_imitation(run: Run, *, stage: str = "rl") -> PolicyTraining:
 def train_on_examples(
     updater: Updater, s: Settings, state: TrainState, examples: Examples, step: int
 ) -> tuple[TrainState, Callable[[], dict[str, float]]]:
-    """As many updates of as many rows as a step of RL takes, on examples drawn at random.
+    """Takes `rl.epochs * rl.mini_batches` imitation updates on random examples, as large as in RL.
 
     Returns the new state, which may still be computed, and a function that waits for it and returns
     the step's metrics.

@@ -1,4 +1,4 @@
-"""What the training loops share: steps left, checkpoints, resume, signals, held-out evaluation."""
+"""Shared by the training loops: steps, checkpoints, resume, signals, held-out evaluation."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def count_skips(skips: int, skipped: float, *, step: int) -> int:
         raise ValueError(
             f"loss/skipped={skipped:g}: {MOST_SKIPS} steps in a row, up to step {step}, had an "
             "update that is not finite. The weights are those of the last finite one; of RL, "
-            "skipped.jsonl has the rows. Mend the reward, or lower the learning rate"
+            "skipped.jsonl has the rows. Fix the reward function, or lower the learning rate"
         )
     return skips
 
@@ -244,8 +244,8 @@ class PolicyTraining:
         if metadata["buffer"] != self._buffer:
             raise ValueError(
                 f"buffer.folder={str(self.run.buffer)!r}: this run began with another buffer "
-                f"({metadata['buffer'][:12]}…, now {self._buffer[:12]}…); give that one back or "
-                "start anew"
+                f"({metadata['buffer'][:12]}…, now {self._buffer[:12]}…); use that buffer again, "
+                "or start a new --workdir"
             )
         if self._stream:
             self._stream.set_state(metadata["stream"])

@@ -110,7 +110,7 @@ def rollout_metrics(
 
 
 def branching_metrics(trajectory: Trajectory) -> dict[str, float]:
-    """What shared prefixes saved, means over rows; and how the rows of trees began.
+    """Metrics of branching: tokens and calls saved by shared prefixes; forks and restarts.
 
     `rollout/policy_tokens` counts a shared prefix in every row that has it, so that less
     `rollout/saved_tokens` it is what was sampled; `rollout/tool_calls` counts calls that were made.
@@ -158,7 +158,7 @@ def host_metrics(
 
 
 def schedule_metrics(counts: Mapping[str, int], *, rows: int) -> dict[str, float]:
-    """How the slots of a step's rollouts were used, from the `Sampler.counts` of its batches.
+    """Metrics of slot usage of a step's rollouts, from the `Sampler.counts` of its batches.
 
     The step trains on `rows` rows; tokens of rollouts that were replaced count as sampled, too, and
     a prefix that rows share counts once. Metrics named time/... change from run to run with the

@@ -1,4 +1,4 @@
-"""The training methods as functions: what each one's advantage and loss are.
+"""Training methods as functions: advantage, loss and groups of each.
 
 `config.methods` has their meanings, needs and published settings; docs/methods.md their equations.
 """
@@ -36,14 +36,14 @@ class Method(NamedTuple):
 def calibrated(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
-    """Eq. 10; without retrieval GRPO's advantage."""
+    """RAPO's advantage (Eq. 10), [B]; GRPO's without retrieval."""
     return calibration.advantage_B
 
 
 def centred(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
-    """The reward less the group's mean: LUFFY's, without a standard deviation."""
+    """LUFFY's advantage, [B]: the reward minus the group's mean, not divided by its std."""
     reward_QG = jnp.reshape(reward_B, (-1, s.rollout.group_size))
     return np.asarray(centred_rewards(reward_QG)).reshape(-1)
 
@@ -51,7 +51,7 @@ def centred(
 def of_steps(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
-    """GiGPO's: the reward comes at the end, and a state is the last observation."""
+    """GiGPO's advantage of each token, [B, T]; a state is the last observation."""
     G, num_steps = s.rollout.group_size, s.rollout.most_steps
     anchor_BS, left_BS = anchors(trajectory, group_size=G, num_steps=num_steps)
     return_BS = np.float32(s.rl.step_discount) ** left_BS * np.asarray(reward_B)[:, None]
@@ -70,7 +70,7 @@ def of_steps(
 def of_trees(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
-    """Tree-GRPO's: over the question's rollouts, plus over those of each tree."""
+    """Tree-GRPO's advantage, [B]: over the question's rollouts, plus over those of each tree."""
     reward_QG = jnp.reshape(reward_B, (-1, s.rollout.group_size))
     tree_QG = jnp.broadcast_to(
         jnp.arange(reward_QG.shape[1]) // s.rollout.tree_rows, reward_QG.shape
@@ -82,7 +82,7 @@ def of_trees(
 def of_entropy(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
-    """AEPO's: tokens at which the policy is uncertain weigh more."""
+    """AEPO's advantage of each token, [B, T]: uncertain tokens weigh more."""
     advantage_BT = entropy_advantage(
         jnp.asarray(calibration.advantage_B),
         jnp.asarray(trajectory.entropy_BT),

@@ -1,4 +1,4 @@
-"""Micro-batches of an update: rows of similar length, in few shapes, for each is a program."""
+"""Micro-batches of an update: rows of similar length, in few shapes to limit compilations."""
 
 from __future__ import annotations
 

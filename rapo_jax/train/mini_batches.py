@@ -1,4 +1,4 @@
-"""The updates on one rollout batch: epochs, mini-batches of whole groups, and their metrics."""
+"""Updates on one rollout batch: epochs, mini-batches of whole groups, and their metrics."""
 
 from __future__ import annotations
 

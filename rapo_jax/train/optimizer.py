@@ -29,7 +29,10 @@ def make_optimizer(o: OptimizerSettings, schedule: optax.Schedule) -> optax.Grad
 
 
 def updates_made(opt_state: optax.OptState) -> jax.Array:
-    """Where the schedule is: updates of the optimizer, without those that were skipped."""
+    """Number of applied optimizer updates: the position in the learning-rate schedule.
+
+    Skipped updates do not count.
+    """
 
     def of_schedule(path: tuple[object, ...], _: object) -> bool:
         return "ScaleBySchedule" in str(path[-1])

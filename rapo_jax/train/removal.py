@@ -29,7 +29,7 @@ def better_with_traces(batch: Batch) -> np.ndarray:
 def without_traces(
     rescore: Rescorer, params: Params, batch: Batch, length_B: np.ndarray, rows: np.ndarray
 ) -> tuple[Batch, np.ndarray]:
-    """The batch and its length_B, the rows `rows` without their retrieved tokens.
+    """Removes the retrieved tokens of `rows`; returns the batch and its length_B.
 
     What a trace led to is learned as the policy's own decision, from the context that it has
     without retrieval. log pi_old of these rows is that of the present policy in the new context, so

@@ -40,8 +40,10 @@ class Replay:
         return len(self._groups)
 
     def add(self, group: PastGroup) -> None:
-        """Stores the group in place of an older one of its question, unless its rewards are equal:
-        such a group teaches nothing. The oldest group makes room."""
+        """Stores the group; it replaces an older one of its question, and the oldest is dropped.
+
+        A group of equal rewards is not stored: its advantages are 0.
+        """
         if np.ptp(group.scores.reward_B) == 0:
             return
         self._groups.pop(group.question.id, None)
@@ -84,8 +86,8 @@ class Replay:
                 questions, *columns = (file[f"arr_{i}"] for i in range(len(file.files)))
         except Exception as error:  # of zipfile, zlib or numpy
             raise ValueError(
-                f"{path}: the past groups cannot be read ({error}); restore the file from a copy, "
-                "or start anew with another --workdir"
+                f"{path}: the past groups cannot be read ({error}); restore the file from a "
+                "backup, or start a new --workdir"
             ) from error
         self._groups = {}
         for packed, *row in zip(questions, *columns, strict=True):

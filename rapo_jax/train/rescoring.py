@@ -1,4 +1,4 @@
-"""Log-probabilities of rows under the present policy: log pi_old of tapes that it did not write.
+"""Scores rows under the current policy: log pi_old of tapes that it did not sample.
 
 These are RolloutReplay's past rows, and rows whose retrieved traces are removed.
 """

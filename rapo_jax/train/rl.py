@@ -49,20 +49,20 @@ from rapo_jax.types import Array, Batch, Params, TrainState
 
 
 class RlParts(NamedTuple):
-    """What all steps of RL use; only the position of the stream changes."""
+    """Objects that all steps of RL use; only the position of the stream changes."""
 
     method: Method
     stream: QuestionStream
     agent_tapes: AgentTapes | None
-    """Where the method puts the buffer's trajectories into its groups."""
+    """None unless the method puts the buffer's trajectories into its groups."""
     replay: Replay | None
-    """Where past groups complete a batch."""
+    """None unless past groups complete a batch."""
     calibrate: Calibrator
     updater: Updater
     rescore: Rescorer
     schedule: optax.Schedule
     reference: Params | None
-    """Weights of the KL penalty, those of the cold start; None without a penalty."""
+    """Reference weights of the KL penalty: those that RL starts from; None if `rl.kl` = 0."""
 
 
 def probability_at(settings: Settings, step: int) -> float:

@@ -47,7 +47,7 @@ class Examples(NamedTuple):
     step_BT: np.ndarray
     length_B: np.ndarray
     number_B: np.ndarray
-    """Which of the given trajectories each is."""
+    """Index of each example's trajectory among those given."""
 
 
 def encode_examples(

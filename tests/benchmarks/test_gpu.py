@@ -63,7 +63,7 @@ def test_a_table_of_a_tiny_model_has_every_measurement_and_no_share_of_unknown_p
     assert tuple(lines[0]) == HEAD and {len(line) for line in lines} == {len(HEAD)}
     measured = [(row.measured, row.rows) for row in rows]
     assert measured == [
-        ("copy to sample with", 0),
+        ("sampling weights", 0),
         *(("read prompts", 2), ("decode", 2)),
         ("rollout", 4),
         ("update", 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rapo_jax.buffer.agents import response_text, run_agent, run_agents
+from rapo_jax.buffer.agents import run_agent, run_agents
 from rapo_jax.tasks import Question
 from rapo_jax.tools.observation import Observation
 from rapo_jax.types import Source
@@ -48,7 +48,7 @@ def test_a_policy_step_and_its_observation_share_a_step_number():
         (Source.POLICY, 2),
     ]
     call = SEARCH.format("q") + "<result> saw q</result>"
-    assert response_text(segments) == call + call + ANSWER.format("q")
+    assert "".join(s.text for s in segments) == call + call + ANSWER.format("q")
 
 
 def test_a_retrieved_trace_is_a_separate_step_and_never_the_first():

@@ -95,6 +95,9 @@ def test_a_trajectory_that_does_not_fit_leaves_the_finished_ones_whole(tmp_path)
     files.begin({})
     rows = [AgentTrajectory("q", "who?", ["x"], UNSCORED, "me", k) for k in range(2)]
     files.append(rows[:1])
-    with room_for(files.path.stat().st_size + 9), pytest.raises(ValueError, match="make room"):
+    with (
+        room_for(files.path.stat().st_size + 9),
+        pytest.raises(ValueError, match="free disk space"),
+    ):
         files.append(rows[1:])
     assert TrajectoryFile(tmp_path, "a").begin({}) == rows[:1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rapo_jax.buffer.messages import SHORT_ANSWER_CHARS, tagged_text
 from rapo_jax.tasks import failure_kind, outcome_reward
-from rapo_jax.text.protocol import TAGS, split_steps
+from rapo_jax.text.protocol import split_steps, tags
 
 USER = {"role": "user", "content": "Who founded the city where Ada was born, and when, doubled?"}
 
@@ -167,7 +167,9 @@ def test_what_cannot_be_understood_is_refused_with_the_reason(messages, problem)
 
 
 json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(TAGS)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(tags())
+    ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(

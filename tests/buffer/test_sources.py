@@ -173,7 +173,7 @@ def test_a_malformed_record_is_reported_with_its_line(tmp_path, record, problem)
     assert len(found.trajectories) == 2
     ((number, problem_read),) = found.reports[0].malformed_lines
     assert number == 3 and problem_read.startswith(problem)
-    with pytest.raises(ValueError, match=r"a, line 3: .*; mend the line, or set buffer.malformed"):
+    with pytest.raises(ValueError, match=r"a, line 3: .*; fix the line, or set buffer.malformed"):
         read(path)
 
 

@@ -87,7 +87,7 @@ def test_a_blank_step_is_left_out_and_the_others_keep_their_number():
 
 
 def test_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match="buffer.unit='token'"):
+    with pytest.raises(ValueError, match="retrieval.unit='token'"):
         split(trajectory(1.0), STEP._replace(unit="token"))
 
 

@@ -1,4 +1,4 @@
-"""Values that cannot work are refused by their key, with what to write instead."""
+"""Invalid values are rejected by their key, with what to write instead."""
 
 from __future__ import annotations
 

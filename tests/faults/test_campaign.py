@@ -1,4 +1,4 @@
-"""The campaign of benchmarks/faults.py: what it compares, and its fuzz targets for a moment."""
+"""The faults of benchmarks/faults.py: what it compares, and its fuzz targets for a moment."""
 
 from __future__ import annotations
 

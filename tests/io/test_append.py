@@ -33,5 +33,5 @@ def test_lines_that_do_not_fit_leave_the_file_as_it_was(tmp_path, before):
 
 
 def test_a_device_without_room_is_an_error_with_a_remedy():
-    with pytest.raises(ValueError, match="No space left on device.; make room"):
+    with pytest.raises(ValueError, match="No space left on device.; free disk space"):
         append_lines(Path("/dev/full"), "1\n")

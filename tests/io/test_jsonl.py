@@ -73,7 +73,7 @@ def test_a_malformed_line_is_reported_with_its_number_and_skipped_or_fatal(tmp_p
         read(path, malformed="fail", max_line_bytes=150_000)
     text = str(caught.value)
     assert text.startswith(f"{path}, line 3: {problem}")
-    assert text.endswith("mend the line, or set data.malformed='skip'")
+    assert text.endswith("fix the line, or set data.malformed='skip'")
 
 
 def test_a_line_of_fifty_megabytes_is_skipped_without_being_held(tmp_path):

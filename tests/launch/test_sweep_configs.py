@@ -138,7 +138,7 @@ def test_a_user_task_is_refused_where_its_stages_need_a_scripted_agent(real_flag
 
 @pytest.fixture
 def real_flags(tmp_path):
-    """Flags of a sweep without the made task: a small model, files of questions and of traces."""
+    """Flags of a sweep without a synthetic task: a small model, files of questions and traces."""
     model = tmp_path / "model"
     save_model(make_model("qwen2_tied", vocab_size=320), model)
     words = ("Anna", "Bob", "Carla", "Dora")

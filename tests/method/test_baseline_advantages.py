@@ -13,7 +13,6 @@ from rapo_jax.method.advantages import (
     entropy_advantage,
     gigpo_advantage,
     group_advantage,
-    shared_prefix_advantage,
     tree_advantage,
 )
 from rapo_jax.method.rewards import overlong_penalty
@@ -30,21 +29,17 @@ def standardised(value, among):
     return (value - statistics.mean(among)) / (statistics.stdev(among) + FLOOR)
 
 
-@pytest.mark.parametrize("singleton", ["zero", "reward"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_leaf_is_compared_with_its_question_and_with_its_tree(singleton, dtype):
+def test_a_leaf_is_compared_with_its_question_and_with_its_tree(dtype):
     with jax.enable_x64(True):
         reward_QG = rewards(0)
         tree_QG = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1], [2, 0, 0, 0, 0, 1]])
-        found_QG = tree_advantage(
-            jnp.asarray(reward_QG, dtype), tree_QG, **GRPO, singleton=singleton
-        )
+        found_QG = tree_advantage(jnp.asarray(reward_QG, dtype), tree_QG, **GRPO)
         assert found_QG.dtype == dtype
     for q, group in enumerate(reward_QG):
         for g, reward in enumerate(group):
             tree = [r for r, t in zip(group, tree_QG[q], strict=True) if t == tree_QG[q, g]]
-            alone = reward if singleton == "reward" else 0
-            intra = standardised(reward, tree) if len(tree) > 1 else alone
+            intra = standardised(reward, tree) if len(tree) > 1 else 0
             expected = standardised(reward, group.tolist()) + intra
             assert float(found_QG[q, g]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
@@ -113,27 +108,6 @@ def test_without_a_step_term_or_a_repeated_state_gigpo_is_grpo_bit_for_bit():
         )
         for step_B in found_BS.T:
             np.testing.assert_array_equal(step_B, grpo_B)
-
-
-def test_a_token_has_the_mean_advantage_of_the_rollouts_that_share_it():
-    # Rollout 1 left rollout 0 after 3 tokens, rollout 2 left both after 1; 3 is alone.
-    shared_GG = np.array([[9, 3, 1, 0], [3, 9, 1, 0], [1, 1, 9, 0], [0, 0, 0, 9]])
-    advantage_QG = jnp.asarray([[1.0, -1.0, 0.5, -0.5]], jnp.float32)
-    found_BT = shared_prefix_advantage(advantage_QG, shared_GG[None], num_tokens=5)
-    third = (1 - 1 + 0.5) / 3
-    expected = [
-        [third, 0.0, 0.0, 1.0, 1.0],
-        [third, 0.0, 0.0, -1.0, -1.0],
-        [third, 0.5, 0.5, 0.5, 0.5],
-        [-0.5] * 5,
-    ]
-    np.testing.assert_allclose(found_BT, expected, atol=1e-7)
-
-
-def test_without_branches_every_token_has_its_rows_advantage_bit_for_bit():
-    advantage_QG = group_advantage(jnp.asarray(rewards(4), jnp.float32), **GRPO)
-    found_BT = shared_prefix_advantage(advantage_QG, np.zeros((3, 6, 6), int), num_tokens=4)
-    np.testing.assert_array_equal(found_BT, np.repeat(advantage_QG.reshape(-1, 1), 4, axis=1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -13,12 +13,12 @@ import pytest
 from rapo_jax.method import objective
 from rapo_jax.method.clipping import CLIPPINGS
 from rapo_jax.method.sums import AGGREGATIONS, add_metric_sums
-from tests.method.batches import policy_loss, random_batch
+from tests.method.batches import policy_loss, random_batch, whole_batch
 
 GRPO = {"m": 0.0, "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token_mean"}
 loss_of = jax.jit(objective.policy_loss, static_argnames=("aggregation", "clipping", "dual_clip"))
-luffy_loss = jax.jit(objective.luffy_loss, static_argnames="response_tokens")
-replay_loss = jax.jit(objective.replay_loss, static_argnames="aggregation")
+luffy_loss = whole_batch(objective.luffy_loss_sums)
+replay_loss = whole_batch(objective.replay_loss_sums)
 
 
 def gradient_of(loss, logp_BT, *others, **hyper):
@@ -131,28 +131,26 @@ def mixed_batch(seed):
     return logp_BT, old_BT, mask_BT & ~off_B[:, None], mask_BT & off_B[:, None], advantage_B
 
 
-@pytest.mark.parametrize("response_tokens", [None, 40])
-def test_luffys_loss_weighs_off_policy_tokens_by_pi_over_pi_plus_gamma(response_tokens):
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_luffys_loss_weighs_off_policy_tokens_by_pi_over_pi_plus_gamma(aggregation):
     with jax.enable_x64(True):
         logp_BT, old_BT, on_BT, off_BT, advantage_B = mixed_batch(0)
         loss, metrics = luffy_loss(
             *doubles(logp_BT, old_BT, on_BT, off_BT, advantage_B),
             gamma=0.1,
-            response_tokens=response_tokens,
+            aggregation=aggregation,
         )
-    total = tokens = 0.0
+    loss_BT = np.zeros(on_BT.shape)
     weights = []
-    for b in range(len(on_BT)):
-        for t in range(on_BT.shape[1]):
-            if on_BT[b, t]:
-                total -= math.exp(logp_BT[b, t] - old_BT[b, t]) * advantage_B[b]
-            elif off_BT[b, t]:
-                pi = math.exp(logp_BT[b, t])
-                weights.append(pi / (pi + 0.1))
-                total -= weights[-1] * advantage_B[b]
-            tokens += on_BT[b, t] or off_BT[b, t]
-    divisor = tokens if response_tokens is None else len(on_BT) * response_tokens
-    assert float(loss) == pytest.approx(total / divisor, rel=1e-12)
+    for b, t in np.ndindex(*on_BT.shape):
+        if on_BT[b, t]:
+            loss_BT[b, t] = -math.exp(logp_BT[b, t] - old_BT[b, t]) * advantage_B[b]
+        elif off_BT[b, t]:
+            pi = math.exp(logp_BT[b, t])
+            weights.append(pi / (pi + 0.1))
+            loss_BT[b, t] = -weights[-1] * advantage_B[b]
+    expected = mean_of(loss_BT, on_BT | off_BT, aggregation)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
     assert float(metrics["off_policy"]) == off_BT.sum()
     assert float(metrics["tokens"]) == on_BT.sum()
     assert float(metrics["off_weight"]) == pytest.approx(np.mean(weights), rel=1e-6)
@@ -164,7 +162,7 @@ def test_without_off_policy_tokens_luffy_is_unclipped_grpo_over_tokens_bit_for_b
     unclipped = GRPO | {"clip_low": 1.0, "clip_high": 1e9}
     grpo, _ = policy_loss(logp_BT, old_BT, mask_BT, advantage_B, share_B, **unclipped)
     loss, _ = luffy_loss(
-        logp_BT, old_BT, mask_BT, none_BT, advantage_B, gamma=0.1, response_tokens=None
+        logp_BT, old_BT, mask_BT, none_BT, advantage_B, gamma=0.1, aggregation="token_mean"
     )
     assert float(loss) == float(grpo)
 
@@ -173,10 +171,10 @@ def test_the_gradient_of_an_off_policy_token_is_gamma_pi_over_the_squared_sum():
     pi = np.array([[0.001, 0.1, 0.9]])
     off_BT = np.ones((1, 3), bool)
     gradient_BT = gradient_of(
-        partial(luffy_loss, gamma=0.1, response_tokens=10),
+        partial(luffy_loss, gamma=0.1, aggregation="token_mean"),
         *(np.log(pi), np.full((1, 3), np.nan), ~off_BT, off_BT, np.array([2.0])),
     )
-    np.testing.assert_allclose(gradient_BT, -2.0 * 0.1 * pi / (pi + 0.1) ** 2 / 10, rtol=1e-5)
+    np.testing.assert_allclose(gradient_BT, -2.0 * 0.1 * pi / (pi + 0.1) ** 2 / 3, rtol=1e-5)
 
 
 def test_luffys_gradient_is_zero_at_other_tokens_whatever_stands_there():
@@ -184,7 +182,7 @@ def test_luffys_gradient_is_zero_at_other_tokens_whatever_stands_there():
     other_BT = ~(on_BT | off_BT)
     poisoned_BT = np.where(other_BT, np.nan, logp_BT)
     gradient_BT = gradient_of(
-        partial(luffy_loss, gamma=0.1, response_tokens=None),
+        partial(luffy_loss, gamma=0.1, aggregation="token_mean"),
         *(poisoned_BT, old_BT, on_BT, off_BT, advantage_B),
     )
     assert (gradient_BT[other_BT] == 0).all() and np.isfinite(gradient_BT).all()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import KEYS
-from rapo_jax.model.attention import ATTENTIONS, KERNELS, choose, kernel_of
+from rapo_jax.model.attention import KERNELS, choose, kernel_of
 from rapo_jax.model.sharding import make_mesh, on_mesh
 from rapo_jax.model.whole_attention import kv_heads_split, on_shards, plain, splash
 from tests.models import SMALL_MODEL
@@ -56,7 +56,7 @@ def test_a_named_kernel_that_is_not_available_is_refused(changes, platform, erro
 
 
 def test_config_offers_all_kernels():
-    assert tuple(KEYS["model.attention"].choices) == ATTENTIONS
+    assert tuple(KEYS["model.attention"].choices) == ("auto", "plain", *KERNELS)
 
 
 def rows_of(*, positions, heads, kv_heads, width, dtype):

@@ -8,9 +8,9 @@ import pytest
 
 from configs import default, llama8b, qwen3b, qwen7b
 from rapo_jax.config.read import read_settings
-from rapo_jax.plan.arithmetic import Way, bytes_on, micro_rows, shape_on
+from rapo_jax.plan.arithmetic import Split, bytes_on, micro_rows, shape_on
 from rapo_jax.plan.chips import slices
-from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, ways_on, work_on
+from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, splits_on, work_on
 from rapo_jax.plan.models import planned_model
 
 
@@ -53,8 +53,8 @@ def test_published_shapes_have_the_published_number_of_parameters(config, billio
 
 def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
     s, model = qwen
-    way = Way(fsdp=1, tensor=1, slots=64, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
+    split = Split(fsdp=1, tensor=1, slots=64, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, plain=False)
     count = parameters_of(model)
     assert (found.parameters, found.optimizer, found.gradients) == (4 * count, 8 * count, 8 * count)
     scales = (2 * model.layers + 1) * model.width  # norms stay float32
@@ -63,8 +63,8 @@ def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
 
 def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloat16(adapted):
     s, model = adapted
-    way = Way(fsdp=1, tensor=1, slots=16, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), way, plain=False)
+    split = Split(fsdp=1, tensor=1, slots=16, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, plain=False)
     base = 2 * parameters_of(model) + 2 * (2 * model.layers + 1) * model.width
     assert found.parameters == base + 4 * ADAPTERS_7B
     assert (found.optimizer, found.gradients) == (8 * ADAPTERS_7B, 8 * ADAPTERS_7B)
@@ -76,7 +76,7 @@ def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloa
 def test_an_update_computes_no_gradient_of_a_frozen_matrix(adapted):
     s, model = adapted
     chips = slices("h200x8")[0]
-    work = work_on(s, model, shape_on(model, fsdp=8, tensor=1), Way(8, 1, 1, "full"), chips)
+    work = work_on(s, model, shape_on(model, fsdp=8, tensor=1), Split(8, 1, 1, "full"), chips)
     tokens = 512 * 5632 / 8
     matrix = parameters_of(model) - model.vocab * model.width
     attention = 4 * model.heads * model.head_width * model.layers * 5632 / 2
@@ -93,18 +93,18 @@ def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
 
 def test_a_cache_holds_keys_and_values_of_whole_blocks_of_every_slot_and_of_each_prompt(qwen):
     s, model = qwen
-    way = Way(fsdp=16, tensor=4, slots=8, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    split = Split(fsdp=16, tensor=4, slots=8, remat="full")
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
     positions = 46 * 128  # 5632 of a row and 256 of a chunk
     kv_heads_here = 4 / 4
     a_token = 2 * kv_heads_here * 128 * 2 * 28
     assert found.cache == 8 * positions * a_token
     assert found.prompts == 32 / 16 * 1536 * a_token
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=1))
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
     assert found.cache == 8 * 45 * 128 * a_token  # 5633
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=9999))
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), way, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
     assert found.cache == 8 * 56 * 128 * a_token  # no longer than a result and a trace, 512 + 1024
 
 
@@ -112,7 +112,7 @@ def rollout_bytes(qwen, *, slots, plain=False, **keys):
     s, model = qwen
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, **keys))
     shape = shape_on(model, fsdp=16, tensor=4)
-    return bytes_on(s, model, shape, Way(16, 4, slots, "full"), plain=plain).rollout
+    return bytes_on(s, model, shape, Split(16, 4, slots, "full"), plain=plain).rollout
 
 
 def test_tapes_are_held_of_all_rows_whatever_the_slots(qwen):
@@ -138,14 +138,14 @@ def test_prompts_write_their_scores_where_no_kernel_keeps_them(qwen):
 def test_slots_are_powers_of_two_up_to_the_rows_of_a_shard(qwen):
     s, model = qwen
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, questions=3))
-    ways = ways_on(s, model, slices("h100x1")[0])
-    assert [way.slots for way in ways] == [1, 2, 4, 8, 16, 32, 48]
+    splits = splits_on(s, model, slices("h100x1")[0])
+    assert [split.slots for split in splits] == [1, 2, 4, 8, 16, 32, 48]
 
 
 def test_more_slots_take_less_time_until_a_tick_computes_more_than_it_reads(qwen):
     s, model = qwen
     chips, shape = slices("h100x8")[0], shape_on(model, fsdp=2, tensor=4)
-    one, two = (work_on(s, model, shape, Way(2, 4, n, "full"), chips) for n in (1, 2))
+    one, two = (work_on(s, model, shape, Split(2, 4, n, "full"), chips) for n in (1, 2))
     ticks, chunks = 256 * 4096, 256 * 3 * 6  # of 256 of (512 + 1024) tokens, one row each
     attended = 5632 / 2 * 2 * 1 * 128 * 2 * 28
     tick, two_rows = ((shape.sampled + n * attended) / 3350e9 for n in (1, 2))
@@ -160,9 +160,9 @@ def test_the_most_slots_are_those_whose_rollout_fits(qwen):
     chips, shape = slices("h100x4")[0], shape_on(model, fsdp=1, tensor=4)
 
     def of(slots):
-        way = Way(1, 4, slots, "full")
-        needed = bytes_on(s, model, shape, way, plain=False)
-        return Estimate(chips, way, needed, work_on(s, model, shape, way, chips))
+        split = Split(1, 4, slots, "full")
+        needed = bytes_on(s, model, shape, split, plain=False)
+        return Estimate(chips, split, needed, work_on(s, model, shape, split, chips))
 
     most = largest_slots(s, model, of(1))
     assert 256 < most < 512
@@ -188,7 +188,7 @@ def test_more_remat_keeps_less(qwen):
     shape = shape_on(model, fsdp=8, tensor=1)
 
     def update(remat, plain):
-        return bytes_on(s, model, shape, Way(8, 1, 1, remat), plain=plain).update
+        return bytes_on(s, model, shape, Split(8, 1, 1, remat), plain=plain).update
 
     sizes = [update(remat, True) for remat in ("none", "dots", "dots_no_batch", "full")]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
@@ -200,7 +200,7 @@ def test_an_update_multiplies_every_token_with_every_weight_eight_times(qwen):
     s, model = qwen
     chips = slices("v5p:2x2x4")[0]
     shape = shape_on(model, fsdp=16, tensor=1)
-    work = work_on(s, model, shape, Way(16, 1, 1, "full"), chips)
+    work = work_on(s, model, shape, Split(16, 1, 1, "full"), chips)
     tokens = 512 * 5632 / 16
     matrix = parameters_of(model) - model.vocab * model.width  # the embedding is looked up
     attention = 4 * model.heads * model.head_width * model.layers * 5632 / 2
@@ -213,13 +213,13 @@ def test_the_paper_s_batch_of_qwen_7b_fits(qwen, topology):
     found = estimate(*qwen, slices(topology)[0])
     assert found is not None and found.fits
     assert found.bytes.peak <= found.slice.usable
-    assert largest_slots(*qwen, found) >= found.way.all_slots
+    assert largest_slots(*qwen, found) >= found.split.all_slots
 
 
 def test_qwen_3b_fits_one_h200():
     s = settings_of(qwen3b)
     found = estimate(s, planned_model(s.model), slices("h200x1")[0])
-    assert found is not None and found.fits and found.way.slots < 512
+    assert found is not None and found.fits and found.split.slots < 512
 
 
 def test_qwen_7b_does_not_fit_one_chip(qwen):
@@ -232,7 +232,7 @@ def test_more_chips_than_questions_have_no_way(qwen):
 
 
 def test_a_way_is_printed_as_flags(qwen):
-    flags = Way(16, 4, 2, "full").flags.split()
+    flags = Split(16, 4, 2, "full").flags.split()
     assert "--config.mesh.fsdp=16" in flags and "--config.rollout.slots=32" in flags
 
 

@@ -37,7 +37,7 @@ def check(available, *, training=True, evaluation_rows=0, **rollout):
 def test_weights_moments_and_one_gradient_are_counted_on_each_device():
     found = held_bytes(SETTINGS, MODEL, make_mesh(data=1, fsdp=8, tensor=1), training=True)
     # In training 4 bytes of weights, 8 of moments, 4 of a gradient, split over eight devices; the
-    # copy to sample with is bfloat16 and whole on each.
+    # sampling weights are bfloat16 and whole on each.
     assert found.weights == pytest.approx(12 * PARAMETERS / 8 + 2 * PARAMETERS, rel=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Made-up but well-formed workdirs."""
+"""Synthetic but well-formed workdirs."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 
+from rapo_jax.io.jsonl import as_number
 from rapo_jax.report.figure import write_figure
 from rapo_jax.report.page import write_report
-from rapo_jax.report.runs import as_number
 from rapo_jax.report.summary import write_summary
 
 ODD = {

@@ -5,12 +5,12 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rapo_jax.io.jsonl import parse_line
 from rapo_jax.report.runs import (
     accuracy_by_kind,
     as_number,
     hidden_accuracy,
     load_run,
-    parse_line,
     series,
 )
 

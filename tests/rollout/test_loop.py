@@ -183,7 +183,7 @@ def test_about_probability_of_the_boundaries_retrieve(jitted, play):
         each = play(jitted, seed=100 + seed, probability=0.3, hybrid=GROUP)
         for b in range(len(each.length_B)):
             order = [next(iter(kind)) for kind in policy_and_retrieved(each, b)]
-            # a boundary is where the row goes on after an observation
+            # a boundary is where the row continues after an observation
             went_on = order.count(Source.POLICY) - 1
             boundaries += went_on
             retrieved += order.count(Source.RETRIEVED)

@@ -20,7 +20,7 @@ from rapo_jax.sampling.programs import compiled
 from rapo_jax.types import Source, Status
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
-"""Observations end in E, traces in G or I: the policy goes on from there."""
+"""Observations end in E, traces in G or I: the policy continues from there."""
 
 
 class Act(NamedTuple):

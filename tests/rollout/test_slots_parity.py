@@ -13,7 +13,7 @@ import pytest
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import forward, init_params
-from rapo_jax.rollout.branching import branched, planted
+from rapo_jax.rollout.branching import branched, with_trees
 from rapo_jax.rollout.reading import (
     Answers,
     read,
@@ -120,7 +120,7 @@ def test_a_fork_writes_what_a_slot_that_was_put_into_its_state_by_hand_writes(st
         return slots
 
     opened = open_slots(model, settings, params, prompt, slots=4, group_size=2)
-    slots = sampled(fill(planted(settings, opened, 2)), 6)
+    slots = sampled(fill(with_trees(settings, opened, 2)), 6)
     assert slots.has(Phase.THINKING).tolist() == [True, True, False, False]  # the roots
     assert slots.row_U[:2].tolist() == [0, 2]
     called_U = slots.has(Phase.THINKING)

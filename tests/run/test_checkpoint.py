@@ -204,7 +204,7 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(open_store, tmp_pat
     open_store().save(1, state_at(1), {})
     largest_file(tmp_path / "checkpoints" / "1").unlink()
     with pytest.raises(
-        ValueError, match=r"checkpoints: every checkpoint there is damaged, .* copy"
+        ValueError, match=r"checkpoints: every checkpoint there is damaged, .* backup"
     ):
         open_store().latest()
 

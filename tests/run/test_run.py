@@ -1,4 +1,4 @@
-"""Opening a run: what is prepared once, and what cannot work is refused before any compile."""
+"""Opening a run: what is prepared once, and invalid values are rejected before any compile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_rows_that_cannot_be_spread_over_the_devices_are_refused(small_settings,
 @pytest.mark.parametrize("key", ["n_train", "n_eval"])
 def test_a_split_without_questions_is_refused(small_settings, tmp_path, key):
     settings = small_settings({f"task.chains.{key}": 0})
-    with pytest.raises(ValueError, match="task.n_entities=16: needs .*more than n_train"):
+    with pytest.raises(ValueError, match="task.chains.n_entities=16: needs .*more than n_train"):
         open_run(settings, tmp_path, devices=jax.devices()[:1])
 
 

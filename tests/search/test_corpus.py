@@ -8,7 +8,7 @@ import json
 import pytest
 
 from rapo_jax.search.batches import Document
-from rapo_jax.search.corpus import IdSet, read_corpus
+from rapo_jax.search.corpus import read_corpus
 
 
 def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
@@ -28,9 +28,3 @@ def test_a_corpus_of_either_layout_is_read_and_bad_lines_are_counted(tmp_path):
     assert report.malformed_lines[0].problem == "duplicate id '2'"
     with pytest.raises(ValueError, match="line 3: duplicate id '2'; .*--malformed='skip'"):
         read_corpus(str(path), malformed="fail")
-
-
-def test_ids_stay_distinct_through_every_growth_of_the_set():
-    ids, names = IdSet(), [str(i) for i in range(5000)]
-    assert all(ids.add(name) for name in names)
-    assert not any(ids.add(name) for name in names)

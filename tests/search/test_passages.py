@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.search.passages import Passage, passage_of, render_passages
-from rapo_jax.text.protocol import TAGS, render_result
+from rapo_jax.text.protocol import render_result, tags
 
 ANYTHING = st.text(max_size=20)
 passages = st.lists(st.builds(Passage, ANYTHING, ANYTHING), min_size=1, max_size=4)
@@ -44,11 +44,11 @@ def test_a_rendering_has_room_and_is_a_prefix_of_the_whole(found, room):
     assert len(shown) <= room and everything.startswith(shown)
 
 
-@given(st.lists(st.one_of(st.sampled_from([*TAGS, "<|im_end|>", "<|im_start|>user"]), ANYTHING)))
+@given(st.lists(st.one_of(st.sampled_from([*tags(), "<|im_end|>", "<|im_start|>user"]), ANYTHING)))
 def test_no_passage_can_close_the_result_or_forge_a_turn(pieces):
     text = render_passages([Passage("".join(pieces), "".join(pieces))], room_for(10**6))
     observation = render_result(text).removeprefix("<result>").removesuffix("</result>")
-    assert not any(tag in observation for tag in TAGS)
+    assert not any(tag in observation for tag in tags())
     assert "<|" not in observation
 
 

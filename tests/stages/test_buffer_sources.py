@@ -13,7 +13,7 @@ from rapo_jax.buffer.trajectory_file import TrajectoryFile
 from rapo_jax.distributed import Stopped
 from rapo_jax.stages import buffer_sources
 from rapo_jax.stages.buffer import build_buffer
-from rapo_jax.stages.buffer_policies import load_guest
+from rapo_jax.stages.buffer_policies import load_buffer_policy
 from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
@@ -169,8 +169,8 @@ def test_what_is_there_of_a_finished_policy_loads_no_weights_also_with_other_key
 
 
 def test_a_workdir_that_says_nothing_of_another_model_is_sampled_as_the_runs_own(trunk):
-    guest = load_guest(trunk, trunk.cold_start)
-    assert guest.sampler is trunk.sampler and guest.tokens is trunk.tokens
+    loaded = load_buffer_policy(trunk, trunk.cold_start)
+    assert loaded.sampler is trunk.sampler and loaded.tokens is trunk.tokens
 
 
 def other_tokenizer(trunk, folder, *, config):
@@ -196,16 +196,16 @@ def test_a_policy_of_the_same_shape_and_another_tokenizer_is_sampled_with_its_ow
 ):
     tokens = other_tokenizer(trunk, tmp_path / "other", config=config)
     assert tokens.fingerprint != trunk.tokens.fingerprint
-    guest = load_guest(trunk, tmp_path / "other")
-    assert guest.tokens.fingerprint == tokens.fingerprint
-    assert guest.sampler is not trunk.sampler
+    loaded = load_buffer_policy(trunk, tmp_path / "other")
+    assert loaded.tokens.fingerprint == tokens.fingerprint
+    assert loaded.sampler is not trunk.sampler
 
 
 def test_a_workdir_with_the_runs_tokenizer_is_sampled_by_the_runs_own_program(trunk, tmp_path):
     other_tokenizer(trunk, tmp_path / "other", config=True)
     folder = tmp_path / "other" / "coldstart" / "tokenizer"
     shutil.copytree(trunk.cold_start / "tokenizer", folder, dirs_exist_ok=True)
-    assert load_guest(trunk, tmp_path / "other").sampler is trunk.sampler
+    assert load_buffer_policy(trunk, tmp_path / "other").sampler is trunk.sampler
 
 
 def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weights(

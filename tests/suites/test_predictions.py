@@ -79,7 +79,7 @@ def test_predictions_of_other_weights_or_questions_are_refused_with_a_remedy(tmp
     other = INFO | {"weights": "checkpoint of step 4"}
     with pytest.raises(ValueError, match=r"another weights \('checkpoint of step 2', now .*step 4"):
         Predictions(tmp_path, "made", WANTED).begin(other, batch=2)
-    with pytest.raises(ValueError, match=r"move made\.\* away from there to predict anew"):
+    with pytest.raises(ValueError, match=r"move made\.\* away from there to predict again"):
         Predictions(tmp_path, "made", WANTED).begin(other, batch=2)
 
 
@@ -94,7 +94,7 @@ def test_damaged_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"made\.\* are damaged; move"):
             Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
     (tmp_path / "made.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON; move"):
+    with pytest.raises(ValueError, match=r"made\.json: not JSON .*; move"):
         Predictions(tmp_path, "made", WANTED).begin(INFO, batch=2)
 
 

@@ -1,4 +1,4 @@
-"""The made world: words, chains, facts and questions."""
+"""The synthetic world: words, chains, facts and questions."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def test_every_fact_is_one_document(world):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"n_train": 30}, "task.n_entities=40"),
-        ({"n_eval": 0}, "task.n_entities=40"),
-        ({"two_hop": 17}, "task.two_hop=17"),
-        ({"hidden_number": 65}, "task.hidden_number=65"),
-        ({"number": -1}, "task.number=-1"),
+        ({"n_train": 30}, "task.chains.n_entities=40"),
+        ({"n_eval": 0}, "task.chains.n_entities=40"),
+        ({"two_hop": 17}, "task.chains.two_hop=17"),
+        ({"hidden_number": 65}, "task.chains.hidden_number=65"),
+        ({"number": -1}, "task.chains.number=-1"),
     ],
 )
 def test_a_world_that_cannot_be_made_is_refused_by_its_key(parameters, change, key):

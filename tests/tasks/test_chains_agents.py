@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.agents import response_text, run_agents
+from rapo_jax.buffer.agents import run_agents
 from rapo_jax.tasks import TASKS, chains, failure_kind, is_correct
 from rapo_jax.text.protocol import render_result, render_retrieved
 from rapo_jax.tools.observation import Observation
@@ -46,8 +46,12 @@ def rollouts(world, tools, agent, split, *, samples=4, inject=None):
     return [(q, segments) for q, group in zip(questions, groups, strict=True) for segments in group]
 
 
+def text_of(segments):
+    return "".join(segment.text for segment in segments)
+
+
 def accuracy(pairs, kinds):
-    return np.mean([is_correct(response_text(s), q.answers) for q, s in pairs if q.kind in kinds])
+    return np.mean([is_correct(text_of(s), q.answers) for q, s in pairs if q.kind in kinds])
 
 
 def demonstrator(world, *, follow=1.0, weak_first=0.5, weak_habit=0.0, weak_stop=0.3):
@@ -70,14 +74,14 @@ def test_an_expert_with_one_error_in_ten_is_right_as_often_as_its_chains_allow(w
     pairs = rollouts(world, tools, TASK.expert(world, error=0.1), "expert", samples=16)
     assert 0.6 < accuracy(pairs, TASK.kinds) < 0.85
     assert accuracy(pairs, ["one_hop"]) == pytest.approx(0.9, abs=0.04)
-    assert all(failure_kind(response_text(segments)) == "" for _, segments in pairs)
+    assert all(failure_kind(text_of(segments)) == "" for _, segments in pairs)
 
 
 def test_the_demonstrator_is_right_on_demonstrated_words_and_weak_on_hidden_ones(world, tools):
     pairs = rollouts(world, tools, demonstrator(world), "train")
     assert accuracy(pairs, ["one_hop", "two_hop", "number"]) == 1
     assert accuracy(pairs, chains.HIDDEN_KINDS) < 0.15
-    assert all(failure_kind(response_text(segments)) == "" for _, segments in pairs)
+    assert all(failure_kind(text_of(segments)) == "" for _, segments in pairs)
 
 
 def test_the_first_relation_of_a_hidden_word_is_right_half_of_the_time_and_by_chance(world, tools):
@@ -129,7 +133,7 @@ def test_a_demonstrator_that_follows_takes_every_retrieved_decision(world, tools
                 assert decision == TASK.decision(step.text)
                 followed += 1
     assert followed > len(pairs) / 2
-    assert all(failure_kind(response_text(segments)) == "" for _, segments in pairs)
+    assert all(failure_kind(text_of(segments)) == "" for _, segments in pairs)
 
 
 def test_a_followed_decision_is_applied_to_the_present_entity(world):

@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from rapo_jax.buffer.agents import response_text, run_agents
+from rapo_jax.buffer.agents import run_agents
 from rapo_jax.config.schema.task import PairsSettings
 from rapo_jax.tasks import (
     SPLITS,
@@ -20,7 +20,7 @@ from rapo_jax.tasks import (
     pairs_agents,
     pairs_words,
 )
-from rapo_jax.tasks.made import decision
+from rapo_jax.tasks.synthetic import decision
 from rapo_jax.text.protocol import render_result, render_retrieved
 from rapo_jax.tools.observation import Observation
 from rapo_jax.types import Source
@@ -59,7 +59,7 @@ def accuracies(world, tools, agent, *, splits=SPLITS, samples=2):
     right = defaultdict(list)
     for question, group in zip(questions, groups, strict=True):
         for segments in group:
-            text = response_text(segments)
+            text = "".join(segment.text for segment in segments)
             assert failure_kind(text) == ""
             right[question.kind].append(is_correct(text, question.answers))
     return right
@@ -225,10 +225,10 @@ def test_an_injected_step_fits_the_present_value(world):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"n_train": 140}, "task.n_entities=150"),
-        ({"blind": 1}, "task.blind=1"),
-        ({"known": 14}, "task.known=14"),
-        ({"eval_questions": 10_000}, "task.eval_questions=10000"),
+        ({"n_train": 140}, "task.pairs.n_entities=150"),
+        ({"blind": 1}, "task.pairs.blind: 1 words"),
+        ({"known": 14}, "task.pairs.known=14"),
+        ({"eval_questions": 10_000}, "task.pairs.eval_questions=10000"),
     ],
 )
 def test_a_world_that_cannot_be_made_is_refused_by_its_key(change, key):

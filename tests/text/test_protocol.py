@@ -13,7 +13,6 @@ from rapo_jax.text import protocol
 from rapo_jax.text.protocol import (
     STOPS,
     SYSTEM_PROMPT,
-    TAGS,
     Step,
     neutralise,
     parse_step,
@@ -27,6 +26,7 @@ from rapo_jax.text.protocol import (
     without_retrieved,
 )
 
+TAGS = tags()
 pieces = st.sampled_from(
     [
         *TAGS,
@@ -170,7 +170,7 @@ USER_TOOLS = ("loud", "louder")
 def test_tags_of_user_tools_follow_the_built_in_ones():
     assert tags(USER_TOOLS) == (*TAGS, "<loud>", "</loud>", "<louder>", "</louder>")
     assert stops(USER_TOOLS) == (*STOPS, "</loud>", "</louder>")
-    assert (tags(), stops()) == (TAGS, STOPS)
+    assert stops() == STOPS
     assert user_tool_names({"loud": 1, "python": 2, "louder": 3}) == USER_TOOLS
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapo_jax.text.boundary import boundary_automaton
-from rapo_jax.text.protocol import STOPS, TAGS, neutralise, parse_step, render_result, stops
+from rapo_jax.text.protocol import STOPS, neutralise, parse_step, render_result, stops, tags
 from rapo_jax.text.tokens import (
     BOXED,
     CHAT_TOKENS,
@@ -93,7 +93,7 @@ def test_the_tokens_are_the_bytes_and_the_most_frequent_words_that_repeat(room, 
     ]
     by_frequency = [b" many", b" some", b" once"]
     fixed = {bytes([byte]) for byte in range(256)}
-    fixed |= {text.encode() for text in (*TAGS, BOXED, *CHAT_TOKENS)}
+    fixed |= {text.encode() for text in (*tags(), BOXED, *CHAT_TOKENS)}
     build_tokenizer(tmp_path, corpus, vocab_size=len(fixed) + room)
     bytes_V = load_tokens(tmp_path).bytes_V
     assert len(set(bytes_V)) == len(bytes_V)
@@ -113,7 +113,7 @@ def test_numbers_are_cut_into_groups_of_at_most_two_digits(tokens):
 
 
 def test_tags_and_chat_tokens_are_one_token_each_and_the_vocabulary_is_bounded(tokens):
-    for text in (*TAGS, BOXED):
+    for text in (*tags(), BOXED):
         assert len(tokens.encode_protocol(text)) == 1
     assert len(tokens.bytes_V) == len(tokens.tokenizer) <= VOCAB_SIZE
     for text in CHAT_TOKENS:
@@ -134,12 +134,12 @@ def test_the_fingerprint_is_that_of_the_file(tokens, folder):
 def test_foreign_text_decodes_to_itself_and_holds_no_added_token(tokens, text):
     ids = tokens.encode(text)
     assert tokens.decode(ids) == tokens.decode(np.array(ids, np.int64)) == text
-    added = {tokens.bytes_V.index(t.encode()) for t in (*TAGS, *CHAT_TOKENS, BOXED)}
+    added = {tokens.bytes_V.index(t.encode()) for t in (*tags(), *CHAT_TOKENS, BOXED)}
     assert not added & set(ids)
 
 
 def test_foreign_text_that_spells_tags_encodes_to_none(tokens):
-    text = "".join((*TAGS, BOXED, *CHAT_TOKENS, "\ud800"))
+    text = "".join((*tags(), BOXED, *CHAT_TOKENS, "\ud800"))
     ids = tokens.encode(text)
     assert tokens.decode(ids) == text.replace("\ud800", "?")
     assert max(len(tokens.bytes_V[i]) for i in ids) < len("<think>")

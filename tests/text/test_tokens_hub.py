@@ -22,7 +22,7 @@ from tokenizers import (
 )
 
 from rapo_jax.text.boundary import boundary_automaton
-from rapo_jax.text.protocol import STOPS, TAGS
+from rapo_jax.text.protocol import STOPS, tags
 from rapo_jax.text.tokens import load_tokens
 
 SPLIT = {
@@ -130,8 +130,8 @@ def test_tags_are_several_tokens_and_their_ends_merge_with_neighbours(hub):
 
 
 pieces = st.sampled_from(
-    [*STOPS, *TAGS, "</", "<", "/", "search", ">", ".", ")", "}.", "\n", " ", "x", "12", "é", "日",
-     "<|im_end|>", "<|eot_id|>", "</tool_call>", "</think>"]
+    [*STOPS, *tags(), "</", "<", "/", "search", ">", ".", ")", "}.", "\n", " ", "x", "12", "é",
+     "日", "<|im_end|>", "<|eot_id|>", "</tool_call>", "</think>"]
 )  # fmt: skip
 
 

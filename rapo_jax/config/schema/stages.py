@@ -34,7 +34,8 @@ class JudgeSettings:
 class EvaluateSettings:
     """Held-out questions, and published sets ('suites', docs/evaluation.md).
 
-    The files of each suite name the keys from suites on that they were made with.
+    The results of each suite record the weights, samples, temperature, scoring and judge that they
+    were made with.
     """
 
     every: int = key(
@@ -146,7 +147,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogSettings:
-    """The end of a run that hangs (docs/reliability.md)."""
+    """Watchdog: ends a run that hangs (docs/reliability.md)."""
 
     PER_CALL = True
 

@@ -12,7 +12,7 @@ MALFORMED = {"skip": "leave the line out, and report how many there are", "fail"
 
 @dataclasses.dataclass(frozen=True)
 class ChainsSettings:
-    """The invented world of task.name='chains' (docs/tiny.md).
+    """The synthetic world of task.name='chains' (docs/tiny.md).
 
     The entities that start neither training nor held-out questions start those of the buffer.
     """
@@ -23,15 +23,19 @@ class ChainsSettings:
     n_eval: int = key(25, "entities that start held-out questions")
     two_hop: int = key(6, "words that mean two searches; the four words of one search always exist")
     number: int = key(4, "words that mean at most one search, then the age and a calculation")
-    hidden: int = key(12, "words that mean four searches; the cold start shows them badly solved")
+    hidden: int = key(
+        12,
+        "words that mean four searches; demonstrated with mostly wrong decisions in the cold start",
+    )
     hidden_number: int = key(
-        4, "words that mean two searches, then the age and a calculation; also badly shown"
+        4,
+        "words that mean two searches, then the age and a calculation; demonstrated as hidden ones",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class PairsSettings:
-    """The invented world of task.name='pairs' (docs/pairs.md)."""
+    """The synthetic world of task.name='pairs' (docs/pairs.md)."""
 
     seed: int = key(1, "seed of the names, the facts and the meaning of the words")
     n_entities: int = key(150, "entities of the world")
@@ -76,8 +80,8 @@ class TaskSettings:
         "chains",
         "the task",
         choices={
-            "chains": "questions about an invented world, for the tiny run",
-            "pairs": "compositions of words of an invented world, with a teacher of blind spots",
+            "chains": "questions about a synthetic world, for the tiny run",
+            "pairs": "compositions of words of a synthetic world; its expert has blind spots",
             "dataset": "questions from files or published sets",
             "module:TASK": "your task (docs/user_code.md)",
         },

@@ -89,7 +89,7 @@ class ToolsSettings:
         per_call=True,
     )
     memory_mb: int = key(
-        512, "address space of a python call, besides the interpreter's", unit="MiB", at_least=1
+        512, "address space of a python call, without the interpreter's", unit="MiB", at_least=1
     )
     output_chars: int = key(2000, "output of a call that is kept", unit="characters", at_least=1)
     search_width: int = key(1024, "width of the embeddings of the local search")

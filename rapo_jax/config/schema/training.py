@@ -22,8 +22,8 @@ class RolloutSettings:
     n_hybrid: int = key(8, "rollouts of a group that may retrieve", paper="sec. 4.1.2")
     tree_rows: int = key(
         1,
-        "rollouts of a question in a row that may begin as forks of each other, a tree; divides "
-        "group_size; 1 = all are independent",
+        "rollouts per tree: consecutive rollouts of a group that may share a prefix; divides "
+        "group_size; 1 = independent rollouts",
         at_least=1,
     )
     branching: str = key(
@@ -36,15 +36,22 @@ class RolloutSettings:
     )
     branch_probability: float = fraction(0.5, "chance of a fork where the entropy has not changed")
     branch_entropy: float = key(
-        0.2, "weight in it of the rise of the entropy since the first step", unit="1 / ln V"
+        0.2, "weight of the entropy rise since the first step in the fork rule", unit="1 / ln V"
     )
     branch_penalty: float = fraction(
-        0.0, "share of a fork's chance that each fork just before it takes away (AEPO)"
+        0.0,
+        "lambda: the fork score is multiplied by max(0, 1 - lambda l) after l consecutive forks "
+        "(AEPO)",
     )
     max_calls: int = key(3, "most tool calls of a trajectory", at_least=0)
     prompt_tokens: int = key(1536, "longest prompt", unit="tokens", at_least=1)
     step_tokens: int = key(1024, "longest step of the policy", unit="tokens", at_least=1)
-    observation_tokens: int = key(512, "longest tool result", unit="tokens", at_least=1)
+    observation_tokens: int = key(
+        512,
+        "longest observation, tags included; longer ones are truncated",
+        unit="tokens",
+        at_least=1,
+    )
     condense_tokens: int = key(
         1024,
         "protocol='search_o1': longest text that the model makes of a search; its prompt has the "
@@ -52,7 +59,12 @@ class RolloutSettings:
         unit="tokens",
         at_least=1,
     )
-    retrieved_tokens: int = key(1024, "longest retrieved trace", unit="tokens", at_least=1)
+    retrieved_tokens: int = key(
+        1024,
+        "longest retrieved trace, tags included; longer ones are truncated",
+        unit="tokens",
+        at_least=1,
+    )
     max_tokens: int = key(5632, "longest trajectory, prompt included", unit="tokens")
     temperature: float = key(1.0, "sampling temperature in training", at_least=0)
     slots: int = key(
@@ -64,7 +76,7 @@ class RolloutSettings:
     )
     absorb_chunk: int = key(
         256,
-        "tokens of a tool result or a trace that are read at a time; fewer take less memory",
+        "chunk size for the prefill of observations and traces (`read`); smaller takes less memory",
         unit="tokens",
         at_least=1,
         per_call=True,
@@ -136,7 +148,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RlSettings:
-    """The updates of RAPO and of GRPO (paper, sec. 4.2)."""
+    """Objective and updates of every method (paper, sec. 4.2; docs/methods.md)."""
 
     steps: int = key(300, "training steps, each one rollout batch", at_least=1)
     m: float = key(
@@ -223,7 +235,12 @@ class RlSettings:
     imitation_steps: int = key(
         0, "training steps of imitation before RL (sft_grpo); 0 = as many as rl.steps", at_least=0
     )
-    kl: float = key(0.0, "beta, KL penalty to the cold start", paper="eq. 11", at_least=0)
+    kl: float = key(
+        0.0,
+        "beta, weight of the KL penalty to the policy that RL starts from; 0 = none",
+        paper="eq. 11",
+        at_least=0,
+    )
     aggregation: str = key(
         "sequence_mean",
         "how the loss of the policy's tokens is averaged",

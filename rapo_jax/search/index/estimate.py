@@ -23,7 +23,7 @@ SAMPLE = 2000
 """Passages read, from the beginning."""
 EMBEDDED_ROWS = 128
 EMBED_S = 10.0
-ID_BYTES = 36
+ID_BYTES = 128
 """Most memory that the set of ids takes for one id."""
 LEAST_PART = 1 << 16
 

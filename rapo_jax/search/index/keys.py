@@ -40,7 +40,7 @@ class CorpusEncoder(NamedTuple):
 
 
 def gets_tree(kind: str, rows: int) -> bool:
-    """Whether a shard of so many passages gets a tree; `kind` is auto, exact or tree."""
+    """Whether a shard of this many passages gets a tree; `kind` is auto, exact or tree."""
     wanted = kind == "tree" or (kind == "auto" and rows >= TREE_FROM)
     return wanted and rows >= TREE_MIN and scann_available()
 

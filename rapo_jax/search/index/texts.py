@@ -15,11 +15,11 @@ import numpy as np
 from rapo_jax.io.files import Json, write_json
 from rapo_jax.io.jsonl import LineReport
 from rapo_jax.search.batches import Document
-from rapo_jax.search.corpus import IdSet, read_documents
+from rapo_jax.search.corpus import read_documents
 from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
 
 SHOWN = 20
-"""Malformed lines of which the manifest keeps number and problem; all are counted."""
+"""Maximum number of malformed lines that the manifest lists; all are counted."""
 
 
 class Texts(Sequence[str]):
@@ -93,9 +93,7 @@ def read_texts(
     if done.is_file():
         return read_json(done, "shards", "summary")
     report, digest = LineReport(corpus), hashlib.sha256()
-    lines = read_documents(
-        corpus, IdSet().add, malformed=malformed, key="search_index.malformed", report=report
-    )
+    lines = read_documents(corpus, malformed=malformed, key="search_index.malformed", report=report)
     number, size = 0, rows
     while size == rows:
         size, shard_digest = _write_shard(lines, shard_folder(folder, number), rows)

@@ -106,7 +106,7 @@ class Zygote:
         return pid
 
     def end(self, pid: int, seconds: float) -> str:
-        """How the child ended; after so many seconds it is killed with all its processes."""
+        """Waits for the child; returns how it ended. Kills its processes after `seconds`."""
         deadline, nap, verdict = time.monotonic() + seconds, 1e-4, "timeout"
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)

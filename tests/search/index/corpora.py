@@ -1,4 +1,4 @@
-"""Made-up corpora, and a small encoder for indexes of them."""
+"""Synthetic corpora, and a small encoder for indexes of them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_record_that_cannot_be_used_is_counted_with_its_number(
     assert rows
     assert [bad.number for bad in report.malformed_lines] == [len(good) + 1]
     assert reason in report.malformed_lines[0].problem
-    with pytest.raises(ValueError, match="mend the line, or set task.dataset.malformed='skip'"):
+    with pytest.raises(ValueError, match="fix the line, or set task.dataset.malformed='skip'"):
         read(name, split, tmp_path, malformed="fail")
 
 

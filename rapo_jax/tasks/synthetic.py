@@ -1,4 +1,4 @@
-"""What the made worlds share: invented names, and the reading of their agents' steps."""
+"""Shared by the synthetic tasks: generated names, and parsing of the agents' steps."""
 
 from __future__ import annotations
 
