@@ -229,11 +229,24 @@ class Environment:
                     exclude_same_question=self._exclude_same_question,
                     pick_B=pick_U[wanting],
                 )
+                if getattr(self, "two_hop", False):
+                    hits = self._second_hops(row_U[wanting].tolist(), hits)
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
                     ids = self._texts.retrieved(hit.value) if hit.value else []
                     if 0 < len(ids) <= room_U[u]:
                         self._give(texts, u, int(row_U[u]), ids)
         return texts
+
+    def _second_hops(self, rows, hits):
+        histories = [without_retrieved(self._history[row]) for row in rows]
+        histories = [each + hit.value for each, hit in zip(histories, hits, strict=True)]
+        questions = [self._questions[row].question for row in rows]
+        keys = self._query(self._retriever.key_texts(questions, histories))
+        more = self._retriever.nearest(np.asarray(keys), question_ids=None)
+        return [
+            hit if "</answer>" in hit.value else hit._replace(value=hit.value + second.value)
+            for hit, second in zip(hits, more, strict=True)
+        ]
 
     @contextlib.contextmanager
     def _errors_kept(

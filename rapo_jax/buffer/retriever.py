@@ -47,6 +47,33 @@ class Retriever:
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._similarities: list[float] = []
         self._lock = threading.Lock()  # shards call from concurrent threads
+        self.own: dict = {}
+        self.own_key = None
+        self.own_rows: list = []
+        self.rng = np.random.default_rng(7)
+
+    def add_own(self, rows, encode):
+        """rows: (question, history, value, question_id)."""
+        if not rows:
+            return
+        keys = self.key_texts([r[0] for r in rows], [r[1] for r in rows])
+        for k, v, r in zip(keys, encode(keys), rows):
+            self.own.pop(k, None)
+            self.own[k] = (v, r[2], r[3])
+        self.own_rows = list(self.own.values())
+        self.own_key = np.stack([r[0] for r in self.own_rows])
+
+    def choose(self, key_E, hit):
+        if self.own_key is None:
+            return hit
+        score = self.own_key @ key_E
+        i = int(np.argmax(score))
+        sim = float(score[i])
+        take = self.rng.random() < 0.5
+        self._counts["own"] += take
+        if not take:
+            return hit
+        return Hit(hit.row, sim, self.own_rows[i][1], hit.origin, False)
 
     def key_texts(self, questions: Sequence[str], histories: Sequence[str]) -> list[str]:
         """Text of each row's S_<t; the question alone for a buffer of whole trajectories."""
@@ -99,7 +126,8 @@ class Retriever:
             step_trace = self.buffer.step_traces[row]
             same = ids[b] != "" and ids[b] == step_trace.question_id
             similarity = float((self.buffer.key_ME[row].astype(np.float64) * key_BE[b]).sum())
-            hits.append(Hit(int(row), similarity, step_trace.value, step_trace.origin, same))
+            hit = Hit(int(row), similarity, step_trace.value, step_trace.origin, same)
+            hits.append(self.choose(key_BE[b], hit))
             counts["hits"] += 1
             counts[f"origin/{step_trace.origin}"] += 1
             counts["same_question"] += same
@@ -120,7 +148,7 @@ class Retriever:
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
             similarities, self._similarities = self._similarities, []
-        names = ["queries", "hits", "random", "same_question", "excluded", "not_finite"]
+        names = ["queries", "hits", "random", "same_question", "excluded", "not_finite", "own"]
         names += [f"origin/{name}" for name in self.buffer.manifest["traces_by_origin"]]
         taken = {name: counts[name] for name in names}
         return taken | {"similarity_sum": math.fsum(similarities)}

@@ -154,6 +154,7 @@ def lowered_rollout(
         row_B=_shape(here, B),
         hybrid_B=_shape(here, B, dtype=bool),
         probability=number,
+        by_entropy=jax.ShapeDtypeStruct((), bool),
         noise=number,
         temperature=number,
         last_retrieval=_shape(everywhere),

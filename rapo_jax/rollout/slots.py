@@ -47,6 +47,7 @@ class RolloutInputs(flax.struct.PyTreeNode):
     probability: Array  # of retrieving at a step boundary of a hybrid rollout
     noise: Array  # share of retrievals that bring a random trace
     temperature: Array
+    by_entropy: Array  # `probability` is a threshold of the last step's mean entropy
     last_retrieval: Array  # last boundary of a retrieval: 1 for whole trajectories
 
 

@@ -181,6 +181,12 @@ def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
     key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
     key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
     coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
-    wants_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
+    tape = slots.trajectory
+    entropy_UT = tape.entropy_BT[slots.row_U]
+    position_T = jnp.arange(entropy_UT.shape[1])
+    step_UT = (position_T >= slots.begin_U[:, None]) & (position_T < slots.length_U[:, None])
+    entropy_U = jnp.where(step_UT, entropy_UT, 0).sum(1) / jnp.maximum(step_UT.sum(1), 1)
+    by_coin_U, by_entropy_U = coin_U < inputs.probability, entropy_U > inputs.probability
+    wants_U = inputs.hybrid_B[slots.row_U] & jnp.where(inputs.by_entropy, by_entropy_U, by_coin_U)
     wants_U &= slots.calls_U <= inputs.last_retrieval
     return wants_U, jnp.where(noisy_U < inputs.noise, pick_U, -1.0)

@@ -86,6 +86,7 @@ INPUTS = RolloutInputs(
     row_B=ROWS,
     hybrid_B=ROWS,
     probability=EVERYWHERE,
+    by_entropy=EVERYWHERE,
     noise=EVERYWHERE,
     temperature=EVERYWHERE,
     last_retrieval=EVERYWHERE,

@@ -104,6 +104,7 @@ class Sampler:
         n_hybrid: int = 0,
         probability: float = 0.0,
         noise: float = 0.0,
+        by_entropy: bool = False,
         last_retrieval: int = FOREVER,
         tree_rows: int = 1,
     ) -> Trajectory:
@@ -128,6 +129,7 @@ class Sampler:
         scalars = {
             "probability": np.float32(probability),
             "noise": np.float32(noise),
+            "by_entropy": np.bool_(by_entropy),
             "temperature": np.float32(temperature),
             "last_retrieval": np.int32(last_retrieval),
         }

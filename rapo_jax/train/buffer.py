@@ -83,6 +83,7 @@ def attach_buffer(run: Run) -> StepTraceBuffer:
         exclude_same_question=run.settings.retrieval.exclude_same_question,
         without_retrieved_history=run.settings.retrieval.history == "without_retrieved",
     )
+    run.environment.two_hop = run.settings.retrieval.beyond == "two_hop"
     return buffer
 
 

@@ -89,6 +89,7 @@ def sample_groups(
             temperature=s.rollout.temperature,
             probability=probability,
             noise=s.retrieval.noise,
+            by_entropy=s.retrieval.beyond == "entropy",
             last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
             tree_rows=s.rollout.tree_rows,
         )

@@ -94,7 +94,11 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     imitated = s.method == "sft_grpo"
     start = load_policy(run, imitation_folder(run) if imitated else run.cold_start)
     state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
-    loss = method.loss(run.model, s.rl)
+    if s.retrieval.beyond == "learned":
+        from rapo_jax.train.update import rapo_loss
+        loss = rapo_loss(run.model, s.rl, learned=True)
+    else:
+        loss = method.loss(run.model, s.rl)
     updater = Updater(loss, optimizer, state, mesh=run.mesh, rl=s.rl)
     stream = question_stream(
         run.questions["train"],
@@ -124,6 +128,8 @@ def rl_step(
     s, started = run.settings, time.perf_counter()
     rollout_key, order_key = jax.random.split(jax.random.fold_in(stage_key(s, StageKey.RL), step))
     probability = probability_at(s, step) if s.n_hybrid else 0.0
+    if s.retrieval.beyond == "entropy":
+        probability = getattr(run.environment, "threshold", 0.0)
     jax.block_until_ready(state.params)  # the updates of the last step
     ready = time.perf_counter()
     weights = jax.block_until_ready(run.sampler.load(state.params))
@@ -142,6 +148,7 @@ def rl_step(
     counts = shared_counts(run.environment.take_counts())
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)
+    _add_own(run, groups)
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
     advantage_B = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
@@ -282,3 +289,33 @@ def _write_trajectories(
         z_BS=calibration.retrieval_reward_BS,
     )
     append_lines(run.workdir / "trajectories.jsonl", lines)
+
+
+def _add_own(run, groups):
+    s = run.settings
+    if s.retrieval.beyond == "entropy":
+        t = groups.trajectory
+        entropies = []
+        for b in np.flatnonzero(_hybrid_rows(s)):
+            policy = t.source_BT[b] == Source.POLICY
+            tool = t.source_BT[b] == Source.TOOL
+            for step in np.unique(t.step_BT[b][tool]):
+                entropies.append(t.entropy_BT[b][policy & (t.step_BT[b] == step)].mean())
+        run.environment.threshold = float(np.median(entropies)) if entropies else 0.0
+    if s.retrieval.beyond != "own":
+        return
+    from rapo_jax.sampling.tapes import segments, steps_without_retrieved
+    from rapo_jax.train.buffer import key_encoder
+    if not hasattr(run.environment, "own_encode"):
+        run.environment.own_encode = key_encoder(run)[0]
+    rows = []
+    G = run.settings.rollout.group_size
+    for b in np.flatnonzero(groups.scores.reward_B >= 0.99):
+        q = groups.questions[b // G]
+        history = ""
+        steps = steps_without_retrieved(segments(run.tokens, groups.trajectory, int(b)))
+        for step in steps:
+            if step.strip() and "</answer>" not in step:
+                rows.append((q.question, history, step, q.id))
+            history += step
+    run.environment._retriever.add_own(rows, run.environment.own_encode)

@@ -44,7 +44,7 @@ LossSums = Callable[..., tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]
 """(params, batch, row_mask_B, reference params or None) -> (loss sum, (weight, metric sums))."""
 
 
-def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
+def rapo_loss(model: ModelSettings, rl: RlSettings, learned: bool = False) -> LossSums:
     """Eq. 11 on a micro-batch: shaped, clipped policy loss, and the KL penalty where beta > 0."""
 
     def loss(params: Params, batch: Batch, row_mask_B: jax.Array, reference: Params | None):
@@ -64,6 +64,19 @@ def rapo_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             clipping=rl.clipping,
             dual_clip=rl.dual_clip or None,
         )
+        if learned:
+            off_BT = (batch.source_BT == Source.RETRIEVED) & (row_mask_B[:, None] > 0)
+            off_sum, _, off_metrics = luffy_loss_sums(
+                log_probs(model, params, batch.token_BT, off_BT),
+                batch.old_logp_BT,
+                jnp.zeros_like(off_BT),
+                off_BT,
+                jnp.maximum(batch.advantage_B, 0),
+                row_mask_B,
+                gamma=rl.trace_gamma,
+                aggregation=rl.aggregation,
+            )
+            loss_sum = loss_sum + off_sum
         if reference is not None:
             reference_BT = log_probs(model, reference, batch.token_BT, mask_BT)
             reference_BT = jax.lax.stop_gradient(reference_BT)

@@ -34,6 +34,17 @@ class RetrievalSettings:
         paper="fig. 7",
         choices={"step": "one step trace", "trajectory": "a whole trajectory, once (w/ TO)"},
     )
+    beyond: str = key(
+        "off",
+        "a variant that is measured",
+        choices={
+            "off": "none",
+            "own": "half of the traces are the policy's own of right rollouts",
+            "two_hop": "a second trace, by a query of state and first trace",
+            "entropy": "where the last step's entropy is above the median of the batch before",
+            "learned": "gradient on retrieved tokens, by LUFFY's shaping",
+        },
+    )
     exclude_same_question: bool = key(False, "never retrieve a trace of the present question")
     encoder: str = key("ngram", "encoder of keys and queries", paper="sec. 4.1.1", choices=ENCODERS)
     encoder_folder: str = key("", MINILM_FOLDER)
