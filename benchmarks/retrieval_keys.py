@@ -5,7 +5,8 @@
 WORKDIR is a run of a synthetic task with its cold start and buffer (or their folders in its
 config). States are those of an expert without errors on training questions, of which the buffer
 holds none, before each of its steps but the first. Prints for each kind of question, place of the
-step and kind of key the share of states whose nearest step trace takes the expert's decision:
+step and kind of key the share of states whose nearest step trace takes the expert's decision
+(place 0: of all together):
 
     n-grams          of question and history, as a run searches them with retrieval.encoder='ngram'
     without a mask   the same with names and numbers
@@ -190,6 +191,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{len(held.decision)} step traces, {len(asked.decision)} states")
         print("| kind | place | states | " + " | ".join(keys) + " |")
         print("| --- | --- | --- |" + " --- |" * len(keys))
+        for each in right.values():
+            each["all", 0] = [x for values in each.values() for x in values]
         for label in sorted(right["n-grams"]):
             numbers = " | ".join(f"{np.mean(right[name][label]):.2f}" for name in keys)
             print(f"| {label[0]} | {label[1]} | {len(right['n-grams'][label])} | {numbers} |")

@@ -154,7 +154,8 @@ def test_functions_import_only_third_party_modules():
     wrong = []
     for path in modules().values():
         for name in late_imports(path):
-            ours = is_within(name, PACKAGE) and not name.startswith(IMPORTED_LATE)
+            late = any(is_within(name, module) for module in IMPORTED_LATE)
+            ours = is_within(name, PACKAGE) and not late
             if ours or name.split(".")[0] in {"configs", *sys.stdlib_module_names}:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
@@ -193,9 +194,10 @@ def test_what_has_one_place_is_used_nowhere_else(name, allowed):
     assert offenders(name, allowed) == []
 
 
-def test_the_product_never_imports_its_tests_or_launch_scripts():
+def test_the_product_never_imports_its_tests_launch_scripts_or_benchmarks():
+    strangers = {"tests", "launch", "benchmarks"}
     for path in sources(PACKAGE, "configs"):
-        assert not [name for name in imports(path) if name.split(".")[0] in ("tests", "launch")]
+        assert not strangers & {name.split(".")[0] for name in imports(path)}, path
 
 
 def suffixed_names(tree):

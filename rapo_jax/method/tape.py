@@ -34,9 +34,8 @@ def without_retrieved(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray
     Later positions shift left, zeros fill the end.
     """
     kept_BT = source_BT != Source.RETRIEVED
-    order_BT = np.argsort(
-        ~kept_BT, axis=1, kind="stable"
-    )  # the kept positions first, in their order
+    # the kept positions first, in their order
+    order_BT = np.argsort(~kept_BT, axis=1, kind="stable")
     moved_BT = np.take_along_axis(table_BT, order_BT, axis=1)
     is_kept_BT = np.arange(kept_BT.shape[1]) < kept_BT.sum(1)[:, None]
     return np.where(is_kept_BT, moved_BT, np.zeros_like(moved_BT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rapo_jax.distributed import is_first, local_part, on_first
 from rapo_jax.io.files import read_json, write_json
@@ -78,11 +78,13 @@ def follow_rate(run: Run, params: Params) -> float:
         noise=1.0,
     )
     run.environment.take_counts()
-    followed = [
-        outcome
-        for b in range(len(trajectory.length_B))
-        for outcome in followed_steps(run.task, segments(run.tokens, trajectory, b))
-    ]
+    rows = (segments(run.tokens, trajectory, b) for b in range(len(trajectory.length_B)))
+    return followed_share(run.task, rows)
+
+
+def followed_share(task: Task, rows: Iterable[list[Segment]]) -> float:
+    """Share of the retrieved steps of all rows that count and are followed; 0 if none counts."""
+    followed = [outcome for row in rows for outcome in followed_steps(task, row)]
     return sum(followed) / max(len(followed), 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rapo_jax.stages.gates import followed_steps
+from rapo_jax.stages.gates import followed_share, followed_steps
 from rapo_jax.tasks import TASKS
 from rapo_jax.text.protocol import Segment
 from rapo_jax.types import Source
@@ -36,3 +36,12 @@ def test_a_step_is_followed_where_the_policy_decides_next_as_the_retrieved_step_
         (Source.RETRIEVED, "take age "),  # nothing follows
     )
     assert followed_steps(TASK, written) == [True, False]
+
+
+def test_the_share_is_of_all_retrieved_steps_that_count_and_not_a_mean_over_rows():
+    follows = [(Source.RETRIEVED, "take age "), (Source.POLICY, "so age ")]
+    does_not = [(Source.RETRIEVED, "take age "), (Source.POLICY, "so rival ")]
+    counts_not = [(Source.RETRIEVED, "now stop "), (Source.POLICY, "now stop ")]
+    rows = [row(*follows), row(*follows, *does_not, *does_not), row(*counts_not)]
+    assert followed_share(TASK, rows) == 2 / 4
+    assert followed_share(TASK, [row(*counts_not)]) == 0
