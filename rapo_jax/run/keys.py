@@ -46,11 +46,22 @@ class HostKey(IntEnum):
     """Trajectories of the buffer in groups."""
     IMITATION = 0x1317
     """Examples of the SFT baseline."""
+    EXPERT = 0x1E47
+    """Decisions of the scripted expert that fills the buffer."""
 
 
 def host_rng(seed: int, purpose: HostKey, *numbers: int) -> np.random.Generator:
     """Numpy's random numbers of one purpose, of a step, an epoch or a part as `numbers` say."""
     return np.random.default_rng([seed, purpose, *numbers])
+
+
+def agent_seed(seed: int, purpose: HostKey) -> int:
+    """The seed of a scripted agent's trajectories in the run of this seed.
+
+    Larger than the seeds of the demonstrator, 2 * seed and 2 * seed + 1: both agents answer the
+    same questions.
+    """
+    return (purpose << 32) + seed
 
 
 FURTHER_BATCHES = 2**16

@@ -17,6 +17,7 @@ from rapo_jax.distributed import Stopped
 from rapo_jax.io import watchdog
 from rapo_jax.io.files import Json
 from rapo_jax.io.signals import stop_requested
+from rapo_jax.run.keys import HostKey, agent_seed
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.run import Run
 from rapo_jax.stages.buffer_policies import sample_policies, unscored
@@ -104,7 +105,7 @@ def _scripted(run: Run, questions: Sequence[Question]) -> Sampling:
             run.tools,
             max_calls=s.rollout.max_calls,
             samples=s.buffer.samples,
-            rng_seed=s.seed,
+            rng_seed=agent_seed(s.seed, HostKey.EXPERT),
         )
         trajectories += [
             unscored(question, sample, row, "scripted")

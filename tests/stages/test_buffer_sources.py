@@ -18,6 +18,7 @@ from rapo_jax.stages.buffer_sources import sample_agents
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
 from rapo_jax.train.buffer import load_buffer
+from rapo_jax.train.sft import demonstrations
 from tests.model.checkpoints import make_model, save_model
 
 SEARCH = "<think>look</think><search>a b</search>"
@@ -42,6 +43,16 @@ def tired(world, *, error):
     return lambda question, history, rng: next(steps, "nothing")
 
 
+def drawing(drawn):
+    """An agent that answers at once, and notes a random number of each trajectory."""
+
+    def act(question, history, rng):
+        drawn.append(rng.random())
+        return ANSWER
+
+    return act
+
+
 def asking(url, folder, **changes):
     return {
         "buffer.folder": str(folder),
@@ -51,6 +62,22 @@ def asking(url, folder, **changes):
         "buffer.endpoint.concurrency": 1,
         "buffer.questions": 3,
     } | changes
+
+
+def test_the_expert_draws_other_numbers_than_the_demonstrator_does_on_its_questions(
+    branch, tmp_path
+):
+    run = branch({"buffer.folder": str(tmp_path / "buffer"), "sft.inject_share": 0.0})
+    shown, asked = [], []
+    task = run.task._replace(
+        demonstrator=lambda world, **_: drawing(shown),
+        expert=lambda world, *, error: drawing(asked),
+    )
+    run = dataclasses.replace(run, task=task)
+    demonstrations(run)
+    sample_agents(run)()
+    assert shown and asked
+    assert len({*shown, *asked}) == len(shown) + len(asked)
 
 
 def test_a_chat_endpoint_fills_the_buffer_and_is_not_asked_again(
