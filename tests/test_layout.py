@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "rapo_jax"
 ORDER = (
-    "types", "io", "config", "method", "text", "search", "search.index", "search.server", "model",
+    "types", "io", "config.keys", "config.schema", "config", "method", "text",
+    "search", "search.index", "search.server", "model",
     "rollout", "scoring", "tools.observation", "tools.sandbox", "tools", "tasks.published", "tasks",
     "suites", "buffer", "environment", "report", "distributed", "sampling", "run", "train", "plan",
     "stages", "notebook", "main",
@@ -38,6 +39,10 @@ MAX_LINES = 300
 
 def sources(*folders):
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+LAUNCH_SCRIPTS = {path.stem for path in sources("launch")}
+"""They import each other by these names."""
 
 
 def module_of(path):
@@ -194,9 +199,15 @@ def test_what_has_one_place_is_used_nowhere_else(name, allowed):
     assert offenders(name, allowed) == []
 
 
-def test_the_product_never_imports_its_tests_launch_scripts_or_benchmarks():
-    strangers = {"tests", "launch", "benchmarks"}
-    for path in sources(PACKAGE, "configs"):
+@pytest.mark.parametrize(
+    ("folders", "strangers"),
+    [
+        ((PACKAGE, "configs"), {"tests", "launch", "benchmarks", *LAUNCH_SCRIPTS}),
+        (("launch",), {"tests", "benchmarks"}),
+    ],
+)
+def test_the_product_never_imports_its_tests_launch_scripts_or_benchmarks(folders, strangers):
+    for path in sources(*folders):
         assert not strangers & {name.split(".")[0] for name in imports(path)}, path
 
 
