@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -50,7 +51,9 @@ def install() -> None:
     received, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(received,), name="signals", daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(received,), name="signals", daemon=True)
+    watch.start()
+    atexit.register(_end_watch, watch, wakeup)
     for name in ("stdout", "stderr"):
         setattr(sys, name, _tolerant(getattr(sys, name)))
     for number in STOP:
@@ -62,15 +65,24 @@ def _request(*_: object) -> None:
     _Stop.requested = True
 
 
+def _end_watch(watch: threading.Thread, wakeup: int) -> None:
+    """Ends the thread: one that still runs while the interpreter is taken down can crash it."""
+    signal.set_wakeup_fd(-1)
+    os.close(wakeup)
+    watch.join(REPEAT_S)
+
+
 def _watch(received: int) -> None:
-    """Announces the first signal, ends the process at the second one.
+    """Announces the first signal, ends the process at the second one; returns when the pipe closes.
 
     A thread of its own, because Python runs a handler only between two instructions of the main
     thread, which may wait for a rollout for minutes.
     """
     first = 0.0
     while True:
-        number = signal.Signals(os.read(received, 1)[0])
+        if not (byte := os.read(received, 1)):
+            return
+        number = signal.Signals(byte[0])
         if number not in STOP:
             continue
         if not first:

@@ -104,3 +104,14 @@ pathlib.Path({str(tmp_path / "saved")!r}).touch()
     process.send_signal(signal.SIGHUP)
     assert process.wait(30) == 0
     assert (tmp_path / "saved").exists()
+
+
+def test_no_thread_is_left_when_the_interpreter_is_taken_down(start):
+    """One that had just announced a signal aborted a process in fifty at its end."""
+    left = "import atexit, threading\n"
+    left += "atexit.register(lambda: print(sorted(t.name for t in threading.enumerate())))\n"
+    process = start(left + WAIT)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.readline()
+    assert process.communicate(timeout=30) == ("['MainThread']\n", "")
+    assert process.returncode == 0
