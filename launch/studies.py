@@ -6,8 +6,10 @@
 
 A study is a sweep (launch/sweep.py) in WORKDIR/runs, whose runs all studies share: what is finished
 is not run again, so the same command continues after an interruption, and a study takes the runs
-that another one has made. Flags --config.KEY=VALUE are passed to all runs. The configs of all named
-studies are checked before the first run starts.
+that another one has made. Flags --config.KEY=VALUE are passed to all runs. With --per-seed=buffer,
+or both, a seed is also that of the buffer, or of cold start and buffer: intervals then hold for
+buffers drawn anew, not for one of them. The configs of all named studies are checked before the
+first run starts.
 
 The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
 holds the numbers of every run. Where NAME.json is there already, its seeds stay in the page unless
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import sweep
 from jobs import ROOT, say, use_environment
+from parts import PER_SEED
 from variants import plan, setting, split
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, settings in variants.items():
         _check_free(name, settings, passed)
     sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
-    options = [f"--config={_within(Path(flags.config))}", *passed]
+    options = [f"--config={_within(Path(flags.config))}", *_per_seed(flags), *passed]
     folder = flags.output or flags.workdir / "pages"
     for name, settings in variants.items():
         _earlier(name, folder, options, settings)
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, each in sweeps.items():
         say(f"study {name}: {STUDIES[name].title}")
         if flags.pages_only:
-            sweep.check_same_flags(flags.workdir / "runs", flags.config, passed)
+            sweep.check_same_flags(flags.workdir / "runs", flags.config, passed, flags.per_seed)
         else:
             status = max(status, sweep.run_sweep(each, program))
         if not flags.dry_run:
@@ -74,8 +77,13 @@ def _sweep_of(
     """The sweep of a study's variants, with all its configs checked."""
     where = [f"--config={flags.config}", f"--workdir={flags.workdir / 'runs'}"]
     runs = [f"--sweep=seed={flags.seeds}", *(f"--run={each}" for each in variants.values())]
-    more = [f"--jobs={flags.jobs}", *(["--dry-run"] if flags.dry_run else [])]
+    more = [f"--jobs={flags.jobs}", *_per_seed(flags), *["--dry-run"] * flags.dry_run]
     return sweep.read_sweep([*where, *runs, *more, *passed])
+
+
+def _per_seed(flags: argparse.Namespace) -> list[str]:
+    """The flag that says what each seed makes anew, without which it makes nothing."""
+    return [f"--per-seed={flags.per_seed}"] * (flags.per_seed != "nothing")
 
 
 def _within(config: Path) -> Path:
@@ -141,6 +149,7 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--workdir", required=True, type=Path, help="folder of the studies")
     add("--config", default=str(ROOT / "configs" / "tiny.py"), help="config file of all runs")
     add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
+    add("--per-seed", choices=[*PER_SEED], default="nothing", help="what each seed makes anew")
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
     add = parser.add_mutually_exclusive_group().add_argument

@@ -14,9 +14,11 @@ stages=('rl','evaluate') is one setting.
 What the runs have in common, by the config's `stages`, is made once in WORKDIR/shared: a cold
 start, a Step-Trace Buffer, both or neither. A run that changes a value on which one of them depends
 makes its own, except for rollout.retrieved_tokens: a variant with room for longer traces begins at
-the same cold start. Every run's config is checked before anything starts; --dry-run checks them and
-prints the commands. Finished runs are skipped, so the same command continues after an interruption,
-and seeds or variants can be added later.
+the same cold start. With --per-seed=buffer, or both, each seed makes its own in
+WORKDIR/shared_seed=SEED for all its runs: what differs between seeds is then no property of one
+buffer. Every run's config is checked before anything starts; --dry-run checks them and prints the
+commands. Finished runs are skipped, so the same command continues after an interruption, and seeds
+or variants can be added later.
 
 WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. The exit status is
 1 if a run failed, 2 if a config is not valid.
@@ -34,74 +36,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn
 
 from jobs import ROOT, Job, environment, run_jobs, say, use_environment
+from parts import PARTS, PER_SEED, Config, make_jobs
 from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
-
-
-class Part(NamedTuple):
-    """What runs may share, made by the stage of its name."""
-
-    stage: str
-    folder: str
-    """Within the workdir of the run that makes it; the key STAGE.folder names another."""
-    depends: tuple[str, ...]
-    """Keys, or groups of keys, that decide what it is."""
-
-    def depends_on(self, keys: Iterable[str]) -> bool:
-        return any(f"{key}.".startswith(f"{group}.") for key in keys for group in self.depends)
-
-
-AGENTS = (
-    *("task", "tokenizer", "prompt", "tools", "rollout.max_calls"),
-    *("rollout.prompt_tokens", "rollout.observation_tokens", "rollout.max_tokens"),
-)
-"""Keys on which the trajectories of agents, or their tapes, depend."""
-PARTS = (
-    Part("sft", "coldstart", (
-        *("sft", "model", *AGENTS), *("optimizer.b1", "optimizer.b2", "optimizer.eps"),
-    )),
-    Part("buffer", "buffer", (
-        *("buffer", "model.folder", *AGENTS, "rollout.step_tokens"),
-        *("retrieval.unit", "retrieval.mask", "retrieval.max_chars", "retrieval.encoder"),
-        *("retrieval.encoder_folder", "retrieval.encoder_tokens", "retrieval.width"),
-    )),
-)  # fmt: skip
-Config: TypeAlias = dict[str, object]
-"""Dotted key -> value."""
-
-
-def make_jobs(
-    workdir: Path, runs: Mapping[str, dict[str, str]], common: Config, configs: Sequence[Config]
-) -> list[Job]:
-    """The jobs of all runs, after one that makes what they share, if they share anything.
-
-    `configs` are those of the runs, `common` is that of the flags for all: its seed makes the
-    shared parts.
-    """
-    jobs, shared = [], set()
-    for (name, settings), config in zip(runs.items(), configs, strict=True):
-        changed = {key for key in common | config if common.get(key) != config.get(key)}
-        taken = [
-            part
-            for part in PARTS
-            if part.stage in common["stages"] and not part.depends_on(changed)
-        ]
-        shared |= {part.stage for part in taken}
-        stages = tuple(config["stages"])
-        if "stages" not in settings:
-            stages = tuple(x for x in stages if x not in [part.stage for part in taken])
-        folders = {
-            f"{part.stage}.folder": str(workdir / "shared" / part.folder)
-            for part in taken
-            if not common[f"{part.stage}.folder"]
-        }
-        jobs.append(Job(name, workdir / name, folders | settings, stages))
-    made = tuple(part.stage for part in PARTS if part.stage in shared)
-    return [Job("shared", workdir / "shared", {}, made), *jobs] if made else jobs
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
@@ -163,8 +104,9 @@ class Sweep(NamedTuple):
     passed: list[str]
     """Flags for all runs."""
     folder: Path
+    makers: list[Job]
+    """They make what runs share; the first, for all runs, what those of single seeds use."""
     jobs: list[Job]
-    """That of the shared parts comes first, if there is one."""
 
 
 def read_sweep(arguments: Sequence[str]) -> Sweep:
@@ -175,8 +117,12 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     """
     flags, passed, runs = _read(arguments)
     folder: Path = flags.workdir.resolve()
-    jobs = make_jobs(folder, runs, *read_configs(flags.config, passed, runs))
-    return Sweep(flags, passed, folder, jobs)
+    common, configs = read_configs(flags.config, passed, runs)
+    per_seed = PER_SEED[flags.per_seed]
+    for part in PARTS:
+        if part.stage in per_seed and (named := common[f"{part.stage}.folder"]):
+            refuse(f"--per-seed={flags.per_seed}: {part.stage}.folder={named} is one for all seeds")
+    return Sweep(flags, passed, folder, *make_jobs(folder, runs, common, configs, per_seed))
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
@@ -186,21 +132,22 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
 
 def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
     """Runs what is not finished of a sweep and compares its runs; returns the exit status."""
-    flags, passed, folder, jobs = sweep
+    flags, passed, folder, makers, jobs = sweep
 
     def line_of(job: Job) -> list[str]:
         return command(job, flags.config, passed, program)
 
     if flags.dry_run:
-        for job in jobs:
+        for job in [*makers, *jobs]:
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
-    check_same_flags(folder, flags.config, passed)
-    shared, failed = [job for job in jobs if job.name == "shared"], []
-    jobs = jobs[len(shared) :]
-    if not all(job.finished for job in shared):
-        say(f"making what all runs share: {' and '.join(shared[0].stages)}")
-        failed = run_jobs(shared, line_of, 1)
+    check_same_flags(folder, flags.config, passed, flags.per_seed)
+    failed: list[Job] = []
+    for some, parallel in ((makers[:1], 1), (makers[1:], flags.jobs)):
+        some = [job for job in some if not job.finished]
+        if some and not failed:
+            say("making what runs share: " + ", ".join(" and ".join(job.stages) for job in some))
+            failed = run_jobs(some, line_of, parallel)
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
         say(f"{skipped} of {len(jobs)} runs are finished already")
@@ -227,6 +174,7 @@ def _read(
     add("--workdir", required=True, type=Path, help="folder of the sweep")
     add("--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE…", help="repeat for more")
     add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
+    add("--per-seed", choices=[*PER_SEED], default="nothing", help="what each seed makes anew")
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--baseline", default="grpo", help="variant to compare the others with")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
@@ -244,11 +192,11 @@ def _read(
     return flags, passed, runs
 
 
-def check_same_flags(folder: Path, config: str, passed: list[str]) -> None:
+def check_same_flags(folder: Path, config: str, passed: list[str], per_seed: str) -> None:
     """Writes the flags of all runs; refuses others than before, which would make runs unequal."""
     from rapo_jax.io.files import read_json, write_text
 
-    path, now = folder / "sweep.json", {"config": config, "flags": passed}
+    path, now = folder / "sweep.json", {"config": config, "flags": passed, "per_seed": per_seed}
     try:
         before = read_json(path)
     except ValueError as error:
@@ -256,9 +204,12 @@ def check_same_flags(folder: Path, config: str, passed: list[str]) -> None:
     if before is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(now) + "\n")
-    elif before["config"] != config or dict(map(setting, before["flags"])) != dict(
-        map(setting, passed)
-    ):
+        return
+    same = [
+        (each["config"], dict(map(setting, each["flags"])), each.get("per_seed", "nothing"))
+        for each in (before, now)
+    ]
+    if same[0] != same[1]:
         raise SystemExit(f"{folder} was started with {before}, not {now}: use another --workdir")
 
 

@@ -62,6 +62,29 @@ def test_no_run_starts_if_the_shared_cold_start_fails(tmp_path, program):
     assert (folder / "order").read_text().split() == ["shared"]
 
 
+def test_what_seeds_make_comes_first_and_a_sweep_continues_only_with_the_same_choice(
+    tmp_path, program
+):
+    folder = tmp_path / "w"
+    flags = flags_of(folder, "--sweep=method=grpo,rapo", "--sweep=seed=0,1", "--per-seed=buffer")
+    assert sweep.main(flags, program) == 0
+    made = ["shared", "shared_seed=0", "shared_seed=1"]
+    order = (folder / "order").read_text().split()
+    assert order[:3] == made and len(order) == 7
+    with pytest.raises(SystemExit, match="was started with"):
+        sweep.main(flags[:-1], program)
+    assert sweep.main([*flags[:-2], "--sweep=seed=0,1,2", flags[-1]], program) == 0
+    order = (folder / "order").read_text().split()[7:]
+    assert order == ["shared_seed=2", "grpo_seed=2", "rapo_seed=2"]
+
+
+def test_no_run_starts_if_the_buffer_of_a_seed_fails(tmp_path, program):
+    folder = tmp_path / "w"
+    assert sweep.main(flags_of(folder, "--sweep=seed=1,7", "--per-seed=buffer"), program) == 1
+    order = (folder / "order").read_text().split()
+    assert order == ["shared", "shared_seed=1", "shared_seed=7"]
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -46,6 +46,32 @@ def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder_unless_it_chan
     assert list(runs) == list(wanted)
 
 
+def test_each_seed_makes_its_buffer_or_cold_start_and_buffer_where_the_sweep_says_so(capsys):
+    flags = (TINY, "--sweep=method=grpo,rapo", "--sweep=seed=0,1")
+    runs = dry_run(capsys, *flags, "--per-seed=buffer")
+    assert list(runs)[:3] == ["shared", "shared_seed=0", "shared_seed=1"] and len(runs) == 7
+    assert runs["shared"]["stages"] == "('sft',)"
+    for seed in ("0", "1"):
+        maker = runs[f"shared_seed={seed}"]
+        assert maker["stages"] == "('buffer',)" and maker["seed"] == seed
+        for run in (maker, runs[f"grpo_seed={seed}"], runs[f"rapo_seed={seed}"]):
+            assert run["sft.folder"] == "/w/shared/coldstart"
+        for method in ("grpo", "rapo"):
+            run = runs[f"{method}_seed={seed}"]
+            assert run["buffer.folder"] == f"/w/shared_seed={seed}/buffer"
+    runs = dry_run(capsys, *flags, "--per-seed=both")
+    assert list(runs)[:2] == ["shared_seed=0", "shared_seed=1"] and len(runs) == 6
+    assert runs["shared_seed=1"]["stages"] == "('sft', 'buffer')"
+    assert runs["rapo_seed=1"]["sft.folder"] == "/w/shared_seed=1/coldstart"
+
+
+def test_a_buffer_for_each_seed_is_refused_where_the_flags_name_one_for_all(capfd):
+    with pytest.raises(SystemExit, match="^2$"):
+        dry_run(capfd, TINY, "--config.buffer.folder=/b", "--sweep=seed=0,1", "--per-seed=buffer")
+    error = "error: --per-seed=buffer: buffer.folder=/b is one for all seeds\n"
+    assert capfd.readouterr().err == error
+
+
 @pytest.mark.parametrize(
     ("changed", "makes"),
     [
@@ -61,7 +87,7 @@ def test_a_run_makes_what_its_token_limits_change(changed, makes):
     stages = ("sft", "buffer", "rl")
     common = {"stages": stages, "sft.folder": "", "buffer.folder": "", changed: 64}
     config = common | {changed: 32}
-    *_, job = sweep.make_jobs(Path("/w"), {"x": {changed: "32"}}, common, [config])
+    _, (job,) = sweep.make_jobs(Path("/w"), {"x": {changed: "32"}}, common, [config])
     assert job.stages == (*makes, "rl")
     assert {key for key in job.settings if key.endswith(".folder")} == {
         f"{stage}.folder" for stage in ("sft", "buffer") if stage not in makes
