@@ -21,7 +21,7 @@ import numpy as np
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
-from rapo_jax.text.observations import EnvironmentTexts
+from rapo_jax.text.observations import EnvironmentTexts, Written
 from rapo_jax.text.protocol import without_retrieved
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools.calls import Called, RunningCalls
@@ -240,9 +240,11 @@ class Environment:
                     pick_B=pick_U[wanting],
                 )
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
-                    ids = self._texts.retrieved(hit.value) if hit.value else []
-                    if 0 < len(ids) <= room_U[u]:
-                        self._give(texts, u, int(row_U[u]), ids)
+                    if not hit.value:
+                        continue
+                    trace = self._texts.retrieved(hit.value)
+                    if len(trace.token_X) <= room_U[u]:
+                        self._give(texts, u, int(row_U[u]), trace)
         return texts
 
     @contextlib.contextmanager
@@ -272,12 +274,13 @@ class Environment:
             if tool in self.tokens.user_tools and outcome != "ok":
                 self._counts[f"failed/{tool}"] += 1
 
-    def _give(self, texts: Texts, u: int, row: int, ids: list[int]) -> None:
+    def _give(self, texts: Texts, u: int, row: int, written: Written) -> None:
         """Writes a text into slot u of `texts` and appends it to the row's history."""
         _, token_UX, length_U = texts
-        token_UX[u, : len(ids)] = ids
-        length_U[u] = len(ids)
-        self._history[row] += self.tokens.decode(ids)
+        length = len(written.token_X)
+        token_UX[u, :length] = written.token_X
+        length_U[u] = length
+        self._history[row] += written.text
 
 
 def _no_texts(slots: int, tokens: int) -> Texts:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
 
 from rapo_jax.text.protocol import INVALID, Step, render_retrieved
 from rapo_jax.text.tokens import Tokens
 
 CACHED_TEXTS = 65_536
 """Tokenized observations and traces that are cached: most texts occur many times."""
+
+
+class Written(NamedTuple):
+    """A text as the environment writes it into a row."""
+
+    token_X: np.ndarray
+    """Token ids, int32."""
+    text: str
 
 
 class EnvironmentTexts:
@@ -27,16 +38,28 @@ class EnvironmentTexts:
                 f"{tokens.protocol.name!r} need {needed}; raise it"
             )
         self.observation_tokens, self.retrieved_tokens = observation_tokens, retrieved_tokens
-        cached = lru_cache(maxsize=CACHED_TEXTS)
-        self.retrieved = cached(partial(retrieved_ids, tokens, room=retrieved_tokens))
-        self._observation = cached(partial(observation_ids, tokens, room=observation_tokens))
-        self._corrective = corrective_ids(tokens, room=observation_tokens)
+
+        def written(ids: Sequence[int]) -> Written:
+            return Written(np.asarray(ids, np.int32), tokens.decode(ids))
+
+        @lru_cache(maxsize=CACHED_TEXTS)
+        def observation(*texts: str) -> Written:
+            return written(observation_ids(tokens, *texts, room=observation_tokens))
+
+        @lru_cache(maxsize=CACHED_TEXTS)
+        def retrieved(trace: str) -> Written:
+            return written(retrieved_ids(tokens, trace, room=retrieved_tokens))
+
+        self.retrieved = retrieved
+        self._observation = observation
+        self._nothing = written([])
+        self._corrective = written(corrective_ids(tokens, room=observation_tokens))
         self._in_turns = tokens.protocol.turns
 
-    def reply(self, called: Sequence[tuple[Step, str]]) -> list[int]:
-        """Tokens of the observations of a step; none of a turn without calls: its row ends."""
+    def reply(self, called: Sequence[tuple[Step, str]]) -> Written:
+        """The observations of a step; nothing for a turn without calls: its row ends."""
         if not called:
-            return []
+            return self._nothing
         if called[0][0].kind == INVALID and not self._in_turns:
             return self._corrective
         return self._observation(*(text for _, text in called))
