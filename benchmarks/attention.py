@@ -108,7 +108,7 @@ def compare_decoding(rows: Rows, *, platform: str, times: int) -> dict[str, list
         form = FORMS[name]
         more = padded_positions(T, form.page) - T
         padded = [jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in rows[1:]]
-        program = partial(attend_cached, form, first=0, start_B=length_B - 1, length_B=length_B)
+        program = partial(attend_cached, form, row_B=None, start_B=length_B - 1, length_B=length_B)
         return jax.jit(program), (rows[0][:, :1], jax.jit(form.layer)(*padded))
 
     with jax.default_matmul_precision("highest"):

@@ -41,7 +41,7 @@ class CacheForm(NamedTuple):
     """Axes of the cached keys, rows first."""
     value: str
     read: Callable[..., jax.Array]
-    """(form, query_BXNH, layer, *, first, start_B, length_B) -> mixed_BXNH, see `attend_cached`."""
+    """(form, query_BXNH, layer, *, row_B, start_B, length_B) -> mixed_BXNH, see `attend_cached`."""
     tick: Callable[..., jax.Array] | None = None
     """A fused kernel (query_BNH, key, value, length_B) -> mixed_BNH for one query in each row."""
     page: int = BLOCK
@@ -77,45 +77,48 @@ class CacheForm(NamedTuple):
         key_BXKH: jax.Array,
         value_BXKH: jax.Array,
         *,
-        first: jax.Array | int,
+        row_B: jax.Array | None,
         start_B: jax.Array,
     ) -> LayerCache:
-        """Writes X positions of rows `first`, `first + 1`, ... from `start_B`; they must fit."""
+        """Writes X positions of rows `row_B`, None for all, from `start_B` on; they must fit."""
         heads = layer.key.shape[self.key.index("K")]
         fresh = self._stored(repeat_heads(key_BXKH, heads), repeat_heads(value_BXKH, heads))
 
         def put(old: jax.Array, new: jax.Array, axes: str) -> jax.Array:
-            if len(start_B) == 1:
-                at = {"B": first, "T": start_B[0]}
-                return jax.lax.dynamic_update_slice(old, new, [at.get(axis, 0) for axis in axes])
-
             def row(old: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
                 return jax.lax.dynamic_update_slice_in_dim(old, new, start, axes.index("T") - 1)
 
-            return jax.vmap(row)(old, new, start_B)
+            if row_B is None:
+                return jax.vmap(row)(old, new, start_B)
+            for b in range(len(row_B)):  # in place; a scatter of a few rows is slower
+                at = {"B": row_B[b], "T": start_B[b]}
+                where = [at.get(axis, 0) for axis in axes]
+                old = jax.lax.dynamic_update_slice(old, new[b : b + 1], where)
+            return old
 
         return LayerCache(
             put(layer.key, fresh.key, self.key), put(layer.value, fresh.value, self.value)
         )
 
     def part(
-        self,
-        layer: LayerCache,
-        *,
-        first: jax.Array | int,
-        rows: int,
-        at: jax.Array | int,
-        positions: int,
+        self, layer: LayerCache, *, row_B: jax.Array | None, at: jax.Array | int, positions: int
     ) -> tuple[jax.Array, jax.Array]:
-        """key_BKHT and value_BKTH of some rows and positions."""
+        """key_BKHT and value_BKTH of rows `row_B`, None for all, and some positions."""
 
         def cut(x: jax.Array, axes: str, wanted: str) -> jax.Array:
-            start = [{"B": first, "T": at}.get(axis, 0) for axis in axes]
-            size = [
-                {"B": rows, "T": positions}.get(axis, length)
-                for axis, length in zip(axes, x.shape, strict=True)
-            ]
-            return _transposed(jax.lax.dynamic_slice(x, start, size), axes, wanted)
+            def rows(first: jax.Array | int, count: int) -> jax.Array:
+                start = [{"B": first, "T": at}.get(axis, 0) for axis in axes]
+                size = [
+                    {"B": count, "T": positions}.get(axis, length)
+                    for axis, length in zip(axes, x.shape, strict=True)
+                ]
+                return jax.lax.dynamic_slice(x, start, size)
+
+            if row_B is None:
+                found = rows(0, len(x))
+            else:
+                found = jnp.concatenate([rows(row_B[b], 1) for b in range(len(row_B))])
+            return _transposed(found, axes, wanted)
 
         return cut(layer.key, self.key, "BKHT"), cut(layer.value, self.value, "BKTH")
 
@@ -129,18 +132,17 @@ def attend_cached(
     query_BXNH: jax.Array,
     layer: LayerCache,
     *,
-    first: jax.Array | int,
+    row_B: jax.Array | None,
     start_B: jax.Array,
     length_B: jax.Array,
 ) -> jax.Array:
     """Attention of X queries, at positions from `start_B` on, over positions up to their own.
 
-    The rows are `first`, `first + 1`, ... of the cache. `length_B` positions of a row are attended
-    to at most; for a row of length 0 the result is finite and of no use.
+    The rows of the cache are `row_B`, each another one, or all of them (None). `length_B` positions
+    of a row are attended to at most; for a row of length 0 the result is finite and of no use.
     """
-    B, X = query_BXNH.shape[:2]
-    if form.tick is None or X > 1 or B < layer.key.shape[0]:
-        return form.read(form, query_BXNH, layer, first=first, start_B=start_B, length_B=length_B)
+    if form.tick is None or query_BXNH.shape[1] > 1 or row_B is not None:
+        return form.read(form, query_BXNH, layer, row_B=row_B, start_B=start_B, length_B=length_B)
     axes = f"BNH,{form.key},{form.value},B->BNH"
     return on_shards(form.tick, axes, query_BXNH[:, 0], *layer, length_B)[:, None]
 
@@ -150,7 +152,7 @@ def attend_blocks(
     query_BXNH: jax.Array,
     layer: LayerCache,
     *,
-    first: jax.Array | int,
+    row_B: jax.Array | None,
     start_B: jax.Array,
     length_B: jax.Array,
 ) -> jax.Array:
@@ -168,7 +170,7 @@ def attend_blocks(
     def block(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         highest_BKX1, total_BKX1, mixed_BKXH = sums
         at = index * BLOCK
-        key_BKHT, value_BKTH = form.part(layer, first=first, rows=B, at=at, positions=BLOCK)
+        key_BKHT, value_BKTH = form.part(layer, row_B=row_B, at=at, positions=BLOCK)
         score = jnp.einsum(
             "BKXH,BKHT->BKXT", query_BKXH, key_BKHT, preferred_element_type=jnp.float32
         )
@@ -200,7 +202,7 @@ def attend_allocation(
     query_BXNH: jax.Array,
     layer: LayerCache,
     *,
-    first: jax.Array | int,
+    row_B: jax.Array | None,
     start_B: jax.Array,
     length_B: jax.Array,
 ) -> jax.Array:
@@ -209,9 +211,8 @@ def attend_allocation(
     There XLA's loops with a traced bound wait for the host at every turn, in each layer.
     """
     del length_B  # no query sees beyond its own position
-    B, X = query_BXNH.shape[:2]
-    T = layer.key.shape[form.key.index("T")]
-    key_BKHT, value_BKTH = form.part(layer, first=first, rows=B, at=0, positions=T)
+    X, T = query_BXNH.shape[1], layer.key.shape[form.key.index("T")]
+    key_BKHT, value_BKTH = form.part(layer, row_B=row_B, at=0, positions=T)
     position_BX = start_B[:, None] + jnp.arange(X)
     return attend(query_BXNH, key_BKHT, value_BKTH, jnp.arange(T) <= position_BX[:, :, None])
 

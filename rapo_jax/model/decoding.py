@@ -65,14 +65,15 @@ def extend(
     token_BX: jax.Array,
     start_B: jax.Array,
     *,
-    first: jax.Array | int,
     length_B: jax.Array,
+    row_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads X more tokens of B rows from position `start_B`; returns hidden_BXD and the cache.
 
-    The rows are `first`, `first + 1`, ... of the cache. `params` are a `sampling_copy`. At most
-    `length_B` positions of a row are attended to: a row that reaches beyond, such as one of length
-    0, which costs least, gets a hidden state of no use.
+    The rows of the cache are `row_B`, each another one; None: all of them, for which the platform
+    may have a faster kernel. `params` are a `sampling_copy`. At most `length_B` positions of a row
+    are attended to: a row that reaches beyond, such as one of length 0, which costs least, gets a
+    hidden state of no use.
 
     Positions beyond a row's valid tokens hold garbage that the causal mask hides until it is
     overwritten, so rows of different lengths need no padding logic.
@@ -80,8 +81,8 @@ def extend(
     form = cache_form(settings)
 
     def mix(layer: LayerCache, query: jax.Array, key: jax.Array, value: jax.Array) -> Mixed:
-        layer = form.write(layer, key, value, first=first, start_B=start_B)
-        mixed = attend_cached(form, query, layer, first=first, start_B=start_B, length_B=length_B)
+        layer = form.write(layer, key, value, row_B=row_B, start_B=start_B)
+        mixed = attend_cached(form, query, layer, row_B=row_B, start_B=start_B, length_B=length_B)
         return mixed, layer
 
     mixes = [partial(mix, layer) for layer in cache]

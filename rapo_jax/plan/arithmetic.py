@@ -219,7 +219,7 @@ def bytes_on(
 def _rollout_bytes(
     s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
 ) -> float:
-    """Tapes, plus the largest temporaries of: all prompts, a tick, a chunk of one row.
+    """Tapes, plus the largest temporaries of: all prompts, a tick, chunks of some rows.
 
     A tape is written with a chunk's positions more than it is returned with.
     """
@@ -234,8 +234,8 @@ def _rollout_bytes(
     sums = 2 * shape.heads * model.head_width * 4
     a_token = score * BLOCK + sums + others
     tick = split.slots * (max(a_token + block, shape.vocab * 3 * 4))
-    chunk = chunk_of(r) * a_token + block
-    return tapes + max(prompts, tick, chunk)
+    chunks = min(r.absorb_rows, split.slots) * (chunk_of(r) * a_token + block)
+    return tapes + max(prompts, tick, chunks)
 
 
 def _update_bytes(

@@ -70,12 +70,14 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips
     ticks = sampled / split.slots
     tick_seconds = seconds_of(split.slots * a_token, attended=split.slots * mean)
     texts = r.observation_tokens + (r.retrieved_tokens if s.n_hybrid else 0)
-    chunks = rows * r.max_calls * math.ceil(texts / chunk_of(r))  # each of one row
-    chunk_seconds = seconds_of(chunk_of(r) * a_token, attended=mean)
+    at_once = min(r.absorb_rows, split.slots)
+    chunks = rows * r.max_calls * math.ceil(texts / chunk_of(r)) / at_once  # each of `at_once` rows
+    read_at_once = at_once * chunk_of(r)
+    chunk_seconds = seconds_of(read_at_once * a_token, attended=at_once * mean)
     prompts = r.questions // split.fsdp * r.prompt_tokens
     prompt_flops = prompts * (2 * matrix + attention * r.prompt_tokens)
     all_reduce = 2 * (split.tensor - 1) / split.tensor
-    read = chunks * chunk_of(r)
+    read = chunks * read_at_once
     sent = (sampled + read + prompts) * 2 * L * model.width * item * all_reduce
     seconds = ticks * tick_seconds + chunks * chunk_seconds + prompt_flops / chip.flops
     weights = shape.sampled * (split.fsdp - 1) / split.fsdp  # gathered for the copy

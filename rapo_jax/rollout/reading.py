@@ -1,7 +1,8 @@
-"""Reading: prefills observations and traces from the host, slot by slot and chunk by chunk."""
+"""Reading: prefills observations and traces from the host, chunk by chunk, some slots at a time."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,11 +28,11 @@ def read(
 ) -> Slots:
     """Appends the ready observations and traces to the tapes and the KV cache.
 
-    One slot and one chunk at a time; these slots then sample again.
+    A chunk of `absorb_rows` slots at a time, of those that have most left to read; these slots then
+    sample again.
 
     A row whose observation does not fit, or leaves no room, ends as OUT_OF_TOKENS; one whose step
-    called nothing, so that its observation is empty, as STOPPED. Only slots with something to read
-    are computed.
+    called nothing, so that its observation is empty, as STOPPED.
     """
     room_U = settings.max_tokens - slots.length_U
     fits_U = answers.observation_U.length_B <= room_U
@@ -40,39 +41,49 @@ def read(
     traced_U = jnp.where(reads_U, answers.trace_U.length_B, 0)
     start_U, total_U = slots.length_U, observed_U + traced_U
     token_UX = joined(answers.observation_U.token_BX, answers.trace_U.token_BX, observed_U)
-    chunk = chunk_of(settings)
-    token_UX = jnp.pad(token_UX, ((0, 0), (0, -token_UX.shape[1] % chunk)))
-    last_chunk_U = jnp.cumsum(-(-total_U // chunk))
+    chunk, at_once = chunk_of(settings), min(settings.absorb_rows, len(total_U))
+    token_UX = jnp.pad(token_UX, ((0, 0), (0, chunk)))
 
-    def read_chunk(index: Array, now: Slots) -> Slots:
-        u = jnp.argmax(last_chunk_U > index)
-        at = (index - jnp.where(u > 0, last_chunk_U[u - 1], 0)) * chunk
-        part_1X = jax.lax.dynamic_slice(token_UX, (u, at), (1, chunk))
-        start = start_U[u] + at
-        count = jnp.minimum(total_U[u] - at, chunk)
-        start_1 = start[None]
-        hidden_1XD, cache = extend(
-            model, params, now.cache, part_1X, start_1, first=u, length_B=start_1 + chunk
+    def unread(carry: tuple[Array, Slots]) -> Array:
+        at_U, _ = carry
+        return (at_U < total_U).any()
+
+    def read_chunk(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
+        """Slots with nothing to read fill the rest: what is written beyond their end is hidden."""
+        at_U, now = carry
+        left_R, slot_R = jax.lax.top_k(total_U - at_U, at_once)
+        at_R, count_R = at_U[slot_R], jnp.minimum(left_R, chunk)
+        part_RX = jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=chunk))(
+            token_UX[slot_R], at_R
         )
-        is_trace_X = at + jnp.arange(chunk) >= observed_U[u]
-        old, row = now.trajectory, now.row_U[u]
+        start_R = start_U[slot_R] + at_R
+        hidden_RXD, cache = extend(
+            model, params, now.cache, part_RX, start_R,
+            row_B=slot_R, length_B=jnp.where(count_R > 0, start_R + chunk, 0),
+        )  # fmt: skip
+        place_X = jnp.arange(chunk)
+        is_trace_RX = at_R[:, None] + place_X >= observed_U[slot_R, None]
+        valid_RX = place_X < count_R[:, None]
+        row_RX = jnp.where(valid_RX, now.row_U[slot_R, None], now.rows)
+        old, position_RX = now.trajectory, start_R[:, None] + place_X
 
-        def put(table_BT: Array, value_X: Array) -> Array:
-            before_1X = jax.lax.dynamic_slice(table_BT, (row, start), (1, chunk))
-            value_1X = jnp.where(jnp.arange(chunk) < count, value_X, before_1X)
-            return jax.lax.dynamic_update_slice(table_BT, value_1X, (row, start))
+        def put(table_BT: Array, value_RX: Array) -> Array:
+            return table_BT.at[row_RX, position_RX].set(value_RX, mode="drop")
 
-        return now.replace(
+        last_RD = jax.vmap(lambda hidden_XD, count: hidden_XD[count - 1])(hidden_RXD, count_R)
+        return at_U.at[slot_R].add(count_R), now.replace(
             trajectory=old.replace(
-                token_BT=put(old.token_BT, part_1X[0]),
-                source_BT=put(old.source_BT, jnp.where(is_trace_X, Source.RETRIEVED, Source.TOOL)),
-                step_BT=put(old.step_BT, now.step_U[u] + is_trace_X),
+                token_BT=put(old.token_BT, part_RX),
+                source_BT=put(old.source_BT, jnp.where(is_trace_RX, Source.RETRIEVED, Source.TOOL)),
+                step_BT=put(old.step_BT, now.step_U[slot_R, None] + is_trace_RX),
             ),
-            hidden_UD=now.hidden_UD.at[u].set(hidden_1XD[0, count - 1]),
+            hidden_UD=now.hidden_UD.at[jnp.where(count_R > 0, slot_R, len(total_U))].set(
+                last_RD, mode="drop"
+            ),
             cache=cache,
         )
 
-    slots = jax.lax.fori_loop(0, last_chunk_U[-1], read_chunk, slots)
+    _, slots = jax.lax.while_loop(unread, read_chunk, (jnp.zeros_like(total_U), slots))
     length_U = start_U + total_U
     full_U = ~fits_U | (length_U >= settings.max_tokens)
     silent_U = answers.ready_U & answers.healthy_U & (answers.observation_U.length_B == 0)

@@ -94,7 +94,6 @@ def think_token(
         slots.cache,
         token_U[:, None],
         position_U,
-        first=0,
         length_B=jnp.where(thinking_U, position_U + 1, 0),
     )
     state_U = boundary.next_state_AV[slots.state_U, token_U].astype(jnp.int32)

@@ -19,7 +19,7 @@ attend_blocks = jax.jit(partial(attend_cached, FORMS["blocks"]))
 
 def whole_rows(form, layer):
     """key_BTKH and value_BTKH of a layer stored in any form."""
-    key_BKHT, value_BKTH = form.part(layer, first=0, rows=WRITTEN, at=0, positions=POSITIONS)
+    key_BKHT, value_BKTH = form.part(layer, row_B=None, at=0, positions=POSITIONS)
     return key_BKHT.transpose(0, 3, 1, 2), value_BKTH.transpose(0, 2, 1, 3)
 
 
@@ -41,7 +41,7 @@ def written(*, X, dtype="float32", heads=4, kv_heads=2, width=6, seed=0):
 def test_attention_over_what_is_written_is_plain_attention(X, heads, kv_heads, dtype, atol):
     for seed in range(3):
         query, layer, start_B = written(X=X, heads=heads, kv_heads=kv_heads, dtype=dtype, seed=seed)
-        found = attend_blocks(query, layer, first=0, start_B=start_B, length_B=start_B + X)
+        found = attend_blocks(query, layer, row_B=None, start_B=start_B, length_B=start_B + X)
         position_BX1 = start_B[:, None, None] + jnp.arange(X)[:, None]
         wanted = attend(query, *layer, jnp.arange(POSITIONS) <= position_BX1)
         assert found.dtype == query.dtype and found.shape == query.shape
@@ -54,15 +54,15 @@ def test_a_whole_row_attended_to_from_the_cache_is_plain_attention():
     rows = [jnp.float32(rng.standard_normal((2, BLOCK + 9, n, H))) for n in (2 * K, K, K)]
     zero_B = jnp.zeros(2, jnp.int32)
     empty = blocks.empty(SMALL_MODEL, rows=2, positions=BLOCK + 9)
-    layer = blocks.write(empty, *rows[1:], first=0, start_B=zero_B)
-    found = attend_blocks(rows[0], layer, first=0, start_B=zero_B, length_B=zero_B + BLOCK + 9)
+    layer = blocks.write(empty, *rows[1:], row_B=None, start_B=zero_B)
+    found = attend_blocks(rows[0], layer, row_B=None, start_B=zero_B, length_B=zero_B + BLOCK + 9)
     np.testing.assert_allclose(found, jax.jit(plain)(*rows), atol=1e-6)
 
 
 @pytest.mark.parametrize("X", [1, 7])
 def test_positions_beyond_a_rows_end_change_no_bit_of_its_result(X):
     query, layer, start_B = written(X=X)
-    how, longest = {"first": 0, "start_B": start_B}, start_B.max() + X
+    how, longest = {"row_B": None, "start_B": start_B}, start_B.max() + X
     found = attend_blocks(query, layer, length_B=start_B + X, **how)
     for more in (longest, longest + 1, -(-longest // BLOCK) * BLOCK, POSITIONS):
         length_B = jnp.full(WRITTEN, more)
@@ -80,15 +80,14 @@ def test_positions_beyond_a_rows_end_change_no_bit_of_its_result(X):
         np.testing.assert_array_equal(other[row], found[row])
 
 
-def test_a_row_is_attended_to_by_its_number():
+def test_rows_are_attended_to_by_their_numbers():
     query, layer, start_B = written(X=7)
-    whole = attend_blocks(query, layer, first=0, start_B=start_B, length_B=start_B + 7)
-    for row in range(WRITTEN):
-        one = slice(row, row + 1)
-        how = {"first": row, "start_B": start_B[one], "length_B": start_B[one] + 7}
-        np.testing.assert_allclose(
-            attend_blocks(query[one], layer, **how)[0], whole[row], atol=1e-6
-        )
+    whole = attend_blocks(query, layer, row_B=None, start_B=start_B, length_B=start_B + 7)
+    for some in ([0], [3], [2, 0], [1, 3, 0]):
+        row_B = jnp.array(some)
+        how = {"row_B": row_B, "start_B": start_B[row_B], "length_B": start_B[row_B] + 7}
+        found = attend_blocks(query[row_B], layer, **how)
+        np.testing.assert_allclose(found, whole[row_B], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(FORMS))
@@ -109,11 +108,11 @@ def test_keys_and_values_are_written_where_they_belong_and_nowhere_else(name):
         for left, right in zip(whole_rows(form, found), wanted, strict=True):
             np.testing.assert_array_equal(left, right)
 
-    check(form.write(layer, *new, first=0, start_B=start_B), range(WRITTEN))
-    for row in range(WRITTEN):
-        one = slice(row, row + 1)
-        part = (x[one] for x in new)
-        check(form.write(layer, *part, first=row, start_B=start_B[one]), [row])
+    check(form.write(layer, *new, row_B=None, start_B=start_B), range(WRITTEN))
+    for some in ([0], [3], [2, 0], [1, 3, 0]):
+        row_B = jnp.array(some)
+        part = (x[row_B] for x in new)
+        check(form.write(layer, *part, row_B=row_B, start_B=start_B[row_B]), some)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -90,7 +90,7 @@ def test_a_tick_of_every_form_is_that_of_the_blocks(name, heads, kv_heads, dtype
     start_B = jnp.maximum(length_B - 1, 0)
 
     def tick(name):
-        call = jax.jit(partial(attend_cached, TICKS[name], first=0))
+        call = jax.jit(partial(attend_cached, TICKS[name], row_B=None))
         return np.float32(call(query, layers[name], start_B=start_B, length_B=length_B))
 
     wanted = tick("blocks")
@@ -102,17 +102,17 @@ def test_a_tick_of_every_form_is_that_of_the_blocks(name, heads, kv_heads, dtype
 
 
 @pytest.mark.parametrize("name", ["plain", "cudnn", "paged"])
-def test_a_chunk_of_one_row_is_read_from_every_form(name):
+def test_chunks_of_some_rows_are_read_from_every_form(name):
     layers = layers_of(kv_heads=2, width=16, dtype="float32")
-    query = queries(rows=1, count=9, heads=4, width=16, dtype="float32")
+    query = queries(rows=2, count=9, heads=4, width=16, dtype="float32")
 
-    def chunk(name, first):
-        start_1 = jnp.array([PAGE - 4])
-        call = partial(attend_cached, TICKS[name], query, layers[name], start_B=start_1)
-        return jax.jit(call)(first=first, length_B=start_1 + 9)
+    def chunks(name, *rows):
+        start_B = jnp.array([PAGE - 4, 3])[: len(rows)]
+        call = partial(attend_cached, TICKS[name], query[: len(rows)], layers[name])
+        return jax.jit(call)(row_B=jnp.array(rows), start_B=start_B, length_B=start_B + 9)
 
-    for first in (0, 3):
-        np.testing.assert_allclose(chunk(name, first), chunk("blocks", first), atol=2e-6)
+    for rows in ([0], [3], [3, 1]):
+        np.testing.assert_allclose(chunks(name, *rows), chunks("blocks", *rows), atol=2e-6)
 
 
 @pytest.mark.parametrize(("kv_heads", "stored"), [(1, 4), (2, 4), (4, 4)])
@@ -137,9 +137,10 @@ def test_under_the_tensor_axis_a_kernel_gets_the_kv_heads_of_its_query_heads(
         cache = empty_cache(model, rows=4, positions=8)
         for u in range(4):
             part_1X, zero_1 = token_UX[u : u + 1, :5], jnp.zeros(1, jnp.int32)
-            _, cache = extend(model, params, cache, part_1X, zero_1, first=u, length_B=zero_1 + 5)
+            how = {"row_B": jnp.array([u]), "length_B": zero_1 + 5}
+            _, cache = extend(model, params, cache, part_1X, zero_1, **how)
         last_UX = token_UX[:, 5:]
-        return extend(model, params, cache, last_UX, start_B, first=0, length_B=start_B + 1)[0]
+        return extend(model, params, cache, last_UX, start_B, length_B=start_B + 1)[0]
 
     wanted = jax.jit(decoded)(params, token_UX)
     monkeypatch.setattr("rapo_jax.model.decoding.cache_form", lambda _: form)
@@ -191,7 +192,10 @@ for name, platform, call in (
 
     def lowered(rows, count):
         def run(params, cache, token_BX, start_B):
-            return extend(model, params, cache, token_BX, start_B, first=0, length_B=start_B + 1)
+            row_B = None if rows == 3 else jnp.arange(rows)
+            return extend(
+                model, params, cache, token_BX, start_B, row_B=row_B, length_B=start_B + 1
+            )
 
         token_BX = jax.ShapeDtypeStruct((rows, count), "int32")
         start_B = jax.ShapeDtypeStruct((rows,), "int32")

@@ -104,9 +104,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path):
 
     @jax.jit
     def read(cache, token_BX, start_B):
-        hidden_BXD, cache = extend(
-            settings, copy, cache, token_BX, start_B, first=0, length_B=start_B + 8
-        )
+        hidden_BXD, cache = extend(settings, copy, cache, token_BX, start_B, length_B=start_B + 8)
         return unembed(settings, copy, hidden_BXD), cache
 
     cache = empty_cache(settings, rows=2, positions=48)

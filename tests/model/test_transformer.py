@@ -122,7 +122,7 @@ def test_the_decoder_is_the_one_written_out_in_numpy(model):
 def test_reading_with_the_cache_in_pieces_of_different_length_gives_the_same_states(model):
     settings, params, token_BT, hidden_BTD = model
     copy = sampling_copy(settings, params)
-    read = jax.jit(partial(extend, settings, first=0, length_B=np.full(B, T + 4)))
+    read = jax.jit(partial(extend, settings, length_B=np.full(B, T + 4)))
     cache = jax.tree.map(np.asarray, empty_cache(settings, rows=B, positions=T + 4))
     length_B = np.zeros(B, np.int32)
     pieces = [[] for _ in range(B)]

@@ -127,6 +127,9 @@ def test_a_tick_writes_the_logits_of_its_slots_and_a_chunk_those_of_nothing(qwen
     chunks = [rollout_bytes(qwen, slots=1, prompt_tokens=1, absorb_chunk=n) for n in (256, 512)]
     scores = 28 / 4 * 128 * (4 + 4 + 2)  # of a query and one block of the cache
     assert chunks[1] - chunks[0] > 256 * scores
+    rows = [rollout_bytes(qwen, slots=4, prompt_tokens=1, absorb_rows=n) for n in (1, 2, 4, 9)]
+    assert rows[2] - rows[1] == 2 * (rows[1] - rows[0]) > 0
+    assert rows[3] == rows[2]  # as many as slots at most
 
 
 def test_prompts_write_their_scores_where_no_kernel_keeps_them(qwen):

@@ -75,7 +75,7 @@ def test_both_strategies_fork_restart_and_retrieve(forked):
     "how",
     [
         {"devices": 1, "driver": "host", "slots": GROUP},
-        {"devices": 1, "driver": "host", "slots": 7, "absorb_chunk": 7},
+        {"devices": 1, "driver": "host", "slots": 7, "absorb_chunk": 7, "absorb_rows": 3},
         {"devices": 1, "driver": "jit", "slots": 16},
         {"devices": 4, "driver": "jit", "slots": 20},
         {"devices": 8, "driver": "jit", "slots": 16, "tensor": 2},

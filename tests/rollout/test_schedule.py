@@ -69,22 +69,25 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@pytest.mark.parametrize("slots", [0, 1, 5, 16])
-def test_the_tapes_are_those_of_one_row_after_another(make_sampler, sample, reference, slots):
-    playing = make_sampler(devices=1, driver="host", slots=slots, absorb_chunk=7)
+@pytest.mark.parametrize(("slots", "at_once"), [(0, 1), (1, 4), (5, 3), (16, 16)])
+def test_the_tapes_are_those_of_one_row_after_another(
+    make_sampler, sample, reference, slots, at_once
+):
+    how = {"absorb_chunk": 7, "absorb_rows": at_once}
+    playing = make_sampler(devices=1, driver="host", slots=slots, **how)
     for seed, rows in reference.items():
         check(sample(playing, seed), rows)
 
 
 @pytest.mark.parametrize(("devices", "tensor"), [(1, 1), (4, 1), (8, 2)])
 def test_a_program_on_any_devices_writes_them_too(make_sampler, sample, reference, devices, tensor):
-    playing = make_sampler(devices=devices, driver="jit", tensor=tensor, slots=8)
+    playing = make_sampler(devices=devices, driver="jit", tensor=tensor, slots=8, absorb_rows=2)
     check(sample(playing, 0), reference[0])
 
 
 @pytest.fixture(scope="module")
 def late(make_sampler, late_tools):
-    return make_sampler(devices=2, driver="jit", slots=8, tools=late_tools)
+    return make_sampler(devices=2, driver="jit", slots=8, absorb_rows=3, tools=late_tools)
 
 
 @pytest.fixture(scope="module")

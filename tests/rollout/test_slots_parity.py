@@ -52,11 +52,15 @@ def endless(stage, model):
     return stage.boundary._replace(next_state_AV=next_state_AV, eos_W=jnp.array([model.vocab]))
 
 
-@pytest.mark.parametrize(("name", "chunk"), [(GROUPED, 8), (GROUPED, 3), (NORMED, 4)])
-def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(stage, name, chunk):
+@pytest.mark.parametrize(
+    ("name", "chunk", "at_once"), [(GROUPED, 8, 1), (GROUPED, 3, 3), (NORMED, 4, 2), (NORMED, 5, 9)]
+)
+def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(
+    stage, name, chunk, at_once
+):
     model, boundary = VARIANTS[name], endless(stage, VARIANTS[name])
     settings = dataclasses.replace(
-        stage.settings, max_tokens=60, step_tokens=60, absorb_chunk=chunk
+        stage.settings, max_tokens=60, step_tokens=60, absorb_chunk=chunk, absorb_rows=at_once
     )
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -200,7 +200,7 @@ def test_a_decode_step_gathers_no_cache(house, kv_heads):
     token_B1, start_B = place((np.zeros((8, 1), np.int32), np.zeros(8, np.int32)), rows(mesh))
 
     def decode_step(params, cache, token_B1, start_B):
-        return extend(model, params, cache, token_B1, start_B, first=0, length_B=start_B + 1)
+        return extend(model, params, cache, token_B1, start_B, length_B=start_B + 1)
 
     text = jax.jit(decode_step).lower(params, cache, token_B1, start_B).compile().as_text()
     assert str(positions) in text

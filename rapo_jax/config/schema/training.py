@@ -81,6 +81,12 @@ class RolloutSettings:
         at_least=1,
         per_call=True,
     )
+    absorb_rows: int = key(
+        1,
+        "rollouts that read a chunk at the same time; more take memory, and time where few read",
+        at_least=1,
+        per_call=True,
+    )
     driver: str = key(
         "jit",
         "what repeats the turns of a rollout",
