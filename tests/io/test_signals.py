@@ -112,6 +112,7 @@ def test_no_thread_is_left_when_the_interpreter_is_taken_down(start):
     left += "atexit.register(lambda: print(sorted(t.name for t in threading.enumerate())))\n"
     process = start(left + WAIT)
     process.send_signal(signal.SIGTERM)
-    process.stdout.readline()
-    assert process.communicate(timeout=30) == ("['MainThread']\n", "")
+    out, err = process.communicate(timeout=30)
+    # Not the whole output: a main thread that ends at once can overtake the announcement.
+    assert (out.splitlines()[-1], err) == ("['MainThread']", "")
     assert process.returncode == 0
