@@ -45,7 +45,9 @@ PARTS = (
     )),
 )  # fmt: skip
 PER_SEED = {"nothing": (), "buffer": ("buffer",), "both": ("sft", "buffer")}
-"""Stages whose parts each seed makes anew; a buffer is of its cold start's tokenizer."""
+"""Stages whose parts each seed makes anew. A buffer needs the tokenizer of its cold start, so that
+no seed makes a cold start alone."""
+PER_SEED_HELP = "what each seed makes anew: its buffer, or both cold start and buffer"
 
 
 def make_jobs(

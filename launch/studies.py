@@ -6,10 +6,10 @@
 
 A study is a sweep (launch/sweep.py) in WORKDIR/runs, whose runs all studies share: what is finished
 is not run again, so the same command continues after an interruption, and a study takes the runs
-that another one has made. Flags --config.KEY=VALUE are passed to all runs. With --per-seed=buffer,
-or both, a seed is also that of the buffer, or of cold start and buffer: intervals then hold for
-buffers drawn anew, not for one of them. The configs of all named studies are checked before the
-first run starts.
+that another one has made. Flags --config.KEY=VALUE are passed to all runs. With --per-seed=buffer
+a seed is also that of the buffer, with --per-seed=both that of the cold start, too: intervals then
+hold for buffers drawn anew, not for one of them. The configs of all named studies are checked
+before the first run starts.
 
 The page is NAME.md in WORKDIR/pages (or --output), beside its picture NAME.svg and NAME.json, which
 holds the numbers of every run. Where NAME.json is there already, its seeds stay in the page unless
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import sweep
 from jobs import ROOT, say, use_environment
-from parts import PER_SEED
+from parts import PER_SEED, PER_SEED_HELP
 from variants import plan, setting, split
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _sweep_of(
 
 
 def _per_seed(flags: argparse.Namespace) -> list[str]:
-    """The flag that says what each seed makes anew, without which it makes nothing."""
+    """The flag --per-seed as a page names it: not at all where it has its default."""
     return [f"--per-seed={flags.per_seed}"] * (flags.per_seed != "nothing")
 
 
@@ -149,7 +149,7 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--workdir", required=True, type=Path, help="folder of the studies")
     add("--config", default=str(ROOT / "configs" / "tiny.py"), help="config file of all runs")
     add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
-    add("--per-seed", choices=[*PER_SEED], default="nothing", help="what each seed makes anew")
+    add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
     add = parser.add_mutually_exclusive_group().add_argument

@@ -36,10 +36,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jobs import ROOT, Job, environment, run_jobs, say, use_environment
-from parts import PARTS, PER_SEED, Config, make_jobs
+from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs
 from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
@@ -146,7 +146,8 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
     for some, parallel in ((makers[:1], 1), (makers[1:], flags.jobs)):
         some = [job for job in some if not job.finished]
         if some and not failed:
-            say("making what runs share: " + ", ".join(" and ".join(job.stages) for job in some))
+            made = [f"{' and '.join(job.stages)} in {job.name}" for job in some]
+            say(f"making what runs share: {', '.join(made)}")
             failed = run_jobs(some, line_of, parallel)
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
@@ -174,7 +175,7 @@ def _read(
     add("--workdir", required=True, type=Path, help="folder of the sweep")
     add("--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE…", help="repeat for more")
     add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
-    add("--per-seed", choices=[*PER_SEED], default="nothing", help="what each seed makes anew")
+    add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
     add("--jobs", type=int, default=1, help="runs at the same time")
     add("--baseline", default="grpo", help="variant to compare the others with")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
@@ -205,11 +206,12 @@ def check_same_flags(folder: Path, config: str, passed: list[str], per_seed: str
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(now) + "\n")
         return
-    same = [
-        (each["config"], dict(map(setting, each["flags"])), each.get("per_seed", "nothing"))
-        for each in (before, now)
-    ]
-    if same[0] != same[1]:
+
+    def what(file: dict[str, Any]) -> tuple[object, ...]:
+        per_seed = file.get("per_seed", "nothing")  # not in files of older versions
+        return file["config"], dict(map(setting, file["flags"])), per_seed
+
+    if what(before) != what(now):
         raise SystemExit(f"{folder} was started with {before}, not {now}: use another --workdir")
 
 

@@ -44,6 +44,7 @@ class RunningCalls:
             running: list[Running] = []
             self._running[row] = running
             for place, (step, refusal) in enumerate(self._read(row, text)):
+                # a call that is made gets its observation, or its thread, below
                 running.append((step, Observation(refusal or "", "error")))
                 if refusal is None:
                     calls.setdefault(step.kind, []).append((running, place, step))

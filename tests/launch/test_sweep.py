@@ -118,6 +118,18 @@ def test_a_sweep_continues_with_its_flags_in_another_order_and_leaves_sweep_json
     assert len(written) == 1
 
 
+def test_a_sweep_of_an_older_version_continues_with_its_one_buffer(tmp_path, program):
+    flags = flags_of(tmp_path / "w", "--sweep=seed=0")
+    assert sweep.main(flags, program) == 0
+    file = tmp_path / "w" / "sweep.json"
+    older = json.loads(file.read_text())
+    assert older.pop("per_seed") == "nothing"
+    file.write_text(json.dumps(older))
+    assert sweep.main(flags, program) == 0
+    with pytest.raises(SystemExit, match="was started with"):
+        sweep.main([*flags, "--per-seed=buffer"], program)
+
+
 def test_a_damaged_sweep_json_ends_with_a_line_that_names_it(tmp_path, program, capfd):
     (tmp_path / "sweep.json").write_text("")
     with pytest.raises(SystemExit, match="^2$"):
