@@ -9,7 +9,7 @@ cd "$start" # paths in the flags are relative to the caller's folder
 
 flags=()
 case " $* " in *" --config="* | *" --config "*) ;; *) flags+=("--config=$root/configs/tiny.py") ;; esac
-case " $* " in *" --workdir="* | *" --workdir "*) ;; *) flags+=("--workdir=${WORKDIR:-$root/runs/tiny}") ;; esac
+case " $* " in *" --workdir="* | *" --workdir "*) ;; *) flags+=("--workdir=$root/runs/tiny") ;; esac
 
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$root/.venv/bin/python" -m rapo_jax.main ${flags[@]+"${flags[@]}"} "$@"

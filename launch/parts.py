@@ -79,7 +79,7 @@ def make_jobs(
             if "stages" not in settings:
                 stages = tuple(stage for stage in stages if stage != part.stage)
         jobs.append(Job(name, workdir / name, folders | settings, stages))
-    return list(_makers(workdir, made)), jobs
+    return list(_makers(workdir, made, common)), jobs
 
 
 def name_of_maker(seed: str) -> str:
@@ -87,12 +87,12 @@ def name_of_maker(seed: str) -> str:
     return f"shared_seed={seed}" if seed else "shared"
 
 
-def _makers(workdir: Path, made: Mapping[str, Sequence[Part]]) -> Iterator[Job]:
+def _makers(workdir: Path, made: Mapping[str, Sequence[Part]], common: Config) -> Iterator[Job]:
     """The jobs of shared parts; those of seeds use what all runs share."""
     for seed in sorted(made):
         settings = {"seed": seed} if seed else {}
         for part in made.get("", ()):
-            if part not in made[seed]:
+            if part not in made[seed] and not common[f"{part.stage}.folder"]:
                 settings |= part.folder_in(workdir / name_of_maker(""))
         stages = tuple(part.stage for part in PARTS if part in made[seed])
         yield Job(name_of_maker(seed), workdir / name_of_maker(seed), settings, stages)

@@ -295,4 +295,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[0] = os.getcwd()  # config files import their base as configs.default
     main(sys.argv[1:])

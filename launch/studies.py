@@ -53,7 +53,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, each in sweeps.items():
         say(f"study {name}: {STUDIES[name].title}")
         if flags.pages_only:
-            sweep.check_same_flags(flags.workdir / "runs", flags.config, passed, flags.per_seed)
+            sweep.check_same_config(
+                flags.workdir / "runs", common, flags.config, passed, flags.per_seed
+            )
         else:
             status = max(status, sweep.run_sweep(each, program))
         if not flags.dry_run:

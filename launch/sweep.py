@@ -103,6 +103,8 @@ class Sweep(NamedTuple):
     flags: argparse.Namespace
     passed: list[str]
     """Flags for all runs."""
+    common: Config
+    """The config of these flags."""
     folder: Path
     makers: list[Job]
     """They make what runs share; the first, for all runs, what those of single seeds use."""
@@ -122,7 +124,7 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     for part in PARTS:
         if part.stage in per_seed and (named := common[f"{part.stage}.folder"]):
             refuse(f"--per-seed={flags.per_seed}: {part.stage}.folder={named} is one for all seeds")
-    return Sweep(flags, passed, folder, *make_jobs(folder, runs, common, configs, per_seed))
+    return Sweep(flags, passed, common, folder, *make_jobs(folder, runs, common, configs, per_seed))
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
 
 def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
     """Runs what is not finished of a sweep and compares its runs; returns the exit status."""
-    flags, passed, folder, makers, jobs = sweep
+    flags, passed, common, folder, makers, jobs = sweep
 
     def line_of(job: Job) -> list[str]:
         return command(job, flags.config, passed, program)
@@ -141,7 +143,7 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
         for job in [*makers, *jobs]:
             print(("# finished: " if job.finished else "") + shlex.join(line_of(job)))
         return 0
-    check_same_flags(folder, flags.config, passed, flags.per_seed)
+    check_same_config(folder, common, flags.config, passed, flags.per_seed)
     failed: list[Job] = []
     for some, parallel in ((makers[:1], 1), (makers[1:], flags.jobs)):
         some = [job for job in some if not job.finished]
@@ -193,8 +195,11 @@ def _read(
     return flags, passed, runs
 
 
-def check_same_flags(folder: Path, config: str, passed: list[str], per_seed: str) -> None:
-    """Writes the flags of all runs; refuses others than before, which would make runs unequal."""
+def check_same_config(
+    folder: Path, common: Config, config: str, passed: list[str], per_seed: str
+) -> None:
+    """Writes flags and config of all runs; refuses others than before: runs would be unequal."""
+    from rapo_jax.config.sources import differences
     from rapo_jax.io.files import read_json, write_text
 
     path, now = folder / "sweep.json", {"config": config, "flags": passed, "per_seed": per_seed}
@@ -204,7 +209,7 @@ def check_same_flags(folder: Path, config: str, passed: list[str], per_seed: str
         refuse(error)
     if before is None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(now) + "\n")
+        write_text(path, json.dumps(now | {"values": common}) + "\n")
         return
 
     def what(file: dict[str, Any]) -> tuple[object, ...]:
@@ -212,7 +217,13 @@ def check_same_flags(folder: Path, config: str, passed: list[str], per_seed: str
         return file["config"], dict(map(setting, file["flags"])), per_seed
 
     if what(before) != what(now):
-        raise SystemExit(f"{folder} was started with {before}, not {now}: use another --workdir")
+        started = {key: before.get(key) for key in now}
+        raise SystemExit(f"{folder} was started with {started}, not {now}: use another --workdir")
+    if changed := differences(before.get("values", common), common):  # not in older files
+        raise SystemExit(
+            f"{folder} was started with other values in {config}: {'; '.join(changed)}; set them "
+            "back, or use another --workdir"
+        )
 
 
 def _compare(workdirs: Sequence[Path], folder: Path, baseline: str) -> None:

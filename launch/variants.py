@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Sequence
 
+LONGEST_NAME = 180
+"""Bytes of a folder's name before its digest; file systems allow 255, with .log behind it."""
+
 
 def split(text: str) -> list[str]:
-    """The parts of `text` between commas outside brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
+    """The parts of `text` between commas outside brackets and quotes.
+
+    A quote within a word, as in don't, is an apostrophe. ValueError where something stays open.
+    """
+    parts, depth, quote, before = [""], 0, "", ""
     for character in text:
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"":
+        elif character in "'\"" and not before.isalnum():
             quote = character
         elif character in "([{":
             depth += 1
@@ -23,6 +30,9 @@ def split(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
+        before = character
+    if depth or quote:
+        raise ValueError(f"{text!r}: a quote or a bracket is opened or closed alone")
     return [part.strip() for part in parts]
 
 
@@ -58,4 +68,9 @@ def name_of(settings: dict[str, str]) -> str:
     """A folder's name: the method, then the other settings, then the seed."""
     order = sorted(settings, key=lambda key: (key != "method", key == "seed"))
     parts = [settings[key] if key == "method" else f"{key}={settings[key]}" for key in order]
-    return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)) or "run"
+    text = "_".join(parts)
+    name = re.sub(r"[^\w.=+-]+", "-", text) or "run"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from rapo_jax.text.condensing import Condense, condensing_prompt
 from rapo_jax.text.observations import EnvironmentTexts, Written
 from rapo_jax.text.protocol import without_retrieved
 from rapo_jax.text.tokens import Tokens
+from rapo_jax.tools.busy import BusyTime
 from rapo_jax.tools.calls import Called, RunningCalls
 from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
@@ -65,7 +65,10 @@ class Environment:
         self._begins: list[list[int]] = []  # places in it at which the steps of calls begin
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._time = BusyTime()
         self._running = RunningCalls(tools, tokens.protocol, max_calls=max_calls)
+        self.first_row = 0
+        """Number of row 0 of all processes in the rollout program."""
         self.calls: list[list[tuple[str, str]]] = []
         """Of each row: (tool, outcome) of its calls, in their order."""
         self.failure: BaseException | None = None
@@ -93,13 +96,14 @@ class Environment:
         *,
         opened: str = "",
         condense: Condense | None = None,
+        first_row: int = 0,
     ) -> None:
         """Starts a new trajectory in every row; row b answers `row_questions[b]`.
 
         `opened` is what the chat template wrote of the responses, see `Tokens.opened`. `condense`
         condenses the documents of searches; it wants rollout.driver='host', as it runs programs.
         """
-        self._condense = condense
+        self._condense, self.first_row = condense, first_row
         self._questions = list(row_questions)
         self._history = [opened] * len(self._questions)
         self._begins = [[] for _ in self._questions]
@@ -108,14 +112,17 @@ class Environment:
         self.failure = None
 
     def take_counts(self) -> dict[str, float]:
-        """Counts since the last call: calls by tool, outcomes, retrievals, host seconds.
+        """Counts since the last call: calls by tool, outcomes, retrievals, wall seconds.
 
-        `failed/NAME` counts the calls of a user's tool whose outcome was not ok.
+        `seconds`: in which any thread was in a callback; `waited`: in which all of these waited for
+        tools. `failed/NAME` counts the calls of a user's tool whose outcome was not ok.
         """
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
         retrieved = self._retriever.take_counts() if self._retriever else {}
-        return dict(counts) | {f"buffer/{name}": value for name, value in retrieved.items()}
+        seconds, waited = self._time.take()
+        times = {"seconds": seconds, "waited": waited} if seconds else {}
+        return dict(counts) | times | {f"buffer/{name}": value for name, value in retrieved.items()}
 
     def act(
         self,
@@ -199,10 +206,8 @@ class Environment:
 
     def _wait(self, rows: Sequence[int]) -> None:
         """Waits until one of these rows has its observation; all where searches are condensed."""
-        started = time.perf_counter()
-        self._running.wait(rows, for_all=self._condense is not None)
-        with self._lock:
-            self._counts["waited"] += time.perf_counter() - started
+        with self._time.waiting():
+            self._running.wait(rows, for_all=self._condense is not None)
 
     def _fill_queries(self, row_U: np.ndarray, wants_U: np.ndarray, query_U: np.ndarray) -> None:
         wanting = np.flatnonzero(wants_U)
@@ -239,12 +244,15 @@ class Environment:
                     exclude_same_question=self._exclude_same_question,
                     pick_B=pick_U[wanting],
                 )
+                given = []
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
                     if not hit.value:
                         continue
                     trace = self._texts.retrieved(hit.value)
                     if len(trace.token_X) <= room_U[u]:
                         self._give(texts, u, int(row_U[u]), trace)
+                        given.append(hit)
+                self._retriever.count(given)
         return texts
 
     @contextlib.contextmanager
@@ -252,9 +260,9 @@ class Environment:
         self, asked_U: np.ndarray, texts: Texts, ready_U: np.ndarray | None = None
     ) -> Iterator[None]:
         """Stores an error instead of raising it: the asked rows are ready, and not healthy."""
-        started = time.perf_counter()
         try:
-            yield
+            with self._time.busy():
+                yield
         except BaseException as error:  # of any kind: it must not reach the runtime
             with self._lock:
                 self.failure = self.failure or error
@@ -263,8 +271,6 @@ class Environment:
             healthy_U[:] = ~asked_U
             if ready_U is not None:
                 ready_U[:] = asked_U
-        with self._lock:
-            self._counts["seconds"] += time.perf_counter() - started
 
     def _record_call(self, row: int, tool: str, outcome: str) -> None:
         self.calls[row].append((tool, outcome))

@@ -87,7 +87,6 @@ class Retriever:
         row_B = self._nearest_allowed(key_BE, excluded)
         counts: defaultdict[str, float] = defaultdict(float, queries=len(key_BE))
         hits: list[Hit] = []
-        similarities = []
         for b, row in enumerate(row_B):
             if pick_B[b] >= 0:
                 row = self._random_allowed(pick_B[b], excluded[b])
@@ -101,19 +100,22 @@ class Retriever:
             same = ids[b] != "" and ids[b] == step_trace.question_id
             similarity = float((self.buffer.key_ME[row].astype(np.float64) * key_BE[b]).sum())
             hits.append(Hit(int(row), similarity, step_trace.value, step_trace.origin, same))
-            counts["hits"] += 1
-            counts[f"origin/{step_trace.origin}"] += 1
-            counts["same_question"] += same
-            if np.isfinite(similarity):
-                similarities.append(similarity)
         with self._lock:
-            self._similarities += similarities
             for name, count in counts.items():
                 self._counts[name] += count
         return hits
 
+    def count(self, given: Sequence[Hit]) -> None:
+        """Counts the hits that were given to rows; a row may have had no room for others."""
+        with self._lock:
+            for hit in given:
+                self._counts["hits"] += 1
+                self._counts[f"origin/{hit.origin}"] += 1
+                self._counts["same_question"] += hit.same_question
+            self._similarities += [x.similarity for x in given if np.isfinite(x.similarity)]
+
     def take_counts(self) -> dict[str, float]:
-        """Counts since the last call, for the metrics: queries, hits, random, misses by reason.
+        """Counts since the last call, for the metrics: queries, hits given, misses by reason.
 
         `origin/NAME` are the hits of each origin that the buffer has. The sum of similarities does
         not depend on the order in which calls arrived.

@@ -66,7 +66,7 @@ METHODS = {
     "aepo": MethodSettings(
         "ARPO with fewer forks in a row, and advantages and a clip that keep uncertain tokens",
         settings={
-            "rollout.tree_rows": 2,
+            "rollout.tree_rows": 4,  # in a tree of 2 no row forks twice
             "rollout.branch_penalty": 0.05,
             "rl.clipping": "aepo",
             "rl.dual_clip": 3.0,

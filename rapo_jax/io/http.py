@@ -39,6 +39,11 @@ READ_CHARS = 4000
 Value = TypeVar("Value")
 
 
+def proxies_are_used() -> bool:
+    """Whether the environment's proxies are: only with RAPO_USE_PROXY=1."""
+    return os.environ.get("RAPO_USE_PROXY") == "1"
+
+
 class Limits(NamedTuple):
     """Limits of one call."""
 
@@ -140,7 +145,7 @@ class JsonClient:
                 timeout=max(end - time.monotonic(), 0.001),
                 stream=True,
                 allow_redirects=False,
-                proxies=get_environ_proxies(url) if os.environ.get("RAPO_USE_PROXY") else {},
+                proxies=get_environ_proxies(url) if proxies_are_used() else {},
                 **arguments,
             ) as response:
                 body = self._read(response, end)

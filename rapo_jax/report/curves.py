@@ -10,7 +10,7 @@ import numpy as np
 
 from rapo_jax.report import charts
 from rapo_jax.report.costs import ACCURACY, Points, cpu_curve, token_curve
-from rapo_jax.report.runs import Run, series
+from rapo_jax.report.runs import Run, accuracy, series
 
 SMOOTHING = 25
 """A curve of n steps is averaged over a window of n / SMOOTHING steps."""
@@ -128,10 +128,14 @@ def heldout_charts(groups: Groups) -> list[Chart]:
 def mean_lines(
     groups: Groups, points_of: Callable[[Run], Points], *, points: bool = False
 ) -> list[charts.Line]:
-    """One line for each variant that has points: the mean over its runs, ± one sample std."""
+    """One line for each variant that has points: the mean over its runs, ± one sample std.
+
+    A run without a final evaluation counts only where no other run of its variant has one.
+    """
     lines = []
     for colour, runs in enumerate(groups.values()):
-        curves = [curve for run in runs if (curve := points_of(run))[0].size]
+        counted = [run for run in runs if accuracy(run) is not None] or runs
+        curves = [curve for run in counted if (curve := points_of(run))[0].size]
         x, y = mean_curve(curves)
         if x.size:
             mean, std = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(x.size)

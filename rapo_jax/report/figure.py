@@ -24,9 +24,10 @@ def write_figure(workdirs: Sequence[Path], output: Path) -> bool:
     }
     if not any(panels.values()):
         return False
-    with picture(output, size=(9, 3.4)) as figure:
-        plots = figure.subplots(1, len(panels))
-        for axes, (name, lines) in zip(plots, panels.items(), strict=True):
+    drawn = {name: lines for name, lines in panels.items() if lines}
+    with picture(output, size=(4.5 * len(drawn), 3.4)) as figure:
+        plots = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for axes, (name, lines) in zip(plots, drawn.items(), strict=True):
             draw_lines(axes, lines, list(groups))
             axes.set(title=f"held-out accuracy, {name}", xlabel="CPU-seconds of training")
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")

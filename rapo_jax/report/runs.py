@@ -48,6 +48,7 @@ def load_run(workdir: Path) -> Run:
     notes: list[str] = []
     config = _read_object(workdir / "config.json", notes, "its settings are unknown")
     result = _read_object(workdir / "result.json", notes, "the run has no final evaluation yet")
+    result = _of_the_end(result, config, notes)
     rows: dict[tuple[str, float], JsonObject] = {}
     for row in read_lines(workdir / "metrics.jsonl", notes):
         step = as_number(row.get("step"))
@@ -70,6 +71,19 @@ def _read_object(path: Path, notes: list[str], consequence: str) -> JsonObject:
         why = str(error).removeprefix(f"{path}: ")
         notes.append(f"{path.name} cannot be read ({why}): {consequence}")
     return {}
+
+
+def _of_the_end(result: JsonObject, config: JsonObject, notes: list[str]) -> JsonObject:
+    """The result without an evaluation of weights before the last step of RL."""
+    rl = config.get("rl")
+    steps = as_number(rl.get("steps")) if isinstance(rl, Mapping) else None
+    evaluated = as_number(result.get("steps_after"))
+    if steps is None or evaluated is None or evaluated >= steps:
+        return result
+    notes.append(
+        f"result.json is of {evaluated:g} of {steps:g} steps: its accuracies do not count as final"
+    )
+    return {name: value for name, value in result.items() if not name.endswith("_after")}
 
 
 def read_lines(path: Path, notes: list[str]) -> list[JsonObject]:

@@ -44,9 +44,14 @@ def numbers_of(
     commits: dict[int, set[str]] = {}
     for run in runs:
         if run.seed is not None and accuracy(run) is not None:
-            commits.setdefault(run.seed, set()).add(str(run.config.get("commit", "unknown"))[:7])
+            commits.setdefault(run.seed, set()).add(_short(str(run.config.get("commit", ""))))
     by_seed = {seed: sorted(found) for seed, found in commits.items()}
     return Numbers(options, variants, by_seed, values)
+
+
+def _short(commit: str) -> str:
+    """Seven digits, and '+' where there were local changes."""
+    return commit[:7] + "+" * commit.endswith("+") or "unknown"
 
 
 def read_numbers(file: Path, options: Sequence[str], variants: Mapping[str, str]) -> Numbers | None:
@@ -173,7 +178,7 @@ def number(value: float, measure: Measure, *, signed: bool = False) -> str:
     """A value in the measure's unit."""
     if math.isnan(value):
         return DASH
-    text = f"{measure.scale * value:{'+' if signed else ''}.{measure.digits}f}"
+    text = f"{measure.scale * value:{'+' if signed else ''}z.{measure.digits}f}"
     return text.replace("-", "−")
 
 

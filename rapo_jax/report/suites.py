@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report.runs import Run
+from rapo_jax.suites.paper import AVERAGED
 from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.table import average, cells
 
@@ -27,7 +28,7 @@ def suite_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         suites: dict[str, JsonObject] = {name: x for name, x in pairs if isinstance(x, Mapping)}
         rows += [_row(run, name, x) for name, x in suites.items()]
         if (mean := average(suites)) is not None:
-            first = next(iter(suites.values()))
+            first = suites[AVERAGED[0]]
             shared = {key: first.get(key) for key in ("scoring", "backbone", "method")}
             rows.append(_row(run, "average", {**shared, "score": mean}))
     return rows

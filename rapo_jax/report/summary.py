@@ -79,7 +79,7 @@ def points(value: float | None) -> str:
     """A difference of accuracies in percentage points, signed."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:+z.1f}".replace("-", "−")
 
 
 def interval(value: Interval | None) -> str:

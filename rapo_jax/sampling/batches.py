@@ -16,7 +16,7 @@ class PaddedBatch(Generic[T]):
     """One batch of all processes: `items`, and this process's part of them."""
 
     start: int
-    """Number of the first item in the whole list: what the batch's random key is folded with."""
+    """Number of the first item in the whole list."""
     items: list[T]
     """Without padding."""
     local_items: list[T]

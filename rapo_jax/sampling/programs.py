@@ -53,7 +53,7 @@ def host_callbacks(environment: Environment, query_shape: jax.ShapeDtypeStruct) 
     process = jax.process_index()
 
     def local(row_U: np.ndarray) -> np.ndarray:
-        return row_U - process * len(environment.calls)
+        return row_U - environment.first_row - process * len(environment.calls)
 
     def act(row_U: np.ndarray, *arrays: np.ndarray) -> Acted:
         *step, parent_U, shared_U = arrays

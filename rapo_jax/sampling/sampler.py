@@ -108,6 +108,7 @@ class Sampler:
         noise: float = 0.0,
         last_retrieval: int = FOREVER,
         tree_rows: int = 1,
+        first_row: int = 0,
     ) -> Trajectory:
         """Samples Q * G trajectories; returns numpy arrays, rows grouped by question.
 
@@ -124,6 +125,8 @@ class Sampler:
             last_retrieval: last boundary, counted from 1, at which a row may retrieve.
             tree_rows: consecutive rows of a group that may share prefixes (`rollout.branching`);
                 1: none do.
+            first_row: number of the first row, with which it draws; rows of several calls with one
+                key draw independently where their numbers differ.
 
         Raises:
             RuntimeError: a tool or the buffer failed on a host; names the error.
@@ -131,9 +134,11 @@ class Sampler:
         """
         mesh = self._mesh
         prompt_QX, opened = self._prompts(questions)
-        condense = self._condenser(params, key, temperature) if self._condenser else None
+        condense = None
+        if self._condenser:
+            condense = self._condenser(params, jax.random.fold_in(key, first_row), temperature)
         asked = row_questions(questions, group_size)
-        self._environment.begin(asked, opened=opened, condense=condense)
+        self._environment.begin(asked, opened=opened, condense=condense, first_row=first_row)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {
@@ -142,7 +147,7 @@ class Sampler:
             "temperature": np.float32(temperature),
             "last_retrieval": np.int32(last_retrieval),
         }
-        row_B = np.arange(len(hybrid_B), dtype=np.int32)
+        row_B = first_row + np.arange(len(hybrid_B), dtype=np.int32)
         inputs = RolloutInputs(
             place(key, replicated(mesh)),
             *place((row_B, hybrid_B), rows(mesh)),

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
 from rapo_jax.config import Settings
 from rapo_jax.distributed import (
     Stopped,
@@ -225,9 +223,10 @@ def _device_policy(run: Run, params: Params, suite: str) -> Policy:
     def sample(questions: Sequence[Question], start: int) -> list[Sampled]:
         trajectory = run.sampler.sample(
             params,
-            jax.random.fold_in(key, start),
+            key,
             questions,
             temperature=run.settings.evaluate.temperature,
+            first_row=start,
         )
         response_BT = response_mask(trajectory.source_BT)
         return [

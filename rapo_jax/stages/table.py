@@ -127,6 +127,8 @@ def _evaluate(job: Job) -> None:
         scores = evaluate(run, load_policy(run, folder), questions)
         job.result |= {f"{k}_{when}": v for k, v in scores.items() if k != "questions"}
         job.result["questions"] = scores["questions"]
+        if when == "after":
+            job.result["steps_after"] = newest_step(folder)
         metrics = {"evaluate/accuracy": scores["accuracy"], "evaluate/reward": scores["reward"]}
         metrics |= {f"evaluate/accuracy/{k}": v for k, v in scores["accuracy_by_kind"].items()}
         run.metrics.write("evaluate", 0 if when == "before" else run.settings.rl.steps, metrics)

@@ -30,7 +30,9 @@ def table(suites: Mapping[str, Summary]) -> str:
 
 
 def average(suites: Mapping[str, JsonObject]) -> float | None:
-    """Mean score over the paper's ten suites, None unless all of them have one."""
+    """Mean score over the paper's ten suites, None unless all have one, by one rule of scoring."""
+    if len({suites.get(name, {}).get("scoring") for name in AVERAGED}) > 1:
+        return None
     scores = [as_number(suites.get(name, {}).get("score")) for name in AVERAGED]
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if len(known) == len(AVERAGED) else None
@@ -64,11 +66,13 @@ def _header(suites: Mapping[str, Summary]) -> str:
 
 def _scores(suites: Mapping[str, Summary]) -> str:
     several = any(x["samples"] > 1 for x in suites.values())
+    mixed = len({x["scoring"] for x in suites.values()}) > 1
     others = {name for x in suites.values() for name in x["scores"]}
     if any(x["unjudged"] for x in suites.values()):
         others.add("judge")
     head = [
-        "suite", "questions", "metric", "score", "pass@1", *(["avg@k, pass@k"] * several),
+        "suite", "questions", "metric", *(["scoring"] * mixed), "score", "pass@1",
+        *(["avg@k, pass@k"] * several),
         *(name for name in OTHERS if name in others), "calls", "tokens", "paper",
         "paper's best other",
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from rapo_jax.config import McpSettings
 from rapo_jax.io.api_keys import SHOWN_CHARS, mask, mask_keys, read_api_key
 from rapo_jax.io.files import Json
+from rapo_jax.io.http import proxies_are_used
 from rapo_jax.text.protocol import neutralise
 from rapo_jax.tools.event_loop import run_async
 from rapo_jax.tools.user import UserTool, check_tag
@@ -226,7 +227,7 @@ async def _open(address: str, settings: McpSettings, key: str) -> AsyncIterator[
     async with httpx2.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=settings.deadline_s,
-        trust_env=bool(os.environ.get("RAPO_USE_PROXY")),
+        trust_env=proxies_are_used(),
     ) as http:
         async with mcp.Client(streamable_http_client(address, http_client=http)) as client:
             yield client

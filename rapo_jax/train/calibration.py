@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from rapo_jax.config import RlSettings, Settings
 from rapo_jax.method.advantages import group_advantage, largest_safe_a
 from rapo_jax.method.calibrate import Calibration, calibrate
+from rapo_jax.method.clipping import CLIPPINGS
 from rapo_jax.method.objective import share_silenced_above
+from rapo_jax.train.methods import METHODS, calibrated, of_entropy
+from rapo_jax.train.update import rapo_loss
 from rapo_jax.types import Array, Source, Trajectory
 
-Calibrator = Callable[[Trajectory, Array], tuple[Calibration, dict[str, Array]]]
-"""(trajectory, reward_B) -> (calibration, diagnostics)."""
+Calibrator = Callable[[Trajectory, Array, Array], tuple[Calibration, dict[str, Array]]]
+"""(trajectory, reward_B, off_policy_B) -> (calibration, diagnostics)."""
 
 
 def make_calibrator(s: Settings) -> Calibrator:
@@ -22,7 +25,7 @@ def make_calibrator(s: Settings) -> Calibrator:
     rl, group_size = s.rl, s.rollout.group_size
 
     @jax.jit
-    def calibrator(trajectory: Trajectory, reward_B: Array):
+    def calibrator(trajectory: Trajectory, reward_B: Array, off_policy_B: Array):
         calibration = calibrate(
             trajectory.entropy_BT,
             trajectory.source_BT,
@@ -37,21 +40,28 @@ def make_calibrator(s: Settings) -> Calibrator:
             ddof=rl.ddof,
             std_floor=rl.std_floor,
         )
-        return calibration, diagnostics(calibration, reward_B, rl, group_size=group_size)
+        scalars = diagnostics(calibration, reward_B, off_policy_B, rl, group_size=group_size)
+        return calibration, scalars
 
     return calibrator
 
 
 def diagnostics(
-    calibration: Calibration, reward_B: jax.Array, rl: RlSettings, *, group_size: int
+    calibration: Calibration,
+    reward_B: jax.Array,
+    off_policy_B: jax.Array,
+    rl: RlSettings,
+    *,
+    group_size: int,
 ) -> dict[str, jax.Array]:
     """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
 
-    `floor/entropy_active`: of policy steps, those with an entropy below `rl.entropy_floor`;
+    `floor/entropy_active`: of policy steps, those with an entropy below `rl.entropy_floor`; rows of
+    `off_policy_B` = 1 count as none, for nobody sampled them here;
     `floor/std_active`: of groups, those whose Z_ret have a std below `rl.std_floor`;
     `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
     """
-    policy_BS = calibration.source_BS == Source.POLICY
+    policy_BS = (calibration.source_BS == Source.POLICY) & (off_policy_B == 0)[:, None]
     below_BS = policy_BS & (calibration.entropy_BS < rl.entropy_floor)
     Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
     reward_QG = reward_B.reshape(-1, group_size)
@@ -79,13 +89,15 @@ def guards(s: Settings) -> list[str]:
         )
     if s.n_hybrid:
         limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
-        if s.rl.a >= limit:
+        method = METHODS[s.method]
+        if s.rl.a >= limit and method.advantage in (calibrated, of_entropy):
             lines.append(
                 f"rl.a={s.rl.a}: from {limit:.3f} on, at rollout.group_size="
                 f"{s.rollout.group_size}, the retrieval reward can flip the sign of an advantage"
             )
         share = share_silenced_above(s.rl.m, s.rl.clip_high)
-        if share < 1:
+        _, keeps_gradient_above = CLIPPINGS[s.rl.clipping]
+        if share < 1 and method.loss is rapo_loss and not keeps_gradient_above:
             lines.append(
                 f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
                 "starts beyond 1 + rl.clip_high, so its tokens of positive advantage get zero "

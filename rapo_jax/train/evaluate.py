@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict, TypeVar
 
-import jax
 import numpy as np
 
 from rapo_jax.io import watchdog
@@ -81,9 +80,10 @@ def evaluate(
         watchdog.beat()
         trajectory = run.sampler.sample(
             params,
-            jax.random.fold_in(stage_key(run.settings, key), batch.start),
+            stage_key(run.settings, key),
             batch.local_items,
             temperature=temperature,
+            first_row=batch.start,
         )
         scores = score_rows(run, trajectory, batch.local_rows)
         for question, correct in zip(batch.items, scores.right_B, strict=True):

@@ -52,20 +52,18 @@ def checkpointed_steps(
             save(step + 1)
 
 
-def count_skips(skips: int, skipped: float, *, step: int) -> int:
-    """Steps in a row with a skipped update: `skips` before this step, `skipped` updates in it.
+def check_skips(skips: int, *, step: int) -> None:
+    """Ends the run after `MOST_SKIPS` steps in a row with a skipped update.
 
     Raises:
-        ValueError: there are `MOST_SKIPS`.
+        ValueError: there are as many up to this step.
     """
-    skips = skips + 1 if skipped else 0
     if skips == MOST_SKIPS:
         raise ValueError(
-            f"loss/skipped={skipped:g}: {MOST_SKIPS} steps in a row, up to step {step}, had an "
-            "update that is not finite. The weights are those of the last finite one; of RL, "
-            "skipped.jsonl has the rows. Fix the reward function, or lower the learning rate"
+            f"loss/skipped: {MOST_SKIPS} steps in a row, up to step {step}, had an update that is "
+            "not finite. The weights are those of the last finite one; of RL, skipped.jsonl has "
+            "the rows. Fix the reward function, or lower the learning rate"
         )
-    return skips
 
 
 def policy_optimizer(s: Settings) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -102,7 +100,7 @@ class PolicyTraining:
 
     Raises:
         ValueError: the checkpoint was made with another buffer or with other adapters; or see
-        `count_skips`.
+        `check_skips`.
     """
 
     def __init__(
@@ -166,8 +164,8 @@ class PolicyTraining:
         """Takes the new state; `metrics` waits for it and returns the step's metrics."""
         self.state = state
         ended = EndedStep(step, metrics, time.perf_counter() - step.wall, cpu_seconds() - step.cpu)
-        self._write_ended()
-        self._ended = ended
+        before, self._ended = self._ended, ended
+        self._write(before)
 
     def close(self) -> None:
         """Writes the metrics of the last step, also where a later one failed."""
@@ -177,10 +175,14 @@ class PolicyTraining:
             self._store.close()
 
     def _write_ended(self) -> None:
-        """Writes the metrics of the step before; those named time/... are added up in `seconds`."""
-        if self._ended is None:
+        ended, self._ended = self._ended, None
+        self._write(ended)
+
+    def _write(self, ended: EndedStep | None) -> None:
+        """Writes the metrics of a step; those named time/... are added up in `seconds`."""
+        if ended is None:
             return
-        (step, metrics, wall, cpu), self._ended = self._ended, None
+        step, metrics, wall, cpu = ended
         waited, cpu_before = time.perf_counter(), cpu_seconds()
         values = {**step.held_out, **metrics()}
         waited = time.perf_counter() - waited
@@ -191,8 +193,9 @@ class PolicyTraining:
         values["cpu/total"] = self.cpu_seconds
         for phase in PHASES:
             self.seconds[phase] += values.get(f"time/{phase}", 0.0)
-        self._skips = count_skips(self._skips, values["loss/skipped"], step=step.number)
         self.run.metrics.write(self._stage, step.number, values)
+        self._skips = self._skips + 1 if values["loss/skipped"] else 0
+        check_skips(self._skips, step=step.number)
         shown = {name.split("/")[1]: values[name] for name in values if name in SHOWN}
         self._progress.show(step.number + 1, **shown)
 

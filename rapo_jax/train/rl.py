@@ -149,7 +149,9 @@ def rl_step(
     counts = shared_counts(run.environment.take_counts())
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)
-    calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
+    calibration, diagnostics = jax.device_get(
+        parts.calibrate(groups.trajectory, reward_B, groups.off_policy_B)
+    )
     advantage = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
     batch, length_B, removal = batch_to_read(s, parts, state.params, groups, calibration, advantage)

@@ -33,7 +33,7 @@ from rapo_jax.text.chat import without_opening
 from rapo_jax.text.observations import observation_ids, retrieved_ids
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.train.loop import checkpointed_steps, count_skips
+from rapo_jax.train.loop import check_skips, checkpointed_steps
 from rapo_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from rapo_jax.train.update import LossSums, Updater, fetched
 from rapo_jax.types import Batch, Params, Source, TrainState
@@ -199,13 +199,14 @@ def train_cold_start(run: Run) -> None:
         index = draw_batch(examples, seed=s.seed, step=step, batch=s.sft.batch)
         state, metrics = updater.update(state, *batch_of(examples, index), None)
         metrics = fetched(metrics)
-        skips = count_skips(skips, metrics["skipped"], step=step)
+        skips = skips + 1 if metrics["skipped"] else 0
         losses.append(metrics["loss"])
         progress.show(step + 1, loss=float(np.mean(losses)))
         if step % 10 == 0 or step + 1 == s.sft.steps:
             shown = {"loss/sft": "loss", "loss/grad_norm": "grad_norm", "loss/skipped": "skipped"}
             values = {name: metrics[key] for name, key in shown.items()}
             run.metrics.write("sft", step, values | {"update/padding": metrics["padding"]})
+        check_skips(skips, step=step)
     store.close()
     done = {"seconds": time.perf_counter() - started, "examples": len(examples.length_B)}
     if is_first():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from rapo_jax.text.protocol import render_result
+from rapo_jax.tools.busy import BusyTime
 from tests.environment.stand_ins import Immediate, echo
 
 
@@ -118,3 +121,37 @@ def test_devices_may_call_at_the_same_time(make, act, search, house):
         heard = [f"heard {row} {turn}<" for turn in range(20)]
         places = [environment._history[row].index(text) for text in heard]
         assert places == sorted(places)
+
+
+def test_seconds_in_which_several_shards_wait_count_once(make, act_once, gate):
+    environment, opener = make({"search": gate}), threading.Timer(0.4, gate.opened.set)
+    started = time.perf_counter()
+    with ThreadPoolExecutor() as shards:
+        opener.start()
+        step = ["<search>s</search>"]
+        asked = [shards.submit(act_once, environment, step, rows=[row]) for row in range(4)]
+    assert all(each.result().ready == [True] for each in asked)
+    counts, wall = environment.take_counts(), time.perf_counter() - started
+    assert 0.2 < counts["waited"] <= counts["seconds"] <= wall
+    assert "seconds" not in environment.take_counts()
+
+
+def test_time_is_waited_only_while_no_busy_thread_works():
+    measured, waits, works = BusyTime(), threading.Event(), threading.Event()
+
+    def waiter():
+        with measured.busy(), measured.waiting():
+            waits.set()
+            works.wait()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(waiter)
+        waits.wait()
+        measured.take()
+        with measured.busy():
+            time.sleep(0.1)
+            _, waited_beside_work = measured.take()
+        time.sleep(0.1)
+        _, waited = measured.take()
+        works.set()
+    assert waited_beside_work < 0.05 < waited

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -235,6 +236,15 @@ def test_an_index_on_disk_is_checked_instead_of_a_corpus(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl", [{"id": 1, "contents": "A is b."}])
     build(corpus, tmp_path / "index")
     assert needs_of(config)["tools.search.index"].missing == ""
+
+
+def test_a_config_file_imports_what_is_beside_it_as_in_a_run(tmp_path):
+    (tmp_path / "base.py").write_text("from configs.tiny import get_config as tiny\n")
+    (tmp_path / "mine.py").write_text("import base\n\ndef get_config():\n    return base.tiny()\n")
+    command = [sys.executable, LAUNCH / "prepare.py", "--config=mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_program_exits_1_if_something_is_missing_and_2_if_the_config_is_not_valid(capsys):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 
-from tests.launch.sweeps import TINY, load
+from tests.launch.sweeps import ROOT, TINY, load
 
 studies = load("studies")
 
@@ -96,6 +98,18 @@ def test_an_unknown_study_is_refused_with_the_known_names(tmp_path, program, cap
 def test_a_failed_run_is_left_out_of_the_page_and_reported(tmp_path, program, capsys):
     assert studies.main(flags_of("dynamics", tmp_path / "w", "--seeds=7"), program) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_pages_are_valid(capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        found += re.findall(r"python launch/studies\.py ([^`\n]*(?:\n *--[^`\n]*)*)", text)
+    for command in found:
+        flags = shlex.split(command.replace("NAME", "dynamics"), comments=True)
+        assert studies.main([*flags, "--dry-run"]) == 0, command
+    assert len(found) > 4
 
 
 @pytest.mark.parametrize(

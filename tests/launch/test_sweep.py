@@ -123,11 +123,27 @@ def test_a_sweep_of_an_older_version_continues_with_its_one_buffer(tmp_path, pro
     assert sweep.main(flags, program) == 0
     file = tmp_path / "w" / "sweep.json"
     older = json.loads(file.read_text())
-    assert older.pop("per_seed") == "nothing"
+    assert older.pop("per_seed") == "nothing" and older.pop("values")
     file.write_text(json.dumps(older))
     assert sweep.main(flags, program) == 0
     with pytest.raises(SystemExit, match="was started with"):
         sweep.main([*flags, "--per-seed=buffer"], program)
+
+
+def test_a_sweep_does_not_continue_where_its_config_file_was_edited(tmp_path, program):
+    config, folder = tmp_path / "c.py", tmp_path / "w"
+    text = "from configs import tiny\n\ndef get_config():\n    c = tiny.get_config()\n"
+    text += "    c.buffer.expert_error = 0.0\n    return c\n"
+    config.write_text(text)
+    flags = [f"--config={config}", f"--workdir={folder}", "--sweep=seed=0"]
+    assert sweep.main(flags, program) == 0
+    order = (folder / "order").read_text()
+    config.write_text(text.replace("0.0", "0.5"))
+    with pytest.raises(SystemExit, match=r"buffer\.expert_error was 0\.0, is 0\.5; set them back"):
+        sweep.main([*flags[:2], "--sweep=seed=0,1"], program)
+    assert (folder / "order").read_text() == order
+    config.write_text(f"{text}# a remark\n")
+    assert sweep.main([*flags[:2], "--sweep=seed=0,1"], program) == 0
 
 
 def test_a_damaged_sweep_json_ends_with_a_line_that_names_it(tmp_path, program, capfd):

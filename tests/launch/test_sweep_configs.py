@@ -65,6 +65,12 @@ def test_each_seed_makes_its_buffer_or_cold_start_and_buffer_where_the_sweep_say
     assert runs["rapo_seed=1"]["sft.folder"] == "/w/shared_seed=1/coldstart"
 
 
+def test_buffers_of_seeds_are_made_from_the_cold_start_that_the_flags_name(capsys):
+    flags = (TINY, "--config.sft.folder=/c", "--sweep=seed=0,1", "--per-seed=buffer")
+    for run in dry_run(capsys, *flags).values():
+        assert run["sft.folder"] == "/c"
+
+
 def test_a_buffer_for_each_seed_is_refused_where_the_flags_name_one_for_all(capfd):
     with pytest.raises(SystemExit, match="^2$"):
         dry_run(capfd, TINY, "--config.buffer.folder=/b", "--sweep=seed=0,1", "--per-seed=buffer")

@@ -30,6 +30,22 @@ def test_commas_inside_brackets_and_quotes_do_not_separate():
     assert variants.split("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
 
 
+def test_an_apostrophe_within_a_word_is_no_quote():
+    assert variants.split("a=Don't guess,b=1") == ["a=Don't guess", "b=1"]
+    assert variants.split("a='it''s, so',b=1") == ["a='it''s, so'", "b=1"]
+
+
+@pytest.mark.parametrize("text", ["a=(1,b=1", "a=1),b=1", "a='x,b=1", "a=[(1],b=(2"])
+def test_a_quote_or_bracket_that_stays_open_is_refused(text):
+    with pytest.raises(ValueError, match="opened or closed alone"):
+        variants.split(text)
+
+
+def test_a_long_value_gives_a_name_that_a_file_system_takes():
+    long = [variants.name_of({"x": "ä" * 400 + end, "seed": "0"}) for end in "ab"]
+    assert all(len(f"{name}.log".encode()) <= 255 for name in long) and long[0] != long[1]
+
+
 def test_a_name_is_safe_as_a_folder():
     assert variants.name_of({"x": "../a b;c", "seed": "0"}) == "x=..-a-b-c_seed=0"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
 
 from rapo_jax.report import curves
 from rapo_jax.report.compare import group_runs
-from rapo_jax.report.runs import load_run
+from rapo_jax.report.runs import load_run, series
 
 
 def test_a_mean_curve_covers_the_range_of_all_curves_and_interpolates_in_it():
@@ -39,6 +40,18 @@ def test_a_band_is_one_sample_std_around_the_mean_over_seeds(make_run):
     (line,) = curves.mean_lines(groups, lambda run: (np.ones(1), np.full(1, next(values))))
     assert line.y.tolist() == [2.0]
     np.testing.assert_allclose(line.high - line.y, np.std([1.0, 3.0], ddof=1))
+
+
+def test_a_run_without_a_final_evaluation_does_not_cut_the_curve_of_the_others(make_run):
+    workdirs = [make_run("a", seed=0), make_run("b", seed=1), make_run("c", seed=2)]
+    (workdirs[2] / "result.json").unlink()  # killed after two of four steps
+    lines = (workdirs[2] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdirs[2] / "metrics.jsonl").write_text("".join(lines[:3]))
+    points = functools.partial(series, key="reward/mean")
+    (line,) = curves.mean_lines(group_runs(list(map(load_run, workdirs))), points)
+    assert line.x.tolist() == [1, 2, 3, 4]
+    (line,) = curves.mean_lines(group_runs([load_run(workdirs[2])]), points)
+    assert line.x.tolist() == [1, 2]  # a run that is still going is drawn
 
 
 def test_every_metric_is_shown_also_one_without_a_section(make_run):

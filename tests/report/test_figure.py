@@ -29,3 +29,14 @@ def test_runs_without_a_curve_make_no_picture(make_run, tmp_path):
     (workdir / "metrics.jsonl").write_text("")
     assert not write_figure([workdir], tmp_path / "a.svg")
     assert not (tmp_path / "a.svg").exists()
+
+
+def test_without_hidden_words_there_is_one_panel_with_a_legend(make_run, tmp_path):
+    workdirs = [make_run(method, method=method) for method in ("grpo", "rapo")]
+    for workdir in workdirs:
+        text = (workdir / "metrics.jsonl").read_text().replace("heldout/hidden", "other/hidden")
+        (workdir / "metrics.jsonl").write_text(text)
+    assert write_figure(workdirs, tmp_path / "a.svg")
+    words = [each.text for each in tree.parse(tmp_path / "a.svg").iter() if each.text]
+    assert words.count("grpo") == words.count("rapo") == 1
+    assert words.count("CPU-seconds of training") == 1

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rapo_jax.io.jsonl import parse_line
 from rapo_jax.report.runs import (
+    accuracy,
     accuracy_by_kind,
     as_number,
     hidden_accuracy,
@@ -21,6 +22,16 @@ def test_a_whole_workdir_is_read_without_a_note(make_run):
     step, reward = series(run, "reward/mean")
     assert step.tolist() == reward.tolist() == [1.0, 2.0, 3.0, 4.0]
     assert series(run, "loss/sft", stage="sft")[1].tolist() == [2.0]
+
+
+def test_an_evaluation_of_weights_before_the_last_step_is_not_final(make_run):
+    workdir = make_run("a")  # of 4 steps
+    result = json.loads((workdir / "result.json").read_text())
+    for steps, final in ((3, None), (4, 0.7)):
+        (workdir / "result.json").write_text(json.dumps(result | {"steps_after": steps}))
+        run = load_run(workdir)
+        assert accuracy(run) == final and accuracy(run, "before") == 0.5
+        assert any("3 of 4 steps" in note for note in run.notes) is (final is None)
 
 
 def test_a_last_line_cut_by_a_kill_is_left_out_and_named(make_run):

@@ -140,6 +140,16 @@ def test_a_page_has_the_command_the_table_the_picture_and_the_verdicts(write_run
     assert numbers.values["a"]["accuracy"] == pytest.approx({0: 0.7, 1: 0.71})
 
 
+def test_the_commit_of_a_run_with_local_changes_has_a_plus(make_run):
+    found = []
+    for name, commit in (("a", "0123456789abcdef+"), ("b", "0123456789abcdef"), ("c", "")):
+        workdir = make_run(name)
+        config = json.loads((workdir / "config.json").read_text()) | {"commit": commit}
+        (workdir / "config.json").write_text(json.dumps(config))
+        found.append(load_run(workdir))
+    assert numbers_of((), {}, found, {}).commits == {0: ["0123456", "0123456+", "unknown"]}
+
+
 def test_a_seed_that_is_measured_again_replaces_the_earlier_one_as_a_whole():
     old = Numbers((), {}, {0: ["b"], 1: ["b"]}, accuracies(x=[0.1, 0.2], y=[0.3, 0.4]))
     values = {"x": {"accuracy": {1: 0.5, 2: 0.6}}, "y": {"accuracy": {}}}

@@ -52,6 +52,12 @@ def test_all_ten_suites_have_an_average_beside_the_papers(with_suites):
     assert mean == ["80.0", "51.3", "49.6 AEPO"]
 
 
+def test_suites_scored_by_different_rules_have_no_average(with_suites):
+    strict = dict.fromkeys(AVERAGED[:7], SUITE | {"scoring": "strict"})
+    rows = suite_rows([load_run(with_suites("a", dict.fromkeys(AVERAGED, SUITE) | strict))])
+    assert [row["Scoring"] for row in rows] == ["strict"] * 7 + ["official"] * 3
+
+
 def test_the_page_shows_one_table_and_names_runs_where_there_are_several(with_suites, tmp_path):
     one = with_suites("a", {"gsm8k": SUITE})
     page = write_report([one], tmp_path / "one.html").read_text()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rapo_jax.config.methods import METHODS as PUBLISHED
 from rapo_jax.method.tape import hybrid_mask
 from rapo_jax.rollout.branching import OPENING_TOKENS, is_to_fork
 from rapo_jax.train.measures import branching_metrics
@@ -240,3 +241,18 @@ def test_fewer_slots_than_a_tree_has_rows_are_refused(make_sampler, small_settin
 def test_trees_that_do_not_divide_a_group_are_refused(small_settings):
     with pytest.raises(ValueError, match="rollout.tree_rows=3: trees divide .*=4: 2, 4, or 1"):
         small_settings({"rollout.tree_rows": 3})
+
+
+def test_the_published_penalty_of_forks_in_a_row_changes_rollouts(make_sampler, house):
+    """In trees of two, no row forks twice, so that no penalty could change anything."""
+    settings = PUBLISHED["aepo"].settings
+    rows = settings["rollout.tree_rows"]
+
+    def tapes(penalty):
+        rule = {"branch_probability": 0.7, "branch_penalty": penalty}
+        playing = make_sampler(devices=1, driver="host", tree_rows=rows, **rule)
+        return [play(playing, house, seed=seed, tree_rows=rows).token_BT for seed in range(3)]
+
+    assert settings["rollout.branch_penalty"] > 0
+    pairs = zip(tapes(0.0), tapes(1.0), strict=True)
+    assert any((without != with_BT).any() for without, with_BT in pairs)

@@ -63,3 +63,17 @@ def test_counts_are_those_of_the_tapes(playing, house):
     assert counts["absorbed"] == absorbed_BT.sum()
     assert counts["host_calls"] > 1 and counts["waiting"] >= 0
     assert counts["slot_ticks"] == len(tape.length_B) * counts["ticks"] > counts["sampled"]
+
+
+def test_rows_of_several_calls_are_those_of_one_by_their_numbers(playing, house):
+    """So that a suite's answers depend on no batch size."""
+
+    def answers(questions, first_row):
+        tape = playing.sampler.sample(
+            playing.params, jax.random.key(3), questions, temperature=1.0, first_row=first_row
+        )
+        return [tape.token_BT[b, : tape.length_B[b]].tolist() for b in range(len(questions))]
+
+    whole = answers(house.asked[:8], 0)
+    assert answers(house.asked[:4], 0) + answers(house.asked[4:8], 4) == whole
+    assert answers(house.asked[4:8], 0) != whole[4:]

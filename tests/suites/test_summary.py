@@ -131,3 +131,11 @@ def test_the_papers_backbones_are_known_by_their_shape(name):
     width, layers, ffn = SHAPES[name]
     assert backbone(width=width, layers=layers, ffn=ffn) == name
     assert backbone(width=width, layers=layers + 1, ffn=ffn) == ""
+
+
+def test_the_table_names_each_rule_of_scoring_where_there_are_several():
+    strict = summary([1.0])
+    assert "| scoring |" not in table({"math": strict})
+    text = table({"math": strict, "gsm8k": strict | {"scoring": "official"}})
+    assert "| metric | scoring | score |" in text
+    assert "| math | strict |" in text and "| math | official |" in text

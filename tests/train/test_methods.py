@@ -115,7 +115,7 @@ def open_anew(branch):
 
 @pytest.mark.parametrize("method", ["tree_grpo", "arpo", "aepo"])
 def test_a_method_whose_rollouts_branch_learns_and_resumes_exactly(open_anew, metrics_of, method):
-    changes = changes_of(method, **{"rollout.tree_rows": 2})
+    changes = changes_of(method, **{"rollout.tree_rows": 4 if method == "aepo" else 2})
     whole = train(open_anew(changes | {"rl.steps": 4}, name="whole"))
     train(open_anew(changes, name="parts"))
     parts = open_anew(changes | {"rl.steps": 4}, name="parts")
@@ -144,6 +144,23 @@ def test_methods_with_rows_of_others_do_not_branch(small_settings):
     for method in ("luffy", "rollout_replay"):
         with pytest.raises(ValueError, match="rollout.tree_rows=2: .* no rollouts branch: 1"):
             small_settings({"method": method, "rollout.tree_rows": 2})
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("rollout_replay", {"rl.replay_groups": 1}, "rl.replay_groups=1: .* at least 2"),
+        ("rollout_replay", {"rl.replay_share": 0.1}, "rl.replay_share=0.1: rounds to no past"),
+        ("rollout_replay", {"rl.clip_high": 5.0}, "rl.clip_high=5.0: .* rl.clip_low=0.2"),
+        ("rollout_replay", {"rl.clipping": "gppo"}, "rl.clipping='gppo': .* 'ppo'"),
+        ("luffy", {"rl.dual_clip": 3.0}, "rl.dual_clip=3.0: .* 0"),
+        ("aepo", {"rollout.tree_rows": 2}, "rollout.branch_penalty=0.05: .* trees of more rows"),
+    ],
+)
+def test_settings_that_a_method_would_ignore_are_refused(small_settings, method, changes, message):
+    small_settings(changes_of(method))
+    with pytest.raises(ValueError, match=message):
+        small_settings(changes_of(method) | changes)
 
 
 def test_the_advantages_of_trees_and_of_uncertain_tokens_are_those_of_their_functions(

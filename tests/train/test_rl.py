@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rapo_jax import distributed
+from rapo_jax.config.methods import METHODS as PUBLISHED
 from rapo_jax.main import main
 from rapo_jax.run.checkpoint import Checkpoints
 from rapo_jax.run.metrics import Metrics
@@ -284,4 +285,10 @@ def test_values_that_silence_or_flip_the_gradient_are_warned_about(small_setting
     flips, silences = guards(small_settings({"rl.a": 0.67, "rl.m": 0.56}))
     assert flips.startswith("rl.a=0.67: from 0.667 on, at rollout.group_size=4")
     assert silences.startswith("rl.m=0.56: a rollout with a share of retrieved tokens above 0.50")
-    assert guards(small_settings({"rl.a": 0.67, "rl.m": 0.56, "method": "grpo"})) == []
+    both = {"rl.a": 0.67, "rl.m": 0.56}
+    assert guards(small_settings(both | {"method": "grpo"})) == []
+    # a clip that keeps the gradient, an advantage without Z, losses without the shaped ratio
+    always = both | {"retrieval.always": True}
+    for method, found in (("gppo", ["rl.a"]), ("gigpo", ["rl.m"]), ("luffy", [])):
+        lines = guards(small_settings(always | {"method": method, **PUBLISHED[method].settings}))
+        assert [line.split("=")[0] for line in lines] == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import jax
@@ -15,11 +16,11 @@ import pytest
 from rapo_jax.config import OptimizerSettings, RlSettings
 from rapo_jax.model.sharding import make_mesh, place, replicated
 from rapo_jax.train.groups import Groups
-from rapo_jax.train.loop import MOST_SKIPS, count_skips
+from rapo_jax.train.loop import MOST_SKIPS, PolicyTraining, check_skips
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import make_optimizer, updates_made
-from rapo_jax.train.rl import train_rl
+from rapo_jax.train.rl import open_rl, train_rl
 from rapo_jax.train.step_files import write_skipped
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
@@ -117,12 +118,10 @@ def test_the_rows_of_a_skipped_update_are_written_with_what_they_held(
 
 
 def test_several_steps_in_a_row_with_a_skipped_update_end_the_run():
-    skips = 0
-    for step, skipped in enumerate([1.0, 0.0, *[2.0] * (MOST_SKIPS - 1)]):
-        skips = count_skips(skips, skipped, step=step)
-    assert skips == MOST_SKIPS - 1
-    with pytest.raises(ValueError, match=r"loss/skipped=1: 3 steps in a row, up to step 9, had an"):
-        count_skips(skips, 1.0, step=9)
+    for skips in range(MOST_SKIPS):
+        check_skips(skips, step=9)
+    with pytest.raises(ValueError, match=r"loss/skipped: 3 steps in a row, up to step 9, had an"):
+        check_skips(MOST_SKIPS, step=9)
 
 
 class Unfetchable:
@@ -159,6 +158,19 @@ def test_a_steps_updates_are_dispatched_without_a_look_at_their_metrics(
     assert len(records) == 2
     with pytest.raises(AssertionError, match="fetched"):
         update_metrics(records)
+
+
+def test_the_metrics_of_the_skips_that_end_a_run_are_written(branch, metrics_of):
+    run = branch({"rl.steps": 9})
+    training = PolicyTraining(run, open_rl(run)[1].state, buffer="")
+    with pytest.raises(ValueError, match="3 steps in a row, up to step 4"), closing(training):
+        for step in training.steps():
+            skipped = float(step.number != 1)  # a finite one begins the count anew
+            training.end_step(
+                step, training.state, lambda skipped=skipped: {"loss/skipped": skipped}
+            )
+    # the step after it had ended, too
+    assert [row["step"] for row in metrics_of(run.workdir)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_rows_of_steps_that_a_resumed_run_takes_again_are_removed(branch):

@@ -46,7 +46,7 @@ def calibrated(settings, tapes, reward_B, **changes):
         rl=dataclasses.replace(settings.rl, **changes),
         rollout=dataclasses.replace(settings.rollout, group_size=GROUP),
     )
-    return jax.device_get(make_calibrator(settings)(tapes, reward_B)[0])
+    return jax.device_get(make_calibrator(settings)(tapes, reward_B, np.zeros_like(reward_B))[0])
 
 
 @pytest.fixture(scope="module")
