@@ -55,7 +55,8 @@ def finish(processes: Sequence[subprocess.Popen], workdir: Path) -> None:
 
 def difference(workdir: Path, whole: Path) -> str:
     """What of a run differs from the uninterrupted one; '' if nothing does."""
-    for name in ("trajectories.jsonl", "buffer/step_traces.jsonl", "buffer/trajectories.jsonl"):
+    traces = (f"buffer/traces/{name}" for name in ("items.jsonl", "keys.npy", "manifest.json"))
+    for name in ("trajectories.jsonl", "buffer/trajectories.jsonl", *traces):
         one, other = (folder / name for folder in (workdir, whole))
         if one.is_file() != other.is_file() or (
             one.is_file() and one.read_bytes() != other.read_bytes()

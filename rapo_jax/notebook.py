@@ -71,14 +71,18 @@ class Session:
         settings, folder = read_settings(resolved.config), Path(workdir)
         prepare_workdir(folder, resolved.config)
         self._open = ExitStack()
-        self._open.enter_context(claimed(folder, key="workdir"))
-        self.run = open_run(settings, folder, devices=devices)
-        self._open.callback(self.run.close)
-        if "sft" in settings.stages:
-            train_cold_start(self.run)
-        if "buffer" in settings.stages:
-            build_buffer(self.run)
-        self.parts, self.training = open_rl(self.run)
+        try:
+            self._open.enter_context(claimed(folder, key="workdir"))
+            self.run = open_run(settings, folder, devices=devices)
+            self._open.callback(self.run.close)
+            if "sft" in settings.stages:
+                train_cold_start(self.run)
+            if "buffer" in settings.stages:
+                build_buffer(self.run)
+            self.parts, self.training = open_rl(self.run)
+        except BaseException:
+            self._open.close()
+            raise
         self._open.callback(self.training.close)
         self._steps = self.training.steps()
 

@@ -17,6 +17,8 @@ Json: TypeAlias = Any
 
 LOCK = ".lock"
 """The lock file of a folder that one process at a time may write."""
+_claims: set[Path] = set()
+"""Folders that `claimed` holds in this process."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,17 +82,29 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds the lock; `key` is the config key of the folder.
     """
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(
-                f"{key}={str(folder)!r}: another process is at work there; wait for its end, or "
-                "name another folder"
-            ) from None
-        except OSError as error:
-            print(f"[lock] {folder} cannot be locked ({error.strerror}): start nothing else there")
-        yield
+    claim = folder.resolve()
+    if claim in _claims:  # to open the file again would end this process's lock with the second
+        raise ValueError(
+            f"{key}={str(folder)!r}: this process is at work there already (in a notebook: close "
+            "the first session), or name another folder"
+        )
+    _claims.add(claim)
+    try:
+        with open(folder / LOCK, "w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(
+                    f"{key}={str(folder)!r}: another process is at work there; wait for its end, "
+                    "or name another folder"
+                ) from None
+            except OSError as error:
+                print(
+                    f"[lock] {folder} cannot be locked ({error.strerror}): start nothing else there"
+                )
+            yield
+    finally:
+        _claims.discard(claim)
 
 
 @contextmanager

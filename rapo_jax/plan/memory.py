@@ -21,12 +21,14 @@ GB = 1e9
 
 
 def device_memory(mesh: Mesh) -> float:
-    """Bytes that a run may still use on each device; CPU devices share what the host has left."""
+    """Bytes that a run may still use on each device; CPU devices share what the host has left.
+
+    Infinite for an accelerator that does not say what it has.
+    """
     local = mesh.local_devices
-    stats = local[0].memory_stats() if local[0].platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return host_memory() / len(local)
+    if local[0].platform == "cpu":
+        return host_memory() / len(local)
+    return (local[0].memory_stats() or {}).get("bytes_limit", float("inf"))
 
 
 def host_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
@@ -37,9 +39,16 @@ def host_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs
             left = int(line.split()[1]) * 1024
     try:
         most, used = ((cgroup / name).read_text() for name in ("memory.max", "memory.current"))
-        return min(left, int(most) - int(used))
+        return min(left, int(most) - int(used) + _cached(cgroup / "memory.stat"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return left
+
+
+def _cached(stat: Path) -> int:
+    """Bytes of file pages in a container, which the kernel gives up when a process needs them."""
+    lines = stat.read_text().splitlines() if stat.is_file() else []
+    found = dict(line.split() for line in lines)
+    return sum(int(found.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def check_memory(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,8 +79,11 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints that are kept."""
-        return list(self._manager.all_steps())
+        """Steps of all checkpoints that are kept, as the first process sees the folder.
+
+        All processes call it together: a file system may show them different folders.
+        """
+        return on_first(lambda: sorted(self._manager.all_steps()))
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint with undamaged files, None if nothing was saved.
@@ -88,7 +91,7 @@ class Checkpoints:
         Raises:
             ValueError: all are damaged.
         """
-        steps = sorted(self.steps(), reverse=True)
+        steps = self.steps()[::-1]
         for step in steps:
             lines = _damage(self._folder / str(step))
             if not lines:
@@ -132,8 +135,9 @@ class Checkpoints:
             another rank, alpha or targets.
         """
         if step is None:
-            step = self.latest()
-            on_first(lambda: self._set_aside_after(step))
+            step, steps = self.latest(), self.steps()
+            newer = [each for each in steps if step is not None and each > step]
+            on_first(lambda: self._set_aside(newer))
             self._manager.reload()
         if ADAPTERS in state.params:  # before arrays of other shapes are read
             assert self._lora is not None, "adapters are restored with their settings"
@@ -176,11 +180,10 @@ class Checkpoints:
         )
         return handler.restore(path, args=restore)["params"]
 
-    def _set_aside_after(self, step: int | None) -> None:
-        for newer in self.steps():
-            if step is not None and newer > step:
-                folder = self._folder / str(newer)
-                folder.rename(_free(folder.with_name(f"damaged-{newer}")))
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            folder = self._folder / str(step)
+            folder.rename(_free(folder.with_name(f"damaged-{step}")))
 
     def close(self) -> None:
         self._manager.close()

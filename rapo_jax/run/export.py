@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder of named chat templates, such as `tool_use`."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -95,6 +97,8 @@ def _copy_tokenizer(settings: Settings, workdir: Path, target: Path, *, known: i
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if (source / CHAT_TEMPLATES).is_dir():
+        shutil.copytree(source / CHAT_TEMPLATES, target / CHAT_TEMPLATES)
     folders = (Path(folder) for folder in (settings.model.folder, source) if folder)
     configs = [folder / GENERATION_FILE for folder in folders]
     given = next((path for path in configs if path.is_file()), None)

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.distributed import in_turn, on_first
+from rapo_jax.distributed import allgather_json, in_turn, on_first
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh
@@ -26,6 +26,8 @@ from rapo_jax.tasks.schema import Score
 from rapo_jax.tasks.stream import (
     QuestionFiles,
     QuestionSource,
+    check_same_questions,
+    digest_of,
     fitting_questions,
     prepare_questions,
 )
@@ -174,9 +176,13 @@ def _open_questions(
     if settings.suites_alone:
         return {}
     folder = Path(settings.task.data_dir or workdir / "data").absolute()
-    return in_turn(
+    files = in_turn(
         lambda: prepare_questions(settings.task.name, parameters, world, data_dir=str(folder))
     )
+    if jax.process_count() > 1:
+        digests = {split: digest_of(questions) for split, questions in files.items()}
+        check_same_questions(allgather_json(digests))
+    return files
 
 
 def _open_tokens(

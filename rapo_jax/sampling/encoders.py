@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.config import RetrievalSettings
+from rapo_jax.io.digests import digests
 from rapo_jax.model.encoder import find_minilm, load_encoder, tokenize_texts
 from rapo_jax.types import Array
 
@@ -51,4 +54,6 @@ def _minilm(settings: RetrievalSettings) -> DeviceEncoder:
         return module.apply(params, query_BX[:, 1:], query_BX[:, 0])
 
     shape = jax.ShapeDtypeStruct((1 + width,), jnp.int32)
-    return DeviceEncoder(embed, shape, tokenize, f"minilm:{Path(folder).name}:{width}")
+    files = digests(Path(folder), ("config.json", "model.safetensors", "tokenizer.json"))
+    identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
+    return DeviceEncoder(embed, shape, tokenize, f"minilm:{identity}:{width}")

@@ -10,9 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from rapo_jax.io.files import locked
 from rapo_jax.tasks import SPLITS, Question, find_task
 from rapo_jax.tasks.schema import TaskWorld
 
@@ -95,12 +97,13 @@ def prepared_builder(
     """
     tfds.disable_progress_bar()
     config = QuestionsConfig.of(task, parameters, world)
-    builder = TaskQuestions(config=config, data_dir=data_dir, file_format="array_record")
-    for split, questions in builder.generate().items():
-        if not questions:
-            raise ValueError(
-                f"task.name={task!r}: there are no questions in {split!r}; name a file that holds "
-                "some, raise the number of entities, or return some from your task"
-            )
-    builder.download_and_prepare()
+    with locked(Path(data_dir) / "questions.lock"):  # another run may prepare the same
+        builder = TaskQuestions(config=config, data_dir=data_dir, file_format="array_record")
+        for split, questions in builder.generate().items():
+            if not questions:
+                raise ValueError(
+                    f"task.name={task!r}: there are no questions in {split!r}; name a file that "
+                    "holds some, raise the number of entities, or return some from your task"
+                )
+        builder.download_and_prepare()
     return builder

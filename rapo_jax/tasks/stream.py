@@ -6,8 +6,11 @@ Any random-access sequence of `Question` is a source; `prepare_questions` makes 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -65,6 +68,29 @@ class QuestionFiles:
         for start in range(0, len(self), ROWS_AT_A_TIME):
             indices = range(start, min(start + ROWS_AT_A_TIME, len(self)))
             yield from map(_question, self._rows.__getitems__(indices))
+
+
+def digest_of(questions: Iterable[Question]) -> str:
+    """SHA-256 over all questions in their order."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps(dataclasses.asdict(question)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def check_same_questions(digests: Sequence[Mapping[str, str]]) -> None:
+    """Refuses processes whose questions differ; `digests` are those of each, by split.
+
+    Raises:
+        ValueError: names the split and the process.
+    """
+    for process, each in enumerate(digests):
+        for split, digest in each.items():
+            if digest != digests[0][split]:
+                raise ValueError(
+                    f"task: process {process} has other questions in {split!r} than process 0; "
+                    "give all of them the same files, and tasks of yours one order (not a set's)"
+                )
 
 
 class QuestionSubset:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_LINES = 200_000
 """Lines of its compiled code that a template may run; those of the known models run hundreds."""
 QUESTION = "\ue000question\ue000"
+_DATE = "26 Jul 2024"
+"""The date that Llama 3's templates write where they know none. Llama 3.2's would write today's, so
+that a run went on with another prompt on the next day."""
 _OPENED = re.compile(r"<think>[^<]*(?:</think>\s*)?\Z")
 _SWITCH = re.compile(r"\b(\w+) is (?:not )?defined")
 _FIXED = ("messages", "conversation", "add_generation_prompt", "tools", "documents", "tokenize")
@@ -97,7 +100,8 @@ def rendered(
     apply: Callable[..., object] = tokenizer.apply_chat_template
     try:
         with limited_lines(MAX_LINES):
-            text = apply(messages, tokenize=False, add_generation_prompt=True, **arguments)
+            given = {"date_string": _DATE, **arguments}
+            text = apply(messages, tokenize=False, add_generation_prompt=True, **given)
     except (TemplateError, TypeError, RuntimeError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ValueError(

@@ -21,6 +21,9 @@ Answers = Literal["tagged", "boxed"] | Callable[[str], str | None]
 last box; or a function, whose None is no answer. Without an answer the reward is 0."""
 
 
+_BOX = re.compile(r"\\(?=(?:boxed|fbox)(?![A-Za-z]))")
+
+
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """One protocol; all texts are written as they are."""
@@ -79,7 +82,13 @@ class Protocol:
             )
 
     def written(self, observation: str) -> str:
-        """Foreign text without tags of the protocol, as it is written into the trajectory."""
+        """Foreign text without tags of the protocol, as it is written into the trajectory.
+
+        Where the answer of a response is its last box, foreign text has none: a space parts its
+        command.
+        """
+        if self.answers == "boxed":
+            observation = _BOX.sub(r"\\ ", observation)
         return self.escape(neutralise(observation, self.tags))
 
     def render(self, *observations: str) -> str:

@@ -234,8 +234,8 @@ class PolicyTraining:
         if self._replay is not None and is_first():  # before the checkpoint that needs it
             self._replay.save(self._replay_file(step))
         self._store.save(step, self.state, metadata)
+        kept = {self._replay_file(each) for each in self._store.steps()}
         if self._replay is not None and is_first():
-            kept = {self._replay_file(each) for each in self._store.steps()}
             for path in set(self._replay_file(step).parent.glob("*.npz")) - kept:
                 path.unlink()
 

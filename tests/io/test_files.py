@@ -99,3 +99,15 @@ def test_a_folder_is_locked_until_its_process_ends_or_is_killed(tmp_path):
         other.kill()
     with claimed(tmp_path, key="workdir"):
         pass
+
+
+def test_a_second_claim_of_one_process_is_refused_and_the_first_one_kept(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with claimed(tmp_path, key="workdir"):
+        again = claimed(tmp_path / "x" / "..", key="workdir")
+        with pytest.raises(ValueError, match="this process is at work there already"), again:
+            pass
+        done = subprocess.run(command, capture_output=True, text=True, input="", check=False)
+        assert "another process is at work there" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, input="", check=False)
+    assert done.stdout == "mine\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +83,9 @@ def test_the_memory_of_a_host_is_what_is_free_or_what_its_container_may_take(tmp
     (tmp_path / "memory.current").write_text("300\n")
     (tmp_path / "memory.max").write_text("1300\n")
     assert host_memory(proc, tmp_path) == 1000
+    stat = "anon 90\nactive_file 120\ninactive_file 80\nslab 10\n"  # pages of files are given up
+    (tmp_path / "memory.stat").write_text(stat)
+    assert host_memory(proc, tmp_path) == 1200
     (tmp_path / "memory.max").write_text("max\n")
     assert host_memory(proc, tmp_path) == 1_024_000
     assert host_memory(tmp_path / "none", tmp_path / "none") == float("inf")
@@ -88,3 +93,11 @@ def test_the_memory_of_a_host_is_what_is_free_or_what_its_container_may_take(tmp
 
 def test_cpu_devices_share_the_memory_of_their_host():
     assert device_memory(make_mesh()) == pytest.approx(host_memory() / 8, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("stats", "memory"), [({"bytes_limit": 7}, 7), ({}, math.inf), (None, math.inf)]
+)
+def test_an_accelerator_is_never_measured_by_the_memory_of_its_host(stats, memory):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    assert device_memory(SimpleNamespace(local_devices=[device])) == memory

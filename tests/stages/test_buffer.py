@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rapo_jax.run.policy import load_policy
@@ -82,8 +84,23 @@ def test_a_buffer_of_another_encoder_is_refused(branch, trunk, tmp_path, bert_fo
     changes = {"retrieval.encoder": "minilm", "retrieval.encoder_folder": str(bert_folder)}
     run = branch(changes | {"retrieval.encoder_tokens": 16})
     run = dataclasses.replace(run, encoder=device_encoder(run.settings.retrieval))
-    with pytest.raises(ValueError, match="encoder='ngram:.*but this run has 'minilm:bert:16"):
+    with pytest.raises(
+        ValueError, match="encoder='ngram:.*but this run has 'minilm:[0-9a-f]{32}:16"
+    ):
         load_buffer(run)
+
+
+def test_an_encoder_is_known_by_its_files_and_not_by_its_folder(branch, tmp_path, bert_folder):
+    def identity(folder):
+        changes = {"retrieval.encoder": "minilm", "retrieval.encoder_folder": str(folder)}
+        return device_encoder(branch(changes).settings.retrieval).identity
+
+    renamed = shutil.copytree(bert_folder, tmp_path / "renamed")
+    other = shutil.copytree(bert_folder, tmp_path / "other" / bert_folder.name)
+    weights = load_file(other / "model.safetensors")
+    weights = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert identity(renamed) == identity(bert_folder) != identity(other)
 
 
 def test_a_missing_buffer_says_which_stage_builds_it(branch, tmp_path):
@@ -149,7 +166,7 @@ def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_
     )
     run = dataclasses.replace(run, encoder=encoder, sampler=sampler)
     manifest = build_buffer(run)
-    assert manifest["encoder"] == "minilm:bert:24"
+    assert re.fullmatch("minilm:[0-9a-f]{32}:24", manifest["encoder"])
     buffer = attach_buffer(run)
     assert buffer.key_ME.shape == (manifest["traces"], 8)
 

@@ -25,6 +25,7 @@ from tests.model.checkpoints import (
     make_model,
     save_model,
 )
+from tests.text.test_chat import PUBLISHED, make
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 20), np.int32)
 
@@ -126,6 +127,16 @@ def test_the_newest_checkpoint_of_a_workdir_loads_in_transformers_with_its_token
     again = load_tokens(made)
     assert (again.fingerprint, again.bytes_V) == (tokens.fingerprint, tokens.bytes_V)
     assert ("PreTrainedTokenizerFast" in capsys.readouterr().out) == (changes == {})
+
+
+def test_named_chat_templates_are_exported_too(export, tmp_path):
+    source = save_model(make_model("qwen3"), tmp_path / "source")
+    make(source, *PUBLISHED["qwen2.5"])
+    named = source / "additional_chat_templates"
+    named.mkdir()
+    (named / "tool_use.jinja").write_text("tools")
+    made = export(model__folder=str(source))
+    assert (made / named.name / "tool_use.jinja").read_text() == "tools"
 
 
 def test_an_export_that_was_killed_does_not_stand_in_the_way_of_the_next(export, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +61,27 @@ def test_nothing_is_printed_while_the_files_are_made(tmp_path, parameters, capfd
 def test_reading_all_at_once_and_one_by_one_give_the_same(sources):
     train = sources["train"]
     assert list(train) == [train[index] for index in range(len(train))]
+
+
+WAITING = """
+import json, sys
+from rapo_jax.tasks import TASKS
+from rapo_jax.tasks.stream import prepare_questions
+parameters = json.loads(sys.argv[2])
+world = TASKS["chains"].make_world(**parameters)
+sys.stdin.readline()
+prepare_questions("chains", parameters, world, data_dir=sys.argv[1])
+"""
+
+
+def test_two_runs_that_start_together_prepare_their_questions_one_after_the_other(
+    tmp_path, parameters
+):
+    command = [sys.executable, "-c", WAITING, str(tmp_path), json.dumps(parameters)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
+        for process in (one, other):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        errors = [process.communicate()[1] for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], errors

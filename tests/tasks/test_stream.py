@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import (
     check_complete,
+    check_same_questions,
+    digest_of,
     fitting_questions,
     load_questions,
     question_stream,
@@ -171,3 +173,12 @@ def test_questions_that_are_too_long_are_counted_and_left_out(capsys):
 def test_a_split_without_fitting_questions_is_refused_and_any_by_key(lengths, skip, remedy):
     with pytest.raises(ValueError, match=rf"prompt_tokens=4: .* of 'eval' .*{remedy}"):
         fitting_questions({"eval": long_ones(*lengths)}, by_text, limit=4, skip=skip)
+
+
+def test_processes_with_other_questions_or_another_order_are_refused():
+    asked = [Question(str(i), "who ?", (str(i),), "k", "s") for i in range(3)]
+    same = {"train": digest_of(asked), "eval": digest_of(asked[:1])}
+    check_same_questions([same, dict(same)])
+    for others in (asked[::-1], asked[:2], [*asked[:2], Question("2", "who ?", ("x",), "k", "s")]):
+        with pytest.raises(ValueError, match="task: process 1 has other questions in 'train'"):
+            check_same_questions([same, same | {"train": digest_of(others)}])

@@ -196,3 +196,16 @@ def test_a_template_runs_within_its_lines(published, monkeypatch):
         messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
         published.tokenizer.apply_chat_template(messages, tokenize=False)
     assert 0 < lines[0] < 100 < chat.MAX_LINES
+
+
+def test_a_prompt_does_not_hold_the_date_of_today(tmp_path):
+    """Llama 3.2's template writes today's date where it is given none."""
+    dated = "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    dated += "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+    dated += "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }} "
+    control, ordinary, end, template = PUBLISHED["llama 3"]
+    make(tmp_path, control, ordinary, end, dated + template)
+    given = ({}, {"date_string": "1 May"})
+    found = [load_tokens(tmp_path, template_arguments=each) for each in given]
+    texts = [tokens.decode(tokens.prompt_ids("s", "who ?")) for tokens in found]
+    assert "26 Jul 2024" in texts[0] and "1 May" in texts[1]

@@ -215,3 +215,17 @@ def test_a_wrong_name_brings_the_nearest_and_stages_of_our_tags_are_refused(smal
         with pytest.raises(ValueError, match="protocol='search_r1': cold start and buffer"):
             small_settings({"protocol": "search_r1", **changes})
     small_settings({"protocol": "search_r1", "stages": ("rl", "evaluate"), "method": "grpo"})
+
+
+@pytest.mark.parametrize("name", ["chat_tools", "search_o1"])
+def test_a_box_that_a_tool_wrote_is_no_answer(name):
+    protocol = PROTOCOLS[name]
+    assert protocol.answers == "boxed"
+    observed = protocol.render(r"It is \boxed{4}, or \fbox{5}; a \boxedset is none.")
+    assert r"a \boxedset is none" in observed
+    assert answer_of(f"I did not find it. {observed}", answers="boxed") is None
+    asked = rf"Is it \boxed{{7}}? {observed}"
+    assert outcome_reward(asked, ["7"], answers="boxed") == 1
+    assert outcome_reward(asked, ["4"], answers="boxed") == 0
+    # an answer of the policy after it still counts
+    assert answer_of(rf"{observed} So \boxed{{4}}.", answers="boxed") == "4"
