@@ -152,8 +152,7 @@ def lowered_rollout(
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
         row_B=_shape(here, B),
-        hybrid_B=_shape(here, B, dtype=bool),
-        probability=number,
+        probability_B=_shape(here, B, dtype=np.float32),
         noise=number,
         temperature=number,
         last_retrieval=_shape(everywhere),

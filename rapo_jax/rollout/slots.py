@@ -44,8 +44,7 @@ class RolloutInputs(flax.struct.PyTreeNode):
 
     key: Array
     row_B: Array  # number of each row of the shard among those of all shards
-    hybrid_B: Array  # rows that may retrieve; the others are pure on-policy rollouts
-    probability: Array  # of retrieving at a step boundary of a hybrid rollout
+    probability_B: Array  # of retrieving at a step boundary; 0: a pure on-policy rollout
     noise: Array  # share of retrievals that bring a random trace
     temperature: Array
     last_retrieval: Array  # last boundary of a retrieval: 1 for whole trajectories

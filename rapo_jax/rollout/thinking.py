@@ -181,6 +181,6 @@ def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
     key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
     key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
     coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
-    wants_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
+    wants_U = coin_U < inputs.probability_B[slots.row_U]
     wants_U &= slots.calls_U <= inputs.last_retrieval
     return wants_U, jnp.where(noisy_U < inputs.noise, pick_U, -1.0)

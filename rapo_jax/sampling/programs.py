@@ -84,8 +84,7 @@ def boundary(bytes_V: Sequence[bytes], *, eos_ids: Sequence[int], protocol: Prot
 INPUTS = RolloutInputs(
     key=EVERYWHERE,
     row_B=ROWS,
-    hybrid_B=ROWS,
-    probability=EVERYWHERE,
+    probability_B=ROWS,
     noise=EVERYWHERE,
     temperature=EVERYWHERE,
     last_retrieval=EVERYWHERE,

@@ -104,7 +104,7 @@ class Sampler:
         temperature: float,
         group_size: int = 1,
         n_hybrid: int = 0,
-        probability: float = 0.0,
+        probability: float | np.ndarray = 0.0,
         noise: float = 0.0,
         last_retrieval: int = FOREVER,
         tree_rows: int = 1,
@@ -137,15 +137,16 @@ class Sampler:
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
         scalars = {
-            "probability": np.float32(probability),
             "noise": np.float32(noise),
             "temperature": np.float32(temperature),
             "last_retrieval": np.int32(last_retrieval),
         }
         row_B = np.arange(len(hybrid_B), dtype=np.int32)
+        probability_Q = np.broadcast_to(np.float32(probability), everyone)
+        probability_B = np.where(hybrid_B, np.repeat(probability_Q, group_size), np.float32(0))
         inputs = RolloutInputs(
             place(key, replicated(mesh)),
-            *place((row_B, hybrid_B), rows(mesh)),
+            *place((row_B, probability_B), rows(mesh)),
             **place(scalars, replicated(mesh)),
         )
         program = self._program(n_hybrid > 0, group_size, tree_rows)

@@ -68,7 +68,7 @@ def sample_batch(
     number: int = 0,
     *,
     step: int,
-    probability: float,
+    probability: float | Callable[[list[str]], np.ndarray],
     agent_tapes: AgentTapes | None = None,
 ) -> Groups:
     """G rollouts of each question of the next batch; `number` counts the batches of the step.
@@ -84,7 +84,7 @@ def sample_batch(
         group_size=s.rollout.group_size,
         n_hybrid=s.n_hybrid,
         temperature=s.rollout.temperature,
-        probability=probability,
+        probability=probability([q.question for q in local_questions]) if callable(probability) else probability,
         noise=s.retrieval.noise,
         last_retrieval=1 if s.retrieval.unit == "trajectory" else FOREVER,
         tree_rows=s.rollout.tree_rows,

@@ -23,7 +23,8 @@ from rapo_jax.run.policy import load_policy, start_state
 from rapo_jax.run.run import Run
 from rapo_jax.run.weights import newest_step
 from rapo_jax.tasks.stream import QuestionStream, question_stream
-from rapo_jax.train.buffer import attach_buffer
+from rapo_jax.train.benefit import Benefit
+from rapo_jax.train.buffer import attach_buffer, key_encoder
 from rapo_jax.train.calibration import Calibrator, guards, make_calibrator
 from rapo_jax.train.groups import (
     AgentTapes,
@@ -45,7 +46,7 @@ from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.step_files import write_skipped, write_trajectories
 from rapo_jax.train.update import Updater
-from rapo_jax.types import Array, Batch, Params, TrainState
+from rapo_jax.types import Source, Array, Batch, Params, TrainState
 
 
 class RlParts(NamedTuple):
@@ -55,6 +56,7 @@ class RlParts(NamedTuple):
     stream: QuestionStream
     agent_tapes: AgentTapes | None
     """None unless the method puts the buffer's trajectories into its groups."""
+    benefit: Benefit | None
     replay: Replay | None
     """None unless past groups complete a batch."""
     calibrate: Calibrator
@@ -71,9 +73,34 @@ def probability_at(settings: Settings, step: int) -> float:
     left = {
         "constant": 1.0,
         "linear": 1.0 - done,
+        "benefit": 1.0,
+        "spare": 1.0,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }
     return start * left[settings.retrieval.schedule]
+
+
+def make_benefit(run):
+    s = run.settings
+    if s.retrieval.schedule not in ("benefit", "spare") or not s.n_hybrid:
+        return None
+    from rapo_jax.buffer.keys import key_text
+    encode, _ = key_encoder(run)
+    r = s.retrieval
+    return Benefit(lambda texts: encode([key_text(t, "", mask=r.mask, max_chars=r.max_chars) for t in texts]), r.schedule == 'spare')
+
+
+def learn(benefit, s, groups, step, start):
+    G, n = s.rollout.group_size, s.n_hybrid
+    texts = [q.question for q in groups.questions]
+    p = benefit.probability(texts, step, start)
+    kinds = {}
+    for q, x in zip(groups.questions, p):
+        kinds.setdefault(q.kind if hasattr(q, "kind") else q.source, []).append(float(x))
+    print("benefit", step, {k: round(float(np.mean(v)), 2) for k, v in sorted(kinds.items())}, flush=True)
+    retrieved_B = (np.asarray(groups.trajectory.source_BT) == Source.RETRIEVED).any(1)
+    benefit.add(texts, step, groups.scores.reward_B.reshape(-1, G), retrieved_B.reshape(-1, G), n)
+    return {}
 
 
 def train_rl(run: Run) -> PolicyTraining:
@@ -114,7 +141,7 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
     parts = RlParts(
-        *(method, stream, agent_tapes, replay, make_calibrator(s), updater),
+        *(method, stream, agent_tapes, make_benefit(run), replay, make_calibrator(s), updater),
         *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
     )
     return parts, training
@@ -130,6 +157,9 @@ def rl_step(
     s, started = run.settings, time.perf_counter()
     rollout_key, order_key = jax.random.split(jax.random.fold_in(stage_key(s, StageKey.RL), step))
     probability = probability_at(s, step) if s.n_hybrid else 0.0
+    ask = probability
+    if parts.benefit is not None:
+        ask = lambda texts: parts.benefit.probability(texts, step, probability)
     jax.block_until_ready(state.params)  # the updates of the last step
     ready = time.perf_counter()
     weights = jax.block_until_ready(run.sampler.load(state.params))
@@ -141,7 +171,7 @@ def rl_step(
         weights,
         rollout_key,
         step=step,
-        probability=probability,
+        probability=ask,
         agent_tapes=parts.agent_tapes,
     )
     groups = completed(sample(), sample, s, step=step, stream=parts.stream, replay=parts.replay)
@@ -149,6 +179,9 @@ def rl_step(
     counts = shared_counts(run.environment.take_counts())
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)
+    learned = {}
+    if parts.benefit is not None:
+        learned = learn(parts.benefit, s, groups, step, probability)
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
     advantage = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
@@ -168,6 +201,7 @@ def rl_step(
         **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
+        **learned,
         **removal,
         "time/reshard": loaded - ready,
         "time/rollout": scored - loaded - host_seconds - groups.scoring_seconds,
