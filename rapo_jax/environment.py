@@ -62,6 +62,8 @@ class Environment:
         self._condense: Condense | None = None
         self._questions: list[Question] = []
         self._history: list[str] = []
+        self.gate = None
+        self.state_text: dict[int, str] = {}
         self._begins: list[list[int]] = []  # places in it at which the steps of calls begin
         self._counts: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
@@ -214,7 +216,10 @@ class Environment:
         if self._without_retrieved_history:
             histories = list(map(without_retrieved, histories))
         questions = [self._questions[row].question for row in rows]
-        query_U[wanting] = self._query(self._retriever.key_texts(questions, histories))
+        texts = self._retriever.key_texts(questions, histories)
+        if self.gate is not None:
+            self.state_text.update(zip(rows, texts, strict=True))
+        query_U[wanting] = self._query(texts)
 
     def search(
         self,
@@ -241,6 +246,8 @@ class Environment:
                 )
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
                     if not hit.value:
+                        continue
+                    if self.gate is not None and not self.gate.allows(int(row_U[u]), self.state_text[int(row_U[u])]):
                         continue
                     trace = self._texts.retrieved(hit.value)
                     if len(trace.token_X) <= room_U[u]:

@@ -57,6 +57,7 @@ class RlParts(NamedTuple):
     agent_tapes: AgentTapes | None
     """None unless the method puts the buffer's trajectories into its groups."""
     benefit: Benefit | None
+    state: object
     replay: Replay | None
     """None unless past groups complete a batch."""
     calibrate: Calibrator
@@ -75,9 +76,19 @@ def probability_at(settings: Settings, step: int) -> float:
         "linear": 1.0 - done,
         "benefit": 1.0,
         "spare": 1.0,
+        "state": 1.0,
+        "state_cap": 1.0,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }
     return start * left[settings.retrieval.schedule]
+
+
+def make_state(run):
+    s = run.settings
+    if s.retrieval.schedule not in ('state', 'state_cap') or not s.n_hybrid:
+        return None
+    from rapo_jax.train.state_benefit import StateBenefit
+    return StateBenefit(s.seed, s.retrieval.probability, s.retrieval.schedule == 'state_cap')
 
 
 def make_benefit(run):
@@ -141,7 +152,7 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
     parts = RlParts(
-        *(method, stream, agent_tapes, make_benefit(run), replay, make_calibrator(s), updater),
+        *(method, stream, agent_tapes, make_benefit(run), make_state(run), replay, make_calibrator(s), updater),
         *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
     )
     return parts, training
@@ -158,6 +169,11 @@ def rl_step(
     rollout_key, order_key = jax.random.split(jax.random.fold_in(stage_key(s, StageKey.RL), step))
     probability = probability_at(s, step) if s.n_hybrid else 0.0
     ask = probability
+    run.environment.gate = None
+    if parts.state is not None:
+        ask = 1.0
+        parts.state.open(step)
+        run.environment.gate = parts.state
     if parts.benefit is not None:
         ask = lambda texts: parts.benefit.probability(texts, step, probability)
     jax.block_until_ready(state.params)  # the updates of the last step
@@ -176,10 +192,17 @@ def rl_step(
     )
     groups = completed(sample(), sample, s, step=step, stream=parts.stream, replay=parts.replay)
     del weights, sample  # the update needs the room
+    run.environment.gate = None
     counts = shared_counts(run.environment.take_counts())
     scored = time.perf_counter()
     reward_B = shaped_reward(s, groups)
     learned = {}
+    if parts.state is not None:
+        used = parts.state.learn(groups.scores.reward_B, s.rollout.group_size, s.n_hybrid)
+        kinds = {}
+        for row, ps in used.items():
+            kinds.setdefault(groups.questions[row // s.rollout.group_size].kind, []).append(ps)
+        print('benefit', step, {k: [round(float(np.mean([p[i] for p in v if len(p) > i])), 2) for i in range(5) if any(len(p) > i for p in v)] for k, v in sorted(kinds.items())}, flush=True)
     if parts.benefit is not None:
         learned = learn(parts.benefit, s, groups, step, probability)
     calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))

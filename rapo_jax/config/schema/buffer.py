@@ -25,7 +25,7 @@ class RetrievalSettings:
     schedule: str = key(
         "constant",
         "how the probability changes over rl.steps",
-        choices={"constant": "not at all", "linear": "falls to 0", "benefit": "by what it earned", "spare": "the same, never more", "cosine": "falls to 0"},
+        choices={"constant": "not at all", "linear": "falls to 0", "benefit": "by what it earned", "spare": "the same, never more", "state": "of states", "state_cap": "of states", "cosine": "falls to 0"},
     )
     noise: float = fraction(0.0, "share p of retrievals that give a random trace", paper="fig. 6")
     unit: str = key(
