@@ -166,7 +166,8 @@ def test_counts_are_those_since_the_last_call_and_survive_threads():
 
     def ask():
         for _ in range(5):
-            retriever.nearest(key_BE, pick_B=np.array([-1, 0.5, -1, -1]))
+            hits = retriever.nearest(key_BE, pick_B=np.array([-1, 0.5, -1, -1]))
+            retriever.count([hit for hit in hits if hit.value])
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -187,7 +188,7 @@ def test_the_sum_of_similarities_does_not_depend_on_the_order_of_the_calls():
     def total(order):
         retriever = make()
         for b in order:
-            retriever.nearest(key_BE[b : b + 1])
+            retriever.count(retriever.nearest(key_BE[b : b + 1]))
         return retriever.take_counts()["similarity_sum"]
 
     similarities = [hit.similarity for hit in RETRIEVER.nearest(key_BE)]
