@@ -48,6 +48,15 @@ def write_skipped(
     )
 
 
+def of_rows(advantage: Array, source_BT: Array) -> np.ndarray:
+    """The advantage of each row, [B]: of advantages of tokens the mean over the policy's own."""
+    if advantage.ndim == 1:
+        return np.asarray(advantage)
+    policy_BT = np.asarray(source_BT) == Source.POLICY
+    sum_B = np.where(policy_BT, advantage, 0).sum(1)
+    return sum_B / np.maximum(policy_BT.sum(1), 1)
+
+
 def write_trajectories(
     run: Run, step: int, groups: Groups, calibration: Calibration, advantage: Array
 ) -> None:
@@ -61,7 +70,7 @@ def write_trajectories(
         labels={"step": step, "stage": "rl"},
         hybrid_B=hybrid_rows(run.settings),
         reward_B=groups.scores.reward_B.astype(np.float32),
-        advantage_B=advantage if advantage.ndim == 1 else calibration.advantage_B,
+        advantage_B=of_rows(advantage, groups.trajectory.source_BT),
         retrieval_B=calibration.retrieval_reward_B,
         z_BS=calibration.retrieval_reward_BS,
     )
