@@ -120,8 +120,7 @@ class Environment:
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
         retrieved = self._retriever.take_counts() if self._retriever else {}
-        seconds, waited = self._time.take()
-        times = {"seconds": seconds, "waited": waited} if seconds else {}
+        times = dict(zip(("seconds", "waited"), self._time.take(), strict=True))
         return dict(counts) | times | {f"buffer/{name}": value for name, value in retrieved.items()}
 
     def act(

@@ -19,10 +19,8 @@ def rollout_rules(s: Settings) -> Iterator[Rule]:
     divisors = ", ".join(str(n) for n in range(2, r.group_size + 1) if r.group_size % n == 0)
     remedy = f"trees divide rollout.group_size={r.group_size}: {divisors}, or 1 for none"
     yield "rollout.tree_rows", r.group_size % r.tree_rows == 0, remedy
-    remedy = (
-        f"a row of a tree of rollout.tree_rows={r.tree_rows} forks once at most, so that no fork "
-    )
-    remedy += "follows another: trees of more rows, or 0"
+    remedy = f"has no effect: in trees of rollout.tree_rows={r.tree_rows} no row forks twice; set "
+    remedy += "it to 0, or rollout.tree_rows to 3 or more"
     yield "rollout.branch_penalty", r.branch_penalty == 0 or r.tree_rows > 2, remedy
     remedy = f"a tree of rollout.tree_rows={r.tree_rows} needs a slot for each row; raise it, or 0 "
     remedy += "for as many as rollouts"
@@ -50,15 +48,14 @@ def method_rules(s: Settings) -> Iterator[Rule]:
     remedy = f"rounds to no past group of rollout.questions={r.questions}; raise it, or 0 for none"
     yield "rl.replay_share", share == 0 or fresh < r.questions, remedy
     remedy = (
-        f"a batch takes {r.questions - fresh} past groups, none of its {fresh} fresh questions: "
+        f"a step takes {r.questions - fresh} past groups, none of its {fresh} fresh questions: "
     )
     remedy += f"at least {r.questions}"
     yield "rl.replay_groups", share == 0 or s.rl.replay_groups >= r.questions, remedy
-    remedy = (
-        f"the loss of method={s.method!r} has one bound, rl.clip_low: rl.clip_low={s.rl.clip_low}"
-    )
+    remedy = f"method={s.method!r} has one bound of the clip, so set it to rl.clip_low: "
+    remedy += f"{s.rl.clip_low}"
     yield "rl.clip_high", not method.replays or s.rl.clip_high == s.rl.clip_low, remedy
-    remedy = f"the loss of method={s.method!r} reads it not: "
+    remedy = f"the loss of method={s.method!r} does not read it: "
     yield "rl.clipping", not method.off_policy or s.rl.clipping == "ppo", f"{remedy}'ppo'"
     yield "rl.dual_clip", not method.off_policy or s.rl.dual_clip == 0, f"{remedy}0"
     remedy = "with past groups (rl.replay_share) no groups are resampled: 0"

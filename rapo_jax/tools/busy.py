@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 class BusyTime:
@@ -17,30 +17,29 @@ class BusyTime:
         self._since = 0.0
         self._seconds = self._waited = 0.0
 
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
+    def busy(self) -> AbstractContextManager[None]:
         """Around the work of a thread."""
-        self._change(busy=1)
-        try:
-            yield
-        finally:
-            self._change(busy=-1)
+        return self._during(busy=1)
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> AbstractContextManager[None]:
         """Around a wait within that work."""
-        self._change(waiting=1)
-        try:
-            yield
-        finally:
-            self._change(waiting=-1)
+        return self._during(waiting=1)
 
     def take(self) -> tuple[float, float]:
-        """Seconds since the last call: in which any thread was busy, and all busy ones waited."""
+        """Seconds since the last call in which a thread was busy, and those in which all busy ones
+        waited."""
         self._change()
         with self._lock:
             taken, self._seconds, self._waited = (self._seconds, self._waited), 0.0, 0.0
         return taken
+
+    @contextmanager
+    def _during(self, *, busy: int = 0, waiting: int = 0) -> Iterator[None]:
+        self._change(busy=busy, waiting=waiting)
+        try:
+            yield
+        finally:
+            self._change(busy=-busy, waiting=-waiting)
 
     def _change(self, *, busy: int = 0, waiting: int = 0) -> None:
         with self._lock:

@@ -48,7 +48,7 @@ def write_skipped(
     )
 
 
-def of_rows(advantage: Array, source_BT: Array) -> np.ndarray:
+def row_advantage(advantage: Array, source_BT: Array) -> np.ndarray:
     """The advantage of each row, [B]: of advantages of tokens the mean over the policy's own."""
     if advantage.ndim == 1:
         return np.asarray(advantage)
@@ -70,7 +70,7 @@ def write_trajectories(
         labels={"step": step, "stage": "rl"},
         hybrid_B=hybrid_rows(run.settings),
         reward_B=groups.scores.reward_B.astype(np.float32),
-        advantage_B=of_rows(advantage, groups.trajectory.source_BT),
+        advantage_B=row_advantage(advantage, groups.trajectory.source_BT),
         retrieval_B=calibration.retrieval_reward_B,
         z_BS=calibration.retrieval_reward_BS,
     )

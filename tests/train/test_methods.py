@@ -153,10 +153,14 @@ def test_methods_with_rows_of_others_do_not_branch(small_settings):
     [
         ("rollout_replay", {"rl.replay_groups": 1}, "rl.replay_groups=1: .* at least 2"),
         ("rollout_replay", {"rl.replay_share": 0.1}, "rl.replay_share=0.1: rounds to no past"),
-        ("rollout_replay", {"rl.clip_high": 5.0}, "rl.clip_high=5.0: .* rl.clip_low=0.2"),
+        ("rollout_replay", {"rl.clip_high": 5.0}, "rl.clip_high=5.0: .* rl.clip_low: 0.2"),
         ("rollout_replay", {"rl.clipping": "gppo"}, "rl.clipping='gppo': .* 'ppo'"),
         ("luffy", {"rl.dual_clip": 3.0}, "rl.dual_clip=3.0: .* 0"),
-        ("aepo", {"rollout.tree_rows": 2}, "rollout.branch_penalty=0.05: .* trees of more rows"),
+        (
+            "aepo",
+            {"rollout.tree_rows": 2},
+            "rollout.branch_penalty=0.05: has no effect: .* 3 or more",
+        ),
     ],
 )
 def test_settings_that_a_method_would_ignore_are_refused(small_settings, method, changes, message):
