@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from jobs import Job
+from variants import name_of
 
 Config: TypeAlias = dict[str, object]
 """Dotted key -> value."""
@@ -57,42 +59,45 @@ def make_jobs(
     configs: Sequence[Config],
     per_seed: Container[str] = (),
 ) -> tuple[list[Job], list[Job]]:
-    """The jobs that make what runs share, that of all runs first, and the jobs of all runs.
+    """The jobs that make what runs share, and the jobs of all runs.
 
-    `configs` are those of the runs, `common` is that of the flags for all: its seed makes what all
-    runs share. Parts of the stages in `per_seed` are made with the seed of a run, and shared by
-    the runs of that seed.
+    `configs` are those of the runs, `common` is that of the flags for all. A part is made once for
+    all runs that agree in the settings on which it depends, with the seed of `common`; parts of
+    the stages in `per_seed` once for each seed of these runs. The job that makes a buffer alone
+    reads the cold start of the first run that needs it, for its tokenizer.
     """
-    jobs: list[Job] = []
-    made: dict[str, list[Part]] = {}  # by seed, "" for what all runs share
-    for (name, settings), config in zip(runs.items(), configs, strict=True):
-        changed = {key for key in common | config if common.get(key) != config.get(key)}
-        stages, folders = tuple(config["stages"]), {}
-        for part in PARTS:
-            if part.stage not in common["stages"] or part.depends_on(changed):
+    makers: dict[str, Job] = {}
+    folders: dict[str, dict[str, str]] = {name: {} for name in runs}
+    stages = {name: tuple(each["stages"]) for name, each in zip(runs, configs, strict=True)}
+    for part in PARTS:
+        if part.stage not in common["stages"]:
+            continue
+        for (name, settings), config in zip(runs.items(), configs, strict=True):
+            own = {
+                key: text
+                for key, text in settings.items()
+                if config.get(key) != common.get(key) and part.depends_on([key])
+            }
+            named = common[f"{part.stage}.folder"]
+            if named and own:
                 continue
-            seed = settings.get("seed", "") if part.stage in per_seed else ""
-            if part not in made.setdefault(seed, []):
-                made[seed].append(part)
-            if not common[f"{part.stage}.folder"]:
-                folders |= part.folder_in(workdir / name_of_maker(seed))
+            if part.stage in per_seed and "seed" in settings:
+                own["seed"] = settings["seed"]
+            maker = name_of_maker(own)
+            made = makers.get(maker, Job(maker, workdir / maker, folders[name] | own, ()))
+            if part.stage not in made.stages:
+                makers[maker] = dataclasses.replace(made, stages=(*made.stages, part.stage))
+            if not named:
+                folders[name] |= part.folder_in(made.workdir)
             if "stages" not in settings:
-                stages = tuple(stage for stage in stages if stage != part.stage)
-        jobs.append(Job(name, workdir / name, folders | settings, stages))
-    return list(_makers(workdir, made, common)), jobs
+                stages[name] = tuple(stage for stage in stages[name] if stage != part.stage)
+    jobs = [
+        Job(name, workdir / name, folders[name] | settings, stages[name])
+        for name, settings in runs.items()
+    ]
+    return list(makers.values()), jobs
 
 
-def name_of_maker(seed: str) -> str:
-    """The run that makes what the runs of a seed share, or all runs where the seed is ""."""
-    return f"shared_seed={seed}" if seed else "shared"
-
-
-def _makers(workdir: Path, made: Mapping[str, Sequence[Part]], common: Config) -> Iterator[Job]:
-    """The jobs of shared parts; those of seeds use what all runs share."""
-    for seed in sorted(made):
-        settings = {"seed": seed} if seed else {}
-        for part in made.get("", ()):
-            if part not in made[seed] and not common[f"{part.stage}.folder"]:
-                settings |= part.folder_in(workdir / name_of_maker(""))
-        stages = tuple(part.stage for part in PARTS if part in made[seed])
-        yield Job(name_of_maker(seed), workdir / name_of_maker(seed), settings, stages)
+def name_of_maker(settings: dict[str, str]) -> str:
+    """The run that makes what runs with these settings share, those of all runs left out."""
+    return f"shared_{name_of(settings)}" if settings else "shared"

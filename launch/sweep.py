@@ -12,13 +12,13 @@ passed to all runs. Lists of values and of settings are split at commas outside 
 stages=('rl','evaluate') is one setting.
 
 What the runs have in common, by the config's `stages`, is made once in WORKDIR/shared: a cold
-start, a Step-Trace Buffer, both or neither. A run that changes a value on which one of them depends
-makes its own, except for rollout.retrieved_tokens: a variant with room for longer traces begins at
-the same cold start. With --per-seed=buffer, or both, each seed makes its own in
-WORKDIR/shared_seed=SEED for all its runs: what differs between seeds is then no property of one
-buffer. Every run's config is checked before anything starts; --dry-run checks them and prints the
-commands. Finished runs are skipped, so the same command continues after an interruption, and seeds
-or variants can be added later.
+start, a Step-Trace Buffer, both or neither. Runs that change values on which one of them depends
+share another, in WORKDIR/shared_KEY=VALUE, but for rollout.retrieved_tokens: a variant with room
+for longer traces begins at the same cold start. With --per-seed=buffer, or both, each seed makes
+its own, in WORKDIR/shared_seed=SEED, for all its runs: what differs between seeds is then no
+property of one buffer. Every run's config is checked before anything starts; --dry-run checks them
+and prints the commands. Finished runs are skipped, so the same command continues after an
+interruption, and seeds or variants can be added later.
 
 WORKDIR/report.html, summary.md, summary.json and heldout.svg compare the runs. The exit status is
 1 if a run failed, 2 if a config is not valid.
@@ -107,7 +107,7 @@ class Sweep(NamedTuple):
     """The config of these flags."""
     folder: Path
     makers: list[Job]
-    """They make what runs share; the first, for all runs, what those of single seeds use."""
+    """They make what runs share."""
     jobs: list[Job]
 
 
@@ -145,12 +145,14 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
         return 0
     check_same_config(folder, common, flags.config, passed, flags.per_seed)
     failed: list[Job] = []
-    for some, parallel in ((makers[:1], 1), (makers[1:], flags.jobs)):
-        some = [job for job in some if not job.finished]
+    for first in (True, False):  # a buffer may need a cold start's tokenizer
+        some = [
+            job for job in makers if (PARTS[0].stage in job.stages) == first and not job.finished
+        ]
         if some and not failed:
             made = [f"{' and '.join(job.stages)} in {job.name}" for job in some]
             say(f"making what runs share: {', '.join(made)}")
-            failed = run_jobs(some, line_of, parallel)
+            failed = run_jobs(some, line_of, min(flags.jobs, len(some)))
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
         say(f"{skipped} of {len(jobs)} runs are finished already")

@@ -11,6 +11,7 @@ from functools import partial
 
 from rapo_jax.report import diversity
 from rapo_jax.report.studies import Claim, Study, with_equal_costs
+from rapo_jax.report.study_maps import Place, draw_map
 from rapo_jax.report.study_pictures import draw_curves, draw_variants
 
 Config = Mapping[str, object]
@@ -30,6 +31,18 @@ NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)
 NOISY = {f"{rate:.0%} random traces": f"retrieval.noise={rate}" for rate in NOISE}
 ERRORS = (0.0, 0.2, 0.3, 0.5, 0.7)
 TEACHERS = {f"teacher errs {rate:.0%}": f"buffer.expert_error={rate}" for rate in ERRORS}
+STARTS = {
+    "": "",
+    "better start": "sft.weak_first=0.9,sft.weak_habit=0.2",
+    "worse start": "sft.weak_first=0.1,sft.weak_habit=0.8",
+}
+"""The demonstrator of the cold start at words that it does not know; "" is that of the config."""
+PLACES = [
+    Place(method, teacher, start)
+    for start in STARTS
+    for teacher in ("", *list(TEACHERS)[::2])
+    for method in ((RAPO, REMOVED, "LUFFY", "SFT", "SFT, then GRPO") if teacher else (GRPO,))
+]
 ABLATIONS = {
     "w/o RPO": "rl.m=0,rl.a=0",
     "w/o RR": "rl.a=0",
@@ -95,20 +108,20 @@ def removed(config: Config) -> Mapping[str, str]:
     )
 
 
-def by_teacher(config: Config) -> Mapping[str, str]:
-    """GRPO, and each method that uses the buffer, with each of some teachers."""
-    users = {
-        RAPO: BOTH[RAPO],
+def by_place(config: Config) -> Mapping[str, str]:
+    """The settings of each place of the map."""
+    of_method = {
+        **BOTH,
         REMOVED: "method=rapo,rl.retrieved_traces=removed",
         "LUFFY": "method=luffy,buffer.split=train",
         "SFT": "method=sft",
         "SFT, then GRPO": imitation_first(config),
     }
-    return {GRPO: BOTH[GRPO]} | {
-        f"{name}, teacher errs {rate:.0%}": f"{settings},buffer.expert_error={rate}"
-        for rate in ERRORS[::2]
-        for name, settings in users.items()
+    settings = {
+        place.label: (of_method[place.method], TEACHERS.get(place.teacher), STARTS[place.start])
+        for place in PLACES
     }
+    return {label: ",".join(filter(None, each)) for label, each in settings.items()}
 
 
 def parameters(config: Config) -> Mapping[str, str]:
@@ -184,8 +197,8 @@ STUDIES = {
         collect=partial(with_equal_costs, baseline=GRPO),
     ),
     "map": Study(
-        "Which method for which teacher", "not in the paper", by_teacher, GRPO,
-        ("accuracy", "equal_cpu"), draw_variants,
+        "Which method for which start and teacher", "not in the paper", by_place, GRPO,
+        ("accuracy", "equal_cpu"), partial(draw_map, places=PLACES),
         collect=partial(with_equal_costs, baseline=GRPO),
     ),
     "noise": Study(

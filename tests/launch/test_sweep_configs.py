@@ -23,27 +23,57 @@ def dry_run(capsys, *flags):
     return {Path(flags["--workdir"]).name: flags for flags in read}
 
 
-def test_a_run_takes_cold_start_and_buffer_from_the_shared_folder_unless_it_changes_them(capsys):
+def test_runs_share_cold_start_and_buffer_with_those_that_agree_in_what_these_depend_on(capsys):
     variants = ("method=grpo", "sft.steps=3", "buffer.keep=2", "buffer.keep=5,rl.m=0")
     runs = dry_run(capsys, TINY, *(f"--run={variant}" for variant in variants))
     cold_start, buffer = (
         {"sft.folder": "/w/shared/coldstart"},
         {"buffer.folder": "/w/shared/buffer"},
     )
-    stages = "'rl', 'evaluate', 'report')"
+    steps, keep = {"sft.steps": "3"}, {"buffer.keep": "2"}
+    rl = {"stages": "('rl', 'evaluate', 'report')"}
     wanted = {
         "shared": {"stages": "('sft', 'buffer')"},
-        "grpo": {"stages": f"({stages}", "method": "grpo"} | cold_start | buffer,
-        "sft.steps=3": {"stages": f"('sft', {stages}", "sft.steps": "3"} | buffer,
-        "buffer.keep=2": {"stages": f"('buffer', {stages}", "buffer.keep": "2"} | cold_start,
-        "buffer.keep=5_rl.m=0": {  # 5 is the value of the config
-            "stages": f"({stages}", "buffer.keep": "5", "rl.m": "0",
-        } | cold_start | buffer,
+        "shared_sft.steps=3": {"stages": "('sft',)"} | steps,
+        "shared_buffer.keep=2": {"stages": "('buffer',)"} | keep | cold_start,
+        "grpo": {"method": "grpo"} | rl | cold_start | buffer,
+        "sft.steps=3": {"sft.folder": "/w/shared_sft.steps=3/coldstart"} | steps | rl | buffer,
+        "buffer.keep=2": {"buffer.folder": "/w/shared_buffer.keep=2/buffer"}
+        | keep | rl | cold_start,
+        # 5 is the value of the config
+        "buffer.keep=5_rl.m=0": {"buffer.keep": "5", "rl.m": "0"} | rl | cold_start | buffer,
     }  # fmt: skip
     for name, flags in runs.items():
         where = {"--config": TINY.partition("=")[2], "--workdir": f"/w/{name}"}
         assert flags == wanted[name] | where
     assert list(runs) == list(wanted)
+
+
+def test_methods_share_the_start_and_the_teacher_of_their_row_of_a_table(capsys):
+    variants = ("sft.weak_habit=0.8", "buffer.expert_error=0.3")
+    runs = dry_run(
+        capsys, TINY, "--sweep=method=rapo,sft", "--sweep=seed=0,1", "--per-seed=buffer",
+        "--run=buffer.keep=5", *(f"--run={each}" for each in (*variants, ",".join(variants))),
+    )  # fmt: skip
+    starts = [name for name, run in runs.items() if "'sft'" in run["stages"]]
+    buffers = [name for name, run in runs.items() if "'buffer'" in run["stages"]]
+    assert starts == ["shared", "shared_sft.weak_habit=0.8"]
+    assert buffers == [
+        "shared_seed=0", "shared_seed=1",
+        "shared_buffer.expert_error=0.3_seed=0", "shared_buffer.expert_error=0.3_seed=1",
+    ]  # fmt: skip
+    assert len(runs) == 6 + 16
+    run = runs["sft_sft.weak_habit=0.8_buffer.expert_error=0.3_seed=1"]
+    assert run["sft.folder"] == "/w/shared_sft.weak_habit=0.8/coldstart"
+    assert run["buffer.folder"] == "/w/shared_buffer.expert_error=0.3_seed=1/buffer"
+
+
+def test_a_buffer_reads_the_tokenizer_of_a_cold_start_that_is_made_where_none_is_common(capsys):
+    runs = dry_run(capsys, TINY, "--sweep=sft.steps=3,4")
+    starts = ["shared_sft.steps=3", "shared_sft.steps=4"]
+    assert list(runs) == [*starts, "shared", "sft.steps=3", "sft.steps=4"]
+    assert runs["shared"]["stages"] == "('buffer',)"
+    assert runs["shared"]["sft.folder"] == f"/w/{starts[0]}/coldstart"
 
 
 def test_each_seed_makes_its_buffer_or_cold_start_and_buffer_where_the_sweep_says_so(capsys):
@@ -89,15 +119,17 @@ def test_a_buffer_for_each_seed_is_refused_where_the_flags_name_one_for_all(capf
         ("rollout.retrieved_tokens", ()),
     ],
 )
-def test_a_run_makes_what_its_token_limits_change(changed, makes):
+def test_what_the_token_limits_of_a_run_change_is_made_for_it(changed, makes):
     stages = ("sft", "buffer", "rl")
     common = {"stages": stages, "sft.folder": "", "buffer.folder": "", changed: 64}
     config = common | {changed: 32}
-    _, (job,) = sweep.make_jobs(Path("/w"), {"x": {changed: "32"}}, common, [config])
-    assert job.stages == (*makes, "rl")
-    assert {key for key in job.settings if key.endswith(".folder")} == {
-        f"{stage}.folder" for stage in ("sft", "buffer") if stage not in makes
-    }
+    makers, (job,) = sweep.make_jobs(Path("/w"), {"x": {changed: "32"}}, common, [config])
+    made = {maker.name: maker.stages for maker in makers}
+    assert made.get(f"shared_{changed}=32", ()) == makes
+    assert job.stages == ("rl",)
+    for stage, folder in (("sft", "coldstart"), ("buffer", "buffer")):
+        maker = f"shared_{changed}=32" if stage in makes else "shared"
+        assert job.settings[f"{stage}.folder"] == f"/w/{maker}/{folder}"
 
 
 def test_settings_of_a_run_or_the_caller_override_those_of_the_sweep(capsys):
@@ -117,6 +149,7 @@ def test_runs_without_a_common_cold_start_or_buffer_share_nothing(capsys):
     assert list(dry_run(capsys, TINY, *rl, "--sweep=seed=0,1")) == ["seed=0", "seed=1"]
     changed = dry_run(capsys, TINY, "--sweep=sft.steps=3,4", "--config.buffer.folder=/b")
     assert changed["shared"]["stages"] == "('buffer',)"
+    assert {run["buffer.folder"] for run in changed.values()} == {"/b"}
 
 
 def test_a_sweep_of_the_papers_config_shares_its_buffer_and_no_cold_start(capsys, real_flags):
@@ -133,8 +166,11 @@ def test_a_run_with_another_model_makes_a_buffer_for_its_tokenizer(capsys, real_
     flags = (*real_flags["qwen7b"][:1], *real_flags["qwen7b"][2:])
     models = f"--sweep=model.folder={tmp_path / 'model'},{tmp_path / 'other'}"
     runs = dry_run(capsys, *flags, models)
-    assert len(runs) == 2
-    assert all(run["stages"].startswith("('buffer', 'rl',") for run in runs.values())
+    assert len(runs) == 4
+    makers = [run for run in runs.values() if run["stages"] == "('buffer',)"]
+    assert {run["model.folder"] for run in makers} == {
+        str(tmp_path / name) for name in ("model", "other")
+    }
 
 
 @pytest.mark.parametrize("dry", [True, False])
