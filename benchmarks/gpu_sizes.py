@@ -146,9 +146,7 @@ def decode_bytes(model: ModelSettings, *, rows: int, prompt: int, ticks: int) ->
     Token i (from 0) attends to the prompt, to the i tokens before it and to itself.
     """
     attended = ticks * prompt + ticks * (ticks + 1) / 2
-    return ticks * read_weights(model) + rows * attended * cache_bytes(
-        model, shape_on(model, fsdp=1, tensor=1)
-    )
+    return ticks * read_weights(model) + rows * attended * cache_bytes(model, model.kv_heads)
 
 
 def attention_flops(model: ModelSettings, *, width: int) -> float:

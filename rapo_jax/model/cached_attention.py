@@ -7,6 +7,7 @@ chunks of a row are read by plain XLA over the same cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -46,6 +47,12 @@ class CacheForm(NamedTuple):
     """A fused kernel (query_BNH, key, value, length_B) -> mixed_BNH for one query in each row."""
     page: int = BLOCK
     """The number of positions of a cache is a multiple of it."""
+
+    def heads_on(self, kv_heads: int, tensor: int) -> int:
+        """Kv heads that each device of a tensor axis stores."""
+        if self.tick or kv_heads % tensor == 0:
+            return math.lcm(kv_heads, tensor) // tensor
+        return kv_heads
 
     def empty(self, settings: ModelSettings, rows: int, positions: int) -> LayerCache:
         """A cache of at least `positions` positions, in the compute dtype."""

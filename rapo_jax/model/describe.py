@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.attention import choose
+from rapo_jax.model.cached_attention import FORMS
 from rapo_jax.model.lora import ADAPTERS
 from rapo_jax.model.sharding import LAYOUTS, layout, name_of
 from rapo_jax.types import Params
@@ -52,12 +53,13 @@ def describe(mesh: Mesh, model: ModelSettings, params: Params) -> tuple[list[str
             f"model.lora.rank={model.lora.rank}: {adapters / 1e6:,.3g} million adapter weights are "
             f"trained, the base is frozen in {model.dtype}"
         )
-    if model.kv_heads % mesh.shape["tensor"]:
-        notes.append(
-            f"mesh.tensor={mesh.shape['tensor']} does not divide the {model.kv_heads} kv heads: "
-            "every device holds them all"
-        )
     attention = choose(model, platform=mesh.devices.flat[0].platform)
+    if model.kv_heads % (tensor := mesh.shape["tensor"]):
+        cached = FORMS[attention.form].heads_on(model.kv_heads, tensor)
+        notes.append(
+            f"mesh.tensor={tensor} does not divide the {model.kv_heads} kv heads: every device "
+            f"holds the weights of all, and {cached} of them in its cache"
+        )
     chosen = f"attention: {attention.name} of whole rows, {attention.form} in decoding"
     notes.append(attention.note or chosen)
     return table, notes

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
-from rapo_jax.model.cached_attention import BLOCK, padded_positions
+from rapo_jax.model.attention import Choice
+from rapo_jax.model.cached_attention import BLOCK, FORMS, padded_positions
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.sharding import MESH_AXES, layout
@@ -168,9 +169,9 @@ def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
     )
 
 
-def cache_bytes(model: ModelSettings, shape: Shape) -> float:
-    """Bytes of the keys and values of a token on one chip."""
-    return 2 * shape.kv_heads * model.head_width * shape.itemsize * model.layers
+def cache_bytes(model: ModelSettings, kv_heads: int) -> int:
+    """Bytes of the keys and values of a token on a chip that stores `kv_heads` heads."""
+    return 2 * kv_heads * model.head_width * jnp.dtype(model.dtype).itemsize * model.layers
 
 
 def tape_positions(s: Settings) -> int:
@@ -195,42 +196,47 @@ def micro_rows(s: Settings, shards: int) -> int:
     return rows - rows % shards
 
 
-def bytes_on(
-    s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
-) -> Bytes:
-    """Bytes on one chip of the run of `s` under `split`.
+def cached_heads(model: ModelSettings, split: Split, attention: Choice) -> int:
+    """Kv heads that a chip stores in its cache."""
+    return FORMS[attention.form].heads_on(model.kv_heads, split.tensor)
 
-    With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
-    """
-    r, a_token = s.rollout, cache_bytes(model, shape)
+
+def bytes_on(
+    s: Settings, model: ModelSettings, shape: Shape, split: Split, attention: Choice
+) -> Bytes:
+    """Bytes on one chip of the run of `s` under `split`, with the attention of its platform."""
+    r, a_token = s.rollout, cache_bytes(model, cached_heads(model, split, attention))
+    positions = padded_positions(tape_positions(s), FORMS[attention.form].page)
+    plain = attention.name == "plain"
     micro, width = micro_rows(s, split.fsdp) // split.fsdp, s.rl.buckets[-1]
     return Bytes(
         parameters=4 * shape.trained + shape.frozen,
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
         copy=shape.sampled,
-        cache=split.slots * padded_positions(tape_positions(s)) * a_token,
+        cache=split.slots * positions * a_token,
         prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,
-        rollout=_rollout_bytes(s, model, shape, split, plain=plain),
+        rollout=_rollout_bytes(s, model, shape, split, attention),
         update=_update_bytes(model, shape, split.remat, rows=micro, width=width, plain=plain),
     )
 
 
 def _rollout_bytes(
-    s: Settings, model: ModelSettings, shape: Shape, split: Split, *, plain: bool
+    s: Settings, model: ModelSettings, shape: Shape, split: Split, attention: Choice
 ) -> float:
     """Tapes, plus the largest temporaries of: all prompts, a tick, a chunk of one row.
 
-    A tape is written with a chunk's positions more than it is returned with.
+    A tape is written with a chunk's positions more than it is returned with. Plain attention of
+    whole rows writes its scores to memory.
     """
     r, item, D = s.rollout, shape.itemsize, model.width
     tapes = shard_rows(s, split) * (tape_positions(s) + r.max_tokens) * TAPE_BYTES
     others = (2 * shape.ffn + 4 * D) * item
     score = shape.heads * (4 + 4 + item)  # of a query and a key, its weight, and a copy
     questions, X = r.questions // split.fsdp, r.prompt_tokens
-    prompts = questions * X * (score * X * plain + others)
+    prompts = questions * X * (score * X * (attention.name == "plain") + others)
     # Ticks and chunks attend to one block of the cache after another.
-    block = BLOCK * 2 * shape.kv_heads * model.head_width * item
+    block = BLOCK * 2 * cached_heads(model, split, attention) * model.head_width * item
     sums = 2 * shape.heads * model.head_width * 4
     a_token = score * BLOCK + sums + others
     tick = split.slots * (max(a_token + block, shape.vocab * 3 * 4))
@@ -241,7 +247,10 @@ def _rollout_bytes(
 def _update_bytes(
     model: ModelSettings, shape: Shape, remat: str, *, rows: int, width: int, plain: bool
 ) -> float:
-    """Temporaries: what the backward pass keeps, plus one layer's arrays or a chunk of logits."""
+    """Temporaries: what the backward pass keeps, plus one layer's arrays or a chunk of logits.
+
+    With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
+    """
     item, D, tokens = shape.itemsize, model.width, rows * width
     heads = (shape.heads + 2 * shape.kv_heads) * model.head_width
     scores = rows * shape.heads * width * width if plain else 0

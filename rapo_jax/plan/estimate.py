@@ -14,6 +14,7 @@ from rapo_jax.plan.arithmetic import (
     Split,
     bytes_on,
     cache_bytes,
+    cached_heads,
     micro_rows,
     sampled_tokens,
     shape_on,
@@ -60,10 +61,12 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips
     matrix = base if model.lora.merge else base + adapters  # in a rollout
     attention = 4 * shape.heads * model.head_width * L  # FLOPs of a query and a key
     a_token = 2 * matrix + attention * mean
+    kv_heads = cached_heads(model, split, choose(model, platform=chip.platform))
+    a_position = cache_bytes(model, kv_heads)
 
     def seconds_of(flops: float, *, attended: float) -> float:
         """Seconds of one pass over the weights, with `attended` cached positions read."""
-        read = shape.sampled + attended * cache_bytes(model, shape)
+        read = shape.sampled + attended * a_position
         return max(flops / chip.flops, read / chip.bandwidth)
 
     sampled = rows * sampled_tokens(s)
@@ -119,11 +122,11 @@ def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None
 
     Each chip along fsdp has at least one question, so `rollout.questions` limits their number.
     """
-    plain = is_plain(model, chips)
+    attention = choose(model, platform=chips.chip.platform)
     tried = []
     for split in splits_on(s, model, chips):
         shape = shape_on(model, fsdp=split.fsdp, tensor=split.tensor)
-        needed = bytes_on(s, model, shape, split, plain=plain)
+        needed = bytes_on(s, model, shape, split, attention)
         tried.append(Estimate(chips, split, needed, work_on(s, model, shape, split, chips)))
     fitting = [each for each in tried if each.fits]
     if fitting:
@@ -134,15 +137,10 @@ def estimate(s: Settings, model: ModelSettings, chips: Slice) -> Estimate | None
 def largest_slots(s: Settings, model: ModelSettings, chosen: Estimate) -> int:
     """The most slots of all chips together that fit, at most one for each rollout; 0 if none."""
     split, chips = chosen.split, chosen.slice
-    plain = is_plain(model, chips)
+    attention = choose(model, platform=chips.chip.platform)
     shape = shape_on(model, fsdp=split.fsdp, tensor=split.tensor)
     for slots in range(shard_rows(s, split), 0, -1):
         larger = dataclasses.replace(split, slots=slots)
-        if bytes_on(s, model, shape, larger, plain=plain).rollout_peak <= chips.usable:
+        if bytes_on(s, model, shape, larger, attention).rollout_peak <= chips.usable:
             return larger.all_slots
     return 0
-
-
-def is_plain(model: ModelSettings, chips: Slice) -> bool:
-    """Whether these chips have no attention kernel for the whole rows of this model."""
-    return choose(model, platform=chips.chip.platform).name == "plain"

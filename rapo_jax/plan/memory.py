@@ -14,6 +14,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from rapo_jax.config import ModelSettings, Settings
+from rapo_jax.model.attention import choose
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.plan.arithmetic import TAPE_BYTES, Split, bytes_on, shape_on, tape_positions
 
@@ -127,7 +128,8 @@ def held_bytes(s: Settings, model: ModelSettings, mesh: Mesh, *, training: bool)
     slots = min(r.slots // shards or rows, rows)
     shape = shape_on(model, fsdp=mesh.shape["fsdp"], tensor=mesh.shape["tensor"])
     split = Split(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
-    needed = bytes_on(s, model, shape, split, plain=False)
+    attention = choose(model, platform=mesh.devices.flat[0].platform)
+    needed = bytes_on(s, model, shape, split, attention)
     state = needed.parameters + training * needed.optimizer
     # Of the gradients one set is surely there; the sampling weights are dropped before it.
     gradients = training * 4 * shape.trained

@@ -27,12 +27,16 @@ def imitation_folder(run: Run) -> Path:
 
 def train_imitation_first(run: Run) -> None:
     """Imitates the buffer for `rl.imitation_steps` in `imitation_folder`, unless that is done."""
-    rl = run.settings.rl
-    shorter = dataclasses.replace(rl, steps=rl.imitation_steps or rl.steps)
-    settings = dataclasses.replace(run.settings, rl=shorter)
+    s, replace = run.settings, dataclasses.replace
+    settings = replace(
+        s,
+        rl=replace(s.rl, steps=s.rl.imitation_steps or s.rl.steps),
+        sft=replace(s.sft, folder=str(run.cold_start)),  # those of `run`, not of its workdir
+        buffer=replace(s.buffer, folder=str(run.buffer)),
+    )
     workdir = imitation_folder(run)
     workdir.mkdir(exist_ok=True)
-    train_imitation(dataclasses.replace(run, workdir=workdir, settings=settings), stage="imitation")
+    train_imitation(replace(run, workdir=workdir, settings=settings), stage="imitation")
 
 
 def train_imitation(run: Run, *, stage: str = "rl") -> PolicyTraining:

@@ -28,7 +28,7 @@ from benchmarks.timing import Timed, interleaved
 from configs import default
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.plan.arithmetic import cache_bytes, shape_on
+from rapo_jax.plan.arithmetic import cache_bytes
 from rapo_jax.run.policy import newest_weights
 from rapo_jax.text.tokens import load_tokens
 
@@ -87,8 +87,7 @@ def test_decoding_reads_all_weights_but_the_embedding_and_what_is_cached(model_7
     assert read_weights(model_7b) == weights
     # tied: the embedding is the head, and is read
     assert read_weights(model_1b) == 2 * (28 * (LAYER_1B + BIASES_1B) + HEAD_1B) + 4 * NORMS_1B
-    shape = shape_on(model_7b, fsdp=1, tensor=1)
-    assert cache_bytes(model_7b, shape) == 2 * 4 * 128 * 2 * 28 == 57_344
+    assert cache_bytes(model_7b, 4) == 2 * 4 * 128 * 2 * 28 == 57_344
     # two tokens behind a prompt of 10 attend to 11 and to 12
     read = decode_bytes(model_7b, rows=64, prompt=10, ticks=2)
     assert read == 2 * weights + 64 * (11 + 12) * 57_344

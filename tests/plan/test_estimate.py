@@ -8,10 +8,15 @@ import pytest
 
 from configs import default, llama8b, qwen3b, qwen7b
 from rapo_jax.config.read import read_settings
+from rapo_jax.model.attention import Choice
 from rapo_jax.plan.arithmetic import Split, bytes_on, micro_rows, shape_on
 from rapo_jax.plan.chips import slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, splits_on, work_on
 from rapo_jax.plan.models import planned_model
+
+KERNEL = Choice("cudnn", "cudnn", "")
+PAGED = Choice("splash", "paged", "")
+PLAIN = Choice("plain", "blocks", "")
 
 
 def settings_of(config):
@@ -54,7 +59,7 @@ def test_published_shapes_have_the_published_number_of_parameters(config, billio
 def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
     s, model = qwen
     split = Split(fsdp=1, tensor=1, slots=64, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, KERNEL)
     count = parameters_of(model)
     assert (found.parameters, found.optimizer, found.gradients) == (4 * count, 8 * count, 8 * count)
     scales = (2 * model.layers + 1) * model.width  # norms stay float32
@@ -64,7 +69,7 @@ def test_one_chip_holds_all_weights_moments_and_both_gradients(qwen):
 def test_adapters_alone_have_moments_and_gradients_and_the_base_is_held_in_bfloat16(adapted):
     s, model = adapted
     split = Split(fsdp=1, tensor=1, slots=16, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=1, tensor=1), split, KERNEL)
     base = 2 * parameters_of(model) + 2 * (2 * model.layers + 1) * model.width
     assert found.parameters == base + 4 * ADAPTERS_7B
     assert (found.optimizer, found.gradients) == (8 * ADAPTERS_7B, 8 * ADAPTERS_7B)
@@ -94,25 +99,42 @@ def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
 def test_a_cache_holds_keys_and_values_of_whole_blocks_of_every_slot_and_of_each_prompt(qwen):
     s, model = qwen
     split = Split(fsdp=16, tensor=4, slots=8, remat="full")
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, KERNEL)
     positions = 46 * 128  # 5632 of a row and 256 of a chunk
     kv_heads_here = 4 / 4
     a_token = 2 * kv_heads_here * 128 * 2 * 28
     assert found.cache == 8 * positions * a_token
     assert found.prompts == 32 / 16 * 1536 * a_token
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=1))
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, KERNEL)
     assert found.cache == 8 * 45 * 128 * a_token  # 5633
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, absorb_chunk=9999))
-    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, plain=False)
+    found = bytes_on(s, model, shape_on(model, fsdp=16, tensor=4), split, KERNEL)
     assert found.cache == 8 * 56 * 128 * a_token  # no longer than a result and a trace, 512 + 1024
 
 
-def rollout_bytes(qwen, *, slots, plain=False, **keys):
+def test_a_cache_of_a_tpu_has_pages_of_512_positions(qwen):
+    s, model = qwen
+    shape, split = shape_on(model, fsdp=16, tensor=4), Split(16, 4, slots=8, remat="full")
+    found = bytes_on(s, model, shape, split, PAGED)
+    assert found.cache == 8 * 12 * 512 * 2 * (4 / 4) * 128 * 2 * 28  # 5632 + 256 positions
+
+
+def test_a_kernel_stores_a_head_on_each_chip_where_the_tensor_axis_does_not_divide_them():
+    s = settings_of(qwen3b)
+    model, split = planned_model(s.model), Split(2, 4, slots=1, remat="full")
+    shape = shape_on(model, fsdp=2, tensor=4)
+    a_head = 2 * 128 * 2 * 36 * 5888
+    kernel, plain = (bytes_on(s, model, shape, split, each) for each in (KERNEL, PLAIN))
+    assert (kernel.cache, plain.cache) == (a_head, 2 * a_head)  # of two kv heads
+    assert 2 * kernel.prompts == plain.prompts
+
+
+def rollout_bytes(qwen, *, slots, attention=KERNEL, **keys):
     s, model = qwen
     s = dataclasses.replace(s, rollout=dataclasses.replace(s.rollout, **keys))
     shape = shape_on(model, fsdp=16, tensor=4)
-    return bytes_on(s, model, shape, Split(16, 4, slots, "full"), plain=plain).rollout
+    return bytes_on(s, model, shape, Split(16, 4, slots, "full"), attention).rollout
 
 
 def test_tapes_are_held_of_all_rows_whatever_the_slots(qwen):
@@ -131,7 +153,7 @@ def test_a_tick_writes_the_logits_of_its_slots_and_a_chunk_those_of_nothing(qwen
 
 def test_prompts_write_their_scores_where_no_kernel_keeps_them(qwen):
     scores = 2 * 28 / 4 * 1536 * 1536 * (4 + 4 + 2)
-    kernel, plain = (rollout_bytes(qwen, slots=1, plain=plain) for plain in (False, True))
+    kernel, plain = (rollout_bytes(qwen, slots=1, attention=each) for each in (KERNEL, PLAIN))
     assert plain - kernel == scores
 
 
@@ -161,7 +183,7 @@ def test_the_most_slots_are_those_whose_rollout_fits(qwen):
 
     def of(slots):
         split = Split(1, 4, slots, "full")
-        needed = bytes_on(s, model, shape, split, plain=False)
+        needed = bytes_on(s, model, shape, split, KERNEL)
         return Estimate(chips, split, needed, work_on(s, model, shape, split, chips))
 
     most = largest_slots(s, model, of(1))
@@ -187,13 +209,13 @@ def test_more_remat_keeps_less(qwen):
     s, model = qwen
     shape = shape_on(model, fsdp=8, tensor=1)
 
-    def update(remat, plain):
-        return bytes_on(s, model, shape, Split(8, 1, 1, remat), plain=plain).update
+    def update(remat, attention):
+        return bytes_on(s, model, shape, Split(8, 1, 1, remat), attention).update
 
-    sizes = [update(remat, True) for remat in ("none", "dots", "dots_no_batch", "full")]
+    sizes = [update(remat, PLAIN) for remat in ("none", "dots", "dots_no_batch", "full")]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     scores = 28 * 5632 * 5632  # of one row of one layer, that a kernel never writes
-    assert update("none", True) - update("none", False) >= 28 * scores * (4 + 2)
+    assert update("none", PLAIN) - update("none", KERNEL) >= 28 * scores * (4 + 2)
 
 
 def test_an_update_multiplies_every_token_with_every_weight_eight_times(qwen):

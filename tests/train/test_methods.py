@@ -250,6 +250,15 @@ def test_imitation_then_grpo_starts_rl_from_the_imitating_policy(branch, metrics
     store.close()
 
 
+def test_an_imitation_before_grpo_finds_the_cold_start_and_the_buffer_that_the_run_has_made(branch):
+    changes = {"rl.steps": 1, "rl.imitation_steps": 1, "method": "sft_grpo"}
+    named = branch(changes, name="named")
+    own = branch(changes | {"sft.folder": "", "buffer.folder": ""}, name="own")
+    for folder in (named.cold_start, named.buffer):
+        shutil.copytree(folder, own.workdir / folder.name)
+    identical(train(named), train(own))
+
+
 def test_retrieval_on_top_of_another_method_is_a_config_value(branch, metrics_of):
     run = branch(changes_of("gppo", **{"retrieval.always": True}), name="gppo")
     train(run)
