@@ -39,7 +39,7 @@ from rapo_jax.suites.catalogue import read_suites
 from rapo_jax.suites.scores import open_judge
 from rapo_jax.tasks import TASKS, Task, check_metric
 from rapo_jax.tasks.dataset_files import read_set
-from rapo_jax.tasks.stream import fitting_questions
+from rapo_jax.tasks.fitting import fitting_questions
 from rapo_jax.tasks.user_code import load_user_code
 from rapo_jax.text.protocol import user_tool_names
 from rapo_jax.text.tokens import Tokens

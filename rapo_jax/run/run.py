@@ -22,13 +22,13 @@ from rapo_jax.sampling.encoders import DeviceEncoder, device_encoder
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward
+from rapo_jax.tasks.fitting import fitting_questions
 from rapo_jax.tasks.schema import Score
 from rapo_jax.tasks.stream import (
     QuestionFiles,
     QuestionSource,
     check_same_questions,
     digest_of,
-    fitting_questions,
     prepare_questions,
 )
 from rapo_jax.tasks.user_code import load_user_code, task_parameters

@@ -10,10 +10,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
-
-import numpy as np
 
 from rapo_jax.tasks.schema import SPLITS, Question, TaskWorld
 
@@ -93,63 +91,6 @@ def check_same_questions(digests: Sequence[Mapping[str, str]]) -> None:
                 )
 
 
-class QuestionSubset:
-    """Some questions of a source, by their indices."""
-
-    def __init__(self, source: QuestionSource, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int, /) -> Question:
-        return self._source[self._indices[index]]
-
-    def __iter__(self) -> Iterator[Question]:
-        kept = set(self._indices)
-        return (question for i, question in enumerate(self._source) if i in kept)
-
-
-def fitting_questions(
-    splits: Mapping[str, QuestionSource],
-    length: Callable[[Question], int],
-    *,
-    limit: int,
-    skip: bool,
-) -> dict[str, QuestionSource]:
-    """The questions whose prompts have at most `limit` tokens; prints how many are left out.
-
-    `length` gives the tokens of a question's prompt. Splits may share a source.
-
-    Raises:
-        ValueError: none is left of a split, or one is too long and `skip` is false.
-    """
-    fitting: dict[int, QuestionSource] = {}
-    for split, source in splits.items():
-        if id(source) not in fitting:
-            fitting[id(source)] = _fitting(source, length, limit=limit, split=split, skip=skip)
-    return {split: fitting[id(source)] for split, source in splits.items()}
-
-
-def _fitting(
-    source: QuestionSource, length: Callable[[Question], int], *, limit: int, split: str, skip: bool
-) -> QuestionSource:
-    lengths = list(map(length, source))
-    kept = [i for i, each in enumerate(lengths) if each <= limit]
-    if len(kept) == len(lengths):
-        return source
-    longest = int(np.argmax(lengths))
-    problem = (
-        f"{len(lengths) - len(kept)} of the {len(lengths)} questions of {split!r} have a longer "
-        f"prompt, {source[longest].id!r} of {lengths[longest]} tokens"
-    )
-    if not kept or not skip:
-        remedy = "raise it" if skip else "raise it, or set task.too_long='skip'"
-        raise ValueError(f"rollout.prompt_tokens={limit}: {problem}; {remedy}")
-    print(f"[data] rollout.prompt_tokens={limit}: {problem}; they are left out", flush=True)
-    return QuestionSubset(source, kept)
-
-
 def _question(row: _Row) -> Question:
     return Question(
         id=row["id"].decode(),
@@ -163,9 +104,10 @@ def _question(row: _Row) -> Question:
 class QuestionStream:
     """Endless batches of questions with a position that can be saved; see `question_stream`."""
 
-    def __init__(self, batches: Any, *, seed: int, batch: int, rows: int) -> None:
+    def __init__(self, batches: Any, *, seed: int, batch: int, rows: int, digest: str = "") -> None:
+        """`digest` is that of the source, which a position belongs to."""
         self._batches = batches
-        self._seed, self._batch, self._rows = seed, batch, rows
+        self._seed, self._batch, self._rows, self._digest = seed, batch, rows, digest
 
     def __iter__(self) -> Iterator[list[Question]]:
         return self
@@ -176,27 +118,36 @@ class QuestionStream:
     @property
     def epochs(self) -> float:
         """Epochs that were drawn, of all processes."""
-        return self.get_state()["next_index"] * self._batch / self._rows
+        return self._taken * self._batch / self._rows
 
-    def get_state(self) -> dict[str, int]:
+    @property
+    def _taken(self) -> int:
+        """Global batches so far."""
+        return int(self._batches.get_state()["next_index"])
+
+    def get_state(self) -> dict[str, int | str]:
         """The position, equal on every process: global batches so far, and the stream."""
-        taken = int(self._batches.get_state()["next_index"])
-        return {"next_index": taken, "seed": self._seed, "batch": self._batch, "rows": self._rows}
+        stream = {"seed": self._seed, "batch": self._batch, "rows": self._rows}
+        return {"next_index": self._taken, **stream, "questions": self._digest}
 
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues at a saved position; ValueError for the position of another stream."""
+    def set_state(self, state: Mapping[str, int | str]) -> None:
+        """Continues at a saved position; ValueError for the position of another stream.
+
+        Positions of versions that did not save the questions' digest are accepted.
+        """
         present = self.get_state()
-        if set(state) != set(present) or not isinstance(state["next_index"], int):
+        saved = {"questions": self._digest, **state}
+        if set(saved) != set(present) or not isinstance(saved["next_index"], int):
             raise ValueError(f"data position {dict(state)!r}: must have the keys {sorted(present)}")
-        for key in ("seed", "batch", "rows"):
-            if state[key] != present[key]:
+        for key in ("seed", "batch", "rows", "questions"):
+            if saved[key] != present[key]:
                 raise ValueError(
-                    f"data position with {key}={state[key]}: this stream has {key}={present[key]}; "
+                    f"data position with {key}={saved[key]}: this stream has {key}={present[key]}; "
                     "resume with the config and data set that the checkpoint was made with"
                 )
-        if state["next_index"] < 0:
-            raise ValueError(f"data position next_index={state['next_index']}: must be 0 or more")
-        self._batches.set_state({"next_index": state["next_index"]})
+        if saved["next_index"] < 0:
+            raise ValueError(f"data position next_index={saved['next_index']}: must be 0 or more")
+        self._batches.set_state({"next_index": saved["next_index"]})
 
 
 def question_stream(
@@ -232,7 +183,8 @@ def question_stream(
     )
     no_prefetch = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     iterator = iter(batches.to_iter_dataset(no_prefetch))
-    return QuestionStream(iterator, seed=seed, batch=batch, rows=len(source))
+    digest = digest_of(source)
+    return QuestionStream(iterator, seed=seed, batch=batch, rows=len(source), digest=digest)
 
 
 def load_questions(source: QuestionSource) -> list[Question]:

@@ -13,7 +13,6 @@ from rapo_jax.tasks.stream import (
     check_complete,
     check_same_questions,
     digest_of,
-    fitting_questions,
     load_questions,
     question_stream,
 )
@@ -120,6 +119,22 @@ def test_the_position_of_another_stream_is_refused(change, named):
         batches.set_state({"next_index": 0})
 
 
+def test_the_position_in_an_edited_file_with_as_many_questions_is_refused():
+    position = stream(made_up(10)).get_state()
+    edited = [*made_up(9), Question("9", "another question", ("9",), "k", "test")]
+    with pytest.raises(ValueError, match="questions=.*the config and data set"):
+        stream(edited).set_state(position)
+
+
+def test_a_position_of_a_version_that_saved_no_digest_is_accepted():
+    before, after = stream(made_up(10)), stream(made_up(10))
+    expected = taken(before, 3)[2:]
+    position = after.get_state() | {"next_index": 2}
+    del position["questions"]
+    after.set_state(position)
+    assert taken(after, 1) == expected
+
+
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="empty"):
         stream([])
@@ -141,38 +156,6 @@ def test_files_that_lost_or_changed_a_row_are_refused():
     for damaged in (made_up(4), made_up(5)[::-1], []):
         with pytest.raises(RuntimeError, match=f"here.*holds {len(damaged)} rows"):
             check_complete(damaged, made_up(5), where="here", split="train")
-
-
-def by_text(question):
-    return len(question.question)
-
-
-def long_ones(*lengths):
-    return [Question(str(n), "x" * n, ("y",), "kind", "source") for n in lengths]
-
-
-def test_questions_that_are_too_long_are_counted_and_left_out(capsys):
-    questions = long_ones(3, 9, 4, 12)
-    splits = {"train": questions, "eval": long_ones(1, 2), "expert": questions}
-    found = fitting_questions(splits, by_text, limit=4, skip=True)
-    assert (
-        list(found["train"]) == [questions[0], questions[2]] == [found["train"][i] for i in (0, 1)]
-    )
-    assert len(found["train"]) == 2
-    assert found["expert"] is found["train"] and found["eval"] is splits["eval"]
-    assert capsys.readouterr().out.splitlines() == [
-        "[data] rollout.prompt_tokens=4: 2 of the 4 questions of 'train' have a longer prompt, "
-        "'12' of 12 tokens; they are left out"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "skip", "remedy"),
-    [((5, 6), True, "raise it$"), ((3, 5), False, "set task.too_long")],
-)
-def test_a_split_without_fitting_questions_is_refused_and_any_by_key(lengths, skip, remedy):
-    with pytest.raises(ValueError, match=rf"prompt_tokens=4: .* of 'eval' .*{remedy}"):
-        fitting_questions({"eval": long_ones(*lengths)}, by_text, limit=4, skip=skip)
 
 
 def test_processes_with_other_questions_or_another_order_are_refused():
