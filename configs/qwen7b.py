@@ -7,10 +7,10 @@ Data is read from $RAPO_DATA ('data' if unset): models/, questions/ (one folder 
 set), traces/. launch/prepare.sh lists what is missing and how to get it.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU, by arithmetic
-(docs/plan.md; not measured), 33 GB: weights and moments in float32, split over all GPUs, 11 GB;
+(docs/plan.md; not measured), 34 GB: weights and moments in float32, split over all GPUs, 11 GB;
 bfloat16 sampling weights, split over tensor=4, 4 GB; the cache of 256 slots 11 GB, and prompts and
-temporaries of a rollout, 2 GB. The update with remat="full" needs 33 GB in all. A chip of v5e:8x8
-needs 9 of its 16 GB. For fewer or other chips bash launch/plan.sh shows which mesh and slots fit.
+temporaries of a rollout, 2 GB. The update with remat="full" needs 34 GB in all. A chip of v5e:8x8
+needs 10 of its 16 GB. For fewer or other chips bash launch/plan.sh shows which mesh and slots fit.
 Paper's average over the ten sets: 51.3 (GRPO 46.7).
 """
 

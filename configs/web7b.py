@@ -9,7 +9,7 @@ Differences from qwen7b.py: 128 questions x 4 rollouts, 6 calls, 10 passages fro
 first. A search costs money, but only once: the cache keeps all results.
 
 Hardware: 8 GPUs of 80 GB, or a TPU slice such as v5e:8x8. Expected memory of a GPU as for
-qwen7b.py, by arithmetic (not measured): 46 GB.
+qwen7b.py, by arithmetic (not measured): 34 GB.
 Paper's scores: its table of SimpleQA, GAIA by level, WebWalkerQA by difficulty and BrowseComp;
 it has no single average.
 """

@@ -26,6 +26,16 @@ class Part(NamedTuple):
     def depends_on(self, keys: Iterable[str]) -> bool:
         return any(f"{key}.".startswith(f"{group}.") for key in keys for group in self.depends)
 
+    def settings_in(
+        self, settings: Mapping[str, str], config: Config, common: Config
+    ) -> dict[str, str]:
+        """The settings of a run that change the part; `common` is the config without them."""
+        return {
+            key: text
+            for key, text in settings.items()
+            if config.get(key) != common.get(key) and self.depends_on([key])
+        }
+
     def folder_in(self, workdir: Path) -> dict[str, str]:
         """The setting that names the part which the run of this workdir has made."""
         return {f"{self.stage}.folder": str(workdir / self.folder)}
@@ -73,11 +83,7 @@ def make_jobs(
         if part.stage not in common["stages"]:
             continue
         for (name, settings), config in zip(runs.items(), configs, strict=True):
-            own = {
-                key: text
-                for key, text in settings.items()
-                if config.get(key) != common.get(key) and part.depends_on([key])
-            }
+            own = part.settings_in(settings, config, common)
             named = common[f"{part.stage}.folder"]
             if named and own:
                 continue

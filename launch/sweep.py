@@ -124,6 +124,15 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     for part in PARTS:
         if part.stage in per_seed and (named := common[f"{part.stage}.folder"]):
             refuse(f"--per-seed={flags.per_seed}: {part.stage}.folder={named} is one for all seeds")
+    for (name, settings), config in zip(runs.items(), configs, strict=True):
+        for part in PARTS:
+            key = f"{part.stage}.folder"
+            changed = part.settings_in(settings, config, common)
+            if common[key] and changed and key not in changed:
+                refuse(
+                    f"run {name}: {key}={common[key]} is the same for all runs, so that "
+                    f"{', '.join(changed)} would change nothing; leave {key} out"
+                )
     return Sweep(flags, passed, common, folder, *make_jobs(folder, runs, common, configs, per_seed))
 
 

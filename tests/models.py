@@ -24,7 +24,7 @@ SMALL_MODEL = ModelSettings(
     init_scale=0.3,
     dtype="float32",
     layer_unroll=1,
-    score_chunk=64,
+    score_logits=2**26,
     remat="none",
     attention="auto",
     lora=LoraSettings(rank=0, alpha=1.0, targets=(), merge=False),

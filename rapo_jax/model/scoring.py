@@ -11,8 +11,30 @@ from rapo_jax.model.sharding import ambient_mesh, constrain, row_shards
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.types import Params
 
+SHORT = 512
+"""Positions of a row up to which choosing among them costs as much as it saves on a CPU, and
+seconds of compilation."""
 FEWEST_CHUNKS = 8
 """Least number of chunks of a shard's positions in `log_probs`: at most one is computed in vain."""
+
+
+def positions_at_a_time(score_logits: int, vocab: int, tensor: int) -> int:
+    """Positions whose logits one device computes at a time, `score_logits` numbers or one row.
+
+    The tensor axis splits a vocabulary that it divides.
+    """
+    return max(score_logits // (vocab // tensor if vocab % tensor == 0 else vocab), 1)
+
+
+def _most_positions(settings: ModelSettings) -> int:
+    mesh = ambient_mesh()
+    tensor = mesh.shape["tensor"] if mesh else 1
+    return positions_at_a_time(settings.score_logits, settings.vocab, tensor)
+
+
+def _row_shards() -> int:
+    mesh = ambient_mesh()
+    return row_shards(mesh) if mesh else 1
 
 
 def log_probs(
@@ -20,14 +42,14 @@ def log_probs(
 ) -> jax.Array:
     """logp_BT of the tokens in `mask_BT` as `score` gives them, 0 elsewhere.
 
-    Rows of at most `score_chunk` positions are unembedded whole: choosing among them costs
-    as much as it saves on CPU, and seconds of compilation. Of longer rows only the positions that
-    predict a token of the mask are.
+    Short rows are unembedded whole where `score_logits` allows it. Of others only the positions
+    that predict a token of the mask are, in chunks.
     """
     hidden_BTD = forward(settings, params, token_BT)
     # the position before a token predicts it
     target_BT, wanted_BT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (token_BT, mask_BT))
-    if token_BT.shape[1] <= settings.score_chunk:
+    B, T = token_BT.shape
+    if T <= SHORT and B // _row_shards() * T <= _most_positions(settings):
         logp_BT = _log_prob(unembed(settings, params, hidden_BTD), target_BT)
     else:
         logp_BT = _chunked_log_probs(settings, params, hidden_BTD, target_BT, wanted_BT)
@@ -48,10 +70,9 @@ def _chunked_log_probs(
     without a wanted position on any shard are skipped.
     """
     B, T, _ = hidden_BTD.shape
-    mesh = ambient_mesh()
-    shards = row_shards(mesh) if mesh else 1
+    shards = _row_shards()
     positions = B // shards * T
-    size = -(-positions // max(-(-T // settings.score_chunk), FEWEST_CHUNKS))
+    size = -(-positions // max(-(-positions // _most_positions(settings)), FEWEST_CHUNKS))
 
     def by_shard(x: jax.Array) -> jax.Array:
         return constrain(x.reshape(shards, positions, *x.shape[2:]), "rows")
@@ -93,14 +114,15 @@ def score(
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT): each token's log-probability, and the entropy it was drawn from.
 
-    Both float32, in nats, given the tokens before it; 0 at position 0. Chunks of `score_chunk`
-    positions are unembedded in turn and recomputed in the backward pass, so that no array of all
-    positions times the vocabulary ever exists.
+    Both float32, in nats, given the tokens before it; 0 at position 0. Chunks of all rows with at
+    most `score_logits` logits, or one position of each row, are unembedded in turn and recomputed
+    in the backward pass.
     """
     hidden_BTD = forward(settings, params, token_BT)[:, :-1]
     target_BT = token_BT[:, 1:]
     B, positions, D = hidden_BTD.shape
-    chunk = min(settings.score_chunk, positions)
+    rows_here = max(B // _row_shards(), 1)
+    chunk = min(max(_most_positions(settings) // rows_here, 1), positions)
     padding = -positions % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0)))
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))

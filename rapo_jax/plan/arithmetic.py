@@ -25,9 +25,11 @@ from rapo_jax.model.attention import Choice
 from rapo_jax.model.cached_attention import BLOCK, FORMS, padded_positions
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.lora import ADAPTERS, detach, trained
+from rapo_jax.model.scoring import positions_at_a_time
 from rapo_jax.model.sharding import MESH_AXES, layout
 from rapo_jax.rollout.slots import chunk_of
 from rapo_jax.run.policy import policy_shapes
+from rapo_jax.train.micro_batches import NARROW_WIDTHS
 from rapo_jax.types import Params
 
 TAPE_BYTES = 5 * 4
@@ -65,6 +67,8 @@ class Bytes(NamedTuple):
     optimizer: float
     gradients: float
     """The sums over micro-batches, and those of the current one."""
+    reference: float
+    """Weights at the start of RL, for the KL penalty."""
     copy: float
     cache: float
     """Keys and values of the slots."""
@@ -77,14 +81,17 @@ class Bytes(NamedTuple):
 
     @property
     def rollout_peak(self) -> float:
-        held = self.parameters + self.optimizer + self.copy
-        return held + self.cache + self.prompts + self.rollout
+        return self._held + self.cache + self.prompts + self.rollout
 
     @property
     def update_peak(self) -> float:
         """Upper bound: counts the sampling weights too, although the trainer frees them before the
         update."""
-        return self.parameters + self.optimizer + self.copy + self.gradients + self.update
+        return self._held + self.gradients + self.update
+
+    @property
+    def _held(self) -> float:
+        return self.parameters + self.optimizer + self.reference + self.copy
 
     @property
     def peak(self) -> float:
@@ -190,10 +197,18 @@ def sampled_tokens(s: Settings) -> int:
     return min((r.max_calls + 1) * r.step_tokens, r.max_tokens - r.prompt_tokens)
 
 
+def micro_shapes(s: Settings, shards: int) -> dict[int, int]:
+    """Rows of a micro-batch on all chips, by its width, where enough rows are left for it."""
+    narrow = [width for width in NARROW_WIDTHS if width < s.rl.buckets[0]]
+    return {
+        width: shards * max(s.rl.micro_tokens // width // shards, 1)
+        for width in (*narrow, *s.rl.buckets)
+    }
+
+
 def micro_rows(s: Settings, shards: int) -> int:
     """Rows of a micro-batch of the widest bucket, on all chips."""
-    rows = max(s.rl.micro_tokens // s.rl.buckets[-1], shards)
-    return rows - rows % shards
+    return micro_shapes(s, shards)[s.rl.buckets[-1]]
 
 
 def cached_heads(model: ModelSettings, split: Split, attention: Choice) -> int:
@@ -207,17 +222,21 @@ def bytes_on(
     """Bytes on one chip of the run of `s` under `split`, with the attention of its platform."""
     r, a_token = s.rollout, cache_bytes(model, cached_heads(model, split, attention))
     positions = padded_positions(tape_positions(s), FORMS[attention.form].page)
-    plain = attention.name == "plain"
-    micro, width = micro_rows(s, split.fsdp) // split.fsdp, s.rl.buckets[-1]
+    update = partial(_update_bytes, model, shape, split, plain=attention.name == "plain")
+    weights = 4 * shape.trained + shape.frozen
     return Bytes(
-        parameters=4 * shape.trained + shape.frozen,
+        parameters=weights,
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
+        reference=weights if s.rl.kl else 0,
         copy=shape.sampled,
         cache=split.slots * positions * a_token,
         prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,
         rollout=_rollout_bytes(s, model, shape, split, attention),
-        update=_update_bytes(model, shape, split.remat, rows=micro, width=width, plain=plain),
+        update=max(
+            update(rows=rows // split.fsdp, width=width)
+            for width, rows in micro_shapes(s, split.fsdp).items()
+        ),
     )
 
 
@@ -245,7 +264,7 @@ def _rollout_bytes(
 
 
 def _update_bytes(
-    model: ModelSettings, shape: Shape, remat: str, *, rows: int, width: int, plain: bool
+    model: ModelSettings, shape: Shape, split: Split, *, rows: int, width: int, plain: bool
 ) -> float:
     """Temporaries: what the backward pass keeps, plus one layer's arrays or a chunk of logits.
 
@@ -263,10 +282,11 @@ def _update_bytes(
         "dots_no_batch": tokens * (projected + D * item) + low + deltas,
         "offload": tokens * D * item,
         "full": tokens * D * item,
-    }[remat]
+    }[split.remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
-    logits = rows * min(model.score_chunk, width) * shape.vocab * 3 * 4  # of a chunk of positions
+    at_a_time = positions_at_a_time(model.score_logits, model.vocab, split.tensor)
+    logits = min(tokens, at_a_time) * shape.vocab * 3 * 4
     # Gathered over fsdp: one layer with its gradient; embedding and head with a gradient.
     gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
     head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))

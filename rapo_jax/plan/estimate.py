@@ -89,6 +89,8 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips
     again = 0 if split.remat == "none" else 1  # forward once more
     token_flops = 2 * base * (1 + again + shape.passed_back)
     token_flops += (2 * adapters + attention * width / 2) * (3 + again)
+    if s.rl.kl:  # the weights at the start read the tokens, too
+        token_flops += 2 * (base + adapters) + attention * width / 2
     flops = passes * tokens_here * token_flops
     reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
     gathers = (2 * shape.sampled + reduced) * (split.fsdp - 1) / split.fsdp

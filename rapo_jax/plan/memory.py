@@ -130,7 +130,7 @@ def held_bytes(s: Settings, model: ModelSettings, mesh: Mesh, *, training: bool)
     split = Split(fsdp=shards, tensor=mesh.shape["tensor"], slots=slots, remat=s.model.remat)
     attention = choose(model, platform=mesh.devices.flat[0].platform)
     needed = bytes_on(s, model, shape, split, attention)
-    state = needed.parameters + training * needed.optimizer
+    state = needed.parameters + training * (needed.optimizer + needed.reference)
     # Of the gradients one set is surely there; the sampling weights are dropped before it.
     gradients = training * 4 * shape.trained
     tapes = rows * (tape_positions(s) + r.max_tokens) * TAPE_BYTES

@@ -27,7 +27,8 @@ NOTES = (
     "GB (1e9 bytes), PFLOPs (1e15) and seconds of one chip and one training step, by arithmetic, "
     "for rows of the largest allowed length and chips at their published peak: a lower bound of "
     "the seconds, not compared with a measured run.",
-    "slots: rollouts at a time on all chips. cache: of the slots / of all prompts. temporaries: "
+    "parameters: with rl.kl, and after the slash, those at the start of RL too. slots: rollouts at "
+    "a time on all chips. cache: of the slots / of all prompts. temporaries: "
     "rollout, tapes included / update. peak: the larger of both phases; the update is an upper "
     "bound, because it also counts the sampling weights, which the trainer frees first. of: the "
     "bytes that a program may use, 90 % of a GPU. sent: GB of collectives. seconds: of rollout + "
@@ -119,7 +120,7 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
         f"1 x {split.fsdp} x {split.tensor}",
         str(split.all_slots),
         split.remat,
-        gb(b.parameters),
+        gb(b.parameters, *[b.reference] * (b.reference > 0)),
         gb(b.optimizer),
         gb(b.gradients),
         gb(b.copy),
@@ -163,9 +164,9 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
 def compiled_cells(program: Program, chosen: Estimate) -> tuple[str, ...]:
     b, memory = chosen.bytes, chosen.slice.usable
     besides = {
-        "rollout": b.parameters + b.optimizer,
-        "update": b.optimizer + b.copy,
-        "optimizer": b.copy,
+        "rollout": b.parameters + b.optimizer + b.reference,
+        "update": b.optimizer + b.reference + b.copy,
+        "optimizer": b.reference + b.copy,
     }[program.name]
     peak = program.argument + program.output + program.temporary + besides
     fits = not program.refused and peak <= memory

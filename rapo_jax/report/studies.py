@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,8 @@ class Study(NamedTuple):
     claims: tuple[Claim, ...] = ()
     collect: Callable[[Variants, Sequence[str]], Values] | None = None
     """What measures the variants, where that is not `measured`."""
+    own_baselines: Mapping[str, str] = MappingProxyType({})
+    """The baselines of variants that are compared with another one than `baseline`."""
 
 
 def step_mean(key: str, last: float = 1.0) -> Callable[[Run], float | None]:
@@ -112,7 +115,13 @@ def measured(variants: Variants, names: Sequence[str]) -> Values:
     }
 
 
-def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str) -> Values:
+def with_equal_costs(
+    variants: Variants,
+    names: Sequence[str],
+    *,
+    baseline: str,
+    own_baselines: Mapping[str, str] = MappingProxyType({}),
+) -> Values:
     """`measured`, and the held-out accuracy at the cost of the baseline's run of the same seed.
 
     That is its CPU time, or its sampled tokens, up to its last evaluation during training. A run
@@ -120,10 +129,9 @@ def with_equal_costs(variants: Variants, names: Sequence[str], *, baseline: str)
     """
     values = {label: dict(of) for label, of in measured(variants, names).items()}
     for name, curve_of in {"equal_cpu": cpu_curve, "equal_tokens": token_curve}.items():
-        spent = by_seed(variants[baseline], partial(_spent, curve_of))
         for label, runs in variants.items():
-            at_equal = by_seed(runs, partial(_accuracy_at, curve_of, spent))
-            values[label][name] = at_equal
+            spent = by_seed(variants[own_baselines.get(label, baseline)], partial(_spent, curve_of))
+            values[label][name] = by_seed(runs, partial(_accuracy_at, curve_of, spent))
     return values
 
 

@@ -144,9 +144,10 @@ def table(study: Study, values: Values) -> str:
     for label, of in values.items():
         seeds = max((len(of.get(name, {})) for name in study.measures), default=0)
         cells = [spread(of.get(name, {}), MEASURES[name]) for name in study.measures]
-        found = difference(values, study.measures[0], label, study.baseline)
+        baseline = study.own_baselines.get(label, study.baseline)
+        found = difference(values, study.measures[0], label, baseline)
         ours = [interval(found.interval, first), number(found.detectable, first)]
-        rows.append([label, str(seeds), *cells, *(ours if label != study.baseline else ["", ""])])
+        rows.append([label, str(seeds), *cells, *(ours if label != baseline else ["", ""])])
     return markdown_table(head, rows)
 
 

@@ -56,6 +56,8 @@ CORNERS = {
     "low-entropy timing": "rl.timing=low",
     "both": "rl.quality=increase,rl.timing=low",
 }
+OF_STARTS = {place.label: Place(GRPO, "", place.start).label for place in PLACES}
+"""Each place is compared with GRPO from its own start."""
 
 
 def imitation_first(config: Config) -> str:
@@ -199,7 +201,8 @@ STUDIES = {
     "map": Study(
         "Which method for which start and teacher", "not in the paper", by_place, GRPO,
         ("accuracy", "equal_cpu"), partial(draw_map, places=PLACES),
-        collect=partial(with_equal_costs, baseline=GRPO),
+        collect=partial(with_equal_costs, baseline=GRPO, own_baselines=OF_STARTS),
+        own_baselines=OF_STARTS,
     ),
     "noise": Study(
         "Random traces", "fig. 6", both_and(NOISY), GRPO,

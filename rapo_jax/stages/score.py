@@ -22,8 +22,6 @@ from rapo_jax.run.metrics import Progress, clock
 from rapo_jax.run.policy import newest_weights
 from rapo_jax.types import Params
 
-LOGITS = 2**26
-"""Float32 logits held at a time, at most: 256 MiB."""
 NARROWEST = 16
 """Least token positions of a row."""
 
@@ -69,8 +67,7 @@ def score_file(
             token_BT = np.zeros((batch.rows, batch.width), np.int32)
             for b, row in enumerate(batch.members):
                 token_BT[b, : lengths[row]] = row_tokens[row]
-            model = _chunked(weights.model, batch)
-            scored = _score(model, mesh, params, place(token_BT, rows(mesh)))
+            scored = _score(weights.model, mesh, params, place(token_BT, rows(mesh)))
             both_2BT = np.stack(jax.device_get(scored))
             for b, row in enumerate(batch.members):
                 scores[row] = both_2BT[:, b, 1 : lengths[row]]
@@ -160,12 +157,6 @@ def bucket_width(length: int) -> int:
         power_of_two = width & (width - 1) == 0
         width = width * 3 // 2 if power_of_two else width * 4 // 3
     return width
-
-
-def _chunked(model: ModelSettings, batch: RowBatch) -> ModelSettings:
-    """Limits `score_chunk` so that logits stay small; the same for every batch of one shape."""
-    room = max(LOGITS // (batch.rows * model.vocab), 1)
-    return dataclasses.replace(model, score_chunk=min(model.score_chunk, room))
 
 
 def _write(target: Path, scores: Sequence[np.ndarray]) -> None:

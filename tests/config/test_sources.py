@@ -227,7 +227,7 @@ def test_the_keys_that_calls_may_differ_in_are_declared_so():
     per_call = {name for name, key in KEYS.items() if key.per_call}
     assert {name for name in KEYS if name.split(".")[0] in PER_CALL_GROUPS} <= per_call
     assert {name for name in KEYS if name.startswith("evaluate.")} - per_call == {"evaluate.limit"}
-    memory = {"rollout.slots", "rl.micro_tokens", "model.score_chunk", "model.remat", "rl.buckets"}
+    memory = {"rollout.slots", "rl.micro_tokens", "model.score_logits", "model.remat", "rl.buckets"}
     assert memory | {"stages", "tools.workers", "tools.timeout_s"} <= per_call
     training = (
         "seed",

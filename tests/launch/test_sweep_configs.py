@@ -108,6 +108,20 @@ def test_a_buffer_for_each_seed_is_refused_where_the_flags_name_one_for_all(capf
     assert capfd.readouterr().err == error
 
 
+@pytest.mark.parametrize("changed", ["buffer.expert_error=0.7", "sft.weak_habit=0.8"])
+def test_a_run_that_changes_what_the_flags_have_made_already_is_refused(capfd, changed):
+    part = changed.partition(".")[0]
+    with pytest.raises(SystemExit, match="^2$"):
+        dry_run(capfd, TINY, f"--config.{part}.folder=/old", "--run=seed=1", f"--run={changed}")
+    key = changed.partition("=")[0]
+    assert capfd.readouterr().err == (
+        f"error: run {changed}: {part}.folder=/old is the same for all runs, so that {key} would "
+        f"change nothing; leave {part}.folder out\n"
+    )
+    other = f"--run={changed},{part}.folder=/other"
+    assert dry_run(capfd, TINY, f"--config.{part}.folder=/old", other)
+
+
 @pytest.mark.parametrize(
     ("changed", "makes"),
     [

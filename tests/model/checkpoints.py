@@ -66,7 +66,7 @@ BASE = ModelSettings(
     init_scale=0.5,
     dtype="float32",
     layer_unroll=1,
-    score_chunk=512,
+    score_logits=2**26,
     remat="none",
     attention="auto",
     lora=LoraSettings(rank=0, alpha=1.0, targets=(), merge=False),

@@ -105,9 +105,9 @@ def test_the_published_configs_give_the_published_shapes(folder_of):
 
 
 def test_settings_that_a_folder_does_not_decide_stay_as_they_were(folder_of):
-    base = dataclasses.replace(BASE, dtype="bfloat16", layer_unroll=3, score_chunk=7)
+    base = dataclasses.replace(BASE, dtype="bfloat16", layer_unroll=3, score_logits=7)
     s = settings_from_hf(folder_of(QWEN25_7B), base=base)
-    assert (s.dtype, s.layer_unroll, s.score_chunk) == ("bfloat16", 3, 7)
+    assert (s.dtype, s.layer_unroll, s.score_logits) == ("bfloat16", 3, 7)
     assert s.folder == str(folder_of(QWEN25_7B)) and model_settings(s) == s
     assert model_settings(base) == base  # no folder
 

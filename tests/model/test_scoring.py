@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,14 @@ from rapo_jax.model.transformer import forward, init_params, unembed
 from tests.models import SMALL_MODEL
 
 SETTINGS = dataclasses.replace(
-    SMALL_MODEL, vocab=19, width=8, ffn=12, heads=2, kv_heads=1, init_scale=0.5, score_chunk=100
+    SMALL_MODEL,
+    vocab=19,
+    width=8,
+    ffn=12,
+    heads=2,
+    kv_heads=1,
+    init_scale=0.5,
+    score_logits=100_000,
 )
 B, T = 3, 12
 RNG = np.random.default_rng(0)
@@ -29,7 +37,7 @@ WEIGHTS = RNG.standard_normal((2, B, T)).astype(np.float32)
 
 def value_and_grad(chunk):
     """Both results, and the gradient of one weighted sum of them."""
-    settings = dataclasses.replace(SETTINGS, score_chunk=chunk)
+    settings = dataclasses.replace(SETTINGS, score_logits=chunk * B * SETTINGS.vocab)
 
     def weighted(params):
         found = jnp.stack(score(settings, params, TOKENS))
@@ -41,7 +49,7 @@ def value_and_grad(chunk):
 
 @pytest.fixture(scope="module")
 def whole():
-    return value_and_grad(SETTINGS.score_chunk)
+    return value_and_grad(T)
 
 
 def test_a_tokens_score_is_its_log_softmax_given_the_tokens_before_it(whole):
@@ -75,7 +83,9 @@ def test_both_are_float32_and_as_long_as_the_row(whole):
 
 def temporaries(chunk):
     """Bytes that the gradient of a score needs besides its arguments and results."""
-    settings = dataclasses.replace(SETTINGS, vocab=LARGE_VOCAB, score_chunk=chunk)
+    settings = dataclasses.replace(
+        SETTINGS, vocab=LARGE_VOCAB, score_logits=chunk * B * LARGE_VOCAB
+    )
     params = jax.eval_shape(lambda: init_params(settings, jax.random.key(0)))
     token_BT = jax.ShapeDtypeStruct((B, LONG), np.int32)
 
@@ -96,12 +106,31 @@ def test_no_array_of_all_slots_times_the_vocabulary_is_ever_in_memory():
     assert small < larger < all_slots < whole
 
 
+@pytest.mark.parametrize("width", [32, 600])
+def test_an_update_of_many_rows_never_holds_more_logits_than_allowed(width):
+    """Whatever the widths of its micro-batches: short rows are many."""
+    settings = dataclasses.replace(SETTINGS, vocab=LARGE_VOCAB, score_logits=16 * LARGE_VOCAB)
+    params = jax.eval_shape(lambda: init_params(settings, jax.random.key(0)))
+    token_BT = jax.ShapeDtypeStruct((1200 // width, width), np.int32)
+    mask_BT = jax.ShapeDtypeStruct(token_BT.shape, bool)
+
+    def summed(params, token_BT, mask_BT):
+        return log_probs(settings, params, token_BT, mask_BT).sum()
+
+    text = jax.jit(jax.grad(summed)).lower(params, token_BT, mask_BT).as_text()
+    sizes = [
+        int(np.prod([int(n) for n in shape.split("x")]))
+        for shape in re.findall(rf"tensor<((?:\d+x)*{LARGE_VOCAB})xf32>", text)
+    ]
+    assert 8 * LARGE_VOCAB < max(sizes) <= settings.score_logits
+
+
 MASK = RNG.random((B, T)) < 0.4
 
 
 def masked_value_and_grad(params, token_BT, mask_BT, *, chunk, mesh=None):
     """`log_probs`, and the gradient of one weighted sum of them."""
-    settings = dataclasses.replace(SETTINGS, score_chunk=chunk)
+    settings = dataclasses.replace(SETTINGS, score_logits=chunk * SETTINGS.vocab)
     weight_BT = np.resize(WEIGHTS[0], token_BT.shape)
 
     def weighted(params):
@@ -143,7 +172,7 @@ def test_row_shards_choose_their_slots_apart():
 
 def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     """Their hidden states are NaN, as is every logit made of them, so one would show."""
-    settings = dataclasses.replace(SETTINGS, score_chunk=2)
+    settings = dataclasses.replace(SETTINGS, score_logits=2 * SETTINGS.vocab)
     hidden_BTD = jnp.full((1, 64, SETTINGS.width), jnp.nan).at[0, 9:17].set(1.0)
     wanted_BT = np.zeros((1, 64), bool)
     wanted_BT[0, 9:17] = True

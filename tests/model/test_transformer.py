@@ -13,7 +13,7 @@ from rapo_jax.model.decoding import empty_cache, extend, prefill, sampling_copy
 from rapo_jax.model.transformer import angles, forward, init_params, rotate, unembed
 from tests.models import SMALL_MODEL
 
-QWEN2 = dataclasses.replace(SMALL_MODEL, layers=2, head_width=6, score_chunk=8)
+QWEN2 = dataclasses.replace(SMALL_MODEL, layers=2, head_width=6, score_logits=100)
 VARIANTS = {
     "qwen2": QWEN2,
     "qwen3": dataclasses.replace(QWEN2, qkv_bias=False, qk_norm=True, kv_heads=1),

@@ -9,7 +9,7 @@ import pytest
 from configs import default, llama8b, qwen3b, qwen7b
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.attention import Choice
-from rapo_jax.plan.arithmetic import Split, bytes_on, micro_rows, shape_on
+from rapo_jax.plan.arithmetic import Split, bytes_on, micro_rows, micro_shapes, shape_on
 from rapo_jax.plan.chips import slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, splits_on, work_on
 from rapo_jax.plan.models import planned_model
@@ -90,9 +90,11 @@ def test_an_update_computes_no_gradient_of_a_frozen_matrix(adapted):
     assert work.update_flops == pytest.approx(tokens * a_token, rel=1e-6)
 
 
-@pytest.mark.parametrize("topology", ["h100x1", "h200x1"])
-def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology):
-    found = estimate(*adapted, slices(topology)[0])
+@pytest.mark.parametrize(("topology", "tokens"), [("h100x1", 32_768), ("h200x1", 65_536)])
+def test_adapters_of_qwen_7b_train_on_one_gpu(adapted, topology, tokens):
+    s, model = adapted
+    s = dataclasses.replace(s, rl=dataclasses.replace(s.rl, micro_tokens=tokens))
+    found = estimate(s, model, slices(topology)[0])
     assert found is not None and found.fits
 
 
@@ -203,6 +205,35 @@ def test_a_micro_batch_has_a_row_for_every_chip(qwen):
     s, _ = qwen
     assert micro_rows(s, 4) == 8  # 65,536 / 5632 = 11, of which 8 divide by 4
     assert micro_rows(s, 32) == 32
+
+
+def test_the_largest_micro_batch_counts_and_not_the_widest(qwen):
+    s, model = qwen
+    one = dataclasses.replace(s, rl=dataclasses.replace(s.rl, buckets=s.rl.buckets[-1:]))
+    assert micro_shapes(s, 8)[512] == 128 and micro_rows(s, 8) == 8  # 8192 and 5632 a chip
+    shape, split = shape_on(model, fsdp=8, tensor=1), Split(8, 1, 1, "full")
+    found = bytes_on(s, model, shape, split, KERNEL)
+    hidden = model.layers * (8192 - 5632) * model.width * 2  # what `full` keeps
+    narrow = dataclasses.replace(one.rl, micro_tokens=8 * 5632)
+    widest = bytes_on(dataclasses.replace(one, rl=narrow), model, shape, split, KERNEL)
+    assert found.update > widest.update + hidden
+
+
+def test_a_kl_penalty_holds_the_first_weights_and_reads_the_tokens_once_more(qwen, adapted):
+    for s, model in (qwen, adapted):
+        shape, split = shape_on(model, fsdp=8, tensor=1), Split(8, 1, 1, "full")
+        with_kl = dataclasses.replace(s, rl=dataclasses.replace(s.rl, kl=0.001))
+        plain, more = (bytes_on(each, model, shape, split, KERNEL) for each in (s, with_kl))
+        assert more.update_peak - plain.update_peak == plain.parameters
+        assert more.rollout_peak - plain.rollout_peak == plain.parameters
+    s, model = qwen
+    with_kl = dataclasses.replace(s, rl=dataclasses.replace(s.rl, kl=0.001))
+    chips, shape = slices("h100x8")[0], shape_on(model, fsdp=8, tensor=1)
+    one, both = (
+        work_on(each, model, shape, Split(8, 1, 1, "none"), chips).update_flops
+        for each in (s, with_kl)
+    )
+    assert both / one == pytest.approx(4 / 3)  # a forward pass beside one and a backward pass
 
 
 def test_more_remat_keeps_less(qwen):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from rapo_jax.report.study_maps import Place, draw_map
+from rapo_jax.report.study_pages import table
+from rapo_jax.report.study_table import PLACES, STUDIES
 
 
 def test_the_map_has_a_panel_for_each_start_and_a_line_for_each_method(tmp_path):
@@ -20,3 +22,12 @@ def test_the_map_has_a_panel_for_each_start_and_a_line_for_each_method(tmp_path)
     assert [texts.count(each) for each in ("GRPO", "SFT", "errs 0%", "errs 70%")] == [1, 1, 2, 2]
     draw_map({}, dict.fromkeys(values, {}), ("accuracy",), tmp_path / "none.svg", places=places)
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_each_place_of_the_map_is_compared_with_grpo_from_its_own_start():
+    of_start = {"": 0.5, "better start": 0.6, "worse start": 0.4}
+    values = {place.label: {"accuracy": {0: of_start[place.start]}} for place in PLACES}
+    rows = table(STUDIES["map"], values).splitlines()[2:]
+    assert len(rows) == 48
+    differences = [row.split("|")[5].strip() for row in rows]
+    assert differences.count("") == 3 and differences.count("+0.0") == 45

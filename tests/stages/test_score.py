@@ -86,7 +86,7 @@ def test_neither_batches_nor_devices_nor_neighbours_change_a_score(settings_of, 
     for rows, devices, changes in (
         (ROWS, 1, {"score__batch_tokens": 1}),
         (ROWS, 8, {"score__batch_tokens": 64}),
-        (ROWS[::-1], 1, {"model__score_chunk": 7}),
+        (ROWS[::-1], 1, {"model__score_logits": 7000}),
     ):
         found = scored(settings_of(rows, **changes), tmp_path, devices)
         found = found if rows is ROWS else found[::-1]

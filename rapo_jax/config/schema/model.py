@@ -122,10 +122,10 @@ class ModelSettings:
     layer_unroll: int = key(
         1, "layers unrolled in one turn of the scan over layers in training", per_call=True
     )
-    score_chunk: int = key(
-        512,
-        "positions whose logits are computed at a time in scoring",
-        unit="tokens",
+    score_logits: int = key(
+        2**26,
+        "float32 logits that a device computes at a time in scoring and updates, 0.27 GB; the sums "
+        "of an update need them three times",
         at_least=1,
         per_call=True,
     )
