@@ -128,7 +128,7 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         for part in PARTS:
             key = f"{part.stage}.folder"
             changed = part.settings_in(settings, config, common)
-            if common[key] and changed and key not in changed:
+            if common[key] and changed:
                 refuse(
                     f"run {name}: {key}={common[key]} is the same for all runs, so that "
                     f"{', '.join(changed)} would change nothing; leave {key} out"

@@ -103,7 +103,8 @@ def _title(s: Settings, model: ModelSettings) -> str:
     return (
         f"{Path(model.folder).name or 'model'}: {base / 1e9:.2f} billion parameters, {model.dtype}"
         f"{adapters if model.lora.rank else ''}; {r.questions} x {r.group_size} rollouts of at "
-        f"most {r.max_tokens} tokens ({r.prompt_tokens} of prompt)"
+        f"most {r.max_tokens} tokens ({r.prompt_tokens} of prompt); a checkpoint takes "
+        f"{12 * changed / GB:.3g} GB of disk, and {s.checkpoint.keep + 1} exist at a time"
     )
 
 

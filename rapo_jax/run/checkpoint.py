@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ from rapo_jax.io.files import read_json, write_json
 from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
 from rapo_jax.types import Array, Params, TrainState
 
+GB = 1e9
 METADATA = "about"
 """Name of the metadata on disk, which older checkpoints have too."""
 
@@ -58,6 +60,23 @@ def check_lora(lora: LoraSettings, metadata: Metadata, folder: Path) -> None:
             )
 
 
+def check_room(folder: Path, free: float, size: float, *, keep: int, held: int) -> None:
+    """Refuses `free` bytes for checkpoints of `size` bytes, of which `held` are written already.
+
+    While one is written there are `keep` others.
+
+    Raises:
+        ValueError: says how much is missing.
+    """
+    missing = max(keep + 1 - held, 1)
+    if free < missing * size:
+        raise ValueError(
+            f"checkpoint.keep={keep}: {missing} more checkpoints of {size / GB:.1f} GB are to be "
+            f"written to {folder}, which has {free / GB:.1f} GB left; lower it, or choose a "
+            "--workdir on a larger disk"
+        )
+
+
 class Checkpoints:
     """Numbered checkpoints in a folder; keeps the newest `keep` (None: all).
 
@@ -71,7 +90,7 @@ class Checkpoints:
     ) -> None:
         import orbax.checkpoint as ocp
 
-        self._ocp, self._lora = ocp, lora
+        self._ocp, self._lora, self._keep = ocp, lora, keep
         # Orbax takes relative paths and fails late, so the path is made absolute here.
         self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
@@ -108,6 +127,16 @@ class Checkpoints:
                 f"of step {steps[-1]}; restore one from a backup, or start a new --workdir"
             )
         return None
+
+    def check_room(self, state: TrainState) -> None:
+        """Refuses a disk without room for the checkpoints of `state` that are still to be kept.
+
+        Raises:
+            ValueError: says how much is missing.
+        """
+        size = sum(x.nbytes for x in jax.tree.leaves(_plain(state)))
+        free = on_first(lambda: shutil.disk_usage(self._folder).free)
+        check_room(self._folder, free, size, keep=self._keep or 1, held=len(self.steps()))
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, object]) -> None:
         """Saves and waits, unless `step` is saved already. `metadata` is small JSON."""

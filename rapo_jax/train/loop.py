@@ -128,6 +128,8 @@ class PolicyTraining:
         )
         if self._store.latest() is not None:
             self._restore()
+        if self.step < s.rl.steps:
+            self._store.check_room(self.state)
         run.metrics.cut_back(stage, self.step)
         if is_first():
             for name in ("trajectories.jsonl", "skipped.jsonl"):

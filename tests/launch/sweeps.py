@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,3 +48,11 @@ TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
 
 def flags_of(folder, *more):
     return [TINY, f"--workdir={folder}", *more]
+
+
+def dry_run(capsys, *flags):
+    """The flags of each run's command, by the last part of its workdir."""
+    assert sweep.main([*flags, "--workdir=/w", "--dry-run"], ["-m", "main"]) == 0
+    lines = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
+    read = [dict(flag.removeprefix("--config.").split("=", 1) for flag in line) for line in lines]
+    return {Path(flags["--workdir"]).name: flags for flags in read}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import optax
 import pytest
 
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints, check_room
 from rapo_jax.types import TrainState
 
 OPTIMIZER = optax.adam(1e-3)
@@ -85,6 +87,25 @@ def test_saving_a_step_again_changes_nothing(open_store):
     same(store.restore(blank())[0], state_at(1))
 
 
+@pytest.mark.parametrize(
+    ("free", "held", "missing"), [(299.0, 0, 3), (199.0, 1, 2), (99.0, 2, 1), (99.0, 3, 1)]
+)
+def test_a_disk_without_room_for_what_is_to_be_kept_is_refused(tmp_path, free, held, missing):
+    """Two are kept and a third is being written: the older one goes after that."""
+    check_room(tmp_path, (free + 1) * 1e9, 100e9, keep=2, held=held)
+    message = rf"keep=2: {missing} more checkpoints of 100\.0 GB .* which has {free} GB left"
+    with pytest.raises(ValueError, match=message):
+        check_room(tmp_path, free * 1e9, 100e9, keep=2, held=held)
+
+
+def test_a_state_counts_with_its_parameters_and_moments(tmp_path, open_store, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=899))
+    with pytest.raises(ValueError, match=r"3 more checkpoints of 0\.0 GB"):
+        open_store().check_room(state_at(0))  # 25 numbers and two moments of each, two counts
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=924))
+    open_store().check_room(state_at(0))
+
+
 def test_parameters_alone_come_back_without_knowing_the_optimizer(open_store):
     store = open_store()
     store.save(5, state_at(5), {})
@@ -108,7 +129,7 @@ def test_a_checkpoint_of_one_device_is_restored_onto_eight(open_store):
 SAVE_ON_A_FULL_DISK = """
 import json, resource, sys
 import jax.numpy as jnp, numpy as np
-from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.run.checkpoint import Checkpoints, check_room
 from rapo_jax.types import TrainState
 
 folder = sys.argv[1]
