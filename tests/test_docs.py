@@ -90,6 +90,12 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
     assert broken == []
 
 
+def test_every_page_of_a_study_is_named_beside_its_command():
+    named = re.findall(r"\]\((studies/[^)#]+)\)", text_of(ROOT / "docs" / "usage.md"))
+    pages = (ROOT / "docs" / "studies").glob("*/*.md")
+    assert {str(page.relative_to(ROOT / "docs")) for page in pages} <= set(named)
+
+
 @each_present_page
 def test_every_path_exists(page):
     folders = r"(?:rapo_jax|configs|launch|docs|tests|benchmarks|\.ci)"
