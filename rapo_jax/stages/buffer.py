@@ -72,7 +72,8 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     buffer.save(folder / "traces")
     with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
         for trajectory in kept:
-            file.write(json.dumps(trajectory._asdict()) + "\n")
+            if any(map(str.strip, trajectory.steps)):  # one that says nothing teaches nothing
+                file.write(json.dumps(trajectory._asdict()) + "\n")
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
     write_json(folder / "done.json", done)

@@ -31,7 +31,7 @@ from rapo_jax.run.run import Run
 from rapo_jax.run.weights import newest_step, read_folder
 from rapo_jax.sampling.batches import padded_batches
 from rapo_jax.sampling.sampler import Sampler
-from rapo_jax.sampling.tapes import segments, steps_without_retrieved
+from rapo_jax.sampling.tapes import response_segments, steps_without_retrieved
 from rapo_jax.tasks import Question
 from rapo_jax.text.chat import known_arguments
 from rapo_jax.text.protocol import Segment
@@ -136,7 +136,7 @@ def _sample_rest(
                 unscored(question, sample, row, f"checkpoint:{checkpoint}")
                 for q, question in enumerate(batch.items)
                 for sample in range(n_samples)
-                for row in [segments(policy.tokens, trajectory, q * n_samples + sample)]
+                for row in [response_segments(policy.tokens, trajectory, q * n_samples + sample)]
             )
         done = batch.start + len(batch.items)
         progress.show(done)
