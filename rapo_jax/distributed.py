@@ -27,9 +27,12 @@ from jax.experimental import multihost_utils
 
 from rapo_jax.config import DistributedSettings
 from rapo_jax.io import signals, watchdog
+from rapo_jax.io.files import locked
 
 T = TypeVar("T")
 
+MAKING = "making.lock"
+"""The lock file of a folder that several runs may share."""
 PATIENCE_S = 30.0
 """How long a file of another host may take to show up."""
 LEAST_BYTES = 256
@@ -144,6 +147,34 @@ def in_turn(work: Callable[[], T]) -> T:
     done: list[T] = []
     on_first(lambda: done.append(work()))
     return done[0] if done else work()
+
+
+def make_once(folder: Path, make: Callable[[], None], *, name: str) -> None:
+    """Calls `make` on all processes, unless FOLDER/done.json is there, which it writes at its end.
+
+    Of several runs that share the folder one makes it; the others wait, and find it made.
+
+    Raises:
+        Stopped: a signal asked for it while another run was at work there.
+    """
+    is_made = (folder / "done.json").is_file
+    if on_first(is_made):
+        return
+    told: list[str] = []
+
+    def waiting() -> None:
+        if not told:
+            told.append(f"[{name}] another run is making {folder}; waiting for it")
+            print(told[0], flush=True)
+        watchdog.beat()
+        if signals.stop_requested():
+            raise Stopped(f"another run is making {folder}")
+
+    with contextlib.ExitStack() as held:
+        lock = locked(folder / MAKING, waiting=waiting)
+        on_first(lambda: held.enter_context(lock), at_length=True)
+        if not on_first(is_made):
+            make()
 
 
 def stop_asked() -> bool:

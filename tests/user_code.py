@@ -75,3 +75,4 @@ def neighbours(*, held_out=2):
 NEIGHBOURS = question_task(neighbours)
 LEAVES = question_task(lambda: sys.exit(0))
 NO_DOCUMENTS = question_task(lambda: {"train": [("a", "b")], "eval": [("c", ["d", "e"])]})
+REPEATS = NO_DOCUMENTS._replace(questions=lambda world, split: 2 * world.train)

@@ -117,7 +117,9 @@ class _Parser:
 
     def _step(self, record: Mapping[str, object]) -> StepTrace:
         """An official record; the number of results in its key is the step."""
-        key, value = text_of(record, "key"), text_of(record, "value")
+        key, value = text_of(record, "key"), _without_end_tokens(text_of(record, "value"))
+        if not value.strip():
+            raise ValueError("value holds no step")
         start = key.find("<think>")
         question, history = (key, "") if start < 0 else (key[:start], key[start:])
         question = question.rstrip("\n")
@@ -193,7 +195,10 @@ def _read_trajectory(
             raise ValueError("messages: the question is blank")
         return question, _steps(response, "messages", user_tools)
     if "steps" in record:
-        steps = texts_of(record, "steps")
+        *steps, last = texts_of(record, "steps")
+        steps += filter(str.strip, [_without_end_tokens(last)])
+        if not steps:
+            raise ValueError("steps holds no step")
         return text_of(record, "question"), list(map(opened_thought, steps))
     if "response" in record:
         return text_of(record, "question"), _steps(

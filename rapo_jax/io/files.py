@@ -7,16 +7,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 Json: TypeAlias = Any
 """A value that `json.loads` returns or `json.dumps` takes."""
 
 LOCK = ".lock"
 """The lock file of a folder that one process at a time may write."""
+POLL_S = 0.5
+"""Between two looks at a lock that another process holds."""
 _claims: set[Path] = set()
 """Folders that `claimed` holds in this process."""
 
@@ -108,18 +111,29 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Waits until no other process holds the lock on the file `path`, and holds it.
 
-    Where a file system has no record locks, a warning is printed and nothing is waited for.
+    `waiting` is called again and again meanwhile, and may raise. Where a file system has no record
+    locks, a warning is printed and nothing is waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            _lock(file, waiting)
         except OSError as error:
             print(f"[lock] {path} cannot be locked ({error.strerror}): it is not waited for")
         yield
+
+
+def _lock(file: IO[str], waiting: Callable[[], None] | None) -> None:
+    while waiting is not None:
+        try:
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            waiting()
+            time.sleep(POLL_S)
+    fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 @contextmanager

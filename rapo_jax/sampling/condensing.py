@@ -15,12 +15,13 @@ from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.rollout.slots import Draws
 from rapo_jax.sampling.sampler import Condenser, Sampler
+from rapo_jax.sampling.tapes import response_text
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.condensing import Condense, condensing_prompt
 from rapo_jax.text.protocol import parse_step
 from rapo_jax.text.protocols import Protocol
 from rapo_jax.text.tokens import Tokens
-from rapo_jax.types import Params, Source
+from rapo_jax.types import Params
 
 
 def prompt_room(settings: Settings) -> int:
@@ -74,9 +75,7 @@ def make_condenser(
                 [Question("condensing", text, (), "", "") for text in padded],
                 temperature=temperature,
             )
-            written_BT = (tape.source_BT == Source.POLICY) & ~np.isin(tape.token_BT, tokens.eos_ids)
-            pairs = zip(tape.token_BT, written_BT, strict=True)
-            return [tokens.decode(token_T[kept_T]) for token_T, kept_T in pairs][: len(prompts)]
+            return [response_text(tokens, tape, b) for b in range(len(prompts))]
 
         def condense(prompts: list[str]) -> list[str]:
             parts = (prompts[i : i + most] for i in range(0, len(prompts), most))

@@ -48,17 +48,51 @@ def pieces(tokens: Tokens, trajectory: Trajectory, b: int) -> Iterator[Piece]:
 
 
 def segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
-    """The response of row b as text, without the prompt."""
+    """The tape of row b as text, without the prompt, for logs: they show the end-of-sequence.
+
+    What is scored or stored is `response_segments`.
+    """
+    return _as_text(tokens, trajectory, b, _response_pieces(tokens, trajectory, b))
+
+
+def response_segments(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Segment]:
+    """The response of row b as text: its segments without a token that ended it.
+
+    An end-of-sequence, or the end of a turn in a chat template, is no part of what is said.
+    """
+    found = _response_pieces(tokens, trajectory, b)
+    if found and found[-1].source == Source.POLICY:
+        last = found[-1]
+        if _ends_response(tokens, int(trajectory.token_BT[b, last.stop - 1])):
+            shorter = last._replace(stop=last.stop - 1)
+            found[-1:] = [shorter] if shorter.stop > shorter.start else []
+    return _as_text(tokens, trajectory, b, found)
+
+
+def response_text(tokens: Tokens, trajectory: Trajectory, b: int) -> str:
+    """The text of row b that is scored: its response without retrieved traces."""
+    return text_without_retrieved(response_segments(tokens, trajectory, b))
+
+
+def _ends_response(tokens: Tokens, token: int) -> bool:
+    protocol = tokens.protocol
+    ends_turn = protocol.turns and tokens.decode([token]) in protocol.stops
+    return token in tokens.eos_ids or ends_turn
+
+
+def _response_pieces(tokens: Tokens, trajectory: Trajectory, b: int) -> list[Piece]:
+    return [p for p in pieces(tokens, trajectory, b) if p.source != Source.PROMPT]
+
+
+def _as_text(
+    tokens: Tokens, trajectory: Trajectory, b: int, row_pieces: Sequence[Piece]
+) -> list[Segment]:
     ids = trajectory.token_BT[b].tolist()
-    return [
-        Segment(p.source, p.step, tokens.decode(ids[p.start : p.stop]))
-        for p in pieces(tokens, trajectory, b)
-        if p.source != Source.PROMPT
-    ]
+    return [Segment(p.source, p.step, tokens.decode(ids[p.start : p.stop])) for p in row_pieces]
 
 
 def text_without_retrieved(row_segments: Sequence[Segment]) -> str:
-    """The response without retrieved traces, which is the text that is scored."""
+    """The segments' text without retrieved traces."""
     return "".join(s.text for s in row_segments if s.source != Source.RETRIEVED)
 
 

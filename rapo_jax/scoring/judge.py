@@ -99,13 +99,16 @@ class ChatJudge:
         self._bad_request = ""
 
     def __call__(self, answered: Sequence[Answered]) -> list[Judgement]:
-        """Judgements in the order of `answered`.
+        """Judgements in the order of `answered`; equal answers to a question are graded once.
 
         Raises ValueError if the endpoint refuses every call (a wrong key, model, address or field);
         any other failed call is the judgement 'failed'.
         """
         with ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="judge") as threads:
-            judgements = list(threads.map(self._judge, answered))
+            names = [(each.question, *each.gold_answers, each.prediction) for each in answered]
+            distinct = dict(zip(names, answered, strict=True))
+            graded = dict(zip(distinct, threads.map(self._judge, distinct.values()), strict=True))
+        judgements = [graded[name] for name in names]
         if self._bad_request and not self._replies:
             raise ValueError(
                 f"evaluate.judge.model={self._settings.model!r}: {self._bad_request}; "

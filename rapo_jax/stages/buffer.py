@@ -11,7 +11,7 @@ import numpy as np
 from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import StepTrace, best_of, filter_counts, split_all
-from rapo_jax.distributed import on_first
+from rapo_jax.distributed import make_once, on_first
 from rapo_jax.io.files import write_json
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.run import Run
@@ -29,13 +29,16 @@ ENCODE_TEXTS = 128 * ENCODE_ROWS
 def build_buffer(run: Run) -> Manifest:
     """Builds `BUFFER/traces`, its encoder and `trajectories.jsonl`, unless they are finished.
 
-    Returns the manifest.
+    Of several runs with one buffer, one builds it and the others wait. Returns the manifest.
     """
-    folder, s = run.buffer, run.settings
-    if on_first((folder / "done.json").is_file):
-        return load_buffer(run).manifest
+    made: list[Manifest] = []
+    make_once(run.buffer, lambda: made.append(_sample_and_build(run)), name="buffer")
+    return made[0] if made else load_buffer(run).manifest
+
+
+def _sample_and_build(run: Run) -> Manifest:
     started = time.perf_counter()
-    check_metric(s.task.metric)
+    check_metric(run.settings.task.metric)
     imported = import_files(run)
     sample_others = sample_agents(run)
     return on_first(lambda: _build(run, imported, sample_others(), started), at_length=True)
@@ -72,7 +75,8 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     buffer.save(folder / "traces")
     with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
         for trajectory in kept:
-            file.write(json.dumps(trajectory._asdict()) + "\n")
+            if any(map(str.strip, trajectory.steps)):  # one that says nothing teaches nothing
+                file.write(json.dumps(trajectory._asdict()) + "\n")
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
     write_json(folder / "done.json", done)

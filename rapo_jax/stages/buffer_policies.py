@@ -31,8 +31,9 @@ from rapo_jax.run.run import Run
 from rapo_jax.run.weights import newest_step, read_folder
 from rapo_jax.sampling.batches import padded_batches
 from rapo_jax.sampling.sampler import Sampler
-from rapo_jax.sampling.tapes import segments, steps_without_retrieved
+from rapo_jax.sampling.tapes import response_segments, steps_without_retrieved
 from rapo_jax.tasks import Question
+from rapo_jax.tasks.fitting import fitting_questions
 from rapo_jax.text.chat import known_arguments
 from rapo_jax.text.protocol import Segment
 from rapo_jax.text.tokens import Tokens, load_tokens
@@ -48,18 +49,44 @@ class LoadedPolicy(NamedTuple):
     params: Params
 
 
-def sample_policies(run: Run, questions: Sequence[Question]) -> list[AgentTrajectory]:
-    """Trajectories of all policies in buffer.checkpoint, for the first process; all call it.
+class PolicySamples(NamedTuple):
+    """Trajectories of policies, and how many questions each left out as too long, if any."""
+
+    trajectories: list[AgentTrajectory]
+    too_long: dict[str, int]
+
+
+def sample_policies(run: Run, questions: Sequence[Question]) -> PolicySamples:
+    """Samples all policies in buffer.checkpoint, for the first process; all call it.
 
     Raises:
-        ValueError: a policy cannot be loaded, or trajectories were kept under other settings.
+        ValueError: a policy cannot be loaded, trajectories were kept under other settings, or a
+            question is too long for a policy's tokenizer and `task.too_long` is 'fail'.
         Stopped: a signal asked for it; the next call resumes.
     """
-    return [
-        trajectory
-        for checkpoint in run.settings.buffer.checkpoints
-        for trajectory in _sample(run, checkpoint, questions)
-    ]
+    samples = PolicySamples([], {})
+    for checkpoint in run.settings.buffer.checkpoints:
+        fitting = _fitting(run, checkpoint, questions)
+        if len(fitting) < len(questions):
+            samples.too_long[checkpoint] = len(questions) - len(fitting)
+        samples.trajectories.extend(_sample(run, checkpoint, fitting))
+    return samples
+
+
+def _fitting(run: Run, checkpoint: str, questions: Sequence[Question]) -> Sequence[Question]:
+    """The questions whose prompts fit also by the policy's own tokenizer."""
+    tokens = policy_tokens(run, Path(checkpoint))
+    if tokens is run.tokens:
+        return questions
+    split = run.settings.buffer.split
+    fitting = fitting_questions(
+        {split: questions},
+        lambda question: len(tokens.prompt_ids(run.system, question.question)),
+        limit=run.settings.rollout.prompt_tokens,
+        skip=run.settings.task.too_long == "skip",
+        whose=f"buffer.checkpoint={checkpoint!r}",
+    )
+    return list(fitting[split])
 
 
 def _sample(run: Run, checkpoint: str, questions: Sequence[Question]) -> list[AgentTrajectory]:
@@ -136,7 +163,7 @@ def _sample_rest(
                 unscored(question, sample, row, f"checkpoint:{checkpoint}")
                 for q, question in enumerate(batch.items)
                 for sample in range(n_samples)
-                for row in [segments(policy.tokens, trajectory, q * n_samples + sample)]
+                for row in [response_segments(policy.tokens, trajectory, q * n_samples + sample)]
             )
         done = batch.start + len(batch.items)
         progress.show(done)
@@ -153,38 +180,65 @@ def unscored(
     return AgentTrajectory(question.id, question.question, steps, UNSCORED, origin, sample)
 
 
+class _Place(NamedTuple):
+    """What a policy's folder holds: of a run the settings, None for a Hugging Face folder."""
+
+    settings: Settings | None
+    tokenizer: Path | None
+    """None where the run's own program and tokenizer sample the policy."""
+
+
+def _place_of(run: Run, folder: Path) -> _Place:
+    config = _config_of(folder)
+    if "model_type" in config:
+        return _Place(None, folder)
+    settings = _settings_of(config) if config else _settings_of_cold_start(run, folder)
+    if settings is None or not _needs_program(run, settings, folder):
+        return _Place(settings, None)
+    return _Place(settings, tokenizer_folder(settings, folder))
+
+
+def policy_tokens(run: Run, folder: Path) -> Tokens:
+    """The tokenizer of the policy in `folder`; no weights are read."""
+    tokenizer = _place_of(run, folder).tokenizer
+    return run.tokens if tokenizer is None else _tokens_of(run, tokenizer)
+
+
 def load_buffer_policy(run: Run, folder: Path) -> LoadedPolicy:
     """The policy in `folder`: a Hugging Face folder, or a workdir or cold start of this project.
 
     One of another shape or tokenizer than the run's gets its own program.
     """
-    config = _config_of(folder)
-    if "model_type" in config:
+    settings, tokenizer = _place_of(run, folder)
+    if tokenizer is None:
+        params = run.sampler.load(load_policy(run, folder))
+        return LoadedPolicy(run.sampler, run.tokens, run.environment, params)
+    if settings is None:
         plain = dataclasses.replace(run.settings.model.lora, rank=0)
         model = model_settings(
             dataclasses.replace(run.settings.model, folder=str(folder), lora=plain)
         )
         params = read_folder(model, run.mesh, dtype=model.dtype)
-        return _loaded_policy(run, model, folder, params)
-    settings = _settings_of(config) if config else _settings_of_cold_start(run, folder)
-    if settings is not None and _needs_program(run, settings, folder):
-        weights = newest_weights(settings, folder)
-        params = weights.load(run.mesh, dtype=weights.model.dtype)
-        return _loaded_policy(run, weights.model, tokenizer_folder(settings, folder), params)
-    params = run.sampler.load(load_policy(run, folder))
-    return LoadedPolicy(run.sampler, run.tokens, run.environment, params)
+        return _loaded_policy(run, model, tokenizer, params)
+    weights = newest_weights(settings, folder)
+    params = weights.load(run.mesh, dtype=weights.model.dtype)
+    return _loaded_policy(run, weights.model, tokenizer, params)
+
+
+def _tokens_of(run: Run, tokenizer: Path, *, vocab_size: int = 0) -> Tokens:
+    tokens = load_tokens(tokenizer, vocab_size=vocab_size, user_tools=run.tokens.user_tools)
+    template = tokens.tokenizer.get_chat_template()
+    switches = known_arguments(run.settings.prompt.template_arguments, template)
+    return dataclasses.replace(tokens, template_arguments=switches)
 
 
 def _loaded_policy(run: Run, model: ModelSettings, tokenizer: Path, params: Params) -> LoadedPolicy:
-    tokens = load_tokens(tokenizer, vocab_size=model.vocab, user_tools=run.tokens.user_tools)
+    tokens = _tokens_of(run, tokenizer, vocab_size=model.vocab)
     if len(tokens.bytes_V) > model.vocab:
         raise ValueError(
             f"buffer.checkpoint: the tokenizer in {tokenizer} has ids up to "
             f"{len(tokens.bytes_V) - 1}, and the model a vocabulary of {model.vocab}; use its own"
         )
-    template = tokens.tokenizer.get_chat_template()
-    switches = known_arguments(run.settings.prompt.template_arguments, template)
-    tokens = dataclasses.replace(tokens, template_arguments=switches)
     r = run.settings.rollout
     environment = Environment(
         tokens,

@@ -20,7 +20,7 @@ from rapo_jax.io.signals import stop_requested
 from rapo_jax.run.keys import HostKey, agent_seed
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.run import Run
-from rapo_jax.stages.buffer_policies import sample_policies, unscored
+from rapo_jax.stages.buffer_policies import PolicySamples, sample_policies, unscored
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
@@ -51,7 +51,8 @@ def sample_agents(run: Run) -> Callable[[], Sampling]:
                 "agent",
                 flush=True,
             )
-    policies = sample_policies(run, questions) if "checkpoint" in b.agents else []
+    asked = "checkpoint" in b.agents
+    policies = sample_policies(run, questions) if asked else PolicySamples([], {})
 
     def sample_others() -> Sampling:
         samplings = [AGENTS[name](run, questions, policies) for name in b.agents]
@@ -208,10 +209,16 @@ def _print_outcome(run: Run, outcome: Outcome, count: int, total: int) -> None:
         )
 
 
-AGENTS: dict[str, Callable[[Run, list[Question], list[AgentTrajectory]], Sampling]] = {
+def _policies(samples: PolicySamples) -> Sampling:
+    return Sampling(
+        samples.trajectories, {"too_long": samples.too_long} if samples.too_long else {}
+    )
+
+
+AGENTS: dict[str, Callable[[Run, list[Question], PolicySamples], Sampling]] = {
     "scripted": lambda run, questions, _: _scripted(run, questions),
-    "checkpoint": lambda run, questions, policies: Sampling(policies, {}),
+    "checkpoint": lambda run, questions, policies: _policies(policies),
     "endpoint": lambda run, questions, _: _endpoint(run, questions),
     "none": lambda run, questions, _: Sampling([], {}),
 }
-"""(run, questions, trajectories of policies) -> an agent's trajectories."""
+"""(run, questions, samples of policies) -> an agent's trajectories."""

@@ -27,7 +27,7 @@ from rapo_jax.run.policy import load_policy, newest_folder
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.batches import even_size, padded_batches
 from rapo_jax.sampling.condensing import report_condensing
-from rapo_jax.sampling.tapes import segments, text_without_retrieved
+from rapo_jax.sampling.tapes import response_text
 from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.suites.catalogue import Suite, read_suites
 from rapo_jax.suites.paper import backbone
@@ -231,7 +231,7 @@ def _device_policy(run: Run, params: Params, suite: str) -> Policy:
         response_BT = response_mask(trajectory.source_BT)
         return [
             Sampled(
-                text_without_retrieved(segments(run.tokens, trajectory, b)),
+                response_text(run.tokens, trajectory, b),
                 Status(int(trajectory.status_B[b])).name,
                 int(response_BT[b].sum()),
                 calls,

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from rapo_jax.io.files import locked
 from rapo_jax.tasks import SPLITS, Question, find_task
-from rapo_jax.tasks.schema import TaskWorld
+from rapo_jax.tasks.schema import TaskWorld, check_ids
 
 Examples = Iterator[tuple[int, dict[str, object]]]
 
@@ -93,7 +93,7 @@ def prepared_builder(
     """A builder whose files are below `data_dir`, generated now if they are missing.
 
     `stream.prepare_questions` calls this and checks that no row was lost. Raises ValueError for a
-    split without questions.
+    split without questions, or with an id that is blank or names two.
     """
     tfds.disable_progress_bar()
     config = QuestionsConfig.of(task, parameters, world)
@@ -105,5 +105,6 @@ def prepared_builder(
                     f"task.name={task!r}: there are no questions in {split!r}; name a file that "
                     "holds some, raise the number of entities, or return some from your task"
                 )
+            check_ids(questions, f"task.name={task!r}: {split!r}")
         builder.download_and_prepare()
     return builder

@@ -1,8 +1,8 @@
 """Questions from files: JSON lines or Parquet with `question` and `answer` or `answers`.
 
 A record may also hold `id` (unique in its set), `source` (else the file's name) and `kind`, by
-which accuracy is reported (else the source). Without `id` a question is named by its text, as in
-the Step-Trace Buffer; a repeated text gets a number.
+which accuracy is reported (else the source). Without `id`, or with a blank one, a question is named
+by its text, as in the Step-Trace Buffer; a repeated text gets a number.
 """
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ class _Parser:
         return Question(id=name, question=question, answers=answers, kind=kind, source=source)
 
     def _name(self, record: Mapping[str, object], question: str) -> str:
-        if record.get("id") is None:
+        name = record.get("id")
+        if name is None or (isinstance(name, str) and not name.strip()):
             digest = hashlib.sha256(question.strip().encode()).hexdigest()[:16]
             self._texts[digest] += 1
             again = self._texts[digest]
             return f"text:{digest}" + (f"#{again}" if again > 1 else "")
-        name = record["id"]
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError("id is no text and no whole number")
         if str(name) in self._ids:

@@ -33,10 +33,12 @@ def fitting_questions(
     *,
     limit: int,
     skip: bool,
+    whose: str = "",
 ) -> dict[str, QuestionSource]:
     """The questions whose prompts have at most `limit` tokens; prints how many are left out.
 
-    `length` gives the tokens of a question's prompt. Splits may share a source.
+    `length` gives the tokens of a question's prompt, by a tokenizer that `whose` names if it is not
+    the run's. Splits may share a source.
 
     Raises:
         ValueError: none is left of a split, or one is too long and `skip` is false.
@@ -44,12 +46,20 @@ def fitting_questions(
     fitting: dict[int, QuestionSource] = {}
     for split, source in splits.items():
         if id(source) not in fitting:
-            fitting[id(source)] = _fitting(source, length, limit=limit, split=split, skip=skip)
+            fitting[id(source)] = _fitting(
+                source, length, limit=limit, split=split, skip=skip, whose=whose
+            )
     return {split: fitting[id(source)] for split, source in splits.items()}
 
 
 def _fitting(
-    source: QuestionSource, length: Callable[[Question], int], *, limit: int, split: str, skip: bool
+    source: QuestionSource,
+    length: Callable[[Question], int],
+    *,
+    limit: int,
+    split: str,
+    skip: bool,
+    whose: str,
 ) -> QuestionSource:
     lengths = list(map(length, source))
     kept = [i for i, each in enumerate(lengths) if each <= limit]
@@ -59,6 +69,7 @@ def _fitting(
     problem = (
         f"{len(lengths) - len(kept)} of the {len(lengths)} questions of {split!r} have a longer "
         f"prompt, {source[longest].id!r} of {lengths[longest]} tokens"
+        + (f" of {whose}" if whose else "")
     )
     if not kept or not skip:
         remedy = "raise it" if skip else "raise it, or set task.too_long='skip'"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from rapo_jax.scoring.answers import last_boxed, token_f1
 from rapo_jax.scoring.maths import check_math_verify, math_equal
-from rapo_jax.text.protocol import CALLS, STEP_KINDS, without_retrieved
+from rapo_jax.text.protocol import CALLS, REST_OF_TOKEN, STEP_KINDS, without_retrieved
 from rapo_jax.text.protocols import Answers
 
 BAD_FORMAT = -1.0
@@ -32,7 +32,8 @@ CACHED_RESPONSES = 1024
 @functools.cache
 def _observed(user_tools: tuple[str, ...]) -> re.Pattern[str]:
     called = "|".join((*CALLS, *user_tools))
-    return re.compile(rf"(</(?:{called})>)\s*<result>(?:(?!<result>).)*?</result>", re.DOTALL)
+    result = "<result>(?:(?!<result>).)*?</result>"
+    return re.compile(rf"(</(?:{called})>){REST_OF_TOKEN}{result}", re.DOTALL)
 
 
 @functools.cache

@@ -30,6 +30,22 @@ class Question:
     source: str
 
 
+def check_ids(questions: Sequence[Question], where: str) -> None:
+    """Raises ValueError, beginning with `where`, unless each id is a text and names one question.
+
+    Trajectories, the buffer and LUFFY's groups find a question by its id.
+    """
+    places: dict[str, int] = {}
+    for number, question in enumerate(questions):
+        if not isinstance(question.id, str) or not question.id.strip():
+            raise ValueError(f"{where}: question {number} has the id {question.id!r}; name it")
+        if (first := places.setdefault(question.id, number)) != number:
+            raise ValueError(
+                f"{where}: questions {first} and {number} have the same id, {question.id!r}; an id "
+                "names one question"
+            )
+
+
 def unscripted(*_: object, **__: object) -> NoReturn:
     """Raises ValueError: placeholder for the scripted functions of a task that has none."""
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rapo_jax.io.user_code import load_function
 from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
 from rapo_jax.tasks.reward import outcome_reward
-from rapo_jax.tasks.schema import Question, Score, Task
+from rapo_jax.tasks.schema import Question, Score, Task, check_ids
 from rapo_jax.text.protocols import Answers
 
 LARGEST_REWARD = 3.4028234e38
@@ -22,9 +23,10 @@ def question_task(make: Callable[..., Mapping[str, Sequence[object]]]) -> Task:
     """A task of questions that a function makes, for task.name='module:NAME'.
 
     `make` is called with task.user_arguments as keyword arguments. It returns {'train': [...],
-    'eval': [...]}, each question a pair (text, answer), (text, [answers]) or a `Question`, and
-    perhaps 'documents': [text, ...], the passages to search. Equal arguments must give equal
-    questions in the same order. The task has no scripted agents: see `unscripted`.
+    'eval': [...]}, each question a pair (text, answer), (text, [answers]) or a `Question` whose id
+    no other one of its list has, and perhaps 'documents': [text, ...], the passages to search.
+    Equal arguments must give equal questions in the same order. The task has no scripted agents:
+    see `unscripted`.
     """
 
     def make_world(**arguments: object) -> World:
@@ -46,8 +48,7 @@ def question_task(make: Callable[..., Mapping[str, Sequence[object]]]) -> Task:
             _document(make.__name__, n, x) for n, x in enumerate(made.get("documents", ()))
         ]
         train, held_out = (
-            [_question(make.__name__, split, n, x) for n, x in enumerate(made[split])]
-            for split in ("train", "eval")
+            _questions(make.__name__, split, made[split]) for split in ("train", "eval")
         )
         summary = f"{make.__name__}: {len(train)} questions, {len(held_out)} held out"
         return World(
@@ -63,21 +64,30 @@ def _document(maker: str, number: int, given: object) -> str:
     return given
 
 
+def _questions(maker: str, split: str, given: Sequence[object]) -> list[Question]:
+    questions = [_question(maker, split, n, x) for n, x in enumerate(given)]
+    check_ids(questions, f"task.name: {maker}: {split!r}")
+    return questions
+
+
 def _question(maker: str, split: str, number: int, given: object) -> Question:
-    if isinstance(given, Question):
-        return given
     wrong = ValueError(
         f"task.name: {maker}: question {number} of {split!r} is no (text, answer) or (text, "
         f"[answers]) but {given!r}"
     )
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+    if isinstance(given, Question):
+        text, answers = given.question, given.answers
+    elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2:
+        text, answers = given
+    else:
         raise wrong
-    text, answers = given
     if not isinstance(answers, Sequence) or not answers:
         raise wrong
     answers = (answers,) if isinstance(answers, str) else tuple(answers)
     if not all(isinstance(x, str) and x.strip() for x in (text, *answers)):
         raise wrong
+    if isinstance(given, Question):
+        return dataclasses.replace(given, answers=answers)
     return Question(f"{split}-{number}", text, answers, kind="user", source=maker)
 
 

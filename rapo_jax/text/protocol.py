@@ -35,6 +35,10 @@ SYSTEM_PROMPT = (
     "answer in \\boxed{}."
 )
 
+REST_OF_TOKEN = r"[^<]*(?:<[^<>\w]*)?"
+"""What may stand between a call and its result: byte-level tokenizers have tokens such as `>.` and
+`></`, and a step ends with the token that closes its tag."""
+
 USER_TOOL_PROMPT = "Another tool: write its input inside <{name}> and </{name}>."
 _RETRIEVE_TAG = re.compile(r"<(?=/?retrieve>)|<(?=\|)")
 _RESULT_END = re.compile(r"</result>\s*")
@@ -110,7 +114,7 @@ def _tag(user_tools: tuple[str, ...]) -> re.Pattern[str]:
 def _call_and_result(user_tools: tuple[str, ...]) -> re.Pattern[str]:
     """The end of a call and the beginning of its result."""
     called = "|".join((*CALLS, *user_tools))
-    return re.compile(rf"</(?:{called})>[^<]*<result>")
+    return re.compile(rf"</(?:{called})>{REST_OF_TOKEN}<result>")
 
 
 def opened_thought(text: str) -> str:

@@ -24,6 +24,7 @@ from rapo_jax.io.files import Json
 from rapo_jax.io.http import proxies_are_used
 from rapo_jax.text.protocol import neutralise
 from rapo_jax.tools.event_loop import run_async
+from rapo_jax.tools.mcp_arguments import ToolError, arguments_of, form
 from rapo_jax.tools.user import UserTool, check_tag
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ START_S = 60.0
 """Until a server has started and listed its tools; one may be downloaded first."""
 CLOSE_S = 8.0
 """The SDK ends a server's process within 6 s."""
+LOST = ("connection closed", "session terminated", "session not found")
+"""What the SDK, and servers of HTTP, say of a connection or session that is no more. Their codes do
+not tell: servers give the SDK's for a closed connection, -32000, to any error of a call."""
 MAX_PAGES = 100
 MAX_PURPOSE_CHARS = 300
 KEYS = "tools.mcp.servers"
-
-
-class ToolError(Exception):
-    """A call that the tool refuses, with its reason."""
 
 
 def load_mcp_tools(
@@ -105,8 +105,8 @@ def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
 class McpServer:
     """A server, a command or an address of http; all methods may be called from any thread."""
 
-    def __init__(self, address: str, settings: McpSettings) -> None:
-        self._address, self._settings = address, settings
+    def __init__(self, address: str, settings: McpSettings, *, start_s: float = START_S) -> None:
+        self._address, self._settings, self._start_s = address, settings, start_s
         self._key = read_api_key(settings.key_variable, key="tools.mcp.key_variable")
         self._lock = asyncio.Lock()
         self._connection: _Connection | None = None
@@ -114,7 +114,7 @@ class McpServer:
     def tools(self) -> list[mcp.types.Tool]:
         """Starts the server; raises ValueError if it does not answer."""
         try:
-            return run_async(self._list(), START_S)
+            return run_async(self._list(), self._start_s)
         except Exception as error:
             self.close()
             raise ValueError(
@@ -131,7 +131,7 @@ class McpServer:
             return run_async(self._call(tool.name, arguments), self._settings.deadline_s + 1.0)
 
         words = neutralise(" ".join((tool.description or tool.name).split()))[:MAX_PURPOSE_CHARS]
-        call.__doc__ = f"{words} Its input: {_form(schema)}."
+        call.__doc__ = f"{words} Its input: {form(schema)}."
         return call
 
     def close(self) -> None:
@@ -150,9 +150,6 @@ class McpServer:
         return tools
 
     async def _call(self, name: str, arguments: dict[str, Json]) -> str:
-        from mcp import MCPError
-        from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, REQUEST_TIMEOUT
-
         client = await self._client()
         connection = self._connection
         try:
@@ -160,10 +157,8 @@ class McpServer:
                 name, arguments, read_timeout_seconds=self._settings.deadline_s
             )
         except Exception as error:
-            answered = (INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, REQUEST_TIMEOUT)
-            if not isinstance(error, MCPError) or error.code not in answered:
-                if connection is not None:
-                    connection.leave.set()
+            if connection is not None and _is_lost(error):
+                connection.leave.set()
             raise ToolError(self._masked(_reason(error))) from error
         texts = [getattr(block, "text", f"[{block.type}]") for block in result.content]
         if not texts and result.structured_content is not None:
@@ -179,7 +174,8 @@ class McpServer:
     async def _client(self) -> mcp.Client:
         async with self._lock:
             if self._connection is None or self._connection.leave.is_set():
-                self._connection = _Connection(_open(self._address, self._settings, self._key))
+                client = _open(self._address, self._settings, self._key)
+                self._connection = _Connection(client, start_s=self._start_s)
             return await asyncio.shield(self._connection.opened)
 
     async def _close(self) -> None:
@@ -191,16 +187,21 @@ class McpServer:
 
 
 class _Connection:
-    """A client, opened and closed in one task as the SDK needs it; `leave` ends it."""
+    """A client, opened and closed in one task as the SDK needs it; `leave` ends it.
 
-    def __init__(self, client: AbstractAsyncContextManager[mcp.Client]) -> None:
+    A client that is not open after `start_s` has failed: a call may then open another one.
+    """
+
+    def __init__(self, client: AbstractAsyncContextManager[mcp.Client], *, start_s: float) -> None:
         self.opened: asyncio.Future[mcp.Client] = asyncio.get_running_loop().create_future()
         self.leave = asyncio.Event()
-        self.task = asyncio.create_task(self._hold(client))
+        self.task = asyncio.create_task(self._hold(client, start_s))
 
-    async def _hold(self, client: AbstractAsyncContextManager[mcp.Client]) -> None:
+    async def _hold(self, client: AbstractAsyncContextManager[mcp.Client], start_s: float) -> None:
         try:
-            async with client as opened:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(start_s):
+                    opened = await stack.enter_async_context(client)
                 self.opened.set_result(opened)
                 await self.leave.wait()
         except Exception as error:
@@ -208,6 +209,19 @@ class _Connection:
                 self.opened.set_exception(error)
         finally:
             self.leave.set()
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error of a call ends the connection, which all rows have in common.
+
+    Any other error is the call's own, such as one that a row's arguments cause.
+    """
+    import anyio
+    from mcp import MCPError
+
+    if isinstance(error, MCPError):
+        return error.message.lower() in LOST
+    return isinstance(error, OSError | anyio.BrokenResourceError | anyio.ClosedResourceError)
 
 
 @asynccontextmanager
@@ -231,44 +245,6 @@ async def _open(address: str, settings: McpSettings, key: str) -> AsyncIterator[
     ) as http:
         async with mcp.Client(streamable_http_client(address, http_client=http)) as client:
             yield client
-
-
-def arguments_of(text: str, schema: Mapping[str, Json]) -> dict[str, Json]:
-    """The arguments of a call: a JSON object of them, or the text of the only (needed) one.
-
-    Raises ToolError, with the form of the input, for any other text.
-    """
-    properties = schema.get("properties") or {}
-    needed = schema.get("required") or []
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, dict) and set(needed) <= set(value) <= set(properties):
-        return value
-    single = needed if len(needed) == 1 else list(properties)
-    if not properties and not text.strip():
-        return {}
-    if len(single) != 1:
-        raise ToolError(f"the input is {_form(schema)}")
-    is_text = properties.get(single[0], {}).get("type", "string") == "string"
-    return {single[0]: text if is_text or value is None else value}
-
-
-def _form(schema: Mapping[str, Json]) -> str:
-    """What `arguments_of` takes, in words."""
-    properties = schema.get("properties") or {}
-    needed = schema.get("required") or []
-    if not properties:
-        return "none"
-    if len(properties) == 1:
-        return neutralise(str(next(iter(properties))))
-    names = [
-        f'"{name}": {each.get("type", "any") if isinstance(each, Mapping) else "any"}'
-        + ("" if name in needed else " (optional)")
-        for name, each in properties.items()
-    ]
-    return neutralise(f"a JSON object {{{', '.join(names)}}}")
 
 
 def _reason(error: BaseException) -> str:

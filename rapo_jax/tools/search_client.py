@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from rapo_jax.config import SearchSettings
 from rapo_jax.io.api_keys import mask, read_api_key
@@ -23,15 +23,22 @@ BACKOFF_S = 0.5
 MAX_ANSWER_BYTES = 8 << 20
 MAX_QUERY_CHARS = 1000
 
+Found = list[Passage] | Observation
+"""Passages, or the observation of a failure."""
+Request = Future[dict[str, Found]]
+"""A running request; what it finds, by query."""
+
 TIMED_OUT = Observation("error: search timed out", "timeout")
 
 
 class HttpSearch:
     """A Tool over the service `settings.kind`, one of APIS; `passages` hits a query.
 
-    A query is sent once in a batch, and only once with a cache; failures are not cached. The log
-    has the whole error, without the key, and the observation a short one. `fits` bounds an
-    observation and `line` writes a hit, see `render_passages`.
+    A query that is being asked is not sent again: later callers wait for its answer, a failure
+    too. Hits are kept in the cache and never asked for again; failures, and answers without a hit,
+    are not kept: a service may find something later. The log has the whole error, without the key,
+    and the observation a short one. `fits` bounds an observation and `line` writes a hit, see
+    `render_passages`.
 
     Raises:
         ValueError: no address, or no key where one is needed.
@@ -66,21 +73,44 @@ class HttpSearch:
         )
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="http_search")
         self._log_failure = FailureLog("search")
+        self._lock = threading.Lock()
+        self._running: dict[str, Request] = {}
 
     def __call__(self, queries: list[str]) -> list[Observation]:
         cleaned = [_clean(query) for query in queries]
-        wanted = [query for query in dict.fromkeys(cleaned) if query]
-        answers: dict[str, list[Passage] | Observation] = {}
+        answers: dict[str, Found] = {}
         try:
-            answers |= {q: known for q in wanted if (known := self._cached(q)) is not None}
-            missing = [query for query in wanted if query not in answers]
-            size = self._api.batch
-            groups = [missing[i : i + size] for i in range(0, len(missing), size)]
-            for group, new in zip(groups, self._threads.map(self._ask, groups), strict=True):
-                answers |= dict(zip(group, new, strict=True))
+            known, asked = self._begin([query for query in dict.fromkeys(cleaned) if query])
+            answers |= known
+            answers |= {query: request.result()[query] for query, request in asked.items()}
         except Exception as error:  # a tool never raises: see Tool
             self._log_failure(self._client.mask(f"{type(error).__name__}: {error}"))
         return [self._observation(query, answers) for query in cleaned]
+
+    def _begin(self, queries: Sequence[str]) -> tuple[dict[str, Found], dict[str, Request]]:
+        """What the cache holds, and the running requests of the other queries."""
+        with self._lock:
+            asked = {query: self._running[query] for query in queries if query in self._running}
+            known: dict[str, Found] = {
+                query: found
+                for query in queries
+                if query not in asked and (found := self._cached(query)) is not None
+            }
+            missing = [query for query in queries if query not in asked and query not in known]
+            for start in range(0, len(missing), self._api.batch):
+                group = missing[start : start + self._api.batch]
+                new = dict.fromkeys(group, self._threads.submit(self._answers, group))
+                self._running |= new
+                asked |= new
+        return known, asked
+
+    def _answers(self, group: Sequence[str]) -> dict[str, Found]:
+        try:
+            return dict(zip(group, self._ask(group), strict=True))
+        finally:
+            with self._lock:
+                for query in group:
+                    del self._running[query]
 
     def check(self) -> None:
         """Sends a test query; raises ValueError if the service does not answer.
@@ -101,9 +131,7 @@ class HttpSearch:
         if self._cache:
             self._cache.close()
 
-    def _observation(
-        self, query: str, answers: dict[str, list[Passage] | Observation]
-    ) -> Observation:
+    def _observation(self, query: str, answers: Mapping[str, Found]) -> Observation:
         if not query:
             return Observation("error: empty query", "empty")
         answer = answers.get(query, Observation("error: search failed", "error"))
@@ -113,8 +141,8 @@ class HttpSearch:
             return Observation("nothing found", "empty")
         return Observation(render_passages(answer, self._fits, self._line), "ok")
 
-    def _ask(self, group: Sequence[str]) -> Sequence[list[Passage] | Observation]:
-        """Passages, or the observation of a failure, for each query of one request."""
+    def _ask(self, group: Sequence[str]) -> Sequence[Found]:
+        """What one request finds for each of its queries."""
         if not self._rate.wait(self._deadline_s):
             self._log_failure(
                 "tools.search.per_second leaves no room within tools.search.deadline_s"

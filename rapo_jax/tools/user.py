@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 
 from rapo_jax.config import ToolsSettings
 from rapo_jax.io.user_code import load_function
-from rapo_jax.text.protocol import CALLS, TAG_NAMES
+from rapo_jax.text.protocol import CALLS, INVALID, TAG_NAMES
 from rapo_jax.tools.event_loop import run_async
 from rapo_jax.tools.failures import FailureLog
 from rapo_jax.tools.observation import Observation
@@ -24,8 +24,11 @@ LATER_S = 0.5
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = {
     **{tag: f"<{tag}> is another tag of the protocol" for tag in TAG_NAMES if tag not in CALLS},
-    **{name: f"a metric or a count has the name {name}" for name in ("errors", "timeouts")},
-    **{name: f"the rollout uses the name {name}" for name in ("seconds", "stop")},
+    **{
+        name: f"a metric or a count has the name {name}"
+        for name in ("errors", "timeouts", "seconds", "waited", "condensed")
+    },
+    **{name: f"the rollout uses the name {name}" for name in ("stop", INVALID)},
 }
 _QUOTED_PATH = re.compile(r"""(['"])~?/(?:[^'"/]+/)+([^'"/]*)\1""")
 _BARE_PATH = re.compile(r"""(?<![\w/])~?/(?:[^\s'"/]+/)+([^\s'"/]*)""")

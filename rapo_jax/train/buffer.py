@@ -53,11 +53,12 @@ def load_buffer(run: Run) -> StepTraceBuffer:
         encoder_identity=identity,
         tokenizer_fingerprint=run.tokens.fingerprint,
     )
-    for name in ("unit", "mask", "max_chars"):
-        built, wanted = buffer.manifest[name], getattr(run.settings.retrieval, name)
+    for name, wanted in splitting(run.settings)._asdict().items():
+        built = buffer.manifest.get(name, wanted)  # manifests of early versions lack some
         if built != wanted:
+            group = "buffer" if name == "include_answers" else "retrieval"
             raise ValueError(
-                f"retrieval.{name}={wanted!r}: the buffer {run.buffer} was built with {built!r}; "
+                f"{group}.{name}={wanted!r}: the buffer {run.buffer} was built with {built!r}; "
                 "set it back, or point buffer.folder to a new folder"
             )
     names = [Path(path).name for path in run.settings.buffer.files]

@@ -12,7 +12,7 @@ from rapo_jax.distributed import allgather_json, allgather_rows
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.tape import response_mask
 from rapo_jax.run.run import Run
-from rapo_jax.sampling.tapes import segments, text_without_retrieved
+from rapo_jax.sampling.tapes import response_text, segments, text_without_retrieved
 from rapo_jax.tasks import Question, failure_kind, is_correct
 from rapo_jax.text.protocol import CALLS
 from rapo_jax.text.tokens import Tokens
@@ -41,7 +41,7 @@ def score_rows(
     user_tools, answers = run.tokens.user_tools, run.tokens.protocol.answers
     scores = []
     for b, question in local_rows:
-        text = text_without_retrieved(segments(run.tokens, trajectory, b))
+        text = response_text(run.tokens, trajectory, b)
         gold = question.answers
         right = is_correct(text, gold, metric=metric, user_tools=user_tools, answers=answers)
         failure = failure_kind(text, user_tools, answers)

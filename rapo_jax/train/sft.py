@@ -19,7 +19,7 @@ import optax
 from rapo_jax.buffer.agents import run_agents
 from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.distributed import is_first, on_first
+from rapo_jax.distributed import is_first, make_once, on_first
 from rapo_jax.io.files import write_json
 from rapo_jax.method.tape import policy_mask
 from rapo_jax.model.scoring import log_probs
@@ -168,10 +168,11 @@ def demonstrations(run: Run) -> list[tuple[str, Sequence[Segment]]]:
 
 def train_cold_start(run: Run) -> None:
     """Trains `COLDSTART/checkpoints`, or keeps a finished one; resumes if killed."""
-    folder, s = run.cold_start, run.settings
-    if on_first((folder / "done.json").is_file):
-        return
-    started = time.perf_counter()
+    make_once(run.cold_start, lambda: _train(run), name="sft")
+
+
+def _train(run: Run) -> None:
+    folder, s, started = run.cold_start, run.settings, time.perf_counter()
     examples = _cold_start_examples(run)
     o = dataclasses.replace(
         s.optimizer,

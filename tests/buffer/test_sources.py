@@ -157,6 +157,8 @@ GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
         (GOOD | {"id": [1]}, "id is no text and no whole number"),
         ({"question": "q", "steps": "", "reward": 1}, "steps is blank"),
         ({"question": "q", "steps": ["a", 1], "reward": 1}, "steps is no text but a number"),
+        ({"question": "q", "steps": ["<|im_end|>"], "reward": 1}, "steps holds no step"),
+        ({"key": "k", "value": "<|im_end|>", "reward": 1}, "value holds no step"),
         ({"messages": "hello", "reward": 1}, "messages is no list"),
         ({"messages": MESSAGES[:1], "reward": 1}, "messages hold no answer of an assistant"),
         ({"key": "k", "value": "v"}, "reward is missing (there are key, value)"),
@@ -266,6 +268,21 @@ def test_the_same_contents_under_another_id_are_called_so(tmp_path):
 def test_the_tokens_at_the_end_of_a_turn_are_left_out(parts):
     text = "".join(parts)
     assert sources._without_end_tokens(text) == re.sub(r"(?:\s*<\|[^|>]*\|>)+\s*$", "", text)
+
+
+@pytest.mark.parametrize("name", ["response", "steps", "value"])
+def test_the_end_of_a_turn_is_left_out_of_each_form_of_a_record(tmp_path, name):
+    text = "<think>so</think><answer>\\boxed{7}</answer>"
+    record = {"question": "q", "answer": "7", name: text + " <|im_end|>\n"}
+    if name == "steps":
+        record["steps"] = [text, "<|im_end|>"]
+    if name == "value":
+        record = {"key": "q\n<think>", "value": record["value"], "reward": 1.0}
+    got = read(write(tmp_path / "a.jsonl", record))
+    if name == "value":
+        assert [trace.value for trace in got.step_traces] == [text]
+    else:
+        assert [(t.steps, t.reward) for t in got.trajectories] == [([text], 1.0)]
 
 
 def test_white_space_and_tokens_without_end_are_read_once(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -10,6 +11,8 @@ import pytest
 
 from rapo_jax.sampling.tapes import (
     pieces,
+    response_segments,
+    response_text,
     segments,
     steps_without_retrieved,
     text_without_retrieved,
@@ -124,3 +127,31 @@ def test_segments_of_a_line_hold_tokens_entropies_and_the_reward_of_a_retrieval(
         wanted = tapes.entropy_BT[b][tapes.source_BT[b] == Source.POLICY]
         np.testing.assert_allclose(entropies, wanted, atol=1e-3)
     assert retrieved > 5
+
+
+def test_a_response_leaves_out_the_end_of_sequence_which_logs_show(tapes, house, lines):
+    end = house.tokens.decode(house.tokens.eos_ids[:1])
+    stopped = 0
+    for b, line in enumerate(lines):
+        shown = segments(house.tokens, tapes, b)
+        kept = response_segments(house.tokens, tapes, b)
+        ended = tapes.token_BT[b, tapes.length_B[b] - 1] in house.tokens.eos_ids
+        stopped += ended
+        whole = "".join(segment.text for segment in kept) + end * ended
+        assert whole == "".join(segment.text for segment in shown)
+        assert whole == "".join(part["text"] for part in line["segments"][1:])
+        assert all(segment.text for segment in kept)
+        assert response_text(house.tokens, tapes, b) == text_without_retrieved(kept)
+    assert 0 < stopped < len(lines)
+
+
+def test_a_turn_of_a_chat_template_ends_in_a_text_that_need_not_be_an_end_of_sequence(house, tapes):
+    protocol = dataclasses.replace(house.tokens.protocol, turns=True, stops=("</answer>",))
+    in_turns = dataclasses.replace(house.tokens, protocol=protocol)
+    row = next(
+        b for b in range(len(tapes.length_B)) if tapes.status_B[b] == Status.ANSWERED
+        and house.tokens.decode([tapes.token_BT[b, tapes.length_B[b] - 1]]) == "</answer>"
+    )  # fmt: skip
+    whole = response_text(house.tokens, tapes, row)
+    assert whole.endswith("</answer>")
+    assert response_text(in_turns, tapes, row) == whole.removesuffix("</answer>")

@@ -71,6 +71,14 @@ def test_judgements_come_in_the_order_of_the_answers(serve, tmp_path):
     assert [j.verdict == "correct" for j in found] == [i == 3 for i in range(9)]
 
 
+def test_equal_answers_to_a_question_are_graded_together_and_each_counts(serve, tmp_path):
+    asked = []
+    asking = judge(serve(lambda handler, body: asked.append(body) or chat("Correct")), tmp_path)
+    other = CURIE._replace(question="Who found polonium?")
+    assert asking([CURIE, other, CURIE, CURIE]) == [Judgement("correct", "Correct")] * 4
+    assert len(asked) == asking.calls == 2 and asking.counts["correct"] == 4
+
+
 def test_a_graded_answer_is_not_sent_again_even_by_another_judge_of_the_same_cache(serve, tmp_path):
     asked = []
     url = serve(lambda handler, body: asked.append(1) or chat("Incorrect"))
@@ -270,5 +278,6 @@ def test_a_reply_is_read_by_its_rule(text, strict, official):
 def test_a_judge_whose_cache_has_no_room_grades_all_the_same(serve, tmp_path):
     with room_for(0):
         asking = judge(serve(lambda handler, body: chat("Correct")), tmp_path)
-        assert asking([CURIE] * 3) == [Judgement("correct", "Correct")] * 3
+        answers = [CURIE._replace(prediction=f"Curie, I am {n} % sure") for n in range(3)]
+        assert asking(answers) == [Judgement("correct", "Correct")] * 3
     assert asking.unkept == 3

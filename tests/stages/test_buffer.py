@@ -63,15 +63,6 @@ def test_any_checkpoint_of_a_policy_can_fill_the_buffer(branch, tmp_path, trunk)
     attach_buffer(trunk)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("unit", "trajectory"), ("mask", "x+"), ("max_chars", 77)],
-)
-def test_a_buffer_that_was_split_another_way_is_refused(branch, key, value):
-    with pytest.raises(ValueError, match=rf"retrieval.{key}=.*was built with .*set it back"):
-        load_buffer(branch({f"retrieval.{key}": value}))
-
-
 def test_a_buffer_of_another_tokenizer_is_refused(branch):
     run = branch()
     other = dataclasses.replace(run, tokens=dataclasses.replace(run.tokens, fingerprint="0" * 64))

@@ -15,6 +15,7 @@ from rapo_jax.stages import buffer_sources
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.buffer_policies import load_buffer_policy
 from rapo_jax.stages.buffer_sources import sample_agents
+from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import tags
 from rapo_jax.text.tokens import build_tokenizer, load_tokens
 from rapo_jax.train.buffer import load_buffer
@@ -259,3 +260,33 @@ def test_a_hugging_face_folder_fills_the_buffer_with_its_own_tokenizer_and_weigh
             )
         written = [int(i) for i in found[0, prompt.shape[1] :] if int(i) not in tokens.eos_ids]
         assert "".join(trace.steps) == tokens.decode(written) != ""
+
+
+def test_questions_that_are_too_long_for_a_policys_own_tokenizer_are_left_out_for_it_alone(
+    branch, tmp_path, trunk, capsys
+):
+    folder = tmp_path / "teacher"
+    save_model(make_model("qwen3", vocab_size=320), folder)
+    build_tokenizer(folder, [" ".join(tags())] * 2, vocab_size=320)
+    tokens = load_tokens(folder, vocab_size=320)
+    asked = load_questions(trunk.questions[trunk.settings.buffer.split])[:3]
+    lengths = [len(tokens.prompt_ids(trunk.system, question.question)) for question in asked]
+    limit = max(lengths) - 1
+    kept = [q.id for q, length in zip(asked, lengths, strict=True) if length <= limit]
+    assert 0 < len(kept) < 3
+    changes = policy(trunk, tmp_path / "b", **{"buffer.samples": 1, "buffer.keep": 1}) | {
+        "buffer.checkpoint": f"{trunk.cold_start},{folder}", "rollout.prompt_tokens": limit,
+        "rollout.max_tokens": limit + 80, "rl.buckets": (limit + 80,),
+    }  # fmt: skip
+    traces, info = sample_agents(branch(changes))()
+    by_teacher = [each.question_id for each in traces if each.origin == f"checkpoint:{folder}"]
+    assert by_teacher == kept and len(traces) == 3 + len(kept)
+    assert info == {"too_long": {str(folder): 3 - len(kept)}}
+    assert (
+        f"rollout.prompt_tokens={limit}: {3 - len(kept)} of the 3 questions of "
+        f"{trunk.settings.buffer.split!r} have a longer prompt, "
+    ) in (said := capsys.readouterr().out)
+    assert f"of {limit + 1} tokens of buffer.checkpoint='{folder}'; they are left out" in said
+    refusing = branch(changes | {"task.too_long": "fail"}, name="refusing")
+    with pytest.raises(ValueError, match=rf"prompt_tokens={limit}: .*set task.too_long='skip'"):
+        sample_agents(refusing)

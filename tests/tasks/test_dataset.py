@@ -51,6 +51,15 @@ def test_a_record_becomes_a_question_and_missing_fields_are_filled_in(tmp_path):
     assert five.id.startswith("text:") and oslo.id == f"{five.id}#2"
 
 
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_a_record_with_a_blank_id_is_named_by_its_text_as_one_without(tmp_path, blank):
+    bare = [{"question": text, "answer": "x"} for text in ("Who?", "Where?", "Who?")]
+    wanted = [q.id for q in read(write(tmp_path / "bare.jsonl", bare)).questions]
+    records = [record | {"id": blank} for record in bare]
+    assert [q.id for q in read(write(tmp_path / "qa.jsonl", records)).questions] == wanted
+    assert len(set(wanted)) == 3
+
+
 def test_parquet_gives_the_questions_that_json_lines_give(tmp_path):
     records = [{"question": f"{n}?", "answers": [str(n), "x"]} for n in range(3)]
     table = tmp_path / "qa.parquet"

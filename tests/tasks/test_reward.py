@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rapo_jax.scoring.answers import token_f1
 from rapo_jax.tasks import failure_kind, is_correct, outcome_reward
+from rapo_jax.text.protocol import split_steps
 
 THINK = "<think>t</think>"
 SEARCH = "<search>Dorim mentor</search><result>Dorim mentor Kavel</result>"
@@ -158,6 +159,18 @@ def test_a_system_of_equations_with_one_escaped_brace_is_boxed():
 def test_a_result_may_follow_its_call_after_white_space():
     text = THINK + "<search>q</search>\n<result>r</result>" + ANSWER
     assert failure_kind(text) == ""
+
+
+@pytest.mark.parametrize("rest", [".", ");", " \n\n", "</", "><!"])
+def test_a_result_may_follow_the_rest_of_the_token_that_closed_its_call(rest):
+    text = THINK + f"<search>q</search>{rest}<result> r</result>" + ANSWER
+    assert failure_kind(text) == "" and outcome_reward(text, ["Kavel"]) == 1.0
+    assert split_steps(text) == [text.removesuffix(ANSWER), ANSWER]
+
+
+def test_a_call_is_without_its_result_where_that_of_another_call_follows():
+    text = THINK + "<search>q</search>.<search>r</search>.<result> r</result>" + ANSWER
+    assert failure_kind(text) == "search call without its result"
 
 
 def boxed(content: str) -> str:

@@ -46,6 +46,23 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
     assert len({name for name in folders if name.startswith("tests_user_code_NO_DOCUMENTS-")}) == 2
 
 
+def named(name, answers):
+    return Question(name, "Who?", answers, "kind", "source")
+
+
+@pytest.mark.parametrize("answers", ["Bob", ["Bob", "nobody"], ("Bob",)])
+def test_the_answers_of_a_question_with_an_id_are_a_tuple_of_texts(answers):
+    task = question_task(lambda: {"train": [named("x", answers)], "eval": [named("x", "y")]})
+    (question,) = task.questions(task.make_world(), "train")
+    assert question.answers == (("Bob",) if answers == "Bob" else tuple(answers))
+
+
+def test_a_whole_task_whose_questions_share_an_id_is_refused(tmp_path):
+    path = "tests.user_code:REPEATS"
+    with pytest.raises(ValueError, match="REPEATS': 'train': questions 0 and 1 have the same id"):
+        prepare_questions(path, {}, find_task(path).make_world(), data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -58,6 +75,19 @@ def test_prepared_questions_are_those_of_the_function_as_it_is_now(tmp_path):
         ({"train": [("a", 3)], "eval": []}, "question 0 of 'train' is no"),
         ({"train": [(" ", "b")], "eval": []}, "question 0 of 'train' is no"),
         ({"train": [("a", ["b", None])], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [named("a", ())], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [named("a", ("b", " "))], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [named("a", 3)], "eval": []}, "question 0 of 'train' is no"),
+        ({"train": [named(" ", "b")], "eval": []}, "'train': question 0 has the id ' '; name it"),
+        ({"train": [named(7, "b")], "eval": []}, "'train': question 0 has the id 7; name it"),
+        (
+            {"train": [("a", "b")], "eval": [named("x", "b"), ("c", "d"), named("x", "e")]},
+            "task.name: make: 'eval': questions 0 and 2 have the same id, 'x'; an id names one",
+        ),
+        (
+            {"train": [("a", "b"), named("train-0", "b")], "eval": []},
+            "'train': questions 0 and 1 have the same id, 'train-0'",
+        ),
         ({"train": [], "eval": [], "documents": ["", "a"]}, "make: document 0 is no text but ''"),
     ],
 )

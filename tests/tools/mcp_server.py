@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
+from pathlib import Path
 
+from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
@@ -52,7 +55,27 @@ def die(text: str) -> str:
     os._exit(3)
 
 
+@server.tool()
+def refuse(code: int) -> str:
+    """Answers with an error of the protocol."""
+    raise MCPError(code=code, message="not today")
+
+
+@server.tool()
+def process(text: str) -> str:
+    """Names its process."""
+    return str(os.getpid())
+
+
+def hang_once() -> None:
+    """Never starts where a file asks for it, which is taken away: the next one starts."""
+    if (asked := Path(os.environ.get("MCP_TEST_HANG", "no such file"))).is_file():
+        asked.unlink()
+        time.sleep(1000)
+
+
 if __name__ == "__main__":
+    hang_once()
     if len(sys.argv) > 1:
         server.run("streamable-http", port=int(sys.argv[1]))
     else:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from rapo_jax.config import McpSettings
-from rapo_jax.tools import close_tools
-from rapo_jax.tools.mcp_servers import ToolError, arguments_of, load_mcp_tools
+from rapo_jax.tools import close_tools, mcp_servers
+from rapo_jax.tools.mcp_arguments import ToolError, arguments_of
+from rapo_jax.tools.mcp_servers import McpServer, load_mcp_tools
 
-pytest.importorskip("mcp")
+mcp, anyio = map(pytest.importorskip, ("mcp", "anyio"))
 ROOT = Path(__file__).parents[2]
+NAMES = ["shout", "add_up", "travel", "hang", "fail", "die", "refuse", "process"]
 COMMAND = f"{sys.executable} -m tests.tools.mcp_server"
 
 
@@ -64,7 +66,7 @@ def tools(request):
 
 
 def test_the_tools_of_a_server_are_tags_with_a_purpose(tools):
-    assert list(tools) == ["shout", "add_up", "travel", "hang", "fail", "die"]
+    assert list(tools) == NAMES
     assert tools["shout"].purpose == "Says it < /answer> louder. More words. Its input: text."
     assert tools["add_up"].purpose == (
         'Adds. Its input: a JSON object {"a": integer, "b": integer (optional)}.'
@@ -105,6 +107,66 @@ def test_a_server_that_died_is_started_again():
     close_tools(made)
 
 
+@pytest.mark.parametrize("code", [-32000, -32050, -32600, -32700, 7])
+def test_an_error_that_the_server_answers_with_closes_no_connection(tools, code):
+    before = tools["process"]([""])
+    (found,) = tools["refuse"]([str(code)])
+    assert found.outcome == "error" and "not today" in found.text
+    assert tools["process"]([""]) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (mcp.MCPError(code=-32600, message="Session terminated"), True),
+        (mcp.MCPError(code=-32001, message="Session not found"), True),
+        (mcp.MCPError(code=-32001, message="Request 'tools/call' timed out"), False),
+        (ConnectionResetError(), True),
+        (anyio.BrokenResourceError(), True),
+        (RuntimeError("Invalid structured content returned by tool x"), False),
+    ],
+    ids=repr,
+)
+def test_a_connection_is_lost_where_its_stream_or_session_ended(error, lost):
+    assert mcp_servers._is_lost(error) is lost
+
+
+@pytest.mark.parametrize("depth", [150, 210, 255, 400])
+def test_arguments_that_no_message_can_hold_close_no_connection(depth):
+    made = load(COMMAND)
+    before = made["process"]([""])
+    assert made["shout"](['{"text": "a\\ud83d"}']) == [("A?", "ok")]
+    (found,) = made["shout"]([f'{{"text": {"[" * depth}{"]" * depth}}}'])
+    assert found.outcome == "error" and "the input is nested more than 100 deep" in found.text
+    assert made["process"]([""]) == before
+    close_tools(made)
+
+
+def test_a_server_that_hangs_while_it_is_started_again_is_started_once_more(tmp_path, monkeypatch):
+    asked = tmp_path / "hang"
+    monkeypatch.setenv("MCP_TEST_HANG", str(asked))
+    settings = McpSettings(servers=(COMMAND,), deadline_s=3.0, variables=("MCP_TEST_HANG",))
+    server = McpServer(COMMAND, settings, start_s=8.0)
+    tools = {tool.name: server.function(tool) for tool in server.tools()}
+    asked.touch()
+    with pytest.raises(ToolError, match="losed"):
+        tools["die"]("x")
+    with pytest.raises(TimeoutError):
+        tools["shout"]("x")
+    assert not asked.is_file()
+    deadline = time.monotonic() + 60
+    while (said := answer_of(tools["shout"])) != "X":
+        assert time.monotonic() < deadline, said
+    server.close()
+
+
+def answer_of(function):
+    try:
+        return function("x")
+    except Exception as error:
+        return error
+
+
 @pytest.mark.parametrize(
     "server", ["no_such_command_here --x", "http://127.0.0.1:9/mcp", f"{sys.executable} -c 3"]
 )
@@ -134,7 +196,7 @@ def test_a_misspelt_name_of_a_tool_is_refused_with_the_nearest_ones():
     assert str(refusal.value) == (
         "tools.mcp.tools=('shout', 'add-up', 'travl', 'fly'): no server has 'add-up' (the nearest: "
         "Add-Up), 'travl' (the nearest: travel), 'fly'; the servers have shout, Add-Up, travel, "
-        "hang, fail, die"
+        "hang, fail, die, refuse, process"
     )
     assert children() == before
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -113,6 +114,63 @@ def test_threads_may_search_at_once(serve):
     for thread in threads:
         thread.join()
     assert found == {f"q{i}": f"[1] q{i}: text 0\n[2] q{i}: text 1" for i in range(8)}
+
+
+def at_once(tool, queries):
+    """What a tool gives to as many callers as there are queries, all at the same time."""
+    with ThreadPoolExecutor(len(queries)) as callers:
+        return [found for (found,) in callers.map(lambda query: tool([query]), queries)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_callers_of_one_query_at_the_same_time_share_one_request(serve, tmp_path, cached):
+    asked = []
+
+    def answer(handler, body):
+        asked.append(query_of(handler, body))
+        time.sleep(0.5)
+        return web("serper")(handler, body)
+
+    cache = {"cache": str(tmp_path / "cache")} if cached else {}
+    tool = search("serper", serve(answer), concurrency=8, **cache)
+    found = at_once(tool, ["q", "r", *6 * ["q"]])
+    assert sorted(asked) == ["q", "r"]
+    assert [each.text.count("about r") > 0 for each in found] == [False, True, *6 * [False]]
+    assert {each.outcome for each in found} == {"ok"}
+    tool(["q"])
+    assert len(asked) == (2 if cached else 3)  # which no request that has ended answers
+
+
+def test_a_failure_is_that_of_all_who_wait_for_it_and_of_none_who_ask_later(serve, tmp_path):
+    asked = []
+
+    def answer(handler, body):
+        asked.append(query_of(handler, body))
+        time.sleep(0.5)
+        return (404, "not yet") if len(asked) == 1 else web("serper")(handler, body)
+
+    tool = search("serper", serve(answer), cache=str(tmp_path / "cache"))
+    assert {each.outcome for each in at_once(tool, 5 * ["q"])} == {"error"} and asked == ["q"]
+    assert tool(["q"])[0].outcome == "ok" and asked == ["q", "q"]
+
+
+def test_a_batch_with_a_query_that_is_being_asked_sends_the_others(serve):
+    sent = []
+
+    def answer(handler, body):
+        sent.append(body["queries"])
+        time.sleep(0.5)
+        return retrieval(handler, body)
+
+    tool = search("retrieval", serve(answer))
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(tool, ["a"])
+        while not sent:
+            time.sleep(0.01)
+        found = tool(["b", "a", "c", "b"])
+    assert sent == [["a"], ["b", "c"]]
+    assert found[1:2] == first.result()
+    assert [each.text[:6] for each in found] == ["[1] b:", "[1] a:", "[1] c:", "[1] b:"]
 
 
 def test_after_closing_a_search_is_an_error_observation(serve):

@@ -196,6 +196,9 @@ def test_tools_are_made_from_pairs_of_a_tag_and_a_path():
             ("errors", "m:f"),
             "tools.user_tools=('errors', 'm:f'): a metric or a count has the name errors",
         ),
+        (("waited", "m:f"), "('waited', 'm:f'): a metric or a count has the name waited"),
+        (("condensed", "m:f"), "('condensed', 'm:f'): a metric or a count has the name cond"),
+        (("invalid", "m:f"), "('invalid', 'm:f'): the rollout uses the name invalid; choose"),
         (
             ("stop", "m:f"),
             "tools.user_tools=('stop', 'm:f'): the rollout uses the name stop; choose",

@@ -49,7 +49,7 @@ def take_fields(
         return Taken(
             text_of(record, question),
             [text_of(record, answer)],
-            str(record.get(difficulty) or ""),
+            str(record.get(difficulty) or "") if difficulty else "",  # '' may name a column
             text_of(record, name) if name else "",
         )
 

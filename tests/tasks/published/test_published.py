@@ -12,7 +12,17 @@ from rapo_jax.tasks.dataset_files import read_set
 from rapo_jax.tasks.published import SETS, read_rows
 from rapo_jax.tasks.published.training import repaired
 from rapo_jax.tasks.published.web import decrypted
-from tests.tasks.published.fixtures import CANARY, FIXTURES, GAIA, WALK, encrypted, gsm, lines, task
+from tests.tasks.published.fixtures import (
+    CANARY,
+    FIXTURES,
+    GAIA,
+    WALK,
+    encrypted,
+    gsm,
+    lines,
+    sheet,
+    task,
+)
 
 
 def put(folder, fixture):
@@ -116,6 +126,13 @@ def test_a_file_among_many_is_named_where_it_is_wrong(tmp_path):
     (folder / "2.json").unlink()
     with pytest.raises(ValueError, match="'math:test': no usable record .*boxes no answer"):
         read("math", "test", tmp_path)
+
+
+def test_a_column_without_a_name_is_no_difficulty(tmp_path):
+    records = [{"": str(n), "problem": f"{n}?", "answer": "x"} for n in (1, 2)]
+    sheet(tmp_path / "simpleqa" / "simple_qa_test_set.csv", records)
+    rows, _ = read("simpleqa", "test", tmp_path)
+    assert [(row.question, row.difficulty) for row in rows] == [("1?", ""), ("2?", "")]
 
 
 def test_browsecomp_needs_its_canary():
