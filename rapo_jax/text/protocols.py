@@ -58,8 +58,8 @@ class Protocol:
     """Texts that end a step; none of a protocol with `turns`: those of the chat template."""
     parse: Callable[[str], Step | list[Step]]
     """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
-    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made; an empty
-    one ends the row."""
+    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made. A step that
+    calls nothing, and an empty list, end the row."""
     tags: tuple[str, ...]
     """Names of tags that foreign text must not write: a space is put behind their `<`."""
     answer_stop: str = ""

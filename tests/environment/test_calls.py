@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.text.condensing import NOTHING_HELPFUL
 from rapo_jax.text.observations import observation_ids
-from rapo_jax.text.protocol import render_result
+from rapo_jax.text.protocol import parse_step, render_result
 from rapo_jax.text.protocols import SEARCH_O1, SEARCH_R1, Protocol, rapo
 from rapo_jax.text.tool_calls import hermes_calls
 from rapo_jax.tools.observation import Observation
@@ -212,6 +212,30 @@ def test_calls_of_a_turn_beyond_the_limit_are_not_made(house, make, act):
     assert text == f"(s 0 | {CALLING.no_calls_left})"
     assert sorted(call for _, (call,) in heard) == ["a", "b", "c"]
     assert environment.calls[0] == [("search", "ok")] * 3 + [("search", "error")]
+
+
+TAGGED = Protocol("tagged", ("</search>",), parse_step, (), at_eos="parse", corrective="?")
+
+
+def test_a_step_that_stops_or_answers_calls_nothing_and_gets_no_reply(house, make, act):
+    tokens = dataclasses.replace(house.tokens, protocol=TAGGED)
+    environment = make({"search": echo}, tokens=tokens)
+    steps = ["so be it", "<answer>a</answer>", "<search>a</search>"]
+    texts, healthy = act(environment, steps)
+    assert texts == ["", "", render_result("heard a")] and healthy == [True] * 3
+    assert environment.calls[:3] == [[], [], [("search", "ok")]]
+
+
+def test_a_turn_that_answers_after_its_calls_makes_these(house, make, act):
+    def parse(text):
+        return [parse_step(f"{part}>") for part in text.split(">|")]
+
+    protocol = dataclasses.replace(TAGGED, parse=parse)
+    tokens = dataclasses.replace(house.tokens, protocol=protocol)
+    (text,), _ = act(
+        make({"search": echo}, tokens=tokens), ["<search>a</search>|<answer>a</answer"]
+    )
+    assert text == render_result("heard a")
 
 
 def test_a_tool_that_raises_in_one_of_a_turns_calls_leaves_its_row_unhealthy(house, make, act):
