@@ -254,7 +254,7 @@ def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_onc
     asked = []
 
     def condense(prompts):
-        asked.append(prompts)
+        asked.append(prompts)  # by row and search
         return [f"so **Final Information** text {n}" for n in range(len(prompts) - 1)] + ["nothing"]
 
     tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
@@ -267,10 +267,10 @@ def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_onc
     result = "\n\n<|begin_search_result|>{}<|end_search_result|>\n\n"
     texts = ("text 0", "text 1", NOTHING_HELPFUL)
     assert found.ready == [True] * 3 and found.texts == [result.format(text) for text in texts]
-    ((first, _, _),) = asked
+    first = asked[0][0, 0]
     assert "Search query:\na\n" in first and "Documents:\nheard a\n" in first
     again = act_once(environment, search_o1("a", "d", "e"))  # no prompt for the repeated search
-    assert [len(prompts) for prompts in asked] == [3, 2]
+    assert [list(prompts) for prompts in asked] == [[(0, 0), (1, 0), (2, 0)], [(1, 1), (2, 1)]]
     assert again.texts[0] == result.format(SEARCH_O1.repeated)
     counts = environment.take_counts()
     assert (counts["condensed"], counts["condensed/nothing"], counts["condensed/cut"]) == (5, 2, 0)
