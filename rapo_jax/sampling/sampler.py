@@ -81,6 +81,11 @@ class Sampler:
         self.counts: dict[str, int] = {}
         """Of the last rollout of all processes, see `rollout.slots.Counts`."""
 
+    @property
+    def most_steps(self) -> int:
+        """Steps of a row, those in which a protocol refuses further calls included."""
+        return self._setup.settings.most_steps
+
     def load(self, params: Params) -> Params:
         """Converts weights of the training layout to sampling weights; once for each phase."""
         model, adapted = self._model, ADAPTERS in params

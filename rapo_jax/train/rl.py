@@ -113,8 +113,9 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     agent_tapes = read_agent_tapes(run) if s.of_method.takes_agent_tapes else None
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
+    calibrate = make_calibrator(s, num_steps=run.sampler.most_steps)
     parts = RlParts(
-        *(method, stream, agent_tapes, replay, make_calibrator(s), updater),
+        *(method, stream, agent_tapes, replay, calibrate, updater),
         *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
     )
     return parts, training
