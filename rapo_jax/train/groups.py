@@ -270,6 +270,11 @@ def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
 
 
+def sampled_rows(s: Settings, groups: Groups) -> int:
+    """Rows that the policy sampled in the step: past groups are none, replaced rows are some."""
+    return s.fresh_questions * s.rollout.group_size * (1 + groups.further_batches)
+
+
 def hybrid_rows(s: Settings) -> np.ndarray:
     """The rows of a step that may retrieve, [B]."""
     r = s.rollout

@@ -33,6 +33,7 @@ from rapo_jax.train.groups import (
     hybrid_rows,
     read_agent_tapes,
     sample_batch,
+    sampled_rows,
 )
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
@@ -167,8 +168,8 @@ def rl_step(
     known = {
         **group_metrics(s, groups, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
-        **schedule_metrics(groups.slot_counts, rows=len(reward_B)),
-        **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
+        **schedule_metrics(groups.slot_counts, rows=sampled_rows(s, groups)),
+        **host_metrics(counts, rows=sampled_rows(s, groups), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
         **removal,
