@@ -19,6 +19,7 @@ from rapo_jax.run.run import Run
 from rapo_jax.sampling.batches import row_questions
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
+from rapo_jax.tasks.schema import question_of
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
@@ -90,7 +91,7 @@ def sample_batch(
         tree_rows=s.rollout.tree_rows,
     )
     rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
-    questions = tuple(Question(**row) for row in rows)
+    questions = tuple(map(question_of, rows))
     off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
     if agent_tapes is not None:
         rng = host_rng(s.seed, HostKey.AGENT_TAPES, step, number)
