@@ -78,12 +78,7 @@ def probability_at(settings: Settings, step: int) -> float:
 
 
 def train_rl(run: Run) -> PolicyTraining:
-    """Trains to `rl.steps`, from the newest checkpoint if there is one.
-
-    Some methods imitate the buffer first, see `train_imitation_first`.
-    """
-    if run.settings.of_method.imitates_first and newest_step(run.workdir) is None:
-        train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
+    """Trains to `rl.steps`, from the newest checkpoint if there is one."""
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
     parts, training = open_rl(run)
@@ -94,7 +89,13 @@ def train_rl(run: Run) -> PolicyTraining:
 
 
 def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
+    """Opens what `train_rl` uses.
+
+    Some methods imitate the buffer first, see `train_imitation_first`.
+    """
     s = run.settings
+    if s.of_method.imitates_first and newest_step(run.workdir) is None:
+        train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
     method = METHODS[s.method]
     buffer = attach_buffer(run).identity if s.reads_buffer else ""
     optimizer, schedule = policy_optimizer(s)
