@@ -189,7 +189,9 @@ class Environment:
             return called
         make = partial(condensing_prompt, self.tokens, room=self._condense_room)
         history = [self._history[row] for row in rows]
-        condensed, counts = condense_searches(self._condense, make, called, history)
+        before = [self.calls[row].count(("search", "ok")) for row in rows]
+        row_calls = [(self.first_row + row, n) for row, n in zip(rows, before, strict=True)]
+        condensed, counts = condense_searches(self._condense, make, called, history, row_calls)
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count

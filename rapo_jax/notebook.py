@@ -64,11 +64,17 @@ class Session:
             devices: those to compute on; None for all.
 
         Raises:
-            ValueError: a value is invalid, or the workdir belongs to another config.
+            ValueError: a value is invalid, the method samples nothing, or the workdir belongs to
+            another config.
         """
         flags = [(name, str(value)) for name, value in (changes or {}).items()]
         resolved = resolve(config, flags=flags)
         settings, folder = read_settings(resolved.config), Path(workdir)
+        if not settings.of_method.samples:
+            raise ValueError(
+                f"method={settings.method!r}: it samples no rollouts, which a session is made of; "
+                "train it from the command line"
+            )
         prepare_workdir(folder, resolved.config)
         self._open = ExitStack()
         try:

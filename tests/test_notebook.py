@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -22,20 +23,29 @@ NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
 @pytest.fixture
-def session(trunk, tmp_path):
-    """A session on the cold start and the buffer of the trunk."""
-    changes = {
+def open_session(trunk, tmp_path):
+    """Opens a session on the cold start and the buffer of the trunk."""
+    given = {
         "sft.folder": trunk.cold_start,
         "buffer.folder": trunk.buffer,
         "task.data_dir": trunk.settings.task.data_dir,
         "rollout.driver": "host",
         "rl.steps": 2,
     }
-    opened = Session(
-        str(ROOT / "tests" / "small.py"), tmp_path / "session", changes, devices=jax.devices()[:1]
-    )
-    yield opened
-    opened.close()
+    with ExitStack() as opened:
+
+        def open_session(changes=None):
+            config, workdir = str(ROOT / "tests" / "small.py"), tmp_path / "session"
+            made = Session(config, workdir, given | (changes or {}), devices=jax.devices()[:1])
+            opened.callback(made.close)
+            return made
+
+        yield open_session
+
+
+@pytest.fixture
+def session(open_session):
+    return open_session()
 
 
 def timeless(metrics):
@@ -74,6 +84,26 @@ def test_rollouts_of_any_questions_are_scored_shown_and_have_advantages(session)
         assert np.ptp(reward_G) > 0 or not advantage_G.any()
     text = session.text(groups, row=0)
     assert text.splitlines()[0].startswith("   POLICY 0: <think>")
+
+
+def test_a_session_whose_method_imitates_first_takes_its_steps_from_the_imitation(
+    open_session, branch, metrics_of
+):
+    changes = {"method": "sft_grpo", "rl.imitation_steps": 1, "rl.steps": 1}
+    run = branch(changes)
+    train_rl(run)
+    opened = open_session(changes)
+    opened.train_step()
+    wanted, found = (metrics_of(each.workdir, timeless=True) for each in (run, opened.run))
+    assert [row["stage"] for row in found] == ["imitation", "rl"] and found == wanted
+
+
+def test_a_session_of_a_method_that_samples_nothing_is_refused_before_anything_is_made(
+    open_session, tmp_path
+):
+    with pytest.raises(ValueError, match="method='sft': it samples no rollouts"):
+        open_session({"method": "sft"})
+    assert not (tmp_path / "session").exists()
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):

@@ -128,7 +128,7 @@ def grpo(load: Workload) -> Call:
         mesh=policy.mesh,
         rl=s.rl,
     )
-    calibrate = make_calibrator(s)
+    calibrate = make_calibrator(s, num_steps=policy.sampler.most_steps)
 
     def step() -> list[np.ndarray]:
         nonlocal state

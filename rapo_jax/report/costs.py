@@ -114,12 +114,16 @@ def step_cost(run: Run) -> StepCost:
 
 
 def _calls(run: Run) -> float | None:
+    """Tool calls of a step. Runs of older versions count those of each row that they trained on."""
     if not _has_rollouts(run, "rl"):
         return 0.0 if run.metrics.get("rl") else None
+    _, calls = series(run, "rollout/tool_calls")
+    _, sampled = series(run, "rollout/sampled_rows")
+    if sampled.size and sampled.size == calls.size:
+        return float((calls * sampled).mean())
     rollout = run.config.get("rollout")
     rollout = rollout if isinstance(rollout, Mapping) else {}
     questions, rows = (as_number(rollout.get(name)) for name in ("questions", "group_size"))
-    _, calls = series(run, "rollout/tool_calls")
     if not calls.size or questions is None or rows is None:
         return None
     return float(calls.mean()) * questions * rows

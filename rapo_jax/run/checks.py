@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 from rapo_jax.config import Settings
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.tasks.schema import Task
+from rapo_jax.text.observations import whole_retrieved_ids
 from rapo_jax.text.protocols import Protocol
+from rapo_jax.text.tokens import Tokens
 
 
 def check_devices(settings: Settings, mesh: Mesh) -> None:
@@ -44,6 +46,19 @@ def check_calls(settings: Settings, task: Task) -> None:
         raise ValueError(
             f"rollout.max_calls={calls}: task.name={settings.task.name!r} needs up to {task.calls} "
             f"tool calls a trajectory; set it to {task.calls} or more"
+        )
+
+
+def check_retrieved_tokens(settings: Settings, tokens: Tokens) -> None:
+    """Raises ValueError if the tags of a retrieved trace alone do not fit, where there are any."""
+    shown = "sft" in settings.stages and settings.sft.inject_share > 0  # in the cold start
+    if not settings.n_hybrid and not shown:
+        return
+    room, needed = settings.rollout.retrieved_tokens, len(whole_retrieved_ids(tokens, ""))
+    if room < needed:
+        raise ValueError(
+            f"rollout.retrieved_tokens={room}: the tags of a retrieved trace need {needed}; raise "
+            "it, or retrieve nothing (rollout.n_hybrid=0, sft.inject_share=0)"
         )
 
 

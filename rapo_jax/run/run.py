@@ -14,7 +14,12 @@ from rapo_jax.distributed import allgather_json, in_turn, on_first
 from rapo_jax.environment import Environment
 from rapo_jax.model.hf_config import model_settings
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.run.checks import check_calls, check_condensing, check_devices
+from rapo_jax.run.checks import (
+    check_calls,
+    check_condensing,
+    check_devices,
+    check_retrieved_tokens,
+)
 from rapo_jax.run.folders import buffer_folder, cold_start_folder, tokenizer_folder
 from rapo_jax.run.metrics import Metrics
 from rapo_jax.sampling.condensing import make_condenser, prompt_room
@@ -114,6 +119,7 @@ def open_run(
     questions = _open_questions(settings, workdir, task, world, parameters)
     tokens = _open_tokens(settings, workdir, model, task, world, tags)
     check_condensing(settings, tokens.protocol)
+    check_retrieved_tokens(settings, tokens)
     model = dataclasses.replace(model, vocab=len(tokens.bytes_V))
     tools = _open_tools(settings, task.documents(world), tokens, user_tools)
     system = system_prompt(settings, task, tools)

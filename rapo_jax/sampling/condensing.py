@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +16,7 @@ from rapo_jax.rollout.slots import Draws
 from rapo_jax.sampling.sampler import Condenser, Sampler
 from rapo_jax.sampling.tapes import response_text
 from rapo_jax.tasks.schema import Question
-from rapo_jax.text.condensing import Condense, condensing_prompt
+from rapo_jax.text.condensing import Condense, RowCall, condensing_prompt
 from rapo_jax.text.protocol import parse_step
 from rapo_jax.text.protocols import Protocol
 from rapo_jax.text.tokens import Tokens
@@ -33,6 +32,8 @@ def make_condenser(
     settings: Settings, model: ModelSettings, tokens: Tokens, mesh: Mesh
 ) -> Condenser:
     """Condenses in single turns of the same model, without tools.
+
+    Each draws by its row and search, whatever is condensed with it (`RowCall`).
 
     Raises:
         ValueError: the prompt has no tokens left for documents.
@@ -63,22 +64,24 @@ def make_condenser(
     shards, most = row_shards(mesh), settings.evaluate.rows
 
     def condenser(params: Params, key: jax.Array, temperature: float) -> Condense:
-        key, batches = jax.random.fold_in(key, Draws.CONDENSING), itertools.count()
+        key = jax.random.fold_in(key, Draws.CONDENSING)
 
-        def sample(prompts: list[str]) -> list[str]:
+        def sample(prompts: list[tuple[RowCall, str]]) -> list[str]:
             wanted = 1 << (len(prompts) - 1).bit_length()  # few sizes: each compiles
             size = min(most, -(-wanted // shards) * shards)
-            padded = prompts + prompts[-1:] * (size - len(prompts))
+            padded = [*prompts, *prompts[-1:] * (size - len(prompts))]
             tape = sampler.sample(
                 params,
-                jax.random.fold_in(key, next(batches)),
-                [Question("condensing", text, (), "", "") for text in padded],
+                key,
+                [Question("condensing", text, (), "", "") for _, text in padded],
                 temperature=temperature,
+                row_numbers=[row * max(r.max_calls, 1) + call for (row, call), _ in padded],
             )
             return [response_text(tokens, tape, b) for b in range(len(prompts))]
 
-        def condense(prompts: list[str]) -> list[str]:
-            parts = (prompts[i : i + most] for i in range(0, len(prompts), most))
+        def condense(prompts: Mapping[RowCall, str]) -> list[str]:
+            items = list(prompts.items())
+            parts = (items[i : i + most] for i in range(0, len(items), most))
             return [text for part in parts for text in sample(part)]
 
         return condense

@@ -81,6 +81,11 @@ class Sampler:
         self.counts: dict[str, int] = {}
         """Of the last rollout of all processes, see `rollout.slots.Counts`."""
 
+    @property
+    def most_steps(self) -> int:
+        """Steps of a row, those in which a protocol refuses further calls included."""
+        return self._setup.settings.most_steps
+
     def load(self, params: Params) -> Params:
         """Converts weights of the training layout to sampling weights; once for each phase."""
         model, adapted = self._model, ADAPTERS in params
@@ -109,6 +114,7 @@ class Sampler:
         last_retrieval: int = FOREVER,
         tree_rows: int = 1,
         first_row: int = 0,
+        row_numbers: Sequence[int] | None = None,
     ) -> Trajectory:
         """Samples Q * G trajectories; returns numpy arrays, rows grouped by question.
 
@@ -127,6 +133,7 @@ class Sampler:
                 1: none do.
             first_row: number of the first row, with which it draws; rows of several calls with one
                 key draw independently where their numbers differ.
+            row_numbers: numbers of all rows where they are not consecutive; such rows call nothing.
 
         Raises:
             RuntimeError: a tool or the buffer failed on a host; names the error.
@@ -136,7 +143,7 @@ class Sampler:
         prompt_QX, opened = self._prompts(questions)
         condense = None
         if self._condenser:
-            condense = self._condenser(params, jax.random.fold_in(key, first_row), temperature)
+            condense = self._condenser(params, key, temperature)
         asked = row_questions(questions, group_size)
         self._environment.begin(asked, opened=opened, condense=condense, first_row=first_row)
         everyone = len(questions) * jax.process_count()
@@ -148,6 +155,8 @@ class Sampler:
             "last_retrieval": np.int32(last_retrieval),
         }
         row_B = first_row + np.arange(len(hybrid_B), dtype=np.int32)
+        if row_numbers is not None:
+            row_B = np.array(row_numbers, np.int32)
         inputs = RolloutInputs(
             place(key, replicated(mesh)),
             *place((row_B, hybrid_B), rows(mesh)),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from rapo_jax.distributed import is_first, local_part, on_first
+from rapo_jax.distributed import is_first, on_first
 from rapo_jax.io.files import read_json, write_json
+from rapo_jax.model.sharding import row_shards
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.policy import load_policy
 from rapo_jax.run.run import Run
+from rapo_jax.sampling.batches import even_size, padded_batches
 from rapo_jax.sampling.tapes import segments
 from rapo_jax.tasks.schema import Task
 from rapo_jax.tasks.stream import load_questions
@@ -16,6 +18,9 @@ from rapo_jax.text.protocol import Segment
 from rapo_jax.train.buffer import attach_buffer
 from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.types import Params, Source
+
+ONE_HOP_QUESTIONS = 256
+"""Most questions of `one_hop_accuracy`: evaluate.rows of a call must change no result."""
 
 
 def check_cold_start(run: Run) -> dict[str, float]:
@@ -53,7 +58,7 @@ def check_cold_start(run: Run) -> dict[str, float]:
 def one_hop_accuracy(run: Run, params: Params) -> float:
     """Accuracy on held-out questions of the easiest kind, at temperature 1."""
     easy = [q for q in load_questions(run.questions["eval"]) if q.kind == run.task.kinds[0]]
-    some = spread(easy, run.settings.evaluate.rows)
+    some = spread(easy, ONE_HOP_QUESTIONS)
     scores = evaluate(run, params, some, temperature=1.0, key=StageKey.GATE_ONE_HOP)
     return scores["accuracy"]
 
@@ -67,10 +72,12 @@ def follow_rate(run: Run, params: Params) -> float:
     s = run.settings
     attach_buffer(run)
     questions = spread(load_questions(run.questions["eval"]), s.rollout.questions)
+    size = even_size(len(questions), most=s.rollout.questions, shards=row_shards(run.mesh))
+    (batch,) = padded_batches(questions, size=size)
     trajectory = run.sampler.sample(
         run.sampler.load(params),
         stage_key(s, StageKey.GATE_FOLLOW),
-        local_part(questions),
+        batch.local_items,
         group_size=s.rollout.group_size,
         n_hybrid=s.rollout.n_hybrid,
         temperature=1.0,
@@ -78,7 +85,8 @@ def follow_rate(run: Run, params: Params) -> float:
         noise=1.0,
     )
     run.environment.take_counts()
-    rows = (segments(run.tokens, trajectory, b) for b in range(len(trajectory.length_B)))
+    judged = len(batch.items) * s.rollout.group_size  # rows of padding are behind them
+    rows = (segments(run.tokens, trajectory, b) for b in range(judged))
     return followed_share(run.task, rows)
 
 

@@ -170,6 +170,8 @@ def run_stages(settings: Settings, workdir: Path, *, fresh: bool) -> None:
                     JOB_STAGES["suites"](job)
                 if distributed.is_first() and not settings.suites_alone:
                     note_finished(workdir, "evaluate")
+    if "evaluate" in asked and not suites and distributed.is_first():
+        note_finished(workdir, "evaluate")  # also where an earlier call's suites were dropped
     if "report" in asked and distributed.is_first():
         write_report([workdir], workdir / "report.html")
         note_finished(workdir, "report")

@@ -46,6 +46,11 @@ def check_ids(questions: Sequence[Question], where: str) -> None:
             )
 
 
+def question_of(values: Mapping[str, Any]) -> Question:
+    """The question of `dataclasses.asdict`, also where its answers went through JSON as a list."""
+    return Question(**{**values, "answers": tuple(values["answers"])})
+
+
 def unscripted(*_: object, **__: object) -> NoReturn:
     """Raises ValueError: placeholder for the scripted functions of a task that has none."""
     raise ValueError(

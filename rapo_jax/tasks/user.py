@@ -112,7 +112,7 @@ def find_reward(
 
     def reward(text: str, gold_answers: Sequence[str]) -> float:
         try:
-            value = function(text, gold_answers)
+            value = function(text, tuple(gold_answers))
         except (Exception, SystemExit) as error:
             # no ValueError: readers of files would count it as a malformed line
             raise RuntimeError(

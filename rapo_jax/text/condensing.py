@@ -7,12 +7,15 @@ The wording is ours; no checkpoint was trained with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rapo_jax.text.tokens import Tokens
 
-Condense = Callable[[list[str]], list[str]]
-"""Prompts of `condensing_prompt` -> the model's output for each."""
+RowCall = tuple[int, int]
+"""A search whose documents are condensed: the number of its row, as in `Sampler.sample`, and how
+many of the row came before it."""
+Condense = Callable[[Mapping[RowCall, str]], list[str]]
+"""Prompts of `condensing_prompt` -> the model's output for each, in their order."""
 
 NOTHING_HELPFUL = "No helpful information found."
 _MARKER = re.compile(r"\*{0,2}final information\*{0,2}:?", re.IGNORECASE)

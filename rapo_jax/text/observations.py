@@ -103,9 +103,14 @@ def corrective_ids(tokens: Tokens, *, room: int) -> list[int]:
     return tokens.encode_protocol(protocol.corrective)[:room]
 
 
+def whole_retrieved_ids(tokens: Tokens, trace: str) -> list[int]:
+    """Tokens of `<retrieve>...</retrieve>`."""
+    return tokens.encode_protocol(render_retrieved(trace))
+
+
 def retrieved_ids(tokens: Tokens, trace: str, *, room: int) -> list[int]:
     """Tokens of `<retrieve>...</retrieve>`, the trace truncated to at most `room` tokens in all."""
-    ids = tokens.encode_protocol(render_retrieved(trace))
+    ids = whole_retrieved_ids(tokens, trace)
     return ids if len(ids) <= room else _cut(ids, tokens.encode_protocol("</retrieve>"), room)
 
 

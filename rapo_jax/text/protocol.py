@@ -19,6 +19,8 @@ from rapo_jax.types import Source
 TAG_NAMES = ("think", "search", "python", "result", "retrieve", "answer")
 CALLS = ("search", "python")
 STEP_KINDS = (*CALLS, "answer")
+CALL_NOTHING = ("stop", "answer")
+"""Kinds of steps that call no tool."""
 INVALID = "invalid"
 """Kind of a step that neither calls a tool nor answers, where the environment replies to it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os.path
 import re
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -22,6 +23,30 @@ last box; or a function, whose None is no answer. Without an answer the reward i
 
 
 _BOX = re.compile(r"\\(?=(?:boxed|fbox)(?![A-Za-z]))")
+_LEAST_REPLY = 16
+"""Characters by which a corrective reply that was cut off is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BetweenReplies:
+    """An answer rule that is not shown the environment's corrective replies.
+
+    The parts of a response between them are read one by one, the last one first, until `rule` finds
+    an answer: a tag that was not closed before a reply does not reach over it.
+    """
+
+    rule: Callable[[str], str | None]
+    reply: str
+
+    def __call__(self, text: str) -> str | None:
+        parts = reversed(self._parts(text))
+        return next((answer for part in parts if (answer := self.rule(part)) is not None), None)
+
+    def _parts(self, text: str) -> list[str]:
+        """A reply that rollout.observation_tokens cut off ends where the text differs from it."""
+        first, *others = text.split(self.reply[:_LEAST_REPLY])
+        rest = self.reply[_LEAST_REPLY:]
+        return [first, *(part[len(os.path.commonprefix([part, rest])) :] for part in others)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +58,8 @@ class Protocol:
     """Texts that end a step; none of a protocol with `turns`: those of the chat template."""
     parse: Callable[[str], Step | list[Step]]
     """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
-    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made; an empty
-    one ends the row."""
+    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made. A step that
+    calls nothing, and an empty list, end the row."""
     tags: tuple[str, ...]
     """Names of tags that foreign text must not write: a space is put behind their `<`."""
     answer_stop: str = ""
@@ -65,6 +90,7 @@ class Protocol:
     """Whether the model reads the hits of a search in a prompt of their own, and what it makes of
     them is the observation. Such a protocol is evaluated, not trained."""
     answers: Answers = "tagged"
+    """A function reads the policy's text without `corrective`, see `BetweenReplies`."""
     passage: Callable[[int, str, str], str] | None = None
     """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""
 
@@ -79,6 +105,15 @@ class Protocol:
             raise ValueError(
                 f"Protocol {self.name!r}: answer_stop={self.answer_stop!r} is none of "
                 f"stops={self.stops!r}"
+            )
+        reply = self.written(self.corrective) if self.turns else self.corrective
+        rule = self.answers.rule if isinstance(self.answers, BetweenReplies) else self.answers
+        if not isinstance(rule, str):
+            object.__setattr__(self, "answers", BetweenReplies(rule, reply) if reply else rule)
+        elif _BOX.search(reply) if rule == "boxed" else "<answer>" in reply:
+            raise ValueError(
+                f"Protocol {self.name!r}: corrective={self.corrective!r} holds what "
+                f"answers={rule!r} reads as an answer; word it without that"
             )
 
     def written(self, observation: str) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from rapo_jax.text.protocol import INVALID, Step
+from rapo_jax.text.protocol import CALL_NOTHING, INVALID, Step
 from rapo_jax.text.protocols import Protocol
 from rapo_jax.tools.observation import Observation, Tool
 
@@ -65,6 +65,8 @@ class RunningCalls:
         made: list[Step] = []
         self._made[row].append(made)
         for step in [parsed] if isinstance(parsed, Step) else parsed:
+            if step.kind in CALL_NOTHING:
+                continue
             refusal = None
             if step.kind == INVALID:
                 refusal = protocol.corrective

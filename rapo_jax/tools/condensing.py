@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rapo_jax.text.condensing import NOTHING_HELPFUL, Condense, final_information
+from rapo_jax.text.condensing import NOTHING_HELPFUL, Condense, RowCall, final_information
 from rapo_jax.text.protocol import Step
 from rapo_jax.tools.calls import Called
 from rapo_jax.tools.observation import Observation
@@ -19,15 +19,20 @@ def condense_searches(
     make_prompt: MakePrompt,
     called: Sequence[Sequence[Called]],
     histories: Sequence[str],
+    row_calls: Sequence[RowCall],
 ) -> tuple[list[list[Called]], Counter[str]]:
-    """The calls of several rows, those of searches with condensed observations; and counts."""
-    prompts = [
-        make_prompt(history, step.content, observation.text)
-        for history, results in zip(histories, called, strict=True)
-        for step, observation in results
-        if _has_documents(step, observation)
-    ]
-    texts = condense([prompt for prompt, _ in prompts]) if prompts else []
+    """The calls of several rows, those of searches with condensed observations; and counts.
+
+    `row_calls` is that of each row's next search.
+    """
+    prompts: dict[RowCall, str] = {}
+    cuts = []
+    for results, history, (row, first) in zip(called, histories, row_calls, strict=True):
+        asked = [(step, each) for step, each in results if _has_documents(step, each)]
+        for call, (step, observation) in enumerate(asked, first):
+            prompts[row, call], cut = make_prompt(history, step.content, observation.text)
+            cuts.append(cut)
+    texts = condense(prompts) if prompts else []
     information = [final_information(text) for text in texts]
     condensed = iter(information)
     replaced = [
@@ -39,7 +44,7 @@ def condense_searches(
     ]
     counts = {
         "condensed": len(prompts),
-        "condensed/cut": sum(cut for _, cut in prompts),
+        "condensed/cut": sum(cuts),
         "condensed/nothing": information.count(NOTHING_HELPFUL),
     }
     return replaced, Counter(counts)

@@ -20,8 +20,11 @@ Calibrator = Callable[[Trajectory, Array, Array], tuple[Calibration, dict[str, A
 """(trajectory, reward_B, off_policy_B) -> (calibration, diagnostics)."""
 
 
-def make_calibrator(s: Settings) -> Calibrator:
-    """Compiles `calibrate` and `diagnostics` with the settings of a run."""
+def make_calibrator(s: Settings, *, num_steps: int) -> Calibrator:
+    """Compiles `calibrate` and `diagnostics` with the settings of a run.
+
+    `num_steps`: steps that a row can have, see `Sampler.most_steps`.
+    """
     rl, group_size = s.rl, s.rollout.group_size
 
     @jax.jit
@@ -32,7 +35,7 @@ def make_calibrator(s: Settings) -> Calibrator:
             trajectory.step_BT,
             reward_B,
             group_size=group_size,
-            num_steps=s.rollout.most_steps,
+            num_steps=num_steps,
             quality=rl.quality,
             timing=rl.timing,
             entropy_floor=rl.entropy_floor,

@@ -19,6 +19,7 @@ from rapo_jax.run.run import Run
 from rapo_jax.sampling.batches import row_questions
 from rapo_jax.sampling.sampler import FOREVER
 from rapo_jax.tasks import Question
+from rapo_jax.tasks.schema import question_of
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.buffer import read_trajectories
 from rapo_jax.train.measures import RowScores, common_failure, score_rows
@@ -90,7 +91,7 @@ def sample_batch(
         tree_rows=s.rollout.tree_rows,
     )
     rows = allgather_rows([dataclasses.asdict(question) for question in local_questions])
-    questions = tuple(Question(**row) for row in rows)
+    questions = tuple(map(question_of, rows))
     off_policy_B = np.zeros(len(trajectory.length_B), np.float32)
     if agent_tapes is not None:
         rng = host_rng(s.seed, HostKey.AGENT_TAPES, step, number)
@@ -268,6 +269,11 @@ def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
     Nothing can be learned from it then, but a penalty of length (`rl.overlong`).
     """
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
+
+
+def sampled_rows(s: Settings, groups: Groups) -> int:
+    """Rows that the policy sampled in the step: past groups are none, replaced rows are some."""
+    return s.fresh_questions * s.rollout.group_size * (1 + groups.further_batches)
 
 
 def hybrid_rows(s: Settings) -> np.ndarray:

@@ -132,7 +132,7 @@ def branching_metrics(trajectory: Trajectory) -> dict[str, float]:
 def host_metrics(
     counts: Mapping[str, float], *, rows: int, user_tools: Sequence[str]
 ) -> dict[str, float]:
-    """Tool calls and retrievals of a rollout batch of `rows` rows, from the host's counts."""
+    """Tool calls and retrievals of the `rows` rows that a step sampled, from the host's counts."""
 
     def count(name: str) -> float:
         return counts.get(name, 0)
@@ -160,12 +160,12 @@ def host_metrics(
 def schedule_metrics(counts: Mapping[str, int], *, rows: int) -> dict[str, float]:
     """Metrics of slot usage of a step's rollouts, from the `Sampler.counts` of its batches.
 
-    The step trains on `rows` rows; tokens of rollouts that were replaced count as sampled, too, and
-    a prefix that rows share counts once. Metrics named time/... change from run to run with the
-    time that tools take.
+    The step sampled `rows` rows, those that were replaced included; a prefix that rows share counts
+    once. Metrics named time/... change from run to run with the time that tools take.
     """
     slot_ticks = max(counts["slot_ticks"], 1)
     return {
+        "rollout/sampled_rows": float(rows),
         "rollout/sampled_tokens": float(counts["sampled"]),
         "rollout/absorbed_tokens": counts["absorbed"] / rows,
         "time/slots_used": counts["sampled"] / slot_ticks,

@@ -52,7 +52,7 @@ def of_steps(
     s: Settings, trajectory: Trajectory, reward_B: Array, calibration: Calibration
 ) -> Array:
     """GiGPO's advantage of each token, [B, T]; a state is the last observation."""
-    G, num_steps = s.rollout.group_size, s.rollout.most_steps
+    G, num_steps = s.rollout.group_size, calibration.source_BS.shape[1]
     anchor_BS, left_BS = anchors(trajectory, group_size=G, num_steps=num_steps)
     return_BS = np.float32(s.rl.step_discount) ** left_BS * np.asarray(reward_B)[:, None]
     advantage_BS = gigpo_advantage(

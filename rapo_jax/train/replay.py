@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from rapo_jax.tasks import Question
+from rapo_jax.tasks.schema import question_of
 from rapo_jax.train.measures import RowScores
 from rapo_jax.types import Trajectory
 
@@ -91,7 +92,6 @@ class Replay:
             ) from error
         self._groups = {}
         for packed, *row in zip(questions, *columns, strict=True):
-            values = json.loads(str(packed))
-            question = Question(**values | {"answers": tuple(values["answers"])})
+            question = question_of(json.loads(str(packed)))
             tape, scores = row[:TAPE_ARRAYS], row[TAPE_ARRAYS:]
             self._groups[question.id] = PastGroup(question, Trajectory(*tape), RowScores(*scores))

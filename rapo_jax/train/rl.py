@@ -33,6 +33,7 @@ from rapo_jax.train.groups import (
     hybrid_rows,
     read_agent_tapes,
     sample_batch,
+    sampled_rows,
 )
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
@@ -77,12 +78,7 @@ def probability_at(settings: Settings, step: int) -> float:
 
 
 def train_rl(run: Run) -> PolicyTraining:
-    """Trains to `rl.steps`, from the newest checkpoint if there is one.
-
-    Some methods imitate the buffer first, see `train_imitation_first`.
-    """
-    if run.settings.of_method.imitates_first and newest_step(run.workdir) is None:
-        train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
+    """Trains to `rl.steps`, from the newest checkpoint if there is one."""
     for line in guards(run.settings):
         print(f"[rl] warning: {line}", flush=True)
     parts, training = open_rl(run)
@@ -93,7 +89,13 @@ def train_rl(run: Run) -> PolicyTraining:
 
 
 def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
+    """Opens what `train_rl` uses.
+
+    Some methods imitate the buffer first, see `train_imitation_first`.
+    """
     s = run.settings
+    if s.of_method.imitates_first and newest_step(run.workdir) is None:
+        train_imitation_first(run)  # where RL has begun, a larger rl.steps does not lengthen it
     method = METHODS[s.method]
     buffer = attach_buffer(run).identity if s.reads_buffer else ""
     optimizer, schedule = policy_optimizer(s)
@@ -113,8 +115,9 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     agent_tapes = read_agent_tapes(run) if s.of_method.takes_agent_tapes else None
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
+    calibrate = make_calibrator(s, num_steps=run.sampler.most_steps)
     parts = RlParts(
-        *(method, stream, agent_tapes, replay, make_calibrator(s), updater),
+        *(method, stream, agent_tapes, replay, calibrate, updater),
         *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
     )
     return parts, training
@@ -166,8 +169,8 @@ def rl_step(
     known = {
         **group_metrics(s, groups, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
-        **schedule_metrics(groups.slot_counts, rows=len(reward_B)),
-        **host_metrics(counts, rows=len(reward_B), user_tools=run.tokens.user_tools),
+        **schedule_metrics(groups.slot_counts, rows=sampled_rows(s, groups)),
+        **host_metrics(counts, rows=sampled_rows(s, groups), user_tools=run.tokens.user_tools),
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
         **removal,

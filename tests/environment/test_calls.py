@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.text.condensing import NOTHING_HELPFUL
 from rapo_jax.text.observations import observation_ids
-from rapo_jax.text.protocol import render_result
+from rapo_jax.text.protocol import parse_step, render_result
 from rapo_jax.text.protocols import SEARCH_O1, SEARCH_R1, Protocol, rapo
 from rapo_jax.text.tool_calls import hermes_calls
 from rapo_jax.tools.observation import Observation
@@ -214,6 +214,30 @@ def test_calls_of_a_turn_beyond_the_limit_are_not_made(house, make, act):
     assert environment.calls[0] == [("search", "ok")] * 3 + [("search", "error")]
 
 
+TAGGED = Protocol("tagged", ("</search>",), parse_step, (), at_eos="parse", corrective="?")
+
+
+def test_a_step_that_stops_or_answers_calls_nothing_and_gets_no_reply(house, make, act):
+    tokens = dataclasses.replace(house.tokens, protocol=TAGGED)
+    environment = make({"search": echo}, tokens=tokens)
+    steps = ["so be it", "<answer>a</answer>", "<search>a</search>"]
+    texts, healthy = act(environment, steps)
+    assert texts == ["", "", render_result("heard a")] and healthy == [True] * 3
+    assert environment.calls[:3] == [[], [], [("search", "ok")]]
+
+
+def test_a_turn_that_answers_after_its_calls_makes_these(house, make, act):
+    def parse(text):
+        return [parse_step(f"{part}>") for part in text.split(">|")]
+
+    protocol = dataclasses.replace(TAGGED, parse=parse)
+    tokens = dataclasses.replace(house.tokens, protocol=protocol)
+    (text,), _ = act(
+        make({"search": echo}, tokens=tokens), ["<search>a</search>|<answer>a</answer"]
+    )
+    assert text == render_result("heard a")
+
+
 def test_a_tool_that_raises_in_one_of_a_turns_calls_leaves_its_row_unhealthy(house, make, act):
     tokens = dataclasses.replace(house.tokens, protocol=CALLING)
     environment = make({"search": echo, "python": raising}, tokens=tokens, room=60)
@@ -230,7 +254,7 @@ def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_onc
     asked = []
 
     def condense(prompts):
-        asked.append(prompts)
+        asked.append(prompts)  # by row and search
         return [f"so **Final Information** text {n}" for n in range(len(prompts) - 1)] + ["nothing"]
 
     tokens = dataclasses.replace(house.tokens, protocol=SEARCH_O1)
@@ -243,10 +267,10 @@ def test_searches_are_condensed_together_once_no_row_thinks(house, make, act_onc
     result = "\n\n<|begin_search_result|>{}<|end_search_result|>\n\n"
     texts = ("text 0", "text 1", NOTHING_HELPFUL)
     assert found.ready == [True] * 3 and found.texts == [result.format(text) for text in texts]
-    ((first, _, _),) = asked
+    first = asked[0][0, 0]
     assert "Search query:\na\n" in first and "Documents:\nheard a\n" in first
     again = act_once(environment, search_o1("a", "d", "e"))  # no prompt for the repeated search
-    assert [len(prompts) for prompts in asked] == [3, 2]
+    assert [list(prompts) for prompts in asked] == [[(0, 0), (1, 0), (2, 0)], [(1, 1), (2, 1)]]
     assert again.texts[0] == result.format(SEARCH_O1.repeated)
     counts = environment.take_counts()
     assert (counts["condensed"], counts["condensed/nothing"], counts["condensed/cut"]) == (5, 2, 0)

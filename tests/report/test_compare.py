@@ -148,6 +148,12 @@ def test_costs_of_a_step_are_means_over_steps_and_runs(make_run):
     assert sft.step == (0.0, 0.0, 1.0, 1.0)
 
 
+def test_calls_of_a_step_are_those_of_the_rollouts_that_it_sampled(make_run):
+    sampled = rollouts(100.0, calls=0.5) | {"sampled_rows": 4.0}  # and 2 past ones
+    (summary,) = summarise(groups_of(make_run("r", rollouts=sampled)))
+    assert summary.step.calls == 2.0
+
+
 def test_a_run_without_the_count_of_some_step_has_no_tokens(make_run):
     workdir = make_run("r", rollouts=rollouts(100.0))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

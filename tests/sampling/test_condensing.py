@@ -93,21 +93,40 @@ def test_the_policy_reads_its_hits_and_the_information_enters_the_context(
     np.testing.assert_array_equal(found.token_BT, again.token_BT)
 
 
-def test_condensing_draws_from_no_key_that_the_rollout_itself_draws_from(open_sampler, monkeypatch):
-    drawn, key = [], jax.random.key(0)
+def test_tapes_depend_neither_on_the_batch_nor_on_the_slots(house, open_sampler):
+    def tapes(sampler, params, *, at_a_time):
+        rows = []
+        for first in range(0, 8, at_a_time):
+            asked = house.asked[first : first + at_a_time]
+            how = {"temperature": 1.0, "first_row": first}
+            found = sampler.sample(params, jax.random.key(0), asked, **how)
+            rows += [found.token_BT[b, :length].tolist() for b, length in enumerate(found.length_B)]
+        return rows
+
+    whole = tapes(*open_sampler(1)[2:], at_a_time=8)
+    assert tapes(*open_sampler(1, slots=3)[2:], at_a_time=4) == whole
+
+
+def test_condensing_draws_from_a_key_of_its_own_with_other_numbers_for_each_search(
+    open_sampler, monkeypatch
+):
+    keys, numbers, key = [], [], jax.random.key(0)
     _, _, sampler, params = open_sampler(1)
 
-    def sample(self, params, key, questions, **how):
-        drawn.append(tuple(jax.random.key_data(key).tolist()))
+    def sample(self, params, key, questions, *, row_numbers, **how):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        numbers.extend(row_numbers)
         raise LookupError
 
     condense = sampler._condenser(params, key, 1.0)
     monkeypatch.setattr(Sampler, "sample", sample)
-    for _ in range(4):
+    for row in range(2):
         with pytest.raises(LookupError):
-            condense(["a prompt"])
-    rollouts = {tuple(jax.random.key_data(jax.random.fold_in(key, n)).tolist()) for n in Draws}
-    assert len(set(drawn)) == 4 and not rollouts & set(drawn)
+            condense({(row, 0): "a prompt", (row, 1): "another"})
+    others = [jax.random.fold_in(key, n) for n in Draws if n != Draws.CONDENSING]
+    drawn = {tuple(jax.random.key_data(each).tolist()) for each in (key, *others)}
+    assert len(set(keys)) == 1 and not drawn & set(keys)
+    assert len(set(numbers)) == 4
 
 
 def test_a_prompt_without_room_for_documents_is_refused_before_any_compile(open_sampler):

@@ -8,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax.types import Source
+from rapo_jax.sampling.tapes import segments
+from rapo_jax.text.protocol import CALLS, parse_step
+from rapo_jax.text.protocols import Protocol
+from rapo_jax.types import Source, Status
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,20 @@ def test_rows_of_several_calls_are_those_of_one_by_their_numbers(playing, house)
     whole = answers(house.asked[:8], 0)
     assert answers(house.asked[:4], 0) + answers(house.asked[4:8], 4) == whole
     assert answers(house.asked[4:8], 0) != whole[4:]
+
+
+def test_a_row_whose_last_step_stops_or_answers_ends_as_stopped_in_a_users_protocol(
+    make_sampler, house
+):
+    protocol = Protocol("mine", ("</search>",), parse_step, (), at_eos="parse", corrective="?")
+    tokens = dataclasses.replace(house.tokens, protocol=protocol)
+    playing = make_sampler(devices=1, driver="host", tokens=tokens, max_calls=99)
+    tape = sample(playing, house.asked)
+    ended = []
+    for b in np.flatnonzero(tape.status_B == Status.STOPPED):
+        made = [s.text for s in segments(tokens, tape, b) if s.source == Source.POLICY]
+        steps = [parse_step(text).kind for text in made]
+        calls = [tool for tool, _ in playing.environment.calls[b]]
+        assert calls == [kind for kind in steps if kind in CALLS]
+        ended += steps[len(calls) :]  # nothing where the last step was empty
+    assert set(ended) == {"stop", "answer"}

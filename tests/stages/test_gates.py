@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from rapo_jax.stages.gates import followed_share, followed_steps
-from rapo_jax.tasks import TASKS
+import dataclasses
+from contextlib import closing
+
+import jax
+
+from rapo_jax.run.keys import StageKey, stage_key
+from rapo_jax.run.policy import load_policy
+from rapo_jax.run.run import open_run
+from rapo_jax.sampling.tapes import segments, text_without_retrieved
+from rapo_jax.stages.gates import follow_rate, followed_share, followed_steps, one_hop_accuracy
+from rapo_jax.tasks import TASKS, answer_of
+from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 from rapo_jax.types import Source
 
@@ -45,3 +55,45 @@ def test_the_share_is_of_all_retrieved_steps_that_count_and_not_a_mean_over_rows
     rows = [row(*follows), row(*follows, *does_not, *does_not), row(*counts_not)]
     assert followed_share(TASK, rows) == 2 / 4
     assert followed_share(TASK, [row(*counts_not)]) == 0
+
+
+def test_the_one_hop_gate_asks_the_same_questions_however_many_a_call_takes_at_a_time(branch):
+    run = branch()
+    params = load_policy(run, run.cold_start)
+    easy = [q for q in load_questions(run.questions["eval"]) if q.kind == "one_hop"]
+    said = answers_of(run, params, easy)
+    # a policy that knows nothing is right wherever its format is good
+    asked = [
+        dataclasses.replace(q, answers=(answer or "none",))
+        for q, answer in zip(easy, said, strict=True)
+    ]
+    found = []
+    for rows in (8, 256):
+        run = branch({"evaluate.rows": rows}, name=f"rows-{rows}")
+        run = dataclasses.replace(run, questions={"eval": asked})
+        found.append(one_hop_accuracy(run, params))
+    assert 0 < found[0] == found[1] < 1
+
+
+def answers_of(run, params, questions):
+    """What the policy answers in the draws of the gate; None where its format is bad."""
+    tape = run.sampler.sample(
+        run.sampler.load(params),
+        stage_key(run.settings, StageKey.GATE_ONE_HOP),
+        questions,
+        temperature=1.0,
+    )
+    rows = (segments(run.tokens, tape, b) for b in range(len(questions)))
+    return [answer_of(text_without_retrieved(row)) for row in rows]
+
+
+def test_the_follow_gate_of_few_questions_is_that_of_one_device_on_several(branch):
+    run = branch({"rollout.questions": 6})
+    found = []
+    for devices in (1, 2):
+        opened = open_run(run.settings, run.workdir, devices=jax.devices()[:devices])
+        questions = load_questions(opened.questions["eval"])[:5]  # 2 devices take 6: one is padding
+        with closing(opened):
+            five = dataclasses.replace(opened, questions={"eval": questions})
+            found.append(follow_rate(five, load_policy(opened, opened.cold_start)))
+    assert 0 < found[0] < 1 and found[0] == found[1]

@@ -12,6 +12,7 @@ from rapo_jax.stages.job import (
     note_finished,
     prepare_workdir,
     raise_steps,
+    run_stages,
 )
 
 
@@ -24,6 +25,16 @@ def test_evaluation_is_finished_with_its_suites_and_its_held_out_part_runs_once(
     note_finished(tmp_path, HELD_OUT)  # as where the suites fail after it
     assert _stages_left(settings, tmp_path, ["rl", "evaluate"]) == ([], True)
     assert finished(tmp_path) == ["rl", HELD_OUT]
+
+
+def test_suites_that_failed_and_are_then_left_out_leave_the_evaluation_finished(
+    tmp_path, small_settings, capsys
+):
+    for stage in ("rl", HELD_OUT):
+        note_finished(tmp_path, stage)
+    run_stages(small_settings({"stages": ("rl", "evaluate")}), tmp_path, fresh=False)
+    assert "[evaluate] finished before; skipped" in capsys.readouterr().out
+    assert finished(tmp_path) == ["rl", "evaluate"]
 
 
 def test_more_rl_steps_are_recorded_and_the_stages_from_rl_on_run_again(

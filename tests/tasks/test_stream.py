@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapo_jax.tasks import Question
+from rapo_jax.tasks.schema import question_of
 from rapo_jax.tasks.stream import (
     check_complete,
     check_same_questions,
@@ -20,6 +22,11 @@ from rapo_jax.tasks.stream import (
 
 def made_up(count: int) -> list[Question]:
     return [Question(str(i), f"question {i}", (str(i),), "k", "test") for i in range(count)]
+
+
+def test_a_question_that_went_through_json_is_the_same_one():
+    (question,) = made_up(1)
+    assert question_of(json.loads(json.dumps(dataclasses.asdict(question)))) == question
 
 
 def stream(source, *, seed=0, batch=4, process_index=0, process_count=1):

@@ -131,6 +131,11 @@ def test_a_users_reward_replaces_it():
     assert reward(GOOD, ("Bob",)) == 0.25
 
 
+def test_a_users_reward_gets_a_tuple_of_golds_also_where_they_come_from_json():
+    reward = find_reward("tests.user_code:of_tuples", metric="f1", user_tools=())
+    assert reward("no tags", ["Bob"]) == reward("no tags", ("Bob",)) == -1
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -113,6 +114,48 @@ def test_the_last_answer_counts_in_search_r1_and_no_answer_is_worth_nothing():
     assert answer_of(twice, **rule) == "Paris" and failure_kind(twice, **rule) == ""
     assert outcome_reward("Paris", ["Paris"], **rule) == 0.0
     assert failure_kind("<answer>Paris", **rule) == "no answer"
+
+
+REPLY = SEARCH_R1.corrective
+
+
+@pytest.mark.parametrize("told", [REPLY, REPLY[:-40], REPLY[:170], REPLY[:40]])
+def test_a_corrective_reply_of_the_environment_is_no_answer_also_where_it_was_cut_off(told):
+    rule = {"answers": SEARCH_R1.answers}
+    never = f"no idea{told}x"
+    assert outcome_reward(never, ["Trinidad and Tobago"], **rule) == 0
+    assert failure_kind(never, **rule) == "no answer"
+    assert answer_of(f"<answer> Paris{told}so be it", **rule) is None
+    assert answer_of(f"<answer> Paris{told}so be it </answer>", **rule) is None
+    assert answer_of(f"<answer> Paris{told}so: <answer> Rome </answer>", **rule) == "Rome"
+    assert answer_of(f"it is Rome{told}so: <answer> Rome </answer>{told}", **rule) == "Rome"
+
+
+def test_a_users_rule_reads_the_text_between_the_corrective_replies_of_its_protocol():
+    def last_line(text):
+        return text.strip().rpartition("\n")[2] or None
+
+    mine = Protocol(
+        "mine", ("]]",), SEARCH_R1.parse, (), corrective="Say it again!", answers=last_line
+    )
+    assert answer_of("so\nRome Say it again!", answers=mine.answers) == "Rome"
+    other = dataclasses.replace(mine, corrective="Once more, and in one line.")
+    assert answer_of("Rome Once more, and in one line.", answers=other.answers) == "Rome"
+    silent = dataclasses.replace(mine, corrective="")
+    assert answer_of("Say it again!", answers=silent.answers) is not None
+    turns = dataclasses.replace(mine, turns=True, before="(", after=")", tags=("think",))
+    assert answer_of("Rome (Say it again!", answers=turns.answers) == "Rome ("
+
+
+@pytest.mark.parametrize(
+    ("rule", "reply"),
+    [("boxed", r"Give it in \boxed{answer}."), ("tagged", "Write <answer>it</answer>.")],
+)
+def test_a_corrective_reply_that_would_be_read_as_an_answer_is_refused(rule, reply):
+    how = {"stops": ("]]",), "parse": SEARCH_R1.parse, "tags": ("answer",), "answers": rule}
+    with pytest.raises(ValueError, match=f"answers='{rule}' reads as an answer; word it without"):
+        Protocol("mine", **how, corrective=reply)
+    Protocol("mine", **how, corrective=reply, turns=True)  # there it is parted as observations are
 
 
 def test_a_tool_star_transcript_has_the_papers_reward_with_its_bonus():

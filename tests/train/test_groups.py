@@ -19,8 +19,9 @@ from rapo_jax.train.groups import (
     replayed,
     resampled,
     sample_batch,
+    sampled_rows,
 )
-from rapo_jax.train.measures import RowScores
+from rapo_jax.train.measures import RowScores, host_metrics
 from rapo_jax.train.methods import anchors
 from rapo_jax.train.replay import PastGroup, Replay
 from rapo_jax.train.sft import Examples
@@ -263,6 +264,27 @@ def test_past_groups_complete_a_batch_from_the_second_epoch_and_fresh_ones_befor
     for place in (2, 3):  # the rows of a past group are those of its question
         rewards = later.scores.reward_B[place * G : (place + 1) * G].tolist()
         assert rewards == {"q10": [1, 1, 0], "q1": [0, 1, 0], "q5": [1, 0, 0]}[ids[place]]
+
+
+def test_calls_of_a_rollout_are_of_those_that_the_step_sampled(small_settings):
+    """One call in every row that is sampled is one call of a rollout, whatever a step trains on."""
+
+    def calls_of(s, groups, sampled):
+        return host_metrics({"search": sampled}, rows=sampled_rows(s, groups), user_tools=())
+
+    s, rng = replay_settings(small_settings), np.random.default_rng(0)
+    replay = store_of(BATCHES[0], BATCHES[1])
+    later = replayed(halves(BATCHES[2]), pytest.fail, replay, s, rng, first_epoch=False)
+    assert len(later.off_policy_B) == 4 * G
+    assert calls_of(s, later, 2 * G)["rollout/tool_calls"] == 1
+    first = replayed(
+        halves(BATCHES[0]), lambda _: halves(BATCHES[1]), replay, s, rng, first_epoch=True
+    )
+    assert calls_of(s, first, 4 * G)["rollout/tool_calls"] == 1
+    s = small_settings({"rollout.questions": 4, "rl.resample": 10, "rollout.group_size": G})
+    found = resampled(BATCHES[0], BATCHES.__getitem__, s)
+    assert len(found.off_policy_B) == 4 * G
+    assert calls_of(s, found, 3 * 4 * G)["rollout/tool_calls"] == 1
 
 
 def test_too_few_past_groups_leave_a_batch_fresh(small_settings):

@@ -72,6 +72,7 @@ def changes(trunk, tmp_path_factory):
         "sft.folder": str(cold_start),
         "buffer.folder": str(trunk.buffer),
         "task.data_dir": trunk.settings.task.data_dir,
+        "task.reward": "tests.user_code:of_tuples",
         "rollout.questions": DEVICES,
         "rl.steps": STEPS,
         "rl.retrieved_traces": "removed",
@@ -202,8 +203,7 @@ def test_processes_write_the_tapes_of_one_and_learn_the_same(processes, alone, r
     found, wanted = (timeless(lines(w / "metrics.jsonl")) for w in (workdir, alone))
     assert_like(found, wanted)
     assert any(row["update/rows_without_traces"] > 0 for row in wanted)
-    both = (params_at(workdir, STEPS), params_at(alone, STEPS))
-    jax.tree.map(assert_close, *both)
+    jax.tree.map(assert_close, params_at(workdir, STEPS), params_at(alone, STEPS))
 
 
 def test_two_processes_evaluate_and_export_like_one(alone, two):

@@ -203,6 +203,7 @@ def test_past_rows_are_replayed_from_the_second_epoch_with_ratios_to_their_own_p
     identical(whole, train(parts))
     rows = metrics_of(parts.workdir)
     shares = [row["rollout/past_groups"] for row in rows]
+    assert [row["rollout/sampled_rows"] for row in rows] == [8 * (1 - share) for share in shares]
     assert shares[: epoch - 1] == [0.0] * (epoch - 1) and shares[-4:] == [0.5] * 4
     # In the only update of a step fresh rows have ratio 1, past ones pi_old to their own policy.
     assert max(row["loss/logp_gap"] for row in rows[: epoch - 1]) < 1e-4

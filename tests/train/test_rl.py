@@ -42,7 +42,7 @@ METRICS = {
     *("update/padding", "update/zero_advantage_rows"),
     *("time/reshard", "time/rollout", "time/host", "time/update", "time/step", "cpu/total"),
     *("time/waiting", "time/slots_used", "time/slots_waiting", "time/host_calls"),
-    *("rollout/absorbed_tokens", "rollout/sampled_tokens"),
+    *("rollout/absorbed_tokens", "rollout/sampled_tokens", "rollout/sampled_rows"),
 }
 
 

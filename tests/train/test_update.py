@@ -46,7 +46,8 @@ def calibrated(settings, tapes, reward_B, **changes):
         rl=dataclasses.replace(settings.rl, **changes),
         rollout=dataclasses.replace(settings.rollout, group_size=GROUP),
     )
-    return jax.device_get(make_calibrator(settings)(tapes, reward_B, np.zeros_like(reward_B))[0])
+    calibrate = make_calibrator(settings, num_steps=settings.rollout.most_steps)
+    return jax.device_get(calibrate(tapes, reward_B, np.zeros_like(reward_B))[0])
 
 
 @pytest.fixture(scope="module")
