@@ -174,10 +174,11 @@ fetch() {
 }
 
 # look: sets `states` to a line for each worker: worker K: running | ended STATUS | idle | busy ...
+# In the order of their numbers: gcloud prints the answers as they come.
 look() {
   local answer
   answer=$(remote all "$(state_line)") || return 1
-  states=$(grep '^worker [0-9]*: ' <<<"$answer" || true)
+  states=$(grep '^worker [0-9]*: ' <<<"$answer" | sort -V || true)
 }
 
 state_line() {

@@ -123,7 +123,7 @@ start() {
   # shellcheck disable=SC2016 # the inner shell expands these
   set -- bash -c 'trap : TERM; "${@:2}"; status=$?; echo $status >"$1.new"; mv "$1.new" "$1"' \
     - "$PWD/$ended" env "PYTHONPATH=$PWD" PYTHONUNBUFFERED=1 \
-    .venv/bin/python -m rapo_jax.main "$@" --config.distributed.mode=auto
+    .venv/bin/python -m rapo_jax.main --config.distributed.mode=auto "$@"
   if [ -n "$dry_run" ]; then
     quoted setsid nohup "$@"
     return

@@ -27,6 +27,9 @@ case $action in
   create) mkdir -p "$homes/0" "$homes/1" ;;
   delete) rm -rf "$homes" ;;
   ssh)
+    if [ -n "$SHUFFLED" ] && [ "$worker" = '0 1' ]; then # every second time the other way round
+      if ! rm "$CLOUD/order" 2>/dev/null; then touch "$CLOUD/order" && worker='1 0'; fi
+    fi
     for k in $worker; do
       (cd "$homes/$k" && HOME=$PWD WORKER=$k bash -c "$command") || status=1
     done ;;
@@ -67,7 +70,8 @@ def cloud(place):
         place.add(name, text)
     place.cloud = place.tmp_path / "cloud"
     place.cloud.mkdir()
-    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3", "NO_WAY_BACK": ""}
+    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3"}
+    place.environment |= {"NO_WAY_BACK": "", "SHUFFLED": ""}
     yield place
     for k in (0, 1):  # ends what a test leaves running
         end(place, k, 0)
@@ -89,7 +93,7 @@ def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_ba
     results = cloud.repository / "runs" / "x"
     for worker in (0, 1):
         flags = (results / f"flags-{worker}").read_text().splitlines()
-        assert flags == [*FLAGS, ODD, "--config.distributed.mode=auto"]
+        assert flags == ["--config.distributed.mode=auto", *FLAGS, ODD]
         assert (results / "launch" / f"worker-{worker}.exit").read_text() == "0\n"
         assert "a step" in (results / "launch" / f"worker-{worker}.log").read_text()
     assert (cloud.cloud / "homes" / "1" / "rapo_jax" / "runs").is_symlink()
@@ -138,6 +142,23 @@ def test_a_run_survives_its_launcher_and_the_same_command_waits_for_it_again(clo
         steps = cloud.repository / "runs" / "x" / f"steps-{worker}"
         assert len(steps.read_text().splitlines()) == 1
     assert sum("rapo_jax.tgz" in call and " scp " in call for call in cloud.calls()) == 1
+
+
+def test_the_states_of_workers_are_printed_once_in_whichever_order_they_answer(cloud):
+    with open(cloud.tmp_path / "out", "w") as out:
+        run = subprocess.Popen(
+            cloud.line(*pod()), env=cloud.environment | {"SHUFFLED": "yes"}, cwd=cloud.repository,
+            stdout=out, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    wait_for(lambda: sum(" state " in call for call in cloud.calls()) > 8)
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    assert run.wait(60) == 0
+    lines = (cloud.tmp_path / "out").read_text().splitlines()
+    states = [line for line in lines if line.startswith("worker ") and "started" not in line]
+    blocks = list(zip(states[::2], states[1::2], strict=True))
+    assert all(zero.startswith("worker 0") for zero, one in blocks)
+    assert all(one != two for one, two in zip(blocks, blocks[1:], strict=False))
 
 
 def wait_for(condition):
