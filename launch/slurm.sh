@@ -11,8 +11,9 @@
 # rapo_jax.main. Five minutes before the time limit (sbatch --signal=TERM@300) the processes get
 # SIGTERM; the same command continues an interrupted run.
 #
-#   --dry-run  print the commands that the job runs, one per line, and run nothing
-#   --help     this text
+#   --extra=NAME  optional requirements: wandb or mcp; may be repeated
+#   --dry-run     print the commands that the job runs, one per line, and run nothing
+#   --help        this text
 #
 # XLA_FLAGS is appended to the flags set here, and wins. XLA_CLIENT_MEM_FRACTION, if unset, is 0.9.
 
@@ -33,10 +34,12 @@ if [ ! -f "$here/setup.sh" ]; then
 fi
 # shellcheck source=launch/commands.sh
 source "$here/commands.sh"
+extras=cuda
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) show_help "${BASH_SOURCE[0]}" && exit ;;
     --dry-run) dry_run=yes ;;
+    --extra=*) need_extra "${1#*=}" && extras+=" ${1#*=}" ;;
     --) shift && break ;;
     *) fail "$1: no such flag; see --help. Flags of the program come after --" ;;
   esac
@@ -51,8 +54,6 @@ if [ "${cpus:-8}" -lt 8 ]; then
   echo "slurm: warning: a process has $cpus CPUs, also for its tools; ask for more: sbatch --cpus-per-task=32" >&2
 fi
 
-# shellcheck disable=SC2034 # read by setup.sh
-extras=cuda
 # shellcheck source=launch/setup.sh
 source "$here/setup.sh" # once, on the first node
 root=$PWD

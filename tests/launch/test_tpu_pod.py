@@ -5,84 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
-FLAGS = ("--config=configs/qwen7b.py", "--workdir=runs/x")
-ODD = """--config.prompt.system=it's a "word" of $HOME & `two`; \\ done"""
-SLICE = ("--name=rapo", "--zone=us-west4-a", "--type=v5litepod-16")
+from tests.launch.slices import FLAGS, ODD, end, pod, wait_for
 
-# A slice is a folder with a home for each of two workers; ssh is a shell there, scp a copy.
-GCLOUD = """
-homes=$CLOUD/homes; shift 3; action=$1; shift
-for word in "$@"; do
-  case $word in --worker=*) worker=${word#*=} ;; --command=*) command=${word#*=} ;; esac
-done
-if [ "$worker" = all ]; then worker='0 1'; fi
-case $action in
-  list)
-    echo "other,READY,v4-8"
-    if [ -d "$homes" ]; then echo "rapo,${STATE:-READY},${KIND:-v5litepod-16}"; fi ;;
-  create) mkdir -p "$homes/0" "$homes/1" ;;
-  delete) rm -rf "$homes" ;;
-  ssh)
-    if [ -n "$SHUFFLED" ] && [ "$worker" = '0 1' ]; then # every second time the other way round
-      if ! rm "$CLOUD/order" 2>/dev/null; then touch "$CLOUD/order" && worker='1 0'; fi
-    fi
-    for k in $worker; do
-      (cd "$homes/$k" && HOME=$PWD WORKER=$k bash -c "$command") || status=1
-    done ;;
-  scp)
-    paths=(); for word in "$@"; do case $word in --*) ;; *) paths+=("$word") ;; esac; done
-    if [ -n "$NO_WAY_BACK" ] && [[ ${paths[0]} = rapo:* ]]; then exit 1; fi
-    for k in $worker; do
-      cp -rL "${paths[0]/#rapo:/$homes/$k/}" "${paths[1]/#rapo:/$homes/$k/}"
-    done ;;
-esac
-exit "${status:-0}"
-"""
-CURL = """#!/bin/bash
-case ${@: -1} in
-  */agent-worker-number) echo "$WORKER" ;;
-  *) echo "x:8470:10.0.0.0,x:8470:10.0.0.1" ;;
-esac
-"""
-SUDO = """
-case "$1 $2 $4" in
-  "mount -t 10.0.0.0:"*) rmdir runs && ln -s "$CLOUD/homes/0/${4#*/homes/1/}" runs ;;
-esac
-"""
 # A setsid that becomes its program after half a second.
 LATE = r"""#!/bin/bash
 { echo sleep .5; printf 'exec /usr/bin/setsid'; printf ' %q' "$@"; } >"$HOME/late"
 exec bash "$HOME/late"
 """
-MOUNTPOINT = '#!/bin/bash\n[ -L "$2" ]\n'
-
-
-@pytest.fixture
-def cloud(place):
-    for name, text in (
-        ("gcloud", GCLOUD), ("curl", CURL), ("sudo", SUDO), ("mountpoint", MOUNTPOINT),
-        ("python3", place.python),
-    ):  # fmt: skip
-        place.add(name, text)
-    place.cloud = place.tmp_path / "cloud"
-    place.cloud.mkdir()
-    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3"}
-    place.environment |= {"NO_WAY_BACK": "", "SHUFFLED": ""}
-    yield place
-    for k in (0, 1):  # ends what a test leaves running
-        end(place, k, 0)
-
-
-def end(place, worker, status):
-    (place.cloud / f"end-{worker}").write_text(str(status))
-
-
-def pod(*flags):
-    return ("tpu_pod", *SLICE, "--poll=0", *flags, "--", *FLAGS, ODD)
 
 
 def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_back(cloud):
@@ -159,13 +91,6 @@ def test_the_states_of_workers_are_printed_once_in_whichever_order_they_answer(c
     blocks = list(zip(states[::2], states[1::2], strict=True))
     assert all(zero.startswith("worker 0") for zero, one in blocks)
     assert all(one != two for one, two in zip(blocks, blocks[1:], strict=False))
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_workers_that_wait_for_a_failed_one_are_ended(cloud):
