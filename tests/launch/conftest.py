@@ -95,6 +95,12 @@ def place(tmp_path):
     return place
 
 
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch):
+    """Sweeps run several jobs at a time here, whatever the machine has."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
 @pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
