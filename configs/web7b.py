@@ -4,6 +4,8 @@
     bash launch/prepare.sh configs/web7b.py
     python -m rapo_jax.main --config=configs/web7b.py --workdir=runs/web7b
 
+In a container or on a TPU slice --env=SERPER_API_KEY hands the key on (docs/launch.md).
+
 Differences from qwen7b.py: 128 questions x 4 rollouts, 6 calls, 10 passages from a web search,
 2000 questions of ASearcher and 200 of WebDancer. The paper does not say which 2000; these are the
 first. A search costs money, but only once: the cache keeps all results.

@@ -79,6 +79,25 @@ need_below() {
   fail "--$name=$value: only $folder/ of this repository is copied; give a path below $folder/, relative to the repository"
 }
 
+# need_variable NAME: fails unless NAME is that of an environment variable that is set. Its value is
+# never printed, nor a NAME that is none: it could be the value.
+need_variable() {
+  case $1 in
+    '' | [0-9]* | *[!A-Za-z0-9_]*) fail "--env: give the name of an environment variable (letters, digits and _), not its value" ;;
+  esac
+  if [ -z "$(printenv "$1")" ]; then
+    fail "--env=$1: this environment variable is empty or not set; export it first: export $1=..."
+  fi
+}
+
+# need_extra NAME: fails unless NAME is an extra that a run may need on any machine.
+need_extra() {
+  case $1 in
+    mcp | wandb) ;;
+    *) fail "--extra=$1: give mcp or wandb" ;;
+  esac
+}
+
 # set_gpu_environment: sets gpu_environment to NAME=VALUE words; variables of the caller win.
 # The flag overlaps collectives with compute (docs.jax.dev, "GPU performance tips"); by default JAX
 # takes only 75 % of a GPU's memory ("GPU memory allocation").

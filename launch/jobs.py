@@ -20,7 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE_S = 120.0
-"""Seconds between SIGTERM, after which a run saves a checkpoint, and SIGKILL."""
+"""Seconds between SIGTERM, after which a run saves a checkpoint, and SIGKILL, unless given."""
+GPU_FLAG = "--xla_gpu_enable_latency_hiding_scheduler=true"
+GPU_MEMORY = "0.9"
+"""Both as in launch/commands.sh, which says why."""
+MEMORY_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 LOCK_S = 60.0
 """Longest wait for the lock of a workdir."""
 TRAINED = frozenset({"sft", "buffer", "rl"})
@@ -82,12 +86,18 @@ def use_environment() -> None:
     sys.path.insert(0, str(ROOT))
 
 
-def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel: int) -> list[Job]:
+def run_jobs(
+    jobs: Sequence[Job],
+    line_of: Callable[[Job], list[str]],
+    parallel: int,
+    grace_s: float = GRACE_S,
+) -> list[Job]:
     """Runs jobs, at most `parallel` at a time, and returns those that failed.
 
     Parallel jobs run on separate cores, evenly shared: programs that each use all cores are slower
     together than one after another. Every child has a process group, and none is alive when this
-    function ends, even after ctrl-C; if this process is killed, its children die with it (Linux).
+    function ends, even after ctrl-C, when they get `grace_s` seconds to save a checkpoint; if this
+    process is killed, its children die with it (Linux).
     """
     waiting, failed, start = list(jobs), [], time.monotonic()
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
@@ -118,7 +128,7 @@ def run_jobs(jobs: Sequence[Job], line_of: Callable[[Job], list[str]], parallel:
             if sys.stdout.isatty():
                 print(f"\r\x1b[K{_estimate(ended, running, len(jobs), start)}", end="", flush=True)
     finally:
-        _end([child for child, _ in running.values()])
+        _end([child for child, _ in running.values()], grace_s)
         if sys.stdout.isatty():
             print("\r\x1b[K", end="")
     return failed
@@ -144,10 +154,34 @@ def _on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def gpus() -> int:
+    """How many NVIDIA GPUs a run on this machine takes: all, or none where it is told so."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return 0
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
 def environment() -> dict[str, str]:
-    """Environment variables of a child process, so that it imports this checkout."""
+    """Environment variables of a child process: it imports this checkout.
+
+    On GPUs also what launch/gpu.sh sets. Variables of the caller win.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    made = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    if gpus():
+        made["XLA_FLAGS"] = " ".join(filter(None, [GPU_FLAG, os.environ.get("XLA_FLAGS")]))
+        if not any(map(os.environ.get, MEMORY_FRACTIONS)):
+            made[MEMORY_FRACTIONS[0]] = GPU_MEMORY
+    return made
 
 
 def wait_for_lock(job: Job) -> None:
@@ -191,14 +225,17 @@ def _die_with_parent(parent: int, line: Sequence[str]) -> None:
     os.execv(line[0], line)
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends children and all processes that they started: SIGTERM, after GRACE_S SIGKILL."""
+def _end(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
+    """Ends children and all processes that they started: SIGTERM, after `grace_s` SIGKILL."""
     for child in children:
         _signal(child, signal.SIGTERM)
     if children:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            say("runs save a checkpoint and end; a second ctrl-C ends them at once")
-    deadline = time.monotonic() + GRACE_S
+            say(
+                f"runs finish their step, save a checkpoint and end; after {grace_s:.0f} s "
+                "(--grace), or a second ctrl-C, they are killed"
+            )
+    deadline = time.monotonic() + grace_s
     try:
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: changes to the repository root and prepares .venv.
-# `extras` lists further requirements: tests, cuda, tpu. Packages are installed again only for a new
-# extra or a changed requirements file. dry_run=yes only prints.
+# `extras` lists further requirements: tests, cuda, tpu, wandb, mcp. Packages are installed again only
+# for a new extra or a changed requirements file. dry_run=yes only prints.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source launch/commands.sh

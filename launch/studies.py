@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sweep
-from jobs import ROOT, say, use_environment
+from jobs import GRACE_S, ROOT, say, use_environment
 from parts import PER_SEED, PER_SEED_HELP
 from variants import plan, setting, split
 
@@ -79,7 +79,8 @@ def _sweep_of(
     """The sweep of a study's variants, with all its configs checked."""
     where = [f"--config={flags.config}", f"--workdir={flags.workdir / 'runs'}"]
     runs = [f"--sweep=seed={flags.seeds}", *(f"--run={each}" for each in variants.values())]
-    more = [f"--jobs={flags.jobs}", *_per_seed(flags), *["--dry-run"] * flags.dry_run]
+    more = [f"--jobs={flags.jobs}", f"--grace={flags.grace}"]
+    more += [*_per_seed(flags), *["--dry-run"] * flags.dry_run]
     return sweep.read_sweep([*where, *runs, *more, *passed])
 
 
@@ -152,7 +153,8 @@ def _read(arguments: Sequence[str], titles: dict[str, str]) -> tuple[argparse.Na
     add("--config", default=str(ROOT / "configs" / "tiny.py"), help="config file of all runs")
     add("--seeds", default="0,1,2,3,4", help="seeds of each variant, with commas")
     add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
-    add("--jobs", type=int, default=1, help="runs at the same time")
+    add("--jobs", type=int, default=1, help=sweep.JOBS_HELP)
+    add("--grace", type=float, default=GRACE_S, metavar="SECONDS", help=sweep.GRACE_HELP)
     add("--output", type=Path, help="folder of the pages; WORKDIR/pages unless given")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--pages-only", action="store_true", help="run nothing: pages of the runs that are there")

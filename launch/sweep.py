@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
 import signal
@@ -38,11 +39,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from jobs import ROOT, Job, environment, run_jobs, say, use_environment
+from jobs import GRACE_S, ROOT, Job, environment, gpus, run_jobs, say, use_environment
 from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs
 from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
+JOBS_HELP = "runs at the same time, on CPUs: on GPUs each run takes all of them"
+GRACE_HELP = (
+    "time for runs to finish a step and save a checkpoint when the sweep is ended, before they are "
+    "killed (default %(default).0f)"
+)
 
 
 def command(job: Job, config: str, passed: Sequence[str], program: Sequence[str]) -> list[str]:
@@ -161,11 +167,11 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
         if some and not failed:
             made = [f"{' and '.join(job.stages)} in {job.name}" for job in some]
             say(f"making what runs share: {', '.join(made)}")
-            failed = run_jobs(some, line_of, min(flags.jobs, len(some)))
+            failed = run_jobs(some, line_of, min(flags.jobs, len(some)), flags.grace)
     todo = [] if failed else [job for job in jobs if not job.finished]
     if skipped := len(jobs) - len(todo) if not failed else 0:
         say(f"{skipped} of {len(jobs)} runs are finished already")
-    failed += run_jobs(todo, line_of, flags.jobs)
+    failed += run_jobs(todo, line_of, flags.jobs, flags.grace)
     _compare([job.workdir for job in jobs if job.workdir.exists()], folder, flags.baseline)
     for job in failed:
         say(f"FAILED: {job.name}; the last lines of its output ({job.log}):")
@@ -189,13 +195,21 @@ def _read(
     add("--sweep", action="append", default=[], metavar="KEY=VALUE,VALUE…", help="repeat for more")
     add("--run", action="append", default=[], metavar="KEY=VALUE,KEY=VALUE…", help="one variant")
     add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
-    add("--jobs", type=int, default=1, help="runs at the same time")
+    add("--jobs", type=int, default=1, help=JOBS_HELP)
+    add("--grace", type=float, default=GRACE_S, metavar="SECONDS", help=GRACE_HELP)
     add("--baseline", default="grpo", help="variant to compare the others with")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     check_passed(passed)
     if flags.jobs < 1:
         refuse(f"--jobs={flags.jobs}: at least one run at a time")
+    if not 0 <= flags.grace < math.inf:
+        refuse(f"--grace={flags.grace}: give seconds, 0 or more")
+    if flags.jobs > 1 and (count := gpus()):
+        refuse(
+            f"--jobs={flags.jobs}: every run takes all GPUs of this machine ({count}); leave the "
+            "flag out, so that they run one after another, or compute on CPUs: JAX_PLATFORMS=cpu"
+        )
     try:
         runs = plan(flags.sweep, flags.run)
         for key in {setting(flag)[0] for flag in passed}:

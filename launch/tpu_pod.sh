@@ -2,13 +2,14 @@
 # One run on a Cloud TPU slice: creates or reuses the slice, copies this repository, installs .[tpu],
 # starts the same command on all workers, waits for its end, fetches the results.
 #
-#   bash launch/tpu_pod.sh --name=rapo --zone=us-west4-a --type=v5litepod-64 [FLAG...] \
-#       -- --config=configs/qwen7b.py --workdir=runs/qwen7b
+#   bash launch/tpu_pod.sh --name=rapo --zone=us-west4-a --type=v5litepod-64 --shared=SERVER:/PATH \
+#       [FLAG...] -- --config=configs/qwen7b.py --workdir=runs/qwen7b
 #
-# It needs the Google Cloud CLI, logged in. Flags after -- are passed to rapo_jax.main on every worker.
-# The run does not depend on this terminal: after ctrl-C or a lost connection, the same command waits
-# for it again. The same command also continues an interrupted run; on a new slice, from the results
-# that were fetched before. The exit status is that of the run.
+# It needs the Google Cloud CLI, logged in. To reach several workers at once, gcloud wants its key in
+# ssh-agent: ssh-add ~/.ssh/google_compute_engine. Flags after -- are passed to rapo_jax.main on every
+# worker. The run does not depend on this terminal: after ctrl-C or a lost connection, the same command
+# waits for it again. The same command also continues an interrupted run; on a new slice, from the
+# results that were fetched before. The exit status is that of the run.
 #
 #   --name=NAME     of the slice                                       (or TPU_NAME)
 #   --zone=ZONE     for example us-west4-a                             (or TPU_ZONE)
@@ -18,7 +19,11 @@
 #   --create=FLAG   a further flag for creating the slice: --create=--network=NET; may be repeated
 #   --ssh=FLAG      a further flag for each ssh and scp: --ssh=--internal-ip; may be repeated
 #   --prepare=CMD   run on every worker before the start, in the repository: fetch a model, mount a disk
-#   --shared=S:/P   NFS export to hold runs/; default: worker 0 exports its disk to the others
+#   --env=NAME      an environment variable of yours that the run and --prepare get, such as
+#                   SERPER_API_KEY; its value is on no command line; may be repeated
+#   --extra=NAME    optional requirements: wandb or mcp; may be repeated
+#   --shared=S:/P   NFS export to hold runs/; default: worker 0 exports its disk to the others, which is
+#                   too small for checkpoints of a large model: three times 12 bytes a parameter
 #   --poll=SECONDS  between two checks of the run; default 60
 #   --delete        delete the slice once the run has ended or failed and its results are fetched
 #   --dry-run       print the commands, one per line, and run nothing
@@ -29,8 +34,9 @@
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/tpu_keys.sh"
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} type=${TPU_TYPE:-} project=${TPU_PROJECT:-}
-version=${TPU_VERSION:-} prepare='' shared='' poll=60 delete='' create=() ssh=()
+version=${TPU_VERSION:-} prepare='' shared='' poll=60 delete='' create=() ssh=() variables=() extras=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) show_help "${BASH_SOURCE[0]}" && exit ;;
@@ -44,6 +50,8 @@ while [ $# -gt 0 ]; do
     --create=--*) create+=("${1#*=}") ;;
     --ssh=--*) ssh+=("${1#*=}") ;;
     --prepare=*) prepare=${1#*=} ;;
+    --env=*) need_variable "${1#*=}" && variables+=("${1#*=}") ;;
+    --extra=*) need_extra "${1#*=}" && extras+=("$1") ;;
     --shared=?*:/*) shared=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
     --) shift && break ;;
@@ -114,6 +122,7 @@ make_slice() {
       ;;
   esac
   comment "if the slice does not exist:"
+  need_ssh_key
   tpu create "$name" "--accelerator-type=$type" "--version=$version" ${create[@]+"${create[@]}"}
   made=yes
   comment "until it responds:"
@@ -138,7 +147,7 @@ install() {
   copy "$archive" "$name:rapo_jax.tgz" --worker=all
   run rm "$archive"
   remote all "mkdir -p rapo_jax && cd rapo_jax && rm -rf rapo_jax configs launch && tar -xzf ../rapo_jax.tgz"
-  worker setup ${shared:+"$shared"}
+  worker setup ${extras[@]+"${extras[@]}"} ${shared:+"$shared"}
 }
 
 # restore: copies the results that were fetched from an earlier slice to one that has none.
@@ -174,10 +183,11 @@ fetch() {
 }
 
 # look: sets `states` to a line for each worker: worker K: running | ended STATUS | idle | busy ...
+# In the order of their numbers: gcloud prints the answers as they come.
 look() {
   local answer
   answer=$(remote all "$(state_line)") || return 1
-  states=$(grep '^worker [0-9]*: ' <<<"$answer" || true)
+  states=$(grep '^worker [0-9]*: ' <<<"$answer" | sort -V || true)
 }
 
 state_line() {
@@ -227,8 +237,10 @@ fi
 if [ -z "$attached" ]; then
   install
   restore
-  if [ -n "$prepare" ]; then remote all "cd rapo_jax && $prepare"; fi
+  send_keys
+  if [ -n "$prepare" ]; then remote all "cd rapo_jax && ${variables[*]:+. ../$keys && }$prepare"; fi
   worker start "$@"
+  keys_taken
   say "started; logs are in $workdir/launch on the slice; ctrl-C here does not stop the run"
 fi
 status=0

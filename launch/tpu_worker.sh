@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The part of launch/tpu_pod.sh that runs on each worker of a TPU slice; not to be called by hand.
 #
-#   bash launch/tpu_worker.sh [--dry-run] setup [SERVER:/PATH]   install .[tpu]; share runs/
+#   bash launch/tpu_worker.sh [--dry-run] setup [--extra=NAME...] [SERVER:/PATH]
+#                                                                install .[tpu] and extras; share runs/
 #   bash launch/tpu_worker.sh [--dry-run] start FLAG...          start rapo_jax.main, unless it runs
 #   bash launch/tpu_worker.sh [--dry-run] state WORKDIR          print: worker K: running | ended STATUS | ...
 #   bash launch/tpu_worker.sh [--dry-run] stop WORKDIR           end the run
@@ -34,15 +35,19 @@ find_worker() {
   hosts=($(metadata worker-network-endpoints | tr ',' '\n' | cut -d: -f3))
 }
 
-# setup [EXPORT]: installs Python if needed and the packages, and shares runs/ among the workers.
+# setup [--extra=NAME...] [EXPORT]: installs Python if needed and the packages, and shares runs/
+# among the workers.
 setup() {
   if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
     ! command -v uv >/dev/null; then
     PATH=$HOME/.local/bin:$PATH
     command -v uv >/dev/null || run python3 -m pip install --quiet --user uv==0.13.9
   fi
-  # shellcheck disable=SC2034 # read by setup.sh
   extras=tpu
+  while [[ ${1:-} = --extra=* ]]; do
+    extras+=" ${1#*=}"
+    shift
+  done
   source launch/setup.sh
   run mkdir -p runs
   if [ -n "${1:-}" ]; then
@@ -107,11 +112,22 @@ running() {
   now=$(born "$process") && [ "$now" = "$begun" ]
 }
 
+# take_keys: exports the variables that tpu_pod.sh has sent (--env), and removes their file.
+take_keys() {
+  local keys=../rapo_jax.env
+  if [ -n "$dry_run" ]; then echo "# if $keys was sent:"; fi
+  if [ -n "$dry_run" ] || [ -f "$keys" ]; then
+    run source "$keys"
+    run rm "$keys"
+  fi
+}
+
 # start FLAG...: starts the run in a new session, so that it survives the connection.
 start() {
   local workdir
   need_flags "$@"
   workdir=$(flag_value workdir "$@")
+  take_keys
   if running; then
     if [ "$workdir_there" != "$workdir" ]; then fail "busy with $workdir_there"; fi
     echo "worker $number: runs already" && return
@@ -123,7 +139,7 @@ start() {
   # shellcheck disable=SC2016 # the inner shell expands these
   set -- bash -c 'trap : TERM; "${@:2}"; status=$?; echo $status >"$1.new"; mv "$1.new" "$1"' \
     - "$PWD/$ended" env "PYTHONPATH=$PWD" PYTHONUNBUFFERED=1 \
-    .venv/bin/python -m rapo_jax.main "$@" --config.distributed.mode=auto
+    .venv/bin/python -m rapo_jax.main --config.distributed.mode=auto "$@"
   if [ -n "$dry_run" ]; then
     quoted setsid nohup "$@"
     return

@@ -215,6 +215,16 @@ def test_a_workdir_that_cannot_be_written_is_one_line_and_status_2(tmp_path):
     assert line.startswith(f"error: workdir='{tmp_path}/file/w': cannot be written (")
 
 
+def test_a_cache_that_cannot_be_written_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    search = ("kind=retrieval", "url=http://127.0.0.1:9", f"cache={tmp_path}/file/search.sqlite")
+    flags = [f"--config.tools.search.{each}" for each in search]
+    done = run("--config=tests/small.py", f"--workdir={tmp_path / 'w'}", *flags)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"error: tools.search.cache='{tmp_path}/file/search.sqlite': cannot be")
+
+
 def test_a_lock_that_cannot_be_opened_is_one_line_too(tmp_path):
     (tmp_path / ".lock").mkdir()
     done = run("--config=tests/small.py", f"--workdir={tmp_path}")

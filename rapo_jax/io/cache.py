@@ -13,6 +13,7 @@ from rapo_jax.io.files import Json
 
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 """SQLite error codes of a full disk."""
+REMEDY = "name a file in a folder that you may write"
 _log = logging.getLogger(__name__)
 
 
@@ -22,27 +23,38 @@ def cache_key(*parts: Json) -> str:
 
 
 class DiskCache:
-    """Texts by key, from any thread. Raises ValueError for a file that is no such cache.
+    """Texts by key, from any thread.
+
+    Raises ValueError, with the config key `key`, for a file that is no such cache, or that
+    cannot be made.
 
     A row that cannot be read counts as missing. A text that cannot be written, as on a full disk,
     is not kept: it counts in `unkept`, and the first one is logged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, key: str = "cache") -> None:
         self._path = Path(path)
         self._lock = threading.Lock()
         self.unkept = 0
         self._warned = False
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        named = f"{key}={str(path)!r}"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"cannot be written ({error.strerror})"
+            raise ValueError(f"{named}: {why}; {REMEDY}") from None
         try:
             self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
             with self._db:
                 self._db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, text)")
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in FULL:
                 self._warn(error)
                 return
-            raise ValueError(f"cache {path}: unreadable ({error}); delete it") from error
+            if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise ValueError(f"{named}: cannot be written ({error}); {REMEDY}") from None
+            raise ValueError(f"{named}: unreadable ({error}); delete it") from error
 
     def get(self, key: str) -> str | None:
         try:

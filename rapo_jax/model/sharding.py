@@ -83,12 +83,15 @@ def make_mesh(
     )
     shape = [data, fsdp, tensor]
     known = math.prod(n for n in shape if n != -1)
-    if shape.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+    if shape.count(-1) == 1 and known > 0:
+        if len(devices) % known:
+            raise ValueError(_indivisible(shape, len(devices)))
         shape[shape.index(-1)] = len(devices) // known
     if min(shape) < 1 or math.prod(shape) != len(devices):
         raise ValueError(
-            f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}: they must multiply to the "
-            f"{len(devices)} devices there are; set one of them to -1 to take what is left"
+            f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}: their product must be the "
+            f"number of devices, {len(devices)}; set one of them, and only one, to -1: it takes "
+            "what is left"
         )
     each = len(devices) // len({device.process_index for device in devices})
     if each % shape[2]:
@@ -97,6 +100,19 @@ def make_mesh(
             f"the {each} devices of each; use fewer ways of it and more of mesh.fsdp"
         )
     return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _indivisible(shape: Sequence[int], devices: int) -> str:
+    """Why a mesh whose one -1 has no value is refused, and what would fit these devices."""
+    wanted = {f"mesh.{axis}": n for axis, n in zip(MESH_AXES, shape, strict=True) if n > 1}
+    fitting, left = [], devices
+    for key, n in wanted.items():
+        fits = math.gcd(n, left)
+        fitting.append(f"--config.{key}={fits}")
+        left //= fits
+    named = ", ".join(f"{key}={n}" for key, n in wanted.items())
+    what = "it" if len(wanted) == 1 else "their product"
+    return f"{named}: {what} must divide the number of devices, {devices}; set {' '.join(fitting)}"
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class ChatJudge:
             key=key,
             connections=settings.concurrency,
         )
-        self._cache = DiskCache(cache)
+        self._cache = DiskCache(cache, key="evaluate.judge.cache")
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
         self.calls = 0

@@ -64,7 +64,8 @@ class HttpSearch:
         self._fits, self._line = fits, line
         self._rate = RateLimit(settings.per_second)
         self._deadline_s = settings.deadline_s
-        self._cache = DiskCache(settings.cache) if settings.cache else None
+        kept = settings.cache
+        self._cache = DiskCache(kept, key="tools.search.cache") if kept else None
         self._client = JsonClient(
             Limits(settings.deadline_s, ATTEMPTS, BACKOFF_S, MAX_ANSWER_BYTES),
             key=key,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +33,27 @@ def test_threads_and_a_second_opener_see_each_others_texts(tmp_path):
 
 def test_a_file_that_is_no_cache_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "cache").write_text("no database\n" * 100)
-    with pytest.raises(ValueError, match="cache .*unreadable .*; delete it"):
+    with pytest.raises(ValueError, match="^tools.search.cache='.*cache': unreadable .*; delete it"):
+        DiskCache(tmp_path / "cache", key="tools.search.cache")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_key_value_and_remedy(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    path = tmp_path / "data" / "search.sqlite"
+    with pytest.raises(ValueError) as caught:
+        DiskCache(path, key="tools.search.cache")
+    assert str(caught.value) == (
+        f"tools.search.cache='{path}': cannot be written (Permission denied); name a file in a "
+        "folder that you may write"
+    )
+
+
+def test_a_file_that_cannot_be_made_is_not_to_be_deleted(tmp_path):
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(ValueError, match="cannot be written .*; name a file in a folder that you"):
         DiskCache(tmp_path / "cache")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.slices import PROGRAMS, end
 from tests.launch.sweeps import PROGRAM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,8 +95,28 @@ def place(tmp_path):
     return place
 
 
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch):
+    """Sweeps run several jobs at a time here, whatever the machine has."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
 @pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     return [str(path)]
+
+
+@pytest.fixture
+def cloud(place):
+    """A simulated TPU slice of two workers."""
+    for name, text in (PROGRAMS | {"python3": place.python}).items():
+        place.add(name, text)
+    place.cloud = place.tmp_path / "cloud"
+    place.cloud.mkdir()
+    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3"}
+    place.environment |= {"NO_WAY_BACK": "", "SHUFFLED": ""}
+    yield place
+    for k in (0, 1):  # ends what a test leaves running
+        end(place, k, 0)

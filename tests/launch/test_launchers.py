@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rapo_jax.main import read_flags
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = ("tpu_pod", "tpu_worker", "gpu", "slurm", "docker")
 FLAGS = ("--config=configs/qwen7b.py", "--workdir=runs/x")
@@ -49,13 +51,37 @@ def test_the_callers_xla_flags_come_last_and_its_memory_fraction_is_kept(place):
 
 def test_a_slurm_job_starts_one_process_a_node_that_sees_all_gpus_of_its_node(place):
     step = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    flags = [*FLAGS, "--config.distributed.mode=auto"]
-    line = program_line(place, *flags)
+    line = program_line(place, "--config.distributed.mode=auto", *FLAGS)
     assert place.dry("slurm", "--", *FLAGS) == [*installs("cuda"), [*step, *line]]
     job = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "16"}
     line.insert(1 + len(GPU), "JAX_LOCAL_DEVICE_IDS=0,1,2,3")
     *_, last = place.dry("slurm", "--", *FLAGS, **job)
     assert last == [*step, "--cpus-per-task=16", *line]
+
+
+@pytest.mark.parametrize(
+    ("job", "cpus"),
+    [
+        ({"SLURM_CPUS_ON_NODE": "2"}, "2"),
+        ({"SLURM_CPUS_ON_NODE": "64", "SLURM_CPUS_PER_TASK": "4"}, "4"),
+        ({"SLURM_CPUS_ON_NODE": "64", "SLURM_CPUS_PER_TASK": "8"}, None),
+        ({"SLURM_CPUS_ON_NODE": "64"}, None),
+        ({}, None),
+    ],
+)
+def test_a_slurm_job_with_few_cpus_says_so_in_one_line(place, job, cpus):
+    done = place.run("slurm", "--dry-run", "--", *FLAGS, SLURM_JOB_ID="7", **job)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("slurm: ")]
+    assert len(lines) == (cpus is not None) and done.returncode == 0
+    assert all(f"has {cpus} CPUs" in line and "--cpus-per-task=32" in line for line in lines)
+
+
+def test_every_call_of_sbatch_that_is_shown_asks_for_cpus():
+    shown = [ROOT / "launch" / "slurm.sh", ROOT / "docs" / "launch.md"]
+    calls = [
+        line for path in shown for line in path.read_text().splitlines() if "sbatch --nodes" in line
+    ]
+    assert len(calls) == 3 and all("--cpus-per-task=32 --mem=0" in line for line in calls)
 
 
 def test_the_copy_that_sbatch_runs_finds_the_repository_in_the_submission_folder(place):
@@ -114,6 +140,8 @@ def test_a_tpu_run_makes_copies_installs_starts_waits_fetches_and_deletes_in_thi
     unpack = "mkdir -p rapo_jax && cd rapo_jax && rm -rf rapo_jax configs launch && "
     assert printed == [
         tpu("list", "--format=csv[no-heading](name.basename(),state,acceleratorType)"),
+        ["ssh-keygen", "-lf", f"{place.tmp_path}/.ssh/google_compute_engine"],
+        ["ssh-add", "-l"],
         tpu("create", "rapo", kind, "--version=v2-alpha-tpuv5-lite", "--spot"),
         ssh("all", "true"),
         ssh("all", state),
@@ -151,7 +179,7 @@ def test_a_tpu_run_makes_copies_installs_starts_waits_fetches_and_deletes_in_thi
 def test_each_kind_of_tpu_has_a_software_version(place, kind, version):
     slice_env = {"TPU_NAME": "rapo", "TPU_ZONE": "z", "TPU_TYPE": kind}
     create = next(
-        words for words in place.dry("tpu_pod", "--", *FLAGS, **slice_env) if words[4] == "create"
+        words for words in place.dry("tpu_pod", "--", *FLAGS, **slice_env) if "create" in words
     )
     assert f"--version={version}" in create and f"--accelerator-type={kind}" in create
 
@@ -165,8 +193,16 @@ def test_a_tpu_worker_installs_exports_runs_and_starts_a_new_session(place):
     assert setup[-1] == ["sudo", "exportfs", "-o", options, f"WORKER1:{root}/runs"]
     assert start[-1][:4] == ["setsid", "nohup", "bash", "-c"]
     assert start[-1][-6:] == [
-        ".venv/bin/python", "-m", "rapo_jax.main", *FLAGS, "--config.distributed.mode=auto",
+        ".venv/bin/python", "-m", "rapo_jax.main", "--config.distributed.mode=auto", *FLAGS,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [("slurm", "--"), ("tpu_worker", "start")])
+def test_a_mode_of_processes_that_the_caller_gives_wins(place, call):
+    script, before = call
+    *_, line = place.dry(script, before, *FLAGS, "--config.distributed.mode=off")
+    modes = [value for key, value in read_flags(line[line.index("rapo_jax.main") + 1 :]).flags]
+    assert modes == ["auto", "off"]  # the last one counts
 
 
 @pytest.mark.parametrize("script", ["gpu", "slurm", "docker"])

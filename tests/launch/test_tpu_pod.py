@@ -5,80 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
-FLAGS = ("--config=configs/qwen7b.py", "--workdir=runs/x")
-ODD = """--config.prompt.system=it's a "word" of $HOME & `two`; \\ done"""
-SLICE = ("--name=rapo", "--zone=us-west4-a", "--type=v5litepod-16")
+from tests.launch.slices import FLAGS, ODD, end, pod, wait_for
 
-# A slice is a folder with a home for each of two workers; ssh is a shell there, scp a copy.
-GCLOUD = """
-homes=$CLOUD/homes; shift 3; action=$1; shift
-for word in "$@"; do
-  case $word in --worker=*) worker=${word#*=} ;; --command=*) command=${word#*=} ;; esac
-done
-if [ "$worker" = all ]; then worker='0 1'; fi
-case $action in
-  list)
-    echo "other,READY,v4-8"
-    if [ -d "$homes" ]; then echo "rapo,${STATE:-READY},${KIND:-v5litepod-16}"; fi ;;
-  create) mkdir -p "$homes/0" "$homes/1" ;;
-  delete) rm -rf "$homes" ;;
-  ssh)
-    for k in $worker; do
-      (cd "$homes/$k" && HOME=$PWD WORKER=$k bash -c "$command") || status=1
-    done ;;
-  scp)
-    paths=(); for word in "$@"; do case $word in --*) ;; *) paths+=("$word") ;; esac; done
-    if [ -n "$NO_WAY_BACK" ] && [[ ${paths[0]} = rapo:* ]]; then exit 1; fi
-    for k in $worker; do
-      cp -rL "${paths[0]/#rapo:/$homes/$k/}" "${paths[1]/#rapo:/$homes/$k/}"
-    done ;;
-esac
-exit "${status:-0}"
-"""
-CURL = """#!/bin/bash
-case ${@: -1} in
-  */agent-worker-number) echo "$WORKER" ;;
-  *) echo "x:8470:10.0.0.0,x:8470:10.0.0.1" ;;
-esac
-"""
-SUDO = """
-case "$1 $2 $4" in
-  "mount -t 10.0.0.0:"*) rmdir runs && ln -s "$CLOUD/homes/0/${4#*/homes/1/}" runs ;;
-esac
-"""
 # A setsid that becomes its program after half a second.
 LATE = r"""#!/bin/bash
 { echo sleep .5; printf 'exec /usr/bin/setsid'; printf ' %q' "$@"; } >"$HOME/late"
 exec bash "$HOME/late"
 """
-MOUNTPOINT = '#!/bin/bash\n[ -L "$2" ]\n'
-
-
-@pytest.fixture
-def cloud(place):
-    for name, text in (
-        ("gcloud", GCLOUD), ("curl", CURL), ("sudo", SUDO), ("mountpoint", MOUNTPOINT),
-        ("python3", place.python),
-    ):  # fmt: skip
-        place.add(name, text)
-    place.cloud = place.tmp_path / "cloud"
-    place.cloud.mkdir()
-    place.environment |= {"CLOUD": str(place.cloud), "PYTHON": "python3", "NO_WAY_BACK": ""}
-    yield place
-    for k in (0, 1):  # ends what a test leaves running
-        end(place, k, 0)
-
-
-def end(place, worker, status):
-    (place.cloud / f"end-{worker}").write_text(str(status))
-
-
-def pod(*flags):
-    return ("tpu_pod", *SLICE, "--poll=0", *flags, "--", *FLAGS, ODD)
 
 
 def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_back(cloud):
@@ -89,7 +25,7 @@ def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_ba
     results = cloud.repository / "runs" / "x"
     for worker in (0, 1):
         flags = (results / f"flags-{worker}").read_text().splitlines()
-        assert flags == [*FLAGS, ODD, "--config.distributed.mode=auto"]
+        assert flags == ["--config.distributed.mode=auto", *FLAGS, ODD]
         assert (results / "launch" / f"worker-{worker}.exit").read_text() == "0\n"
         assert "a step" in (results / "launch" / f"worker-{worker}.log").read_text()
     assert (cloud.cloud / "homes" / "1" / "rapo_jax" / "runs").is_symlink()
@@ -140,11 +76,21 @@ def test_a_run_survives_its_launcher_and_the_same_command_waits_for_it_again(clo
     assert sum("rapo_jax.tgz" in call and " scp " in call for call in cloud.calls()) == 1
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_the_states_of_workers_are_printed_once_in_whichever_order_they_answer(cloud):
+    with open(cloud.tmp_path / "out", "w") as out:
+        run = subprocess.Popen(
+            cloud.line(*pod()), env=cloud.environment | {"SHUFFLED": "yes"}, cwd=cloud.repository,
+            stdout=out, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    wait_for(lambda: sum(" state " in call for call in cloud.calls()) > 8)
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    assert run.wait(60) == 0
+    lines = (cloud.tmp_path / "out").read_text().splitlines()
+    states = [line for line in lines if line.startswith("worker ") and "started" not in line]
+    blocks = list(zip(states[::2], states[1::2], strict=True))
+    assert all(zero.startswith("worker 0") for zero, one in blocks)
+    assert all(one != two for one, two in zip(blocks, blocks[1:], strict=False))
 
 
 def test_workers_that_wait_for_a_failed_one_are_ended(cloud):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,27 @@ def test_devices_of_one_process_are_neighbours_however_they_are_numbered():
     mesh = make_mesh(devices, data=2, fsdp=2, tensor=2)
     assert [device.process_index for device in mesh.devices.flat] == [0] * 4 + [1] * 4
     assert [device.id for device in mesh.devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "message"),
+    [
+        (1, (1, -1, 4), "mesh.tensor=4: it must divide the number of devices, 1; set "
+                        "--config.mesh.tensor=1"),
+        (6, (-1, 1, 4), "mesh.tensor=4: it must divide the number of devices, 6; set "
+                        "--config.mesh.tensor=2"),
+        (8, (-1, 3, 4), "mesh.fsdp=3, mesh.tensor=4: their product must divide the number of "
+                        "devices, 8; set --config.mesh.fsdp=1 --config.mesh.tensor=4"),
+        (8, (2, 1, 2), "mesh.data=2, mesh.fsdp=1, mesh.tensor=2: their product must be the number "
+                       "of devices, 8; set one of them, and only one, to -1: it takes what"),
+        (8, (-1, -1, 2), "mesh.data=-1, mesh.fsdp=-1, mesh.tensor=2: their product must be the "
+                         "number of devices, 8; set one of them, and only one, to -1"),
+    ],
+)  # fmt: skip
+def test_a_mesh_that_does_not_fit_the_devices_is_refused_with_a_remedy(count, shape, message):
+    devices = [Device(number, 0) for number in range(count)]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make_mesh(devices, **dict(zip(MESH_AXES, shape, strict=True)))
 
 
 def test_tensor_parallelism_across_processes_is_refused():

@@ -28,6 +28,12 @@ def test_a_slow_service_is_a_time_out_for_its_query_alone(serve):
     assert found[1].outcome == "ok"
 
 
+def test_a_cache_in_a_folder_that_cannot_be_made_is_refused_by_its_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="^tools.search.cache='.*/file/search.sqlite': cannot be"):
+        search("serper", "http://127.0.0.1:9", cache=str(tmp_path / "file" / "search.sqlite"))
+
+
 def test_a_busy_service_is_asked_again(serve):
     statuses = [429, 503]
 

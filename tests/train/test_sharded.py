@@ -220,8 +220,3 @@ def test_kv_heads_that_tensor_does_not_divide_are_whole_on_every_device(house):
 def test_more_ways_of_tensor_parallelism_than_heads_are_refused(house):
     with pytest.raises(ValueError, match="mesh.tensor=4: it must divide model.heads=2"):
         layout(make_mesh(tensor=4), house.model, house.params, name="training")
-
-
-def test_a_mesh_that_does_not_fit_the_devices_is_refused():
-    with pytest.raises(ValueError, match="mesh.fsdp=3, .* multiply to the 8 devices"):
-        make_mesh(fsdp=3)
