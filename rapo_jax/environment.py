@@ -27,15 +27,10 @@ from rapo_jax.tools.busy import BusyTime
 from rapo_jax.tools.calls import Called, RunningCalls
 from rapo_jax.tools.condensing import condense_searches
 from rapo_jax.tools.observation import Tool
+from rapo_jax.types import ActAnswer, ActRequest, Span, Texts, TraceRequest
 
 Query = Callable[[Sequence[str]], np.ndarray]
 """Key texts -> queries for the device: embeddings, or token ids of an encoder."""
-
-Texts = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""healthy_U, token_UX and length_U of a text for each slot; length 0 for none."""
-
-Acted = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""ready_U, a text for each slot, and query_U."""
 
 
 class Environment:
@@ -123,39 +118,23 @@ class Environment:
         times = dict(zip(("seconds", "waited"), self._time.take(), strict=True))
         return dict(counts) | times | {f"buffer/{name}": value for name, value in retrieved.items()}
 
-    def act(
-        self,
-        row_U: np.ndarray,
-        calls_U: np.ndarray,
-        waits_U: np.ndarray,
-        wants_U: np.ndarray,
-        idle_U: np.ndarray,
-        token_UX: np.ndarray,
-        length_U: np.ndarray,
-        *,
-        parent_U: np.ndarray,
-        shared_U: np.ndarray,
-        query_U: np.ndarray,
-    ) -> Acted:
-        """Starts the calls that the steps of `calls_U` closed; returns what is ready.
+    def act(self, request: ActRequest, *, query_U: np.ndarray) -> ActAnswer:
+        """Starts the calls that steps have closed; returns what is ready.
 
         A slow call delays its own row: the rows of `waits_U` are asked for again. If no slot of
         the shard can sample (`idle_U`), waits for one observation; if searches are condensed, for
-        all, which are read together then, and not before. The rows of `wants_U` that are ready get
-        a query, which the device turns into the key of S_<t; `query_U` is a blank result, filled in
+        all, which are read together then, and not before. `query_U` is a blank result, filled in
         place. A fork's history begins with that of its parent up to its first `shared_U` calls.
-
-        Returns:
-            ready_U, healthy_U (bool), token_UX [U, observation_tokens], length_U (int32), query_U.
         """
+        row_U, calls_U, shared_U = request.row_U, request.calls_U, request.shared_U
         texts = _no_texts(len(row_U), self._texts.observation_tokens)
-        asked_U = calls_U | waits_U
+        asked_U = calls_U | request.waits_U
         ready_U = np.zeros(len(row_U), bool)
         with self._errors_kept(asked_U, texts, ready_U):
             for u in np.flatnonzero(calls_U & (shared_U > 0)).tolist():
-                self._fork(int(row_U[u]), int(parent_U[u]), int(shared_U[u]))
-            self._start(row_U, calls_U, token_UX, length_U)
-            if idle := bool(idle_U.all()):
+                self._fork(int(row_U[u]), int(request.parent_U[u]), int(shared_U[u]))
+            self._start(row_U, calls_U, request.step)
+            if idle := bool(request.idle_U.all()):
                 self._wait(row_U[asked_U].tolist())
             asked = np.flatnonzero(asked_U & (idle or self._condense is None)).tolist()
             done = [u for u in asked if self._running.done(int(row_U[u]))]
@@ -167,16 +146,14 @@ class Environment:
                     self._record_call(row, step.kind, observation.outcome)
                 replies = [(step, observation.text) for step, observation in results]
                 self._give(texts, u, row, self._texts.reply(replies))
-            self._fill_queries(row_U, ready_U & wants_U, query_U)
-        return ready_U, *texts, query_U
+            self._fill_queries(row_U, ready_U & request.retrieves_U, query_U)
+        return ActAnswer(ready_U, texts, query_U)
 
-    def _start(
-        self, row_U: np.ndarray, calls_U: np.ndarray, token_UX: np.ndarray, length_U: np.ndarray
-    ) -> None:
+    def _start(self, row_U: np.ndarray, calls_U: np.ndarray, step: Span) -> None:
         """Appends the new steps to their rows' histories and hands their calls to the tools."""
         steps = []
         for u in np.flatnonzero(calls_U).tolist():
-            text = self.tokens.decode(token_UX[u, : length_U[u]])
+            text = self.tokens.decode(step.token_BX[u, : step.length_B[u]])
             row = int(row_U[u])
             self._begins[row].append(len(self._history[row]))
             self._history[row] += text
@@ -210,8 +187,10 @@ class Environment:
         with self._time.waiting():
             self._running.wait(rows, for_all=self._condense is not None)
 
-    def _fill_queries(self, row_U: np.ndarray, wants_U: np.ndarray, query_U: np.ndarray) -> None:
-        wanting = np.flatnonzero(wants_U)
+    def _fill_queries(
+        self, row_U: np.ndarray, retrieves_U: np.ndarray, query_U: np.ndarray
+    ) -> None:
+        wanting = np.flatnonzero(retrieves_U)
         if not wanting.size:
             return
         assert self._retriever is not None and self._query is not None
@@ -222,35 +201,29 @@ class Environment:
         questions = [self._questions[row].question for row in rows]
         query_U[wanting] = self._query(self._retriever.key_texts(questions, histories))
 
-    def search(
-        self,
-        row_U: np.ndarray,
-        wants_U: np.ndarray,
-        key_UE: np.ndarray,
-        pick_U: np.ndarray,
-        room_U: np.ndarray,
-    ) -> Texts:
-        """The nearest step trace of the rows that want one; `pick_U` >= 0 asks for a random one.
+    def search(self, request: TraceRequest) -> Texts:
+        """The step traces that rows ask for.
 
         A trace of more than `room_U` tokens is not retrieved, nor added to the row's history.
         """
+        row_U = request.row_U
         texts = _no_texts(len(row_U), self._texts.retrieved_tokens)
-        with self._errors_kept(wants_U, texts):
-            wanting = np.flatnonzero(wants_U)
+        with self._errors_kept(request.retrieves_U, texts):
+            wanting = np.flatnonzero(request.retrieves_U)
             if wanting.size:
                 assert self._retriever is not None
                 hits = self._retriever.nearest(
-                    key_UE[wanting],
+                    request.key_UE[wanting],
                     question_ids=[self._questions[int(row_U[u])].id for u in wanting],
                     exclude_same_question=self._exclude_same_question,
-                    pick_B=pick_U[wanting],
+                    pick_B=request.pick_U[wanting],
                 )
                 given = []
                 for u, hit in zip(wanting.tolist(), hits, strict=True):
                     if not hit.value:
                         continue
                     trace = self._texts.retrieved(hit.value)
-                    if len(trace.token_X) <= room_U[u]:
+                    if len(trace.token_X) <= request.room_U[u]:
                         self._give(texts, u, int(row_U[u]), trace)
                         given.append(hit)
                 self._retriever.count(given)
@@ -267,9 +240,8 @@ class Environment:
         except BaseException as error:  # of any kind: it must not reach the runtime
             with self._lock:
                 self.failure = self.failure or error
-            healthy_U, _, length_U = texts
-            length_U[:] = 0
-            healthy_U[:] = ~asked_U
+            texts.span.length_B[:] = 0
+            texts.healthy_U[:] = ~asked_U
             if ready_U is not None:
                 ready_U[:] = asked_U
 
@@ -283,12 +255,12 @@ class Environment:
 
     def _give(self, texts: Texts, u: int, row: int, written: Written) -> None:
         """Writes a text into slot u of `texts` and appends it to the row's history."""
-        _, token_UX, length_U = texts
         length = len(written.token_X)
-        token_UX[u, :length] = written.token_X
-        length_U[u] = length
+        texts.span.token_BX[u, :length] = written.token_X
+        texts.span.length_B[u] = length
         self._history[row] += written.text
 
 
 def _no_texts(slots: int, tokens: int) -> Texts:
-    return np.ones(slots, bool), np.zeros((slots, tokens), np.int32), np.zeros(slots, np.int32)
+    span = Span(np.zeros((slots, tokens), np.int32), np.zeros(slots, np.int32))
+    return Texts(np.ones(slots, bool), span)

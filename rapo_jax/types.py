@@ -60,6 +60,44 @@ class Span(flax.struct.PyTreeNode):
     length_B: Array
 
 
+class ActRequest(flax.struct.PyTreeNode):
+    """What a turn asks the host to act on, slots first."""
+
+    row_U: Array
+    calls_U: Array  # the slot has a step whose calls are to be started
+    waits_U: Array  # it waits for calls that were started in an earlier turn
+    retrieves_U: Array  # of these, the row is to retrieve when its observation is there
+    idle_U: Array  # equal in all slots: none can sample, so that the host may wait
+    step: Span  # the step that makes the calls
+    parent_U: Array  # row that a fork began from
+    shared_U: Array  # of whose calls a fork has this number
+
+
+class Texts(flax.struct.PyTreeNode):
+    """Texts from the host for the slots that have one; the others have no tokens."""
+
+    healthy_U: Array  # False where the host failed
+    span: Span
+
+
+class ActAnswer(flax.struct.PyTreeNode):
+    """What the host has for the slots of an `ActRequest`."""
+
+    ready_U: Array
+    observation: Texts
+    query_U: Array  # where ready and to retrieve: what `embed` turns into the key of S_<t
+
+
+class TraceRequest(flax.struct.PyTreeNode):
+    """The step traces that a turn asks for, slots first."""
+
+    row_U: Array
+    retrieves_U: Array
+    key_UE: Array
+    pick_U: Array  # in [0, 1): that random trace; -1: the nearest
+    room_U: Array  # a trace of more tokens is left out
+
+
 class Forks(flax.struct.PyTreeNode):
     """How rows began: a fork starts with a copy of the first tokens of another row of its group.
 

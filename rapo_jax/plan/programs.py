@@ -45,10 +45,15 @@ from rapo_jax.text.protocol import user_tool_names
 from rapo_jax.text.protocols import Protocol, find_protocol, rapo
 from rapo_jax.train.loop import policy_optimizer
 from rapo_jax.train.update import Updater, rapo_loss
-from rapo_jax.types import Array, Batch, Params, Span, TrainState, Trajectory
-
-Answer = tuple[Array, ...]
-"""What a host callback answers for all slots, see `HostCallbacks`."""
+from rapo_jax.types import (
+    ActAnswer,
+    Batch,
+    Params,
+    Span,
+    Texts,
+    TrainState,
+    Trajectory,
+)
 
 
 class Program(NamedTuple):
@@ -120,12 +125,12 @@ def lowered_rollout(
     query = jax.ShapeDtypeStruct((key_width,), jnp.float32)
 
     def of_shard(
-        params: Params, inputs: RolloutInputs, prompt: Span, acted: Answer, trace: Answer
+        params: Params, inputs: RolloutInputs, prompt: Span, acted: ActAnswer, trace: Texts
     ) -> tuple[Trajectory, Counts]:
         return rollout(
             rollout_parts,
-            lambda callback, *_: callback(),
-            HostCallbacks(lambda: acted, lambda: trace, query),
+            lambda callback, shapes, needed_U, request: callback(request),
+            HostCallbacks(lambda _: acted, lambda _: trace, query),
             r,
             params,
             inputs,
@@ -162,8 +167,8 @@ def lowered_rollout(
         placed(copies, layout(mesh, model, copies, name="sampling")),
         inputs,
         Span(_shape(here, r.questions, r.prompt_tokens), _shape(here, r.questions)),
-        (flag_U, flag_U, observation_UX, int_U, query_UE),
-        (flag_U, trace_UX, int_U),
+        ActAnswer(flag_U, Texts(flag_U, Span(observation_UX, int_U)), query_UE),
+        Texts(flag_U, Span(trace_UX, int_U)),
     )
 
 

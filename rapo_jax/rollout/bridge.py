@@ -47,7 +47,7 @@ def host_call(
     callback: Callable[..., Answer],
     shapes: Answer,
     needed_U: jax.Array,
-    *slot_arrays: jax.Array,
+    request: object,
 ) -> Answer:
     """Calls `callback` on this shard's host, from inside `on_row_shards`; zeros if not needed.
 
@@ -55,29 +55,29 @@ def host_call(
       callback: numpy in, numpy out; never raises, for that would break the runtime.
       shapes: pytree of `ShapeDtypeStruct` of the answer, slots first.
       needed_U: slots that need an answer; the host is called if there is one.
-      slot_arrays: arrays with slots first.
+      request: pytree of arrays, slots first.
     """
     # A TPU takes back no answers of different ranks: vectors are sent as one column.
     tables = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0], *(x.shape[1:] or (1,))), x.dtype), shapes
     )
 
-    def on_host(*arrays: jax.Array) -> Answer:
+    def on_host(request: object) -> Answer:
         """jax hands the host its own arrays; indexing those would run programs in the callback."""
-        answer = callback(*map(np.asarray, arrays))
+        answer = callback(jax.tree.map(np.asarray, request))
         return jax.tree.map(lambda x, table: np.reshape(x, table.shape), answer, tables)
 
-    def call(*arrays: jax.Array) -> Answer:
-        answer = io_callback(on_host, tables, *arrays, ordered=False)
+    def call(request: object) -> Answer:
+        answer = io_callback(on_host, tables, request, ordered=False)
         return jax.tree.map(lambda x, shape: x.reshape(shape.shape), answer, shapes)
 
-    def zeros(*_: jax.Array) -> Answer:
+    def zeros(_: object) -> Answer:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def call_once(*arrays: jax.Array) -> Answer:
+    def call_once(request: object) -> Answer:
         """Slots replicated over the tensor axis are sent once, and their answer shared by a sum."""
         first = jax.lax.axis_index("tensor") == 0
-        answer = jax.lax.cond(first, call, zeros, *arrays)
+        answer = jax.lax.cond(first, call, zeros, request)
         # a sum of booleans is an integer
         return jax.tree.map(lambda x: jax.lax.psum(x, "tensor").astype(x.dtype), answer)
 
@@ -91,4 +91,4 @@ def host_call(
         )(call_once)
     else:
         call_shard = call
-    return jax.lax.cond(needed_U.any(), call_shard, zeros, *slot_arrays)
+    return jax.lax.cond(needed_U.any(), call_shard, zeros, request)

@@ -35,11 +35,20 @@ from rapo_jax.rollout.thinking import (
     step_of,
     think,
 )
-from rapo_jax.types import Array, Params, Span, Trajectory
+from rapo_jax.types import (
+    ActAnswer,
+    ActRequest,
+    Array,
+    Params,
+    Span,
+    Texts,
+    TraceRequest,
+    Trajectory,
+)
 
 Answer = TypeVar("Answer")
 CallHost = Callable[..., Answer]
-"""(callback, shapes of its answer, needed_U, *slot arrays) -> answer.
+"""(callback, shapes of its answer, needed_U, request) -> answer; pytrees with slots first.
 
 Where no slot needs it, the callback is not called and the answer is zeros. The bridge, or
 `call_directly`.
@@ -49,20 +58,14 @@ Where no slot needs it, the callback is not called and the answer is zeros. The 
 class HostCallbacks(NamedTuple):
     """The host functions of a turn.
 
-    Every callback takes numpy arrays with slots first, the row numbers being the first array, and
-    answers for every slot; slots that are not asked for get an empty answer. Callbacks never raise.
+    Both take numpy arrays with slots first, and answer for every slot. They never raise.
     """
 
-    act: Callable[..., tuple[np.ndarray, ...]]
-    """(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, parent_U, shared_U) ->
-    (ready_U, healthy_U, token_UX, length_U, query_U): starts the calls of the steps calls_U, and
-    brings the observations that are ready of these and of waits_U; it waits for one where idle_U. A
-    row of wants_U also gets the query, which `embed` turns into the key of S_<t. The first
-    shared_U calls of a fork are those of row parent_U."""
-    search: Callable[..., tuple[np.ndarray, ...]]
-    """(row_U, wants_U, key_UE, pick_U, room_U) -> (healthy_U, token_UX, length_U) trace; pick_U in
-    [0, 1) asks for that random trace, -1 for the nearest; one of more than room_U tokens is left
-    out."""
+    act: Callable[[ActRequest], ActAnswer]
+    """Starts calls; brings the observations that are ready, and the queries of rows that retrieve.
+    Waits for an observation only where no slot can sample."""
+    search: Callable[[TraceRequest], Texts]
+    """The step traces."""
     query_shape: jax.ShapeDtypeStruct
     """Shape and dtype of one row's query."""
 
@@ -74,10 +77,11 @@ class Parts(NamedTuple):
     """(params, prompts, *, group_size, tree_rows) -> slots: no row has begun."""
     think: Callable[..., Slots]
     """(params, inputs, slots) -> slots."""
-    ask: Callable[..., tuple[Array, ...]]
-    """(inputs, slots) -> (*the arguments of `act` in their order, pick_U)."""
+    ask: Callable[..., tuple[ActRequest, Array]]
+    """(inputs, slots) -> (request, pick_U): the rows that retrieve, and what, are drawn here."""
     embed: Callable[..., Array]
-    """(query_U, wants_U) -> key_UE: the query, an embedding or an encoder's tokens, as a key."""
+    """(query_U, retrieves_U) -> key_UE: the query, an embedding or an encoder's tokens, as a
+    key."""
     read: Callable[..., Slots]
     """(params, inputs, slots, answers) -> slots."""
     close: Callable[..., Trajectory]
@@ -97,18 +101,26 @@ def parts(
     `embed` turns the host's queries into keys.
     """
 
-    def ask(inputs: RolloutInputs, slots: Slots) -> tuple[Array, ...]:
-        step, (wants_U, pick_U) = step_of(settings, slots), draw(inputs, slots)
+    def ask(inputs: RolloutInputs, slots: Slots) -> tuple[ActRequest, Array]:
+        drawn_U, pick_U = draw(inputs, slots)
         calls_U, waits_U = slots.has(Phase.CALLING), slots.has(Phase.WAITING)
-        idle_U = jnp.broadcast_to(~slots.has(Phase.THINKING).any(), calls_U.shape)
         row_U = inputs.row_B[slots.row_U]
         parent_U, shared_U = row_U, jnp.zeros_like(row_U)
         if slots.trees is not None:
             forks = slots.trees.forks
             parent_U = inputs.row_B[forks.parent_B[slots.row_U]]
             shared_U = forks.calls_B[slots.row_U]
-        asked = (row_U, calls_U, waits_U, wants_U, idle_U, step.token_BX, step.length_B)
-        return *asked, parent_U, shared_U, pick_U
+        request = ActRequest(
+            row_U=row_U,
+            calls_U=calls_U,
+            waits_U=waits_U,
+            retrieves_U=drawn_U & (calls_U | waits_U),
+            idle_U=jnp.broadcast_to(~slots.has(Phase.THINKING).any(), calls_U.shape),
+            step=step_of(settings, slots),
+            parent_U=parent_U,
+            shared_U=shared_U,
+        )
+        return request, pick_U
 
     def open_shard(params: Params, prompt_QX: Span, *, group_size: int, tree_rows: int) -> Slots:
         how = {"slots": slots, "group_size": group_size}
@@ -132,17 +144,17 @@ def parts(
     )
 
 
-def embed_wanted(embed: Callable[[Array], Array], query_U: Array, wants_U: Array) -> Array:
-    """The keys [U, E] of the slots that want one, one after another; zeros for the others."""
-    order_U = jnp.argsort(~wants_U)
+def embed_wanted(embed: Callable[[Array], Array], query_U: Array, retrieves_U: Array) -> Array:
+    """The keys [U, E] of the slots that retrieve, one after another; zeros for the others."""
+    order_U = jnp.argsort(~retrieves_U)
     shape = jax.eval_shape(embed, query_U[:1])
 
     def one(index: Array, key_UE: Array) -> Array:
         u = order_U[index]
         return key_UE.at[u].set(embed(jax.lax.dynamic_slice_in_dim(query_U, u, 1))[0])
 
-    keys = jnp.zeros((len(wants_U), *shape.shape[1:]), shape.dtype)
-    return jax.lax.fori_loop(0, wants_U.sum(), one, keys)
+    keys = jnp.zeros((len(retrieves_U), *shape.shape[1:]), shape.dtype)
+    return jax.lax.fori_loop(0, retrieves_U.sum(), one, keys)
 
 
 def agent_turn(
@@ -161,39 +173,40 @@ def agent_turn(
     `retrieves`: static; False where no row may retrieve (`n_hybrid` = 0). Such a program contains
     no retrieval.
     """
-    U = len(slots.row_U)
-
-    def text_shapes(tokens: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        shapes = (((U,), jnp.bool_), ((U, tokens), jnp.int32), ((U,), jnp.int32))
-        return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
-
     slots = parts.think(params, inputs, slots)
-    row_U, calls_U, waits_U, wants_U, *rest, pick_U = parts.ask(inputs, slots)
-    asks_U = calls_U | waits_U
-    wants_U = wants_U & asks_U & retrieves
-    ready = jax.ShapeDtypeStruct((U,), jnp.bool_)
-    query = jax.ShapeDtypeStruct((U, *callbacks.query_shape.shape), callbacks.query_shape.dtype)
-    shapes = (ready, *text_shapes(settings.observation_tokens), query)
-    ready_U, healthy_U, token_UX, length_U, query_U = call_host(
-        callbacks.act, shapes, asks_U, row_U, calls_U, waits_U, wants_U, *rest
-    )
-    observation = Span(token_UX, length_U)
+    request, pick_U = parts.ask(inputs, slots)
+    request = request.replace(retrieves_U=request.retrieves_U & retrieves)
+    U = len(request.row_U)
+    shapes = act_shapes(U, settings.observation_tokens, callbacks.query_shape)
+    acted = call_host(callbacks.act, shapes, request.calls_U | request.waits_U, request)
+    healthy_U, observation = acted.observation.healthy_U, acted.observation.span
     trace = Span(jnp.zeros((U, 0), jnp.int32), jnp.zeros((U,), jnp.int32))
     if retrieves:
-        # a row without an observation ends, and needs no trace
-        wants_U = wants_U & ready_U & healthy_U & (observation.length_B > 0)
         room_U = settings.max_tokens - slots.length_U - observation.length_B
-        wants_U = wants_U & (room_U > 0)
-        key_UE = parts.embed(query_U, wants_U)
-        healthy_too_U, token_UX, length_U = call_host(
-            callbacks.search,
-            text_shapes(settings.retrieved_tokens),
-            wants_U,
-            *(row_U, wants_U, key_UE, pick_U, room_U),
-        )
-        healthy_U = healthy_U & (healthy_too_U | ~wants_U)
-        trace = Span(token_UX, length_U)
-    return parts.read(params, inputs, slots, Answers(ready_U, healthy_U, observation, trace))
+        # a row without an observation ends, and needs no trace
+        retrieves_U = request.retrieves_U & acted.ready_U & healthy_U & (observation.length_B > 0)
+        retrieves_U = retrieves_U & (room_U > 0)
+        key_UE = parts.embed(acted.query_U, retrieves_U)
+        wanted = TraceRequest(request.row_U, retrieves_U, key_UE, pick_U, room_U)
+        trace_shapes = text_shapes(U, settings.retrieved_tokens)
+        found = call_host(callbacks.search, trace_shapes, retrieves_U, wanted)
+        healthy_U = healthy_U & (found.healthy_U | ~retrieves_U)
+        trace = found.span
+    return parts.read(params, inputs, slots, Answers(acted.ready_U, healthy_U, observation, trace))
+
+
+def text_shapes(slots: int, tokens: int) -> Texts:
+    """Shapes of texts of at most `tokens` tokens."""
+    shaped = jax.ShapeDtypeStruct
+    span = Span(shaped((slots, tokens), jnp.int32), shaped((slots,), jnp.int32))
+    return Texts(shaped((slots,), jnp.bool_), span)
+
+
+def act_shapes(slots: int, tokens: int, query: jax.ShapeDtypeStruct) -> ActAnswer:
+    """Shapes of an answer with observations of at most `tokens` tokens, and one query's shape."""
+    texts = text_shapes(slots, tokens)
+    query_U = jax.ShapeDtypeStruct((slots, *query.shape), query.dtype)
+    return ActAnswer(texts.healthy_U, texts, query_U)
 
 
 Turn = Callable[[Slots], Slots]
@@ -212,11 +225,11 @@ def loop_unfinished(turn: Turn, slots: Slots) -> Slots:
 
 
 def call_directly(
-    callback: Callable[..., Answer], shapes: Answer, needed_U: Array, *slot_arrays: Array
+    callback: Callable[..., Answer], shapes: Answer, needed_U: Array, request: object
 ) -> Answer:
     """Calls a host callback from Python, outside any program."""
     if np.asarray(needed_U).any():
-        answer = callback(*map(np.asarray, slot_arrays))
+        answer = callback(jax.tree.map(np.asarray, request))
     else:
         answer = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     return jax.tree.map(jnp.asarray, answer)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rapo_jax.config import RolloutSettings
-from rapo_jax.environment import Acted, Environment, Texts
+from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import on_mesh
 from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, host_call, on_row_shards
 from rapo_jax.rollout.loop import (
@@ -27,7 +27,15 @@ from rapo_jax.rollout.slots import Counts, RolloutInputs, Slots
 from rapo_jax.rollout.thinking import Boundary
 from rapo_jax.text.boundary import boundary_automaton
 from rapo_jax.text.protocols import Protocol
-from rapo_jax.types import Params, Span, Trajectory
+from rapo_jax.types import (
+    ActAnswer,
+    ActRequest,
+    Params,
+    Span,
+    Texts,
+    TraceRequest,
+    Trajectory,
+)
 
 Rolled = tuple[Trajectory, Counts]
 Result = TypeVar("Result")
@@ -55,15 +63,13 @@ def host_callbacks(environment: Environment, query_shape: jax.ShapeDtypeStruct) 
     def local(row_U: np.ndarray) -> np.ndarray:
         return row_U - environment.first_row - process * len(environment.calls)
 
-    def act(row_U: np.ndarray, *arrays: np.ndarray) -> Acted:
-        *step, parent_U, shared_U = arrays
-        query_U = np.zeros((len(row_U), *query_shape.shape), query_shape.dtype)
-        return environment.act(
-            *(local(row_U), *step), parent_U=local(parent_U), shared_U=shared_U, query_U=query_U
-        )
+    def act(request: ActRequest) -> ActAnswer:
+        here = request.replace(row_U=local(request.row_U), parent_U=local(request.parent_U))
+        blank = np.zeros((len(here.row_U), *query_shape.shape), query_shape.dtype)
+        return environment.act(here, query_U=blank)
 
-    def search(row_U: np.ndarray, *arrays: np.ndarray) -> Texts:
-        return environment.search(local(row_U), *arrays)
+    def search(request: TraceRequest) -> Texts:
+        return environment.search(request.replace(row_U=local(request.row_U)))
 
     return HostCallbacks(act, search, query_shape)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.environment import Environment
+from rapo_jax.types import ActRequest, Span, TraceRequest
 from tests.environment.stand_ins import ROOM, STEP, TRACE_ROOM, Acted, Gate
 
 
@@ -78,16 +79,22 @@ def act_once(house):
             for given, default in ((calls, True), (waits, False), (wants, False))
         )
         width = house.retriever.buffer.key_ME.shape[1]
-        ready_U, healthy_U, token_UX, length_U, query_UE = environment.act(
-            *(row_U, calls_U, waits_U, wants_U, np.full(U, idle), token_UX, length_U),
+        request = ActRequest(
+            row_U=row_U,
+            calls_U=calls_U,
+            waits_U=waits_U,
+            retrieves_U=wants_U,
+            idle_U=np.full(U, idle),
+            step=Span(token_UX, length_U),
             parent_U=row_U if parents is None else np.array(parents),
             shared_U=np.zeros(U, int) if shared is None else np.array(shared),
-            query_U=np.zeros((U, width), np.float32),
         )
-        assert token_UX.dtype == length_U.dtype == np.int32
-        assert ready_U.dtype == healthy_U.dtype == bool
-        texts = texts_of(house, token_UX, length_U)
-        return Acted(ready_U.tolist(), healthy_U.tolist(), texts, query_UE)
+        answer = environment.act(request, query_U=np.zeros((U, width), np.float32))
+        healthy_U, span = answer.observation.healthy_U, answer.observation.span
+        assert span.token_BX.dtype == span.length_B.dtype == np.int32
+        assert answer.ready_U.dtype == healthy_U.dtype == bool
+        texts = texts_of(house, span.token_BX, span.length_B)
+        return Acted(answer.ready_U.tolist(), healthy_U.tolist(), texts, answer.query_U)
 
     return ask
 
@@ -128,7 +135,7 @@ def search(house):
         key_BE = np.zeros((len(rows), house.retriever.buffer.key_ME.shape[1]), np.float32)
         environment._fill_queries(row_B, wants_B, key_BE)
         pick_B, room_B = np.full(len(rows), pick), np.full(len(rows), room)
-        healthy_B, token_BX, length_B = environment.search(row_B, wants_B, key_BE, pick_B, room_B)
-        return texts_of(house, token_BX, length_B), healthy_B.tolist()
+        found = environment.search(TraceRequest(row_B, wants_B, key_BE, pick_B, room_B))
+        return texts_of(house, found.span.token_BX, found.span.length_B), found.healthy_U.tolist()
 
     return ask

@@ -24,7 +24,8 @@ class Doubling:
         self.kinds: set[type] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, row_B, value_B):
+    def __call__(self, request):
+        row_B, value_B = request
         with self._lock:
             self.asked.append(row_B.tolist())
             self.kinds |= {type(row_B), type(value_B)}
@@ -41,7 +42,7 @@ def program(mesh, callback):
 
     def shard(row_B, needed_B):
         call = partial(host_call, mesh, callback, doubled(len(row_B)), needed_B)
-        doubled_B2, even_B = call(row_B, 100 + row_B)
+        doubled_B2, even_B = call((row_B, 100 + row_B))
         return doubled_B2 + 1, ~even_B
 
     return on_row_shards(mesh, shard, (ROWS, ROWS))
@@ -101,14 +102,14 @@ def test_a_host_is_called_only_if_one_of_its_rows_needs_it(tensor):
 def test_a_program_asks_again_every_time_it_runs_and_is_compiled_once():
     mesh, callback, traced = make_mesh(jax.devices()[:2]), Doubling(), []
 
-    def first(row_B, value_B):
-        return callback(row_B, value_B)[0]
+    def first(request):
+        return callback(request)[0]
 
     def shard(row_B):
         traced.append(True)
         needed_B = jnp.ones(len(row_B), bool)
         call = partial(host_call, mesh, first, doubled(len(row_B))[0], needed_B)
-        return call(row_B, call(row_B, row_B)[:, 0])[:, 0]
+        return call((row_B, call((row_B, row_B))[:, 0]))[:, 0]
 
     compiled = jax.jit(on_row_shards(mesh, shard, (ROWS,)))
     for _ in range(2):
@@ -126,7 +127,8 @@ def test_shards_do_not_wait_for_those_that_take_more_turns_or_a_slow_host(tensor
     turns_B = np.array([1, 4, 9], np.int32)
     waited = []
 
-    def callback(row_B, turn_B):
+    def callback(request):
+        row_B, turn_B = request
         if row_B[0] == 0:
             waited.append(last_is_done.wait(timeout=60))
         if row_B[0] == 2 and turn_B[0] == 9:
@@ -137,7 +139,8 @@ def test_shards_do_not_wait_for_those_that_take_more_turns_or_a_slow_host(tensor
         def turn(carry):
             turn_B, sum_B = carry
             shape = jax.ShapeDtypeStruct(row_B.shape, np.int32)
-            answer_B = host_call(mesh, callback, shape, turn_B < turns_B, row_B, turn_B + step)
+            request = row_B, turn_B + step
+            answer_B = host_call(mesh, callback, shape, turn_B < turns_B, request)
             return turn_B + step, sum_B + answer_B
 
         zero_B = jnp.zeros_like(row_B)

@@ -17,7 +17,7 @@ from rapo_jax.rollout.slots import (
     RolloutInputs,
 )
 from rapo_jax.sampling.programs import compiled
-from rapo_jax.types import Source, Status
+from rapo_jax.types import ActAnswer, Source, Status, Texts
 
 SCRIPT = ("A C </search>", "E F </python>", "G H </answer>", "B D </python>", "I J </search>")
 """Observations end in E, traces in G or I: the policy continues from there."""
@@ -77,7 +77,9 @@ def perform(stage, tape_text):
     ):
         acts, searches, asked = [], [], Counter()
 
-        def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, *_):
+        def act(request):
+            row_U, calls_U, waits_U = request.row_U, request.calls_U, request.waits_U
+            wants_U, idle_U = request.retrieves_U, request.idle_U
             asked.update(row_U[calls_U | waits_U].tolist())
             late_U = np.array([asked[row] < (delays or {}).get(row, 1) for row in row_U.tolist()])
             ready_U = (calls_U | waits_U) & ~late_U
@@ -87,15 +89,17 @@ def perform(stage, tape_text):
             texts = [says if ready and healthy else "" for ready in ready_U]
             span = stage.span(*texts, width=stage.settings.observation_tokens)
             healthy_U = ~ready_U | healthy
-            return ready_U, healthy_U, span.token_BX, span.length_B, queries(row_U)
+            return ActAnswer(ready_U, Texts(healthy_U, span), queries(row_U))
 
-        def search(row_U, wants_U, key_UE, pick_U, room_U):
+        def search(request):
+            row_U, wants_U, room_U = request.row_U, request.retrieves_U, request.room_U
+            key_UE = request.key_UE
             np.testing.assert_array_equal(key_UE, 10 * queries(row_U) * wants_U[:, None])
             searches.append(Search(row_U[wants_U].tolist(), room_U[wants_U].tolist()))
             fits_U = wants_U & (len(trace.split()) <= room_U)
             texts = [trace if fits else "" for fits in fits_U]
             span = stage.span(*texts, width=stage.settings.retrieved_tokens)
-            return np.ones(len(row_U), bool), span.token_BX, span.length_B
+            return Texts(np.ones(len(row_U), bool), span)
 
         inputs = RolloutInputs(
             key=jax.random.key(0),
@@ -216,11 +220,12 @@ def test_a_step_without_an_action_gets_a_reply_where_the_protocol_says_so(stage,
     params = stage.policy(first, "E F G </answer>" if width > 2 else "E F end", "B D </python>")
     asked = []
 
-    def act(row_U, calls_U, waits_U, wants_U, idle_U, token_UX, length_U, *_):
+    def act(request):
+        row_U, calls_U, step = request.row_U, request.calls_U, request.step
         for u in np.flatnonzero(calls_U):
-            asked.append((int(row_U[u]), stage.names(token_UX[u, : length_U[u]])))
+            asked.append((int(row_U[u]), stage.names(step.token_BX[u, : step.length_B[u]])))
         span = stage.span(*("E" if call else "" for call in calls_U), width=4)
-        return calls_U, np.ones(2, bool), span.token_BX, span.length_B, queries(row_U)
+        return ActAnswer(calls_U, Texts(np.ones(2, bool), span), queries(row_U))
 
     def play(asks):
         ends = stage.boundary._replace(asks_at_eos=asks)
