@@ -72,6 +72,7 @@ def branch(trunk, tmp_path, small_settings) -> Callable[..., Run]:
     def make(changes: Mapping[str, Any] | None = None, *, name: str = "run") -> Run:
         workdir = tmp_path / name
         workdir.mkdir(exist_ok=True)
+        trunk.environment.take_counts()  # what another test left
         user_tools = json.loads(json.dumps(dataclasses.asdict(trunk.settings)))
         config = {key: value for key, value in flat(user_tools) if key not in (changes or {})}
         run = dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -154,6 +155,34 @@ def host_metrics(
         "buffer/similarity": count("buffer/similarity_sum") / max(count("buffer/hits"), 1),
         "buffer/same_question": count("buffer/same_question") / queries,
         **{name: float(x) for name, x in counts.items() if name.startswith(ORIGIN)},
+    }
+
+
+class Laps:
+    """Wall seconds of the phases of a step, each added up: a phase begins where another ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._began
+        self._began = now
+
+
+def time_metrics(
+    seconds: Mapping[str, float], counts: Mapping[str, float], *, scoring_seconds: float
+) -> dict[str, float]:
+    """Seconds of a step by phase: those of the rollout without the host's work, and this apart."""
+    waited = counts.get("waited", 0.0)
+    host = counts.get("seconds", 0.0) - waited + scoring_seconds
+    return {
+        "time/reshard": seconds["reshard"],
+        "time/rollout": seconds["rollout"] - host,
+        "time/waiting": waited,
+        "time/host": host,
+        "time/update": seconds["update"],
     }
 
 

@@ -123,7 +123,7 @@ def anchors(
 
 METHODS = {
     "rapo": Method(calibrated, rapo_loss),
-    "grpo": Method(calibrated, rapo_loss),
+    "grpo": Method(calibrated, rapo_loss),  # nothing is retrieved: no reward for it, F_ret = 0
     "dapo": Method(calibrated, rapo_loss),
     "gppo": Method(calibrated, rapo_loss),
     "gigpo": Method(of_steps, rapo_loss),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -37,7 +36,14 @@ from rapo_jax.train.groups import (
 )
 from rapo_jax.train.imitation import imitation_folder, train_imitation_first
 from rapo_jax.train.loop import PolicyTraining, policy_optimizer
-from rapo_jax.train.measures import host_metrics, rollout_metrics, schedule_metrics, shared_counts
+from rapo_jax.train.measures import (
+    Laps,
+    host_metrics,
+    rollout_metrics,
+    schedule_metrics,
+    shared_counts,
+    time_metrics,
+)
 from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import updates_made
@@ -130,13 +136,13 @@ def rl_step(
 
     The function returned with it waits for it and returns the step's metrics.
     """
-    s, started = run.settings, time.perf_counter()
+    s, laps = run.settings, Laps()
     rollout_key, order_key = jax.random.split(jax.random.fold_in(stage_key(s, StageKey.RL), step))
     probability = probability_at(s, step) if s.n_hybrid else 0.0
     jax.block_until_ready(state.params)  # the updates of the last step
-    ready = time.perf_counter()
+    laps.end("update")
     weights = jax.block_until_ready(run.sampler.load(state.params))
-    loaded = time.perf_counter()
+    laps.end("reshard")
     sample = partial(
         sample_batch,
         run,
@@ -150,7 +156,7 @@ def rl_step(
     groups = completed(sample(), sample, s, step=step, stream=parts.stream, replay=parts.replay)
     del weights, sample  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
-    scored = time.perf_counter()
+    laps.end("rollout")
     reward_B = shaped_reward(s, groups)
     calibration, diagnostics = jax.device_get(
         parts.calibrate(groups.trajectory, reward_B, groups.off_policy_B)
@@ -161,11 +167,9 @@ def rl_step(
     state, records = train_on_rollouts(
         parts.updater, s, state, batch, length_B, order_key, parts.reference
     )
-    dispatched = time.perf_counter()
+    laps.end("update")
     if s.log.trajectories and step % s.log.trajectory_every == 0:
         write_trajectories(run, step, groups, calibration, advantage)
-    waited = counts.get("waited", 0.0)
-    host_seconds = counts.get("seconds", 0.0) - waited
     known = {
         **group_metrics(s, groups, calibration),
         **{name: float(x) for name, x in diagnostics.items()},
@@ -174,11 +178,7 @@ def rl_step(
         "loss/learning_rate": rate,
         "rollout/retrieval_probability": probability,
         **removal,
-        "time/reshard": loaded - ready,
-        "time/rollout": scored - loaded - host_seconds - groups.scoring_seconds,
-        "time/waiting": waited,
-        "time/host": host_seconds + groups.scoring_seconds,
-        "time/update": dispatched - scored + ready - started,
+        **time_metrics(laps.seconds, counts, scoring_seconds=groups.scoring_seconds),
     }
 
     def metrics() -> dict[str, float]:
