@@ -38,10 +38,10 @@ STARTS = {
 }
 """The demonstrator of the cold start at words that it does not know; "" is that of the config."""
 PLACES = [
-    Place(method, teacher, start)
+    Place(name, teacher, start)
     for start in STARTS
     for teacher in ("", *list(TEACHERS)[::2])
-    for method in ((RAPO, REMOVED, "LUFFY", "SFT", "SFT, then GRPO") if teacher else (GRPO,))
+    for name in ((RAPO, REMOVED, "LUFFY", "SFT", "SFT, then GRPO") if teacher else (GRPO,))
 ]
 ABLATIONS = {
     "w/o RPO": "rl.m=0,rl.a=0",

@@ -30,6 +30,15 @@ class Question:
     source: str
 
 
+def unscripted(*_: object, **__: object) -> NoReturn:
+    """Raises ValueError: placeholder for the scripted functions of a task that has none."""
+    raise ValueError(
+        "task.name: this task has no scripted agent, so there is no cold start from "
+        "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "
+        "the buffer from buffer.files (buffer.agent='none') or with buffer.agent='checkpoint'"
+    )
+
+
 def check_ids(questions: Sequence[Question], where: str) -> None:
     """Raises ValueError, beginning with `where`, unless each id is a text and names one question.
 
@@ -49,15 +58,6 @@ def check_ids(questions: Sequence[Question], where: str) -> None:
 def question_of(values: Mapping[str, Any]) -> Question:
     """The question of `dataclasses.asdict`, also where its answers went through JSON as a list."""
     return Question(**{**values, "answers": tuple(values["answers"])})
-
-
-def unscripted(*_: object, **__: object) -> NoReturn:
-    """Raises ValueError: placeholder for the scripted functions of a task that has none."""
-    raise ValueError(
-        "task.name: this task has no scripted agent, so there is no cold start from "
-        "demonstrations and no gate; start from model.folder and leave 'sft' out of stages; fill "
-        "the buffer from buffer.files (buffer.agent='none') or with buffer.agent='checkpoint'"
-    )
 
 
 class Task(NamedTuple):
