@@ -188,7 +188,7 @@ class Bench:
                 temperature=1.0,
             )
             spent = time.perf_counter() - started
-            host_s = host.environment.take_counts().get("seconds", 0.0)
+            host_s = host.environment.take_counts()["seconds"]
             return int((tape.source_BT == Source.POLICY).sum()), host_s / spent
 
         timed = interleaved({"rollout": sample}, repeats=z.repeats)["rollout"]

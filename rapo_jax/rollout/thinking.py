@@ -175,12 +175,12 @@ def step_of(settings: RolloutSettings, slots: Slots) -> Span:
 def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
     """Draws for each slot's step boundary t > 0 whether to retrieve (Algorithm 1).
 
-    Returns wants_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
+    Returns retrieves_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
     """
     key = jax.random.fold_in(inputs.key, Draws.RETRIEVALS)
     key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
     key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
     coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
-    wants_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
-    wants_U &= slots.calls_U <= inputs.last_retrieval
-    return wants_U, jnp.where(noisy_U < inputs.noise, pick_U, -1.0)
+    retrieves_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
+    retrieves_U &= slots.calls_U <= inputs.last_retrieval
+    return retrieves_U, jnp.where(noisy_U < inputs.noise, pick_U, -1.0)

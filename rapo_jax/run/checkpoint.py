@@ -60,21 +60,13 @@ def check_lora(lora: LoraSettings, metadata: Metadata, folder: Path) -> None:
             )
 
 
-def check_room(folder: Path, free: float, size: float, *, keep: int, held: int) -> None:
-    """Refuses `free` bytes for checkpoints of `size` bytes, of which `held` are written already.
+def more_checkpoints(keep: int | None, *, held: int, writes: int) -> int:
+    """How many more checkpoints a folder will hold at a time than the `held` ones.
 
-    While one is written there are `keep` others.
-
-    Raises:
-        ValueError: says how much is missing.
+    Of `writes` further ones, all are kept (None) or the newest `keep`, beside the one that is being
+    written.
     """
-    missing = max(keep + 1 - held, 1)
-    if free < missing * size:
-        raise ValueError(
-            f"checkpoint.keep={keep}: {missing} more checkpoints of {size / GB:.1f} GB are to be "
-            f"written to {folder}, which has {free / GB:.1f} GB left; lower it, or choose a "
-            "--workdir on a larger disk"
-        )
+    return writes if keep is None else min(writes, max(keep + 1 - held, 1))
 
 
 class Checkpoints:
@@ -128,15 +120,21 @@ class Checkpoints:
             )
         return None
 
-    def check_room(self, state: TrainState) -> None:
-        """Refuses a disk without room for the checkpoints of `state` that are still to be kept.
+    def check_room(self, state: TrainState, *, writes: int) -> None:
+        """Refuses a disk without room for `writes` further checkpoints of `state`.
 
         Raises:
             ValueError: says how much is missing.
         """
         size = sum(x.nbytes for x in jax.tree.leaves(_plain(state)))
         free = on_first(lambda: shutil.disk_usage(self._folder).free)
-        check_room(self._folder, free, size, keep=self._keep or 1, held=len(self.steps()))
+        more = more_checkpoints(self._keep, held=len(self.steps()), writes=writes)
+        if free < more * size:
+            raise ValueError(
+                f"checkpoint.keep={self._keep}: {self._folder} has {free / GB:.1f} GB left and "
+                f"needs room for {more} more checkpoints of {size / GB:.1f} GB; lower it, or "
+                "choose a --workdir on a larger disk"
+            )
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, object]) -> None:
         """Saves and waits, unless `step` is saved already. `metadata` is small JSON."""

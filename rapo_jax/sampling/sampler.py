@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -141,27 +141,16 @@ class Sampler:
         """
         mesh = self._mesh
         prompt_QX, opened = self._prompts(questions)
-        condense = None
-        if self._condenser:
-            condense = self._condenser(params, key, temperature)
+        condense = self._condenser(params, key, temperature) if self._condenser else None
         asked = row_questions(questions, group_size)
         self._environment.begin(asked, opened=opened, condense=condense, first_row=first_row)
         everyone = len(questions) * jax.process_count()
         hybrid_B = hybrid_mask(everyone, group_size=group_size, n_hybrid=n_hybrid)
-        scalars = {
-            "probability": np.float32(probability),
-            "noise": np.float32(noise),
-            "temperature": np.float32(temperature),
-            "last_retrieval": np.int32(last_retrieval),
-        }
         row_B = first_row + np.arange(len(hybrid_B), dtype=np.int32)
         if row_numbers is not None:
             row_B = np.array(row_numbers, np.int32)
-        inputs = RolloutInputs(
-            place(key, replicated(mesh)),
-            *place((row_B, hybrid_B), rows(mesh)),
-            **place(scalars, replicated(mesh)),
-        )
+        scalars = {"probability": probability, "noise": noise, "temperature": temperature}
+        inputs = self._inputs(key, row_B, hybrid_B, last_retrieval, scalars)
         program = self._program(n_hybrid > 0, group_size, tree_rows)
         prompt = place_local_rows(prompt_QX, rows(mesh))
         tape, counts = program(params, inputs, prompt)
@@ -174,6 +163,24 @@ class Sampler:
         }
         self._raise_failure()
         return tape
+
+    def _inputs(
+        self,
+        key: jax.Array,
+        row_B: np.ndarray,
+        hybrid_B: np.ndarray,
+        last_retrieval: int,
+        scalars: Mapping[str, float],
+    ) -> RolloutInputs:
+        """The inputs of a program, placed on its mesh; `scalars` by their names there."""
+        everywhere = replicated(self._mesh)
+        numbers = {name: np.float32(x) for name, x in scalars.items()}
+        return RolloutInputs(
+            place(key, everywhere),
+            *place((row_B, hybrid_B), rows(self._mesh)),
+            last_retrieval=place(np.int32(last_retrieval), everywhere),
+            **place(numbers, everywhere),
+        )
 
     def _raise_failure(self) -> None:
         """Raises on all processes what failed on any: none could continue without the others."""

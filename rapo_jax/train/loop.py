@@ -128,8 +128,8 @@ class PolicyTraining:
         )
         if self._store.latest() is not None:
             self._restore()
-        if self.step < s.rl.steps:
-            self._store.check_room(self.state)
+        writes = -(-max(s.rl.steps - self.step, 0) // s.checkpoint.every)
+        self._store.check_room(self.state, writes=writes)
         run.metrics.cut_back(stage, self.step)
         if is_first():
             for name in ("trajectories.jsonl", "skipped.jsonl"):

@@ -82,7 +82,7 @@ def shared_counts(local_counts: Mapping[str, float]) -> dict[str, float]:
         return parts[0]
     names = {name: None for counts in parts for name in counts}
     counts = {name: sum(each.get(name, 0) for each in parts) for name in names}
-    return counts | {name: local_counts.get(name, 0.0) for name in ("seconds", "waited")}
+    return counts | {name: local_counts[name] for name in ("seconds", "waited")}
 
 
 def rollout_metrics(
@@ -175,8 +175,8 @@ def time_metrics(
     seconds: Mapping[str, float], counts: Mapping[str, float], *, scoring_seconds: float
 ) -> dict[str, float]:
     """Seconds of a step by phase: those of the rollout without the host's work, and this apart."""
-    waited = counts.get("waited", 0.0)
-    host = counts.get("seconds", 0.0) - waited + scoring_seconds
+    waited = counts["waited"]
+    host = counts["seconds"] - waited + scoring_seconds
     return {
         "time/reshard": seconds["reshard"],
         "time/rollout": seconds["rollout"] - host,

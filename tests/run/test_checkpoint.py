@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from rapo_jax.model.sharding import make_mesh, place, replicated, rows
-from rapo_jax.run.checkpoint import Checkpoints, check_room
+from rapo_jax.run.checkpoint import Checkpoints, more_checkpoints
 from rapo_jax.types import TrainState
 
 OPTIMIZER = optax.adam(1e-3)
@@ -88,22 +88,36 @@ def test_saving_a_step_again_changes_nothing(open_store):
 
 
 @pytest.mark.parametrize(
-    ("free", "held", "missing"), [(299.0, 0, 3), (199.0, 1, 2), (99.0, 2, 1), (99.0, 3, 1)]
+    ("keep", "held", "writes", "more"),
+    [
+        (2, 0, 9, 3),
+        (2, 1, 9, 2),
+        (2, 2, 9, 1),
+        (2, 3, 9, 1),
+        (2, 0, 1, 1),
+        (2, 2, 0, 0),
+        (None, 5, 9, 9),
+    ],
 )
-def test_a_disk_without_room_for_what_is_to_be_kept_is_refused(tmp_path, free, held, missing):
-    """Two are kept and a third is being written: the older one goes after that."""
-    check_room(tmp_path, (free + 1) * 1e9, 100e9, keep=2, held=held)
-    message = rf"keep=2: {missing} more checkpoints of 100\.0 GB .* which has {free} GB left"
-    with pytest.raises(ValueError, match=message):
-        check_room(tmp_path, free * 1e9, 100e9, keep=2, held=held)
+def test_the_checkpoints_that_are_kept_and_the_one_that_is_written_need_room(
+    keep, held, writes, more
+):
+    assert more_checkpoints(keep, held=held, writes=writes) == more
 
 
-def test_a_state_counts_with_its_parameters_and_moments(tmp_path, open_store, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=899))
-    with pytest.raises(ValueError, match=r"3 more checkpoints of 0\.0 GB"):
-        open_store().check_room(state_at(0))  # 25 numbers and two moments of each, two counts
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=924))
-    open_store().check_room(state_at(0))
+def test_a_disk_without_room_for_parameters_and_moments_is_refused(open_store, monkeypatch):
+    """25 numbers, two moments of each and two counts, of 4 bytes; three at a time."""
+    for free, writes in ((924, 9), (308, 1), (0, 0)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free)
+        )
+        open_store().check_room(state_at(0), writes=writes)
+        if free:
+            monkeypatch.setattr(
+                shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free - 1)
+            )
+            with pytest.raises(ValueError, match="keep=2: .* more checkpoints of 0.0 GB; lower it"):
+                open_store().check_room(state_at(0), writes=writes)
 
 
 def test_parameters_alone_come_back_without_knowing_the_optimizer(open_store):
@@ -129,7 +143,7 @@ def test_a_checkpoint_of_one_device_is_restored_onto_eight(open_store):
 SAVE_ON_A_FULL_DISK = """
 import json, resource, sys
 import jax.numpy as jnp, numpy as np
-from rapo_jax.run.checkpoint import Checkpoints, check_room
+from rapo_jax.run.checkpoint import Checkpoints, more_checkpoints
 from rapo_jax.types import TrainState
 
 folder = sys.argv[1]

@@ -124,8 +124,8 @@ class ModelSettings:
     )
     score_logits: int = key(
         2**26,
-        "float32 logits that a device computes at a time in scoring and updates, 0.27 GB; the sums "
-        "of an update need them three times",
+        "most logits, float32, that a device computes at a time in scoring and updates (the "
+        "default: 0.27 GB); a backward pass holds about three such arrays",
         at_least=1,
         per_call=True,
     )
