@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sampling import log_softmax_entropy
-from rapo_jax.model.sharding import ambient_mesh, constrain, row_shards
+from rapo_jax.model.sharding import EVERYWHERE, ROWS, ambient_mesh, on_row_shards
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.types import Params
+
+Answer = TypeVar("Answer")
+"""A pytree of arrays, rows first."""
 
 SHORT = 512
 """Positions of a row up to which choosing among them costs as much as it saves on a CPU, and
@@ -32,9 +39,20 @@ def _most_positions(settings: ModelSettings) -> int:
     return positions_at_a_time(settings.score_logits, settings.vocab, tensor)
 
 
-def _row_shards() -> int:
+def _unembedded(
+    settings: ModelSettings, params: Params, of_rows: Callable[..., Answer], *arrays: jax.Array
+) -> Answer:
+    """`of_rows(settings, head, *arrays)` of each device's rows; the arrays have rows first.
+
+    The head is gathered from the devices once, whatever the number of chunks, and the gradients of
+    all chunks are added up on each device before they are summed over devices.
+    """
+    head = {name: params[name] for name in ("embed_VD" if settings.tied else "head_DV",)}
     mesh = ambient_mesh()
-    return row_shards(mesh) if mesh else 1
+    if mesh is None:
+        return of_rows(settings, head, *arrays)
+    specs = (EVERYWHERE, *(ROWS,) * len(arrays))
+    return on_row_shards(mesh, partial(of_rows, settings), specs)(head, *arrays)
 
 
 def log_probs(
@@ -48,58 +66,60 @@ def log_probs(
     hidden_BTD = forward(settings, params, token_BT)
     # the position before a token predicts it
     target_BT, wanted_BT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (token_BT, mask_BT))
-    B, T = token_BT.shape
-    if T <= SHORT and B // _row_shards() * T <= _most_positions(settings):
-        logp_BT = _log_prob(unembed(settings, params, hidden_BTD), target_BT)
-    else:
-        logp_BT = _chunked_log_probs(settings, params, hidden_BTD, target_BT, wanted_BT)
+    logp_BT = _unembedded(settings, params, _wanted_log_probs, hidden_BTD, target_BT, wanted_BT)
     return jnp.where(mask_BT, jnp.pad(logp_BT[:, :-1], ((0, 0), (1, 0))), 0)
+
+
+def _wanted_log_probs(
+    settings: ModelSettings,
+    head: Params,
+    hidden_BTD: jax.Array,
+    target_BT: jax.Array,
+    wanted_BT: jax.Array,
+) -> jax.Array:
+    """Log-probabilities of `target_BT` at the positions of `wanted_BT`; of no use at others."""
+    B, T = target_BT.shape
+    if T <= SHORT and B * T <= _most_positions(settings):
+        return _log_prob(unembed(settings, head, hidden_BTD), target_BT)
+    return _chunked_log_probs(settings, head, hidden_BTD, target_BT, wanted_BT)
 
 
 def _chunked_log_probs(
     settings: ModelSettings,
-    params: Params,
+    head: Params,
     hidden_BTD: jax.Array,
     target_BT: jax.Array,
     wanted_BT: jax.Array,
 ) -> jax.Array:
     """Log-probabilities of `target_BT` at the positions of `wanted_BT`, by chunk; 0 at some others.
 
-    Each row shard (P) brings its wanted positions to the front of one axis, so that none crosses
-    devices. Chunks of it are unembedded in turn and recomputed in the backward pass; those
-    without a wanted position on any shard are skipped.
+    Wanted positions are brought to the front of one axis. Chunks of it are unembedded in turn and
+    recomputed in the backward pass; those without a wanted position are skipped.
     """
-    B, T, _ = hidden_BTD.shape
-    shards = _row_shards()
-    positions = B // shards * T
+    B, T = target_BT.shape
+    positions = B * T
     size = -(-positions // max(-(-positions // _most_positions(settings)), FEWEST_CHUNKS))
-
-    def by_shard(x: jax.Array) -> jax.Array:
-        return constrain(x.reshape(shards, positions, *x.shape[2:]), "rows")
-
-    wanted = by_shard(wanted_BT)
-    before = jnp.cumsum(wanted, axis=1)
-    after = before[:, -1:] + jnp.arange(positions) - before
+    wanted = wanted_BT.reshape(-1)
+    before = jnp.cumsum(wanted)
+    after = before[-1] + jnp.arange(positions) - before
     place = jnp.where(wanted, before - 1, after)  # where a stable sort puts each position
-    order = jax.vmap(lambda at: jnp.zeros_like(at).at[at].set(jnp.arange(positions)))(place)
+    order = jnp.zeros_like(place).at[place].set(jnp.arange(positions))
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jax.vmap(lambda row, order: row[order])(by_shard(x), order)
-        x = jnp.pad(x, ((0, 0), (0, -positions % size), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(shards, -1, size, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(positions, *x.shape[2:])[order]
+        x = jnp.pad(x, ((0, -positions % size), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(-1, size, *x.shape[1:])
 
     @jax.checkpoint
     def chunk(hidden: jax.Array, target: jax.Array, asked: jax.Array) -> jax.Array:
-        """Of places [shards, size]."""
-
         def unembedded() -> jax.Array:
-            return _log_prob(unembed(settings, params, hidden), target)
+            return _log_prob(unembed(settings, head, hidden), target)
 
         return jax.lax.cond(asked.any(), unembedded, lambda: jnp.zeros(asked.shape))
 
     arrays = [chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)]
-    logp = jax.lax.map(lambda each: chunk(*each), arrays).swapaxes(0, 1).reshape(shards, -1)
-    return jnp.take_along_axis(logp, place, axis=1).reshape(B, T)
+    logp = jax.lax.map(lambda each: chunk(*each), arrays).reshape(-1)
+    return logp[place].reshape(B, T)
 
 
 def _log_prob(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -119,28 +139,33 @@ def score(
     in the backward pass.
     """
     hidden_BTD = forward(settings, params, token_BT)[:, :-1]
-    target_BT = token_BT[:, 1:]
+    pair = _unembedded(settings, params, _scores, hidden_BTD, token_BT[:, 1:])
+    first_B1 = jnp.zeros((len(token_BT), 1), jnp.float32)
+    logp_BT, entropy_BT = (jnp.concatenate([first_B1, x], axis=1) for x in pair)
+    return logp_BT, entropy_BT
+
+
+def _scores(
+    settings: ModelSettings, head: Params, hidden_BTD: jax.Array, target_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of `target_BT`, and the entropies of what they were drawn from."""
     B, positions, D = hidden_BTD.shape
-    rows_here = max(B // _row_shards(), 1)
-    chunk = min(max(_most_positions(settings) // rows_here, 1), positions)
+    chunk = min(max(_most_positions(settings) // B, 1), positions)
     padding = -positions % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0)))
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))
 
     def score_chunk(hidden_BXD: jax.Array, target_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logp_BXV, entropy_BX = log_softmax_entropy(unembed(settings, params, hidden_BXD))
+        logp_BXV, entropy_BX = log_softmax_entropy(unembed(settings, head, hidden_BXD))
         logp_BX = jnp.take_along_axis(logp_BXV, target_BX[..., None], axis=-1)[..., 0]
         return logp_BX, entropy_BX
 
     if chunk == positions:  # all of it fits at once: nothing to recompute
-        logp_BT, entropy_BT = score_chunk(hidden_BTD, target_BT)
-    else:
-        chunks = (
-            hidden_BTD.reshape(B, -1, chunk, D).swapaxes(0, 1),
-            target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
-        )
-        pair = jax.lax.map(lambda arrays: jax.checkpoint(score_chunk)(*arrays), chunks)
-        logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :positions] for x in pair)
-    first_B1 = jnp.zeros((B, 1), jnp.float32)
-    logp_BT, entropy_BT = (jnp.concatenate([first_B1, x], axis=1) for x in (logp_BT, entropy_BT))
+        return score_chunk(hidden_BTD, target_BT)
+    chunks = (
+        hidden_BTD.reshape(B, -1, chunk, D).swapaxes(0, 1),
+        target_BT.reshape(B, -1, chunk).swapaxes(0, 1),
+    )
+    pair = jax.lax.map(lambda arrays: jax.checkpoint(score_chunk)(*arrays), chunks)
+    logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(B, -1)[:, :positions] for x in pair)
     return logp_BT, entropy_BT

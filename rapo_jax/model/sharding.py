@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -25,6 +25,10 @@ from rapo_jax.types import Params
 Tree = TypeVar("Tree")
 
 MESH_AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")
+"""Mesh axes that rows are spread over; rows are replicated over every other axis."""
+ROWS = PartitionSpec(ROW_AXES)
+EVERYWHERE = PartitionSpec()
 
 KERNEL_AXES: Mapping[str, tuple[str, str]] = {
     "query": ("width", "heads"),
@@ -58,7 +62,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
 """Logical axis -> mesh axis, for each layout; other axes are not split."""
 
 ACTIVATIONS: Mapping[str, str | tuple[str, ...]] = {
-    "rows": ("data", "fsdp"),
+    "rows": ROW_AXES,
     "heads": "tensor",
     "kv_heads": "tensor",
     "ffn": "tensor",
@@ -166,7 +170,24 @@ def _ways(mesh: AbstractMesh, parts: str | tuple[str, ...]) -> int:
 
 def rows(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays with rows first: split over the data and fsdp axes."""
-    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["rows"]))
+    return NamedSharding(mesh, ROWS)
+
+
+def on_row_shards(
+    mesh: Mesh | AbstractMesh, function: Callable[..., Tree], specs: tuple[object, ...]
+) -> Callable[..., Tree]:
+    """Maps `function` over the row shards (`jax.shard_map`); results have rows as first axis.
+
+    Inside, the compiler still splits heads and vocabulary over the tensor axis.
+
+    Args:
+        mesh: axes `(data, fsdp, tensor)`.
+        specs: ROWS or EVERYWHERE for each argument, or a pytree (or prefix) of them.
+    """
+    by_hand = set(ROW_AXES if mesh.shape["tensor"] > 1 else mesh.axis_names)
+    return jax.shard_map(
+        function, mesh=mesh, axis_names=by_hand, in_specs=specs, out_specs=ROWS, check_vma=False
+    )
 
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:

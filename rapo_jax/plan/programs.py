@@ -24,9 +24,12 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.decoding import sampling_copy
 from rapo_jax.model.sharding import (
+    EVERYWHERE,
+    ROWS,
     layout,
     make_mesh,
     on_mesh,
+    on_row_shards,
     replicated,
     row_shards,
     rows,
@@ -35,7 +38,6 @@ from rapo_jax.model.sharding import (
 from rapo_jax.plan.arithmetic import Split, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
-from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, on_row_shards
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
 from rapo_jax.rollout.slots import Counts, RolloutInputs
 from rapo_jax.rollout.thinking import Boundary

@@ -1,9 +1,8 @@
-"""Maps the rollout over row shards, each with its host callback: the only callback here.
+"""The host callback of a rollout: the only callback here.
 
 Plain `io_callback` under `jit` gathers the whole batch to one device and, on several processes,
-runs on the first process only. So a rollout is mapped over the row axes by hand (`on_row_shards`):
-each shard works through its own rows and calls its own host, and none waits for another. Inside,
-the compiler still splits heads over the tensor axis.
+runs on the first process only. So a rollout is mapped over the row axes (`on_row_shards`): each
+shard works through its own rows and calls its own host, and none waits for another.
 """
 
 from __future__ import annotations
@@ -16,30 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-ROW_AXES = ("data", "fsdp")
-"""Mesh axes that rows are spread over; rows are replicated over every other axis."""
-ROWS = PartitionSpec(ROW_AXES)
-EVERYWHERE = PartitionSpec()
+from rapo_jax.model.sharding import EVERYWHERE
 
 Answer = TypeVar("Answer")
 """A pytree of arrays, rows or slots first."""
-
-
-def on_row_shards(
-    mesh: Mesh, function: Callable[..., Answer], specs: tuple[object, ...]
-) -> Callable[..., Answer]:
-    """Maps `function` over the row shards (`jax.shard_map`); results have rows as first axis.
-
-    Args:
-      mesh: axes `(data, fsdp, tensor)`.
-      specs: ROWS or EVERYWHERE for each argument, or a pytree (or prefix) of them.
-    """
-    by_hand = set(ROW_AXES if mesh.shape["tensor"] > 1 else mesh.axis_names)
-    return jax.shard_map(
-        function, mesh=mesh, axis_names=by_hand, in_specs=specs, out_specs=ROWS, check_vma=False
-    )
 
 
 def host_call(

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from rapo_jax.config import RolloutSettings
 from rapo_jax.environment import Environment
-from rapo_jax.model.sharding import on_mesh
-from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, host_call, on_row_shards
+from rapo_jax.model.sharding import EVERYWHERE, ROWS, on_mesh, on_row_shards
+from rapo_jax.rollout.bridge import host_call
 from rapo_jax.rollout.loop import (
     HostCallbacks,
     Parts,

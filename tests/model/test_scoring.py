@@ -13,6 +13,8 @@ import pytest
 from rapo_jax.model.scoring import _chunked_log_probs, log_probs, score
 from rapo_jax.model.sharding import layout, make_mesh, on_mesh, place, rows
 from rapo_jax.model.transformer import forward, init_params, unembed
+from rapo_jax.plan.collectives import collective_bytes
+from rapo_jax.plan.programs import placed
 from tests.models import SMALL_MODEL
 
 SETTINGS = dataclasses.replace(
@@ -176,6 +178,7 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     hidden_BTD = jnp.full((1, 64, SETTINGS.width), jnp.nan).at[0, 9:17].set(1.0)
     wanted_BT = np.zeros((1, 64), bool)
     wanted_BT[0, 9:17] = True
+    wanted_BT = jnp.asarray(wanted_BT)
 
     def summed(params, hidden_BTD):
         target_BT = jnp.zeros((1, 64), jnp.int32)
@@ -184,3 +187,29 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     value, gradient = jax.jit(jax.value_and_grad(summed, argnums=(0, 1)))(PARAMS, hidden_BTD)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_more_chunks_send_nothing_more_between_devices(tensor):
+    """The head is gathered once, and its gradient is added up over devices once."""
+    mesh = make_mesh(data=1, fsdp=8 // tensor, tensor=tensor)
+    model = dataclasses.replace(SETTINGS, vocab=2048)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = placed(shapes, layout(mesh, model, shapes, name="training"))
+    token_BT = jax.ShapeDtypeStruct((16, 600), np.int32, sharding=rows(mesh))
+    mask_BT = jax.ShapeDtypeStruct(token_BT.shape, bool, sharding=rows(mesh))
+
+    def sent(chunks):
+        here = 16 // (8 // tensor) * 600 * model.vocab // tensor
+        settings = dataclasses.replace(model, score_logits=here // chunks)
+
+        def summed(params, token_BT, mask_BT):
+            with on_mesh(mesh):
+                return log_probs(settings, params, token_BT, mask_BT).sum()
+
+        program = jax.jit(jax.grad(summed)).lower(params, token_BT, mask_BT).compile()
+        return collective_bytes(program.as_text(), devices=8, unknown_trips=1)
+
+    few, many = sent(8), sent(24)
+    assert few.total() > 0
+    assert many.total() < 1.01 * few.total()

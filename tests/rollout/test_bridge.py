@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rapo_jax.model.sharding import make_mesh
-from rapo_jax.rollout.bridge import EVERYWHERE, ROWS, host_call, on_row_shards
+from rapo_jax.model.sharding import EVERYWHERE, ROWS, make_mesh, on_row_shards
+from rapo_jax.rollout.bridge import host_call
 
 COUNT = 16
 
