@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Plans a run for chips that are not here: bytes per chip, FLOPs, bytes sent, seconds per step.
-# Makes an environment with libtpu, which compiles the run's programs for TPUs without a TPU.
+# Makes an environment with libtpu or jax's CUDA plugin, which compile the run's programs for TPUs
+# and GPUs that are not there.
 #
 #   bash launch/plan.sh [--dry-run] --config=configs/qwen7b.py --config.plan.topology=v5e:8x8
 #   bash launch/plan.sh --config=configs/qwen7b.py --config.plan.topology=gpu,v5e,v5p
-#   bash launch/plan.sh --check
+#   bash launch/plan.sh --check [--config.plan.topology=h100x4]
 #
-#   --check    compiles a tiny model for v5e:2x2 (minutes), to test libtpu with this code
+#   --check    compiles a tiny model for v5e:2x2 or the chips named (minutes), to test the compilers
+#              with this code
 #   --dry-run  print the commands, one per line, and run nothing
 #   --help     this text
 #
 # Other flags are passed to rapo_jax.main, which runs only the stage plan; --workdir is not needed. Without
-# --config.plan.compile=False the programs are compiled for a slice of TPUs (five minutes for
-# 7 billion parameters on two cores); arithmetic alone takes seconds. PLAN_VENV is the folder of the
-# environment, by default .venv-plan; PYTHON the Python (3.11 or newer) to make it with.
+# --config.plan.compile=False the programs are compiled (two minutes for 7 billion parameters and
+# GPUs, ten for TPUs, on two cores); arithmetic alone takes seconds. PLAN_VENV is the folder of the
+# environment, by default .venv-plan (6 GB with the CUDA plugin); PYTHON the Python (3.11 or newer)
+# to make it with.
 
 set -euo pipefail
 start=$PWD
@@ -51,15 +54,22 @@ if [ -z "$config" ]; then fail "--config is missing; see --help"; fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${PLAN_VENV:-$root/.venv-plan}
-stamp=$venv/requirements.stamp
-wanted=$(cat "$root"/requirements.txt "$root"/requirements-tpu.txt "$root"/requirements.lock | cksum)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-  say "installing requirements.txt and requirements-tpu.txt into $venv (minutes, once)"
+compilers=()
+case $(flag_value config.plan.topology ${flags[@]+"${flags[@]}"}) in
+  *v[0-9]*[hg]* | *[hg]*v[0-9]*) compilers=(tpu cuda) ;;
+  *h[0-9]* | *gpu*) compilers=(cuda) ;;
+  *) compilers=(tpu) ;;
+esac
+for compiler in "${compilers[@]}"; do
+  stamp=$venv/requirements-$compiler.stamp
+  wanted=$(cat "$root"/requirements.txt "$root/requirements-$compiler.txt" "$root"/requirements.lock | cksum)
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then continue; fi
+  say "installing requirements.txt and requirements-$compiler.txt into $venv (minutes, once)"
   if [ ! -x "$venv/bin/python" ]; then run "${PYTHON:-python3}" -m venv "$venv"; fi
   run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r "$root/requirements.txt" -r "$root/requirements-tpu.txt" -c "$root/requirements.lock"
+    -r "$root/requirements.txt" -r "$root/requirements-$compiler.txt" -c "$root/requirements.lock"
   if [ -z "$dry_run" ]; then printf '%s\n' "$wanted" >"$stamp"; fi
-fi
+done
 
 workdir=()
 if [ -z "$(flag_value workdir ${flags[@]+"${flags[@]}"})" ]; then
@@ -67,7 +77,8 @@ if [ -z "$(flag_value workdir ${flags[@]+"${flags[@]}"})" ]; then
 fi
 if [ -z "$check" ]; then cd "$start"; else cd "$root"; fi
 # The program takes no --config.KEY before --config itself.
-# Without these, libtpu looks for a TPU here, asks a cloud's metadata, and allows one process only.
+# Without JAX_PLATFORMS jax would look for a TPU or a GPU here; without the others libtpu asks a
+# cloud's metadata, and allows one process only.
 run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
   TPU_STDERR_LOG_LEVEL=3 \
   "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$venv/bin/python" -m rapo_jax.main \

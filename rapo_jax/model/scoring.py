@@ -11,7 +11,14 @@ import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.sampling import log_softmax_entropy
-from rapo_jax.model.sharding import EVERYWHERE, ROWS, ambient_mesh, on_row_shards
+from rapo_jax.model.sharding import (
+    EVERYWHERE,
+    ROWS,
+    ambient_mesh,
+    constrain,
+    on_row_shards,
+    row_shards,
+)
 from rapo_jax.model.transformer import forward, unembed
 from rapo_jax.types import Params
 
@@ -45,11 +52,12 @@ def _unembedded(
     """`of_rows(settings, head, *arrays)` of each device's rows; the arrays have rows first.
 
     The head is gathered from the devices once, whatever the number of chunks, and the gradients of
-    all chunks are added up on each device before they are summed over devices.
+    all chunks are added up on each device before they are summed over devices. On a tensor axis
+    each device keeps its part of the vocabulary, also in the backward pass.
     """
     head = {name: params[name] for name in ("embed_VD" if settings.tied else "head_DV",)}
     mesh = ambient_mesh()
-    if mesh is None:
+    if mesh is None or row_shards(mesh) == 1:  # nothing to map, which XLA refuses
         return of_rows(settings, head, *arrays)
     specs = (EVERYWHERE, *(ROWS,) * len(arrays))
     return on_row_shards(mesh, partial(of_rows, settings), specs)(head, *arrays)
@@ -80,7 +88,7 @@ def _wanted_log_probs(
     """Log-probabilities of `target_BT` at the positions of `wanted_BT`; of no use at others."""
     B, T = target_BT.shape
     if T <= SHORT and B * T <= _most_positions(settings):
-        return _log_prob(unembed(settings, head, hidden_BTD), target_BT)
+        return _log_prob(_logits(settings, head, hidden_BTD), target_BT)
     return _chunked_log_probs(settings, head, hidden_BTD, target_BT, wanted_BT)
 
 
@@ -113,13 +121,19 @@ def _chunked_log_probs(
     @jax.checkpoint
     def chunk(hidden: jax.Array, target: jax.Array, asked: jax.Array) -> jax.Array:
         def unembedded() -> jax.Array:
-            return _log_prob(unembed(settings, head, hidden), target)
+            return _log_prob(_logits(settings, head, hidden), target)
 
         return jax.lax.cond(asked.any(), unembedded, lambda: jnp.zeros(asked.shape))
 
     arrays = [chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)]
     logp = jax.lax.map(lambda each: chunk(*each), arrays).reshape(-1)
     return logp[place].reshape(B, T)
+
+
+def _logits(settings: ModelSettings, head: Params, hidden: jax.Array) -> jax.Array:
+    """`unembed`; on a tensor axis each device has its part of the vocabulary."""
+    logits = unembed(settings, head, hidden)
+    return constrain(logits, *(None,) * (logits.ndim - 1), "vocab")
 
 
 def _log_prob(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -156,7 +170,7 @@ def _scores(
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))
 
     def score_chunk(hidden_BXD: jax.Array, target_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logp_BXV, entropy_BX = log_softmax_entropy(unembed(settings, head, hidden_BXD))
+        logp_BXV, entropy_BX = log_softmax_entropy(_logits(settings, head, hidden_BXD))
         logp_BX = jnp.take_along_axis(logp_BXV, target_BX[..., None], axis=-1)[..., 0]
         return logp_BX, entropy_BX
 

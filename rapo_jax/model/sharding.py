@@ -66,6 +66,7 @@ ACTIVATIONS: Mapping[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "ffn": "tensor",
+    "vocab": "tensor",
 }
 """Logical axis of an activation -> mesh axes, in both layouts."""
 

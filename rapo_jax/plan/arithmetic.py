@@ -78,6 +78,8 @@ class Bytes(NamedTuple):
     """Tapes and temporaries of the rollout."""
     update: float
     """Temporaries of the update."""
+    scratch: float
+    """Of these, what cuDNN's attention takes in the backward pass; compilers do not count it."""
 
     @property
     def rollout_peak(self) -> float:
@@ -222,7 +224,8 @@ def bytes_on(
     """Bytes on one chip of the run of `s` under `split`, with the attention of its platform."""
     r, a_token = s.rollout, cache_bytes(model, cached_heads(model, split, attention))
     positions = padded_positions(tape_positions(s), FORMS[attention.form].page)
-    update = partial(_update_bytes, model, shape, split, plain=attention.name == "plain")
+    update = partial(_update_bytes, model, shape, split, attention)
+    widths = [(rows // split.fsdp, width) for width, rows in micro_shapes(s, split.fsdp).items()]
     weights = 4 * shape.trained + shape.frozen
     return Bytes(
         parameters=weights,
@@ -233,10 +236,8 @@ def bytes_on(
         cache=split.slots * positions * a_token,
         prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,
         rollout=_rollout_bytes(s, model, shape, split, attention),
-        update=max(
-            update(rows=rows // split.fsdp, width=width)
-            for width, rows in micro_shapes(s, split.fsdp).items()
-        ),
+        update=max(update(rows=rows, width=width) for rows, width in widths),
+        scratch=max(_scratch(model, shape, split, attention, *each) for each in widths),
     )
 
 
@@ -263,16 +264,38 @@ def _rollout_bytes(
     return tapes + max(prompts, tick, chunk)
 
 
+def _scratch(
+    model: ModelSettings, shape: Shape, split: Split, attention: Choice, rows: int, width: int
+) -> float:
+    """Bytes that cuDNN's backward pass of attention asks for besides its results.
+
+    A float32 gradient of the queries and a sum for each; where query heads share a kv head,
+    gradients of keys and values for each of them, in bfloat16 (cuDNN 9.28 for compute capability
+    9.0; `benchmarks/cudnn_scratch.py` asks it).
+    """
+    if attention.name != "cudnn":
+        return 0
+    shared = model.heads > math.lcm(model.kv_heads, split.tensor)
+    numbers = model.head_width * (2 if shared else 1) + 1
+    return 4 * rows * width * shape.heads * numbers
+
+
 def _update_bytes(
-    model: ModelSettings, shape: Shape, split: Split, *, rows: int, width: int, plain: bool
+    model: ModelSettings,
+    shape: Shape,
+    split: Split,
+    attention: Choice,
+    *,
+    rows: int,
+    width: int,
 ) -> float:
     """Temporaries: what the backward pass keeps, plus one layer's arrays or a chunk of logits.
 
-    With `plain`, attention of whole rows writes its scores to memory (no kernel of the platform).
+    Plain attention of whole rows writes its scores to memory (no kernel of the platform).
     """
     item, D, tokens = shape.itemsize, model.width, rows * width
     heads = (shape.heads + 2 * shape.kv_heads) * model.head_width
-    scores = rows * shape.heads * width * width if plain else 0
+    scores = rows * shape.heads * width * width if attention.name == "plain" else 0
     deltas = 4 * tokens * sum(shape.adapted)  # outputs of adapters are float32
     low = tokens * len(shape.adapted) * model.lora.rank * item
     projected = (heads + shape.heads * model.head_width + 2 * D + 2 * shape.ffn) * item
@@ -285,9 +308,11 @@ def _update_bytes(
     }[split.remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
+    layer += _scratch(model, shape, split, attention, rows, width)
     at_a_time = positions_at_a_time(model.score_logits, model.vocab, split.tensor)
     logits = min(tokens, at_a_time) * shape.vocab * 3 * 4
-    # Gathered over fsdp: one layer with its gradient; embedding and head with a gradient.
+    # Gathered over fsdp: one layer with its gradient; the head, a copy of it in the compute dtype,
+    # and its gradient.
     gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
-    head = shape.vocab * D * (2 * item + (0 if shape.adapters else 4))
+    head = shape.vocab * D * (item if shape.adapters else 4 * (split.fsdp > 1) + item + 4)
     return model.layers * kept + max(layer, logits) + gathered + head

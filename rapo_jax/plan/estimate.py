@@ -94,7 +94,8 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips
     flops = passes * tokens_here * token_flops
     reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
     gathers = (2 * shape.sampled + reduced) * (split.fsdp - 1) / split.fsdp
-    update_sent = passes * (gathers + tokens_here * 4 * L * model.width * item * all_reduce)
+    sums = tokens_here * (4 + again) * L * model.width * item * all_reduce  # over tensor
+    update_sent = passes * (gathers + sums)
     return Work(
         rollout_flops=(sampled + read) * a_token + prompt_flops,
         update_flops=flops,

@@ -1,4 +1,4 @@
-"""Compiles a run's programs ahead of time for TPUs that this machine does not have.
+"""Compiles a run's programs ahead of time for chips that this machine does not have.
 
 The update is the trainer's own two programs; the rollout is `rollout.loop.rollout` with the host's
 answers as arguments: arrays of the same shapes, without a host to call. No weight is ever made:
@@ -27,7 +27,6 @@ from rapo_jax.model.sharding import (
     EVERYWHERE,
     ROWS,
     layout,
-    make_mesh,
     on_mesh,
     on_row_shards,
     replicated,
@@ -38,6 +37,7 @@ from rapo_jax.model.sharding import (
 from rapo_jax.plan.arithmetic import Split, micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
+from rapo_jax.plan.devices import slice_mesh
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
 from rapo_jax.rollout.slots import Counts, RolloutInputs
 from rapo_jax.rollout.thinking import Boundary
@@ -65,35 +65,13 @@ class Program(NamedTuple):
     argument: float
     output: float
     temporary: float
-    flops: float
-    """As XLA counts them, the body of a loop once."""
+    flops: float | None
+    """As XLA counts them, the body of a loop once; None where it does not (GPUs)."""
     sent: Counter[str]
     seconds: float
     """Time to lower and compile it."""
     refused: str
     """The compiler's message if the program does not fit; '' if it does."""
-
-
-def tpu_mesh(chips: Slice, split: Split) -> Mesh:
-    """The mesh of a slice of TPUs, made of devices that can only be compiled for.
-
-    Raises:
-        ValueError: libtpu is missing, or does not know the slice.
-    """
-    from jax.experimental import topologies
-
-    try:
-        devices = topologies.get_topology_desc(chips.name, platform="tpu").devices
-    except Exception as error:  # its type depends on the version: missing module, failed plugin
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        known = "INVALID_ARGUMENT" in text
-        raise ValueError(
-            f"plan.topology={chips.name!r}: libtpu does not know it ({text})"
-            if known
-            else f"plan.topology={chips.name!r}: plan.compile needs libtpu, which does not load "
-            f"here ({text}); bash launch/plan.sh makes an environment with it"
-        ) from error
-    return make_mesh(devices, data=1, fsdp=split.fsdp, tensor=split.tensor)
 
 
 def placed(tree: Params, shardings: object) -> Params:
@@ -215,17 +193,22 @@ def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> P
         seconds = time.perf_counter() - started
         return Program(name, 0, 0, _used(str(error)), 0, Counter(), seconds, _message(str(error)))
     m, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    assert m is not None and costs is not None and text is not None
+    assert m is not None and text is not None
     return Program(
         name,
         m.argument_size_in_bytes,
         m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
-        (costs[0] if isinstance(costs, list) else costs).get("flops", 0.0),
+        _flops(costs),
         collective_bytes(text, devices=chips, unknown_trips=1),
         time.perf_counter() - started,
         "",
     )
+
+
+def _flops(costs: list[dict[str, float]] | dict[str, float] | None) -> float | None:
+    costs = costs[0] if isinstance(costs, list) else costs
+    return costs.get("flops") if costs else None
 
 
 def _used(message: str) -> float:
@@ -246,7 +229,7 @@ def compiled_programs(
 
     Prints a line for each one.
     """
-    mesh = tpu_mesh(chips, split)
+    mesh = slice_mesh(chips, split)
     width = 384 if s.retrieval.encoder == "minilm" else s.retrieval.width
     lowers: dict[str, Callable[[], Lowered]] = {
         "update": lambda: lowered_update(s, model, mesh)[0],

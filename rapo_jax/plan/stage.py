@@ -13,9 +13,10 @@ from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
 from rapo_jax.plan.arithmetic import Split
 from rapo_jax.plan.chips import Slice, slices
+from rapo_jax.plan.devices import slice_mesh
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
-from rapo_jax.plan.programs import Program, compiled_programs, tpu_mesh
+from rapo_jax.plan.programs import Program, compiled_programs
 from rapo_jax.run.policy import policy_shapes
 
 GB = 1e9
@@ -47,8 +48,10 @@ def plan(settings: Settings, workdir: Path) -> None:
     wanted = [slices(name.strip()) for name in settings.plan.topology.split(",")]
     model = planned_model(settings.model)
     if settings.plan.compile:
-        for chips in (each for group in wanted for each in group[:1] if on_tpu(each)):
-            tpu_mesh(chips, Split(chips.chips, 1, 1, "full"))  # raises if libtpu cannot
+        for chips in (group[0] for group in wanted):
+            slice_mesh(
+                chips, Split(chips.chips, 1, 1, "full")
+            )  # raises if it cannot be compiled for
     for line in planned(settings, model, wanted):
         print(line, flush=True)
 
@@ -63,10 +66,6 @@ def _refuse_unplannable(s: Settings) -> None:
             f"plan.compile=True: with model.lora.rank={s.model.lora.rank} a plan is by arithmetic "
             "alone; set it to False"
         )
-
-
-def on_tpu(chips: Slice) -> bool:
-    return chips.chip.platform == "tpu"
 
 
 def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> list[str]:
@@ -89,7 +88,7 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
     lines += ["", *NOTES]
     lines += [f"{each.slice.name}: {each.split.flags}" for each in estimates]
     for each in estimates:
-        if s.plan.compile and on_tpu(each.slice):
+        if s.plan.compile:
             lines += ["", *compiled_table(s, model, each)]
     return lines
 
@@ -138,10 +137,13 @@ def cells(s: Settings, model: ModelSettings, chosen: Estimate) -> tuple[str, ...
 
 
 def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[str]:
-    """The compiler's numbers for the run's programs on a slice of TPUs."""
+    """The compiler's numbers for the run's programs on a slice."""
     chips, split = chosen.slice, chosen.split
-    attention = choose(model, platform="tpu").name
-    model = dataclasses.replace(model, attention=attention, remat=split.remat)
+    attention = choose(model, platform=chips.chip.platform)
+    if attention.name == "plain" and chips.chip.platform == "gpu":
+        # Without a kernel's name programs are traced for the platform that is here.
+        return [f"{chips.name}: not compiled, which needs a kernel of attention; {attention.note}"]
+    model = dataclasses.replace(model, attention=attention.name, remat=split.remat)
     programs = compiled_programs(s, model, chips, split)
     head = ("program", "arguments", "output", "temporaries", "also in memory", "peak", "of",
             "fits", "FLOPs", "sent", "compiled in")  # fmt: skip
@@ -150,7 +152,9 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
         "optimizer. FLOPs as XLA counts them, the body of a loop once; sent counts the body of an "
         "update's loops for each iteration, of a rollout's once: the prompts, a tick, a chunk "
         "of one row. The host's answers are arguments here: the host callback itself is not "
-        "compiled, nor is the encoder of keys."
+        "compiled, nor is the encoder of keys. On GPUs cuDNN's attention is a call of a library "
+        "whose scratch memory the compiler does not know: that of the update is by arithmetic, "
+        "under *also in memory*."
     )
     return [
         f"{chips.name}, {split.flags}: compiled ahead of time",
@@ -166,7 +170,7 @@ def compiled_cells(program: Program, chosen: Estimate) -> tuple[str, ...]:
     b, memory = chosen.bytes, chosen.slice.usable
     besides = {
         "rollout": b.parameters + b.optimizer + b.reference,
-        "update": b.optimizer + b.reference + b.copy,
+        "update": b.optimizer + b.reference + b.copy + b.scratch,
         "optimizer": b.reference + b.copy,
     }[program.name]
     peak = program.argument + program.output + program.temporary + besides
@@ -176,7 +180,7 @@ def compiled_cells(program: Program, chosen: Estimate) -> tuple[str, ...]:
         program.name,
         *(f"{number / GB:.2f}" for number in numbers),
         "yes" if fits else "no",
-        f"{program.flops:.3g}",
+        "" if program.flops is None else f"{program.flops:.3g}",
         f"{program.sent.total() / GB:.2f}",
         f"{program.seconds:.0f} s",
     )

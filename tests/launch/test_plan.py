@@ -30,6 +30,23 @@ def test_the_config_comes_before_what_overrides_it(place, config):
     assert workdir == f"{place.tmp_path}/rapo-plan"
 
 
+@pytest.mark.parametrize(
+    ("topology", "compilers"),
+    [
+        ("v5e:8x8", ["tpu"]),
+        ("h100x8", ["cuda"]),
+        ("gpu", ["cuda"]),
+        ("gpu,v5e", ["tpu", "cuda"]),
+        ("v6e:2x2,h200", ["tpu", "cuda"]),
+    ],
+)
+def test_the_compilers_of_the_named_chips_are_installed(place, topology, compilers):
+    config = f"--config={ROOT / 'configs' / 'default.py'}"
+    *lines, _ = place.dry("plan", config, f"--config.plan.topology={topology}")
+    installed = [word for line in lines for word in line if "requirements-" in word]
+    assert installed == [f"{place.repository}/requirements-{name}.txt" for name in compilers]
+
+
 def test_a_check_uses_a_tiny_model_and_other_flags_still_apply(place):
     *_, line = place.dry(
         "plan", "--check", f"--config={ROOT / 'configs' / 'default.py'}", "--workdir=x",

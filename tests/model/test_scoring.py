@@ -189,27 +189,41 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_more_chunks_send_nothing_more_between_devices(tensor):
-    """The head is gathered once, and its gradient is added up over devices once."""
-    mesh = make_mesh(data=1, fsdp=8 // tensor, tensor=tensor)
-    model = dataclasses.replace(SETTINGS, vocab=2048)
+def lowered_gradient(*, fsdp, tensor, chunks):
+    """The gradient of `log_probs` of 9,600 positions; only the head is large."""
+    mesh = make_mesh(jax.devices()[: fsdp * tensor], data=1, fsdp=fsdp, tensor=tensor)
+    model = dataclasses.replace(
+        SETTINGS,
+        heads=4,
+        vocab=2048,
+        score_logits=9600 // fsdp * 2048 // tensor // chunks,
+    )
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     params = placed(shapes, layout(mesh, model, shapes, name="training"))
     token_BT = jax.ShapeDtypeStruct((16, 600), np.int32, sharding=rows(mesh))
     mask_BT = jax.ShapeDtypeStruct(token_BT.shape, bool, sharding=rows(mesh))
 
+    def summed(params, token_BT, mask_BT):
+        with on_mesh(mesh):
+            return log_probs(model, params, token_BT, mask_BT).sum()
+
+    return jax.jit(jax.grad(summed)).lower(params, token_BT, mask_BT)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (4, 2), (1, 4)])
+def test_more_chunks_send_nothing_more_between_devices(fsdp, tensor):
+    """The head is gathered once, and its gradient is added up over devices once."""
+
     def sent(chunks):
-        here = 16 // (8 // tensor) * 600 * model.vocab // tensor
-        settings = dataclasses.replace(model, score_logits=here // chunks)
+        text = lowered_gradient(fsdp=fsdp, tensor=tensor, chunks=chunks).compile().as_text()
+        return collective_bytes(text, devices=fsdp * tensor, unknown_trips=1).total()
 
-        def summed(params, token_BT, mask_BT):
-            with on_mesh(mesh):
-                return log_probs(settings, params, token_BT, mask_BT).sum()
+    assert 0 < sent(24) < 1.01 * sent(8)
 
-        program = jax.jit(jax.grad(summed)).lower(params, token_BT, mask_BT).compile()
-        return collective_bytes(program.as_text(), devices=8, unknown_trips=1)
 
-    few, many = sent(8), sent(24)
-    assert few.total() > 0
-    assert many.total() < 1.01 * few.total()
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_each_device_has_the_logits_of_its_part_of_the_vocabulary(fsdp):
+    """Left to itself, XLA for GPUs gathers their gradients and computes all of the head's."""
+    text = lowered_gradient(fsdp=fsdp, tensor=4, chunks=8).as_text()
+    logits = re.findall(r"sdy.sharding_constraint %\d+ <@\w+, (.*)> : tensor<\d+x2048xf32>", text)
+    assert '[{}, {"tensor"}]' in logits

@@ -124,7 +124,8 @@ class PlanSettings:
         "h100x8; v5e or h200: the smallest number that fits; gpu: the same of H100 and H200",
     )
     compile: bool = key(
-        False, "compile the programs for a TPU slice too (launch/plan.sh has libtpu)"
+        False,
+        "compile the programs for these chips too (launch/plan.sh has libtpu and the CUDA plugin)",
     )
 
 
