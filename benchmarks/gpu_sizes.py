@@ -14,9 +14,10 @@ import jax
 from configs import default, qwen7b
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.config.read import read_settings
-from rapo_jax.plan.arithmetic import cache_bytes, shape_on
+from rapo_jax.plan.arithmetic import cache_bytes
 from rapo_jax.plan.chips import CHIPS, Chip
 from rapo_jax.plan.models import planned_model
+from rapo_jax.plan.shapes import shape_on
 
 PUBLISHED_NAMES = {
     "0.5b": "Qwen2.5-0.5B",

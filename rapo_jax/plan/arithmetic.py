@@ -10,54 +10,22 @@ gradients, and float32 adapters, which have both.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import Choice
 from rapo_jax.model.cached_attention import BLOCK, FORMS, padded_positions
-from rapo_jax.model.decoding import sampling_copy
-from rapo_jax.model.lora import ADAPTERS, detach, trained
 from rapo_jax.model.scoring import positions_at_a_time
-from rapo_jax.model.sharding import MESH_AXES, layout
+from rapo_jax.plan.shapes import Shape, Split
 from rapo_jax.rollout.slots import chunk_of
-from rapo_jax.run.policy import policy_shapes
 from rapo_jax.train.micro_batches import NARROW_WIDTHS
-from rapo_jax.types import Params
 
 TAPE_BYTES = 5 * 4
 """Bytes of a position of a tape: token, source, step, log-probability, entropy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Parallel layout of a run on a slice: fsdp, tensor, slots per row shard, remat."""
-
-    fsdp: int
-    tensor: int
-    slots: int
-    """Rollouts at a time in each shard of rows."""
-    remat: str
-
-    @property
-    def all_slots(self) -> int:
-        """The slots of all chips together, `rollout.slots`."""
-        return self.slots * self.fsdp
-
-    @property
-    def flags(self) -> str:
-        return (
-            f"--config.mesh.data=1 --config.mesh.fsdp={self.fsdp} "
-            f"--config.mesh.tensor={self.tensor} --config.rollout.slots={self.all_slots} "
-            f"--config.model.remat={self.remat}"
-        )
 
 
 class Bytes(NamedTuple):
@@ -98,84 +66,6 @@ class Bytes(NamedTuple):
     @property
     def peak(self) -> float:
         return max(self.rollout_peak, self.update_peak)
-
-
-class Shape(NamedTuple):
-    """Sizes of a model on one chip."""
-
-    itemsize: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocab: int
-    matrix: float
-    """Parameters that a token is multiplied with, on all chips, without adapters."""
-    sampled: float
-    """Bytes of the sampling weights."""
-    trained: float
-    """Parameters that an update changes, in the training layout."""
-    frozen: float
-    """Bytes of the frozen base, in the training layout; 0 without adapters."""
-    adapters: float
-    """Parameters of adapters, on all chips."""
-    adapted: tuple[int, ...]
-    """Output width of each kernel of a layer that has an adapter."""
-
-    @property
-    def passed_back(self) -> float:
-        """Products with `matrix` in the backward pass for each one in the forward pass.
-
-        A frozen matrix has no gradient; only the gradient of its input is computed.
-        """
-        return 1 if self.adapters else 2
-
-
-@functools.cache
-def _shapes(model: ModelSettings) -> tuple[Params, Params]:
-    """Shapes of the parameters at the start of training, and of the sampling weights."""
-    shapes = policy_shapes(model)
-    sampled = detach(shapes) if model.lora.merge else shapes
-    return shapes, jax.eval_shape(partial(sampling_copy, model), sampled)
-
-
-@functools.cache
-def shape_on(model: ModelSettings, *, fsdp: int, tensor: int) -> Shape:
-    """Sizes of `model` on a mesh of 1 x `fsdp` x `tensor`.
-
-    Raises:
-        ValueError: `tensor` does not divide the query heads, or the rank of adapters is too high.
-    """
-    mesh = AbstractMesh((1, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    shapes, copies = _shapes(model)
-
-    def size(tree: Params, name: str, *, in_bytes: bool) -> float:
-        shardings = jax.tree.leaves(layout(mesh, model, tree, name=name))
-        return sum(
-            math.prod(sharding.shard_shape(x.shape)) * (x.dtype.itemsize if in_bytes else 1)
-            for x, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
-        )
-
-    def split(count: int) -> int:
-        return count // tensor if count % tensor == 0 else count
-
-    looked_up = 0 if model.tied else model.vocab * model.width
-    adapters = shapes.get(ADAPTERS, {})
-    shardings = layout(mesh, model, shapes, name="sampling").get(ADAPTERS, {})
-    return Shape(
-        itemsize=jnp.dtype(model.dtype).itemsize,
-        heads=model.heads // tensor,
-        kv_heads=split(model.kv_heads),
-        ffn=split(model.ffn),
-        vocab=split(model.vocab),
-        matrix=sum(leaf.size for leaf in jax.tree.leaves(detach(shapes))) - looked_up,
-        sampled=size(copies, "sampling", in_bytes=True),
-        trained=size(trained(shapes), "training", in_bytes=False),
-        frozen=size(detach(shapes), "training", in_bytes=True) if adapters else 0,
-        adapters=sum(leaf.size for leaf in jax.tree.leaves(adapters)),
-        adapted=tuple(
-            shardings[name]["b"].shard_shape(pair["b"].shape)[-1] for name, pair in adapters.items()
-        ),
-    )
 
 
 def cache_bytes(model: ModelSettings, kv_heads: int) -> int:
@@ -237,7 +127,7 @@ def bytes_on(
         prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,
         rollout=_rollout_bytes(s, model, shape, split, attention),
         update=max(update(rows=rows, width=width) for rows, width in widths),
-        scratch=max(_scratch(model, shape, split, attention, *each) for each in widths),
+        scratch=max(cudnn_scratch(model, shape, split, attention, *each) for each in widths),
     )
 
 
@@ -264,14 +154,14 @@ def _rollout_bytes(
     return tapes + max(prompts, tick, chunk)
 
 
-def _scratch(
+def cudnn_scratch(
     model: ModelSettings, shape: Shape, split: Split, attention: Choice, rows: int, width: int
-) -> float:
+) -> int:
     """Bytes that cuDNN's backward pass of attention asks for besides its results.
 
     A float32 gradient of the queries and a sum for each; where query heads share a kv head,
     gradients of keys and values for each of them, in bfloat16 (cuDNN 9.28 for compute capability
-    9.0; `benchmarks/cudnn_scratch.py` asks it).
+    9.0; `benchmarks/cudnn_attention.py` asks it).
     """
     if attention.name != "cudnn":
         return 0
@@ -308,7 +198,7 @@ def _update_bytes(
     }[split.remat]
     layer = 2 * tokens * (projected + shape.ffn * item) + scores * (4 + 4 + item)
     layer += low + 4 * tokens * max(shape.adapted, default=0)
-    layer += _scratch(model, shape, split, attention, rows, width)
+    layer += cudnn_scratch(model, shape, split, attention, rows, width)
     at_a_time = positions_at_a_time(model.score_logits, model.vocab, split.tensor)
     logits = min(tokens, at_a_time) * shape.vocab * 3 * 4
     # Gathered over fsdp: one layer with its gradient; the head, a copy of it in the compute dtype,

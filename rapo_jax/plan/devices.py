@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from rapo_jax.model.sharding import make_mesh
-from rapo_jax.plan.arithmetic import Split
 from rapo_jax.plan.chips import Slice
+from rapo_jax.plan.shapes import Split
 
 # Of both, OpenXLA, xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb.
 _HOPPER = """

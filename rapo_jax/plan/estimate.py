@@ -10,17 +10,15 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import choose
 from rapo_jax.plan.arithmetic import (
     Bytes,
-    Shape,
-    Split,
     bytes_on,
     cache_bytes,
     cached_heads,
     micro_rows,
     sampled_tokens,
-    shape_on,
     shard_rows,
 )
 from rapo_jax.plan.chips import Slice
+from rapo_jax.plan.shapes import Shape, Split, shape_on
 from rapo_jax.rollout.slots import chunk_of
 
 REMATS = ("none", "dots", "dots_no_batch", "full")

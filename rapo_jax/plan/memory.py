@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import choose
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.plan.arithmetic import TAPE_BYTES, Split, bytes_on, shape_on, tape_positions
+from rapo_jax.plan.arithmetic import TAPE_BYTES, bytes_on, tape_positions
+from rapo_jax.plan.shapes import Split, shape_on
 
 GB = 1e9
 

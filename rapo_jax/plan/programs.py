@@ -11,7 +11,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jax.stages import Lowered
 
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import kernel_of
-from rapo_jax.model.decoding import sampling_copy
+from rapo_jax.model.lora import trained
 from rapo_jax.model.sharding import (
     EVERYWHERE,
     ROWS,
@@ -34,10 +33,11 @@ from rapo_jax.model.sharding import (
     rows,
     state_layout,
 )
-from rapo_jax.plan.arithmetic import Split, micro_rows
+from rapo_jax.plan.arithmetic import micro_rows
 from rapo_jax.plan.chips import Slice
 from rapo_jax.plan.collectives import collective_bytes
 from rapo_jax.plan.devices import slice_mesh
+from rapo_jax.plan.shapes import Split, model_shapes
 from rapo_jax.rollout.loop import HostCallbacks, parts, rollout, while_unfinished
 from rapo_jax.rollout.slots import Counts, RolloutInputs
 from rapo_jax.rollout.thinking import Boundary
@@ -133,7 +133,7 @@ def lowered_rollout(
     )
     query_UE = _shape(here, U, key_width, dtype=np.float32)
     number = _shape(everywhere, dtype=np.float32)
-    copies = jax.eval_shape(partial(sampling_copy, model), policy_shapes(model))
+    _, copies = model_shapes(model)
     inputs = RolloutInputs(
         key=placed(jax.eval_shape(lambda: jax.random.key(0)), everywhere),
         row_B=_shape(here, B),
@@ -162,10 +162,11 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
     optimizer, _ = policy_optimizer(s)
     shapes = policy_shapes(model)
     where = layout(mesh, model, shapes, name="training")
-    moments = jax.eval_shape(optimizer.init, shapes)
+    changed, changed_where = trained(shapes), trained(where)
+    moments = jax.eval_shape(optimizer.init, changed)
     state = TrainState(
         placed(shapes, where),
-        placed(moments, state_layout(mesh, optimizer, shapes, where)),
+        placed(moments, state_layout(mesh, optimizer, changed, changed_where)),
         _shape(everywhere),
     )
     updater = Updater(rapo_loss(model, s.rl), optimizer, state, mesh=mesh, rl=s.rl)
@@ -175,7 +176,8 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
     micro = (state.params, Batch(int_BT, int_BT, float_BT, float_B, float_B), float_B, None)
     sums = placed(jax.eval_shape(updater.sums_of, *micro), updater.sums_layout)
     weight = _shape(everywhere, dtype=np.float32)
-    return updater.add.lower(sums, *micro), updater.apply.lower(state, sums, weight)
+    without_base = state.replace(params=trained(state.params))
+    return updater.add.lower(sums, *micro), updater.apply.lower(without_base, sums, weight)
 
 
 def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> Program:

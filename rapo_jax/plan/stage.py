@@ -11,12 +11,12 @@ from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.io.tables import markdown_table
 from rapo_jax.model.attention import choose
 from rapo_jax.model.lora import detach, trained
-from rapo_jax.plan.arithmetic import Split
 from rapo_jax.plan.chips import Slice, slices
 from rapo_jax.plan.devices import slice_mesh
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots
 from rapo_jax.plan.models import planned_model
 from rapo_jax.plan.programs import Program, compiled_programs
+from rapo_jax.plan.shapes import Split, shape_on
 from rapo_jax.run.policy import policy_shapes
 
 GB = 1e9
@@ -42,30 +42,20 @@ def plan(settings: Settings, workdir: Path) -> None:
     """Prints the needs of the run of `settings` on `plan.topology`; writes nothing to the workdir.
 
     Raises:
-        ValueError: there is no such slice, the model's shape is not known, or libtpu is missing.
+        ValueError: there is no such slice, the model's shape is not known, or a compiler is
+            missing.
     """
-    _refuse_unplannable(settings)
-    wanted = [slices(name.strip()) for name in settings.plan.topology.split(",")]
-    model = planned_model(settings.model)
-    if settings.plan.compile:
-        for chips in (group[0] for group in wanted):
-            slice_mesh(
-                chips, Split(chips.chips, 1, 1, "full")
-            )  # raises if it cannot be compiled for
-    for line in planned(settings, model, wanted):
-        print(line, flush=True)
-
-
-def _refuse_unplannable(s: Settings) -> None:
-    if not s.plan.topology:
+    if not settings.plan.topology:
         raise ValueError(
             "plan.topology='': name the chips to plan for, such as v5e:8x8, v5p:2x2x4, h100x8, gpu"
         )
-    if s.model.lora.rank and s.plan.compile:
-        raise ValueError(
-            f"plan.compile=True: with model.lora.rank={s.model.lora.rank} a plan is by arithmetic "
-            "alone; set it to False"
-        )
+    wanted = [slices(name.strip()) for name in settings.plan.topology.split(",")]
+    model = planned_model(settings.model)
+    if settings.plan.compile:  # raises now, not after minutes, if a compiler is missing
+        for chips in (group[0] for group in wanted):
+            slice_mesh(chips, Split(chips.chips, 1, 1, "full"))
+    for line in planned(settings, model, wanted):
+        print(line, flush=True)
 
 
 def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> list[str]:
@@ -159,19 +149,20 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     return [
         f"{chips.name}, {split.flags}: compiled ahead of time",
         "",
-        *markdown_table(head, [compiled_cells(x, chosen) for x in programs]).splitlines(),
+        *markdown_table(head, [compiled_cells(model, x, chosen) for x in programs]).splitlines(),
         "",
         note,
         *(f"{each.name}: {each.refused}" for each in programs if each.refused),
     ]
 
 
-def compiled_cells(program: Program, chosen: Estimate) -> tuple[str, ...]:
-    b, memory = chosen.bytes, chosen.slice.usable
+def compiled_cells(model: ModelSettings, program: Program, chosen: Estimate) -> tuple[str, ...]:
+    b, split, memory = chosen.bytes, chosen.split, chosen.slice.usable
+    frozen = shape_on(model, fsdp=split.fsdp, tensor=split.tensor).frozen
     besides = {
         "rollout": b.parameters + b.optimizer + b.reference,
         "update": b.optimizer + b.reference + b.copy + b.scratch,
-        "optimizer": b.reference + b.copy,
+        "optimizer": b.reference + b.copy + frozen,
     }[program.name]
     peak = program.argument + program.output + program.temporary + besides
     fits = not program.refused and peak <= memory

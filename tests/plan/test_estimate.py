@@ -9,10 +9,11 @@ import pytest
 from configs import default, llama8b, qwen3b, qwen7b
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.attention import Choice
-from rapo_jax.plan.arithmetic import Split, bytes_on, micro_rows, micro_shapes, shape_on
+from rapo_jax.plan.arithmetic import bytes_on, micro_rows, micro_shapes
 from rapo_jax.plan.chips import slices
 from rapo_jax.plan.estimate import Estimate, estimate, largest_slots, splits_on, work_on
 from rapo_jax.plan.models import planned_model
+from rapo_jax.plan.shapes import Split, shape_on
 
 KERNEL = Choice("cudnn", "cudnn", "")
 PAGED = Choice("splash", "paged", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from configs import default
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.sharding import make_mesh
+from rapo_jax.plan.chips import slices
+from rapo_jax.plan.devices import slice_mesh
 from rapo_jax.plan.programs import compile_program, lowered_rollout, lowered_update
+from rapo_jax.plan.shapes import Split
 from rapo_jax.plan.stage import plan
 
 
@@ -39,7 +43,7 @@ def test_the_table_has_a_row_for_every_named_slice(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adapters_are_planned_and_printed_but_not_compiled(tmp_path, capsys):
+def test_adapters_are_planned_and_printed(tmp_path, capsys):
     s = settings_of(plan__topology="v5e:1x1")
     lora = dataclasses.replace(s.model.lora, rank=4)
     s = dataclasses.replace(s, model=dataclasses.replace(s.model, lora=lora))
@@ -48,8 +52,6 @@ def test_adapters_are_planned_and_printed_but_not_compiled(tmp_path, capsys):
     # default.py: 2 layers, 64 wide, 4 heads of 16, 2 kv heads, ffn 192
     count = 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 192))
     assert f"frozen, {count / 1e6:.3g} million in adapters of rank 4; " in output
-    with pytest.raises(ValueError, match="plan.compile=True: with model.lora.rank=4"):
-        plan(dataclasses.replace(s, plan=dataclasses.replace(s.plan, compile=True)), tmp_path)
 
 
 def test_gpu_names_the_smallest_of_both_kinds(tmp_path, capsys):
@@ -69,7 +71,38 @@ def test_an_unknown_topology_is_refused(topology, tmp_path):
         plan(settings_of(plan__topology=topology), tmp_path)
 
 
-def test_the_programs_of_a_run_lower_from_shapes_alone():
+@pytest.mark.parametrize("topology", ["v5e:2x2", "h100x2"])
+def test_without_its_compiler_a_slice_is_refused_before_anything_is_printed(
+    topology, tmp_path, capsys, monkeypatch
+):
+    def missing(*_, **__):
+        raise NotImplementedError("topology not implemented")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    s = settings_of(plan__topology=topology)
+    with pytest.raises(ValueError, match=rf"plan.topology='{topology}': .* bash launch/plan.sh"):
+        plan(dataclasses.replace(s, plan=dataclasses.replace(s.plan, compile=True)), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_gpus_are_described_to_the_compiler_by_kind_and_by_host(monkeypatch):
+    asked = []
+
+    def described(**description):
+        asked.append(description)
+        return SimpleNamespace(devices=jax.devices()[:8])
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", described)
+    mesh = slice_mesh(slices("h100x8")[0], Split(2, 4, 1, "full"))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
+    with pytest.raises(ValueError):  # the stand-in has 8 devices
+        slice_mesh(slices("h200x16")[0], Split(4, 4, 1, "full"))
+    assert [each["topology"] for each in asked] == ["1x1x8", "1x2x8"]
+    assert ["H100" in each["target_config"] for each in asked] == [True, False]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_programs_of_a_run_lower_from_shapes_alone(rank):
     s = settings_of(
         rollout__questions=4,
         rollout__group_size=2,
@@ -82,7 +115,8 @@ def test_the_programs_of_a_run_lower_from_shapes_alone():
         rl__buckets=(32,),
         rl__micro_tokens=128,
     )
-    model = dataclasses.replace(s.model, layers=1)
+    lora = dataclasses.replace(s.model.lora, rank=rank)
+    model = dataclasses.replace(s.model, layers=1, lora=lora)
     mesh = make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     add, apply = lowered_update(s, model, mesh)
     rollout = lowered_rollout(s, model, mesh, slots=2, key_width=8)
