@@ -57,7 +57,7 @@ def _unembedded(
     """
     head = {name: params[name] for name in ("embed_VD" if settings.tied else "head_DV",)}
     mesh = ambient_mesh()
-    if mesh is None or row_shards(mesh) == 1:  # nothing to map, which XLA refuses
+    if mesh is None or row_shards(mesh) == 1:  # XLA refuses sums over one shard
         return of_rows(settings, head, *arrays)
     specs = (EVERYWHERE, *(ROWS,) * len(arrays))
     return on_row_shards(mesh, partial(of_rows, settings), specs)(head, *arrays)
