@@ -58,8 +58,8 @@ class Protocol:
     """Texts that end a step; none of a protocol with `turns`: those of the chat template."""
     parse: Callable[[str], Step | list[Step]]
     """A step's text -> its call: the name of a tool and the content. 'stop' and 'answer' call
-    nothing, INVALID gets `corrective`. A list: calls of a turn, which are all made. A step that
-    calls nothing, and an empty list, end the row."""
+    nothing; INVALID and a tool that the run lacks get `corrective`. A list: calls of a turn, which
+    are all made. A step that calls nothing, and an empty list, end the row."""
     tags: tuple[str, ...]
     """Names of tags that foreign text must not write: a space is put behind their `<`."""
     answer_stop: str = ""

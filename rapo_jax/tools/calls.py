@@ -67,6 +67,8 @@ class RunningCalls:
         for step in [parsed] if isinstance(parsed, Step) else parsed:
             if step.kind in CALL_NOTHING:
                 continue
+            if step.kind not in self._tools:  # a user's `parse` may give a policy's own names
+                step = Step(INVALID, step.content)
             refusal = None
             if step.kind == INVALID:
                 refusal = protocol.corrective

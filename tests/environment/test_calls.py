@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.text.condensing import NOTHING_HELPFUL
 from rapo_jax.text.observations import observation_ids
-from rapo_jax.text.protocol import parse_step, render_result
+from rapo_jax.text.protocol import Step, parse_step, render_result
 from rapo_jax.text.protocols import SEARCH_O1, SEARCH_R1, Protocol, rapo
 from rapo_jax.text.tool_calls import hermes_calls
 from rapo_jax.tools.observation import Observation
@@ -224,6 +224,17 @@ def test_a_step_that_stops_or_answers_calls_nothing_and_gets_no_reply(house, mak
     texts, healthy = act(environment, steps)
     assert texts == ["", "", render_result("heard a")] and healthy == [True] * 3
     assert environment.calls[:3] == [[], [], [("search", "ok")]]
+
+
+def test_a_tool_that_the_run_does_not_have_is_an_invalid_call(house, make, act):
+    def parse(text):
+        return Step(text.split("(")[0], "a")
+
+    tokens = dataclasses.replace(house.tokens, protocol=dataclasses.replace(TAGGED, parse=parse))
+    environment = make({"search": echo}, tokens=tokens)
+    texts, healthy = act(environment, ["search(a)</search>", "browse(a)</search>"])
+    assert texts == [render_result("heard a"), "?"] and healthy == [True] * 2
+    assert environment.calls[:2] == [[("search", "ok")], [("invalid", "error")]]
 
 
 def test_a_turn_that_answers_after_its_calls_makes_these(house, make, act):
