@@ -7,10 +7,11 @@ programs are compiled from shapes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -188,7 +189,8 @@ def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> P
     started = time.perf_counter()
     lowered = lower()
     try:
-        compiled = lowered.compile()
+        with _without_cache():
+            compiled = lowered.compile()
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
@@ -206,6 +208,17 @@ def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> P
         time.perf_counter() - started,
         "",
     )
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """jax cannot read back from its cache what it compiled for devices that are not here."""
+    before: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _flops(costs: list[dict[str, float]] | dict[str, float] | None) -> float | None:
