@@ -10,16 +10,22 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
+from rapo_jax.model.chunked_log_probs import (
+    Chunks,
+    chunked_log_probs,
+    head_name,
+    log_prob,
+    split_logits,
+)
 from rapo_jax.model.sampling import log_softmax_entropy
 from rapo_jax.model.sharding import (
     EVERYWHERE,
     ROWS,
     ambient_mesh,
-    constrain,
     on_row_shards,
     row_shards,
 )
-from rapo_jax.model.transformer import forward, unembed
+from rapo_jax.model.transformer import forward
 from rapo_jax.types import Params
 
 Answer = TypeVar("Answer")
@@ -40,6 +46,12 @@ def positions_at_a_time(score_logits: int, vocab: int, tensor: int) -> int:
     return max(score_logits // (vocab // tensor if vocab % tensor == 0 else vocab), 1)
 
 
+def chunks_of(positions: int, at_a_time: int) -> tuple[int, int]:
+    """Number and size of the chunks of a shard's positions in `log_probs`."""
+    size = -(-positions // max(-(-positions // at_a_time), FEWEST_CHUNKS))
+    return -(-positions // size), size
+
+
 def _most_positions(settings: ModelSettings) -> int:
     mesh = ambient_mesh()
     tensor = mesh.shape["tensor"] if mesh else 1
@@ -55,7 +67,7 @@ def _unembedded(
     all chunks are added up on each device before they are summed over devices. On a tensor axis
     each device keeps its part of the vocabulary, also in the backward pass.
     """
-    head = {name: params[name] for name in ("embed_VD" if settings.tied else "head_DV",)}
+    head = params[head_name(settings)]
     mesh = ambient_mesh()
     if mesh is None or row_shards(mesh) == 1:  # XLA refuses sums over one shard
         return of_rows(settings, head, *arrays)
@@ -80,7 +92,7 @@ def log_probs(
 
 def _wanted_log_probs(
     settings: ModelSettings,
-    head: Params,
+    head: jax.Array,
     hidden_BTD: jax.Array,
     target_BT: jax.Array,
     wanted_BT: jax.Array,
@@ -88,13 +100,13 @@ def _wanted_log_probs(
     """Log-probabilities of `target_BT` at the positions of `wanted_BT`; of no use at others."""
     B, T = target_BT.shape
     if T <= SHORT and B * T <= _most_positions(settings):
-        return _log_prob(_logits(settings, head, hidden_BTD), target_BT)
+        return log_prob(split_logits(settings, head, hidden_BTD), target_BT)
     return _chunked_log_probs(settings, head, hidden_BTD, target_BT, wanted_BT)
 
 
 def _chunked_log_probs(
     settings: ModelSettings,
-    head: Params,
+    head: jax.Array,
     hidden_BTD: jax.Array,
     target_BT: jax.Array,
     wanted_BT: jax.Array,
@@ -106,7 +118,7 @@ def _chunked_log_probs(
     """
     B, T = target_BT.shape
     positions = B * T
-    size = -(-positions // max(-(-positions // _most_positions(settings)), FEWEST_CHUNKS))
+    _, size = chunks_of(positions, _most_positions(settings))
     wanted = wanted_BT.reshape(-1)
     before = jnp.cumsum(wanted)
     after = before[-1] + jnp.arange(positions) - before
@@ -118,29 +130,8 @@ def _chunked_log_probs(
         x = jnp.pad(x, ((0, -positions % size), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, size, *x.shape[1:])
 
-    @jax.checkpoint
-    def chunk(hidden: jax.Array, target: jax.Array, asked: jax.Array) -> jax.Array:
-        def unembedded() -> jax.Array:
-            return _log_prob(_logits(settings, head, hidden), target)
-
-        return jax.lax.cond(asked.any(), unembedded, lambda: jnp.zeros(asked.shape))
-
-    arrays = [chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)]
-    logp = jax.lax.map(lambda each: chunk(*each), arrays).reshape(-1)
-    return logp[place].reshape(B, T)
-
-
-def _logits(settings: ModelSettings, head: Params, hidden: jax.Array) -> jax.Array:
-    """`unembed`; on a tensor axis each device has its part of the vocabulary."""
-    logits = unembed(settings, head, hidden)
-    return constrain(logits, *(None,) * (logits.ndim - 1), "vocab")
-
-
-def _log_prob(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Log-probability of each token `target` `[...]` under float32 logits `[..., V]`."""
-    vocab = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.sum(jnp.where(vocab == target[..., None], logits, 0), axis=-1)
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    parts = Chunks(*(chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)))
+    return chunked_log_probs(settings, head, parts).reshape(-1)[place].reshape(B, T)
 
 
 def score(
@@ -160,7 +151,7 @@ def score(
 
 
 def _scores(
-    settings: ModelSettings, head: Params, hidden_BTD: jax.Array, target_BT: jax.Array
+    settings: ModelSettings, head: jax.Array, hidden_BTD: jax.Array, target_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `target_BT`, and the entropies of what they were drawn from."""
     B, positions, D = hidden_BTD.shape
@@ -170,7 +161,7 @@ def _scores(
     target_BT = jnp.pad(target_BT, ((0, 0), (0, padding)))
 
     def score_chunk(hidden_BXD: jax.Array, target_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logp_BXV, entropy_BX = log_softmax_entropy(_logits(settings, head, hidden_BXD))
+        logp_BXV, entropy_BX = log_softmax_entropy(split_logits(settings, head, hidden_BXD))
         logp_BX = jnp.take_along_axis(logp_BXV, target_BX[..., None], axis=-1)[..., 0]
         return logp_BX, entropy_BX
 

@@ -23,6 +23,7 @@ from jax.stages import Lowered
 from rapo_jax.config import ModelSettings, Settings
 from rapo_jax.model.attention import kernel_of
 from rapo_jax.model.lora import trained
+from rapo_jax.model.scoring import chunks_of, positions_at_a_time
 from rapo_jax.model.sharding import (
     EVERYWHERE,
     ROWS,
@@ -181,10 +182,19 @@ def lowered_update(s: Settings, model: ModelSettings, mesh: Mesh) -> tuple[Lower
     return updater.add.lower(sums, *micro), updater.apply.lower(without_base, sums, weight)
 
 
-def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> Program:
+def logit_chunks(s: Settings, model: ModelSettings, split: Split) -> int:
+    """Turns of the update's loop over logits, if all positions are the policy's."""
+    positions = micro_rows(s, split.fsdp) // split.fsdp * s.rl.buckets[-1]
+    at_a_time = positions_at_a_time(model.score_logits, model.vocab, split.tensor)
+    return chunks_of(positions, at_a_time)[0]
+
+
+def compile_program(
+    name: str, lower: Callable[[], Lowered], *, chips: int, unknown_trips: int = 1
+) -> Program:
     """Compiles one program; one that is too large is `refused`, with the bytes that it would need.
 
-    A loop for which the compiler does not give the number of iterations counts once.
+    `unknown_trips`: iterations of loops for which the compiler does not give their number.
     """
     started = time.perf_counter()
     lowered = lower()
@@ -204,7 +214,7 @@ def compile_program(name: str, lower: Callable[[], Lowered], *, chips: int) -> P
         m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
         _flops(costs),
-        collective_bytes(text, devices=chips, unknown_trips=1),
+        collective_bytes(text, devices=chips, unknown_trips=unknown_trips),
         time.perf_counter() - started,
         "",
     )
@@ -253,7 +263,8 @@ def compiled_programs(
     }
     programs = []
     for name, lower in lowers.items():
-        program = compile_program(name, lower, chips=chips.chips)
+        trips = logit_chunks(s, model, split) if name == "update" else 1
+        program = compile_program(name, lower, chips=chips.chips, unknown_trips=trips)
         line = (
             f"{chips.name}: {name} compiled in {program.seconds:.0f} s: "
             f"{program.argument / 1e9:.2f} GB of arguments, {program.temporary / 1e9:.2f} GB of "

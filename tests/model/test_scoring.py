@@ -182,11 +182,52 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
 
     def summed(params, hidden_BTD):
         target_BT = jnp.zeros((1, 64), jnp.int32)
-        return _chunked_log_probs(settings, params, hidden_BTD, target_BT, wanted_BT).sum()
+        return _chunked_log_probs(
+            settings, params["embed_VD"], hidden_BTD, target_BT, wanted_BT
+        ).sum()
 
     value, gradient = jax.jit(jax.value_and_grad(summed, argnums=(0, 1)))(PARAMS, hidden_BTD)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_gradients_in_bfloat16_are_those_of_float32_up_to_rounding():
+    """Products are of bfloat16, sums over chunks of float32."""
+    hidden = RNG.standard_normal((B, T, SETTINGS.width)).astype(np.float32)
+
+    def gradient(dtype):
+        settings = dataclasses.replace(SETTINGS, dtype=dtype, score_logits=5 * SETTINGS.vocab)
+        hidden_BTD = jnp.asarray(hidden, dtype)
+
+        def weighted(head, hidden_BTD):
+            everywhere = jnp.ones(TOKENS.shape, bool)
+            logp_BT = _chunked_log_probs(
+                settings, head, hidden_BTD, jnp.asarray(TOKENS), everywhere
+            )
+            return (WEIGHTS[0] * logp_BT).sum()
+
+        return jax.jit(jax.grad(weighted, argnums=(0, 1)))(PARAMS["embed_VD"], hidden_BTD)
+
+    for found, wanted in zip(gradient("bfloat16"), gradient("float32"), strict=True):
+        error = np.linalg.norm(np.float32(found) - wanted) / np.linalg.norm(wanted)
+        assert error < 4 * 2**-8
+
+
+def test_no_gradient_is_computed_of_a_frozen_head():
+    settings = dataclasses.replace(SETTINGS, score_logits=5 * SETTINGS.vocab)
+
+    def products(argnums):
+        def summed(head, hidden_BTD):
+            everywhere = jnp.ones(TOKENS.shape, bool)
+            return _chunked_log_probs(
+                settings, head, hidden_BTD, jnp.asarray(TOKENS), everywhere
+            ).sum()
+
+        hidden_BTD = jnp.ones((B, T, SETTINGS.width))
+        gradient = jax.jit(jax.grad(summed, argnums=argnums))
+        return gradient.lower(PARAMS["embed_VD"], hidden_BTD).as_text().count("dot_general")
+
+    assert (products(1), products((0, 1))) == (2, 3)  # of the logits, and of each argument
 
 
 def lowered_gradient(*, fsdp, tensor, chunks):
