@@ -125,7 +125,7 @@ class ModelSettings:
     score_logits: int = key(
         2**26,
         "most logits, float32, that a device computes at a time in scoring and updates (the "
-        "default: 0.27 GB); a backward pass holds about three such arrays",
+        "default: 0.27 GB); a backward pass holds about three such arrays; more take less time",
         at_least=1,
         per_call=True,
     )
