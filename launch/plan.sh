@@ -12,7 +12,8 @@
 #   --dry-run  print the commands, one per line, and run nothing
 #   --help     this text
 #
-# Other flags are passed to rapo_jax.main, which runs only the stage plan; --workdir is not needed. Without
+# Other flags are passed to rapo_jax.main, which runs only the stage plan; --workdir is not needed. Which
+# compilers are installed depends on the flag --config.plan.topology. Without
 # --config.plan.compile=False the programs are compiled (two minutes for 7 billion parameters and
 # GPUs, ten for TPUs, on two cores); arithmetic alone takes seconds. PLAN_VENV is the folder of the
 # environment, by default .venv-plan (6 GB with the CUDA plugin); PYTHON the Python (3.11 or newer)
@@ -54,20 +55,24 @@ if [ -z "$config" ]; then fail "--config is missing; see --help"; fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${PLAN_VENV:-$root/.venv-plan}
-compilers=()
-case $(flag_value config.plan.topology ${flags[@]+"${flags[@]}"}) in
-  *v[0-9]*[hg]* | *[hg]*v[0-9]*) compilers=(tpu cuda) ;;
-  *h[0-9]* | *gpu*) compilers=(cuda) ;;
-  *) compilers=(tpu) ;;
+case $(flag_value config.plan.compile ${flags[@]+"${flags[@]}"}) in
+  [Ff]alse) compilers=() ;;
+  *)
+    case $(flag_value config.plan.topology ${flags[@]+"${flags[@]}"}) in
+      *v[0-9]*[hg]* | *[hg]*v[0-9]*) compilers=(-tpu -cuda) ;;
+      *h[0-9]* | *gpu*) compilers=(-cuda) ;;
+      *) compilers=(-tpu) ;;
+    esac
+    ;;
 esac
-for compiler in "${compilers[@]}"; do
-  stamp=$venv/requirements-$compiler.stamp
-  wanted=$(cat "$root"/requirements.txt "$root/requirements-$compiler.txt" "$root"/requirements.lock | cksum)
+if [ ! -x "$venv/bin/python" ]; then run "${PYTHON:-python3}" -m venv "$venv"; fi
+for compiler in "" ${compilers[@]+"${compilers[@]}"}; do
+  stamp=$venv/requirements$compiler.stamp
+  wanted=$(cat "$root/requirements$compiler.txt" "$root"/requirements.lock | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then continue; fi
-  say "installing requirements.txt and requirements-$compiler.txt into $venv (minutes, once)"
-  if [ ! -x "$venv/bin/python" ]; then run "${PYTHON:-python3}" -m venv "$venv"; fi
+  say "installing requirements$compiler.txt into $venv (minutes, once)"
   run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r "$root/requirements.txt" -r "$root/requirements-$compiler.txt" -c "$root/requirements.lock"
+    -r "$root/requirements$compiler.txt" -c "$root/requirements.lock"
   if [ -z "$dry_run" ]; then printf '%s\n' "$wanted" >"$stamp"; fi
 done
 

@@ -139,7 +139,7 @@ def ambient_mesh() -> AbstractMesh | None:
 def spec_of(mesh: AbstractMesh, *logical: str | None) -> PartitionSpec:
     """The partition of an activation with these logical axes (ACTIVATIONS); None is not split.
 
-    Axes that are mapped by hand (`rollout/bridge.py`) split nothing more.
+    Axes that are mapped by hand (`on_row_shards`) split nothing more.
     """
 
     def parts(axis: str | None) -> tuple[str, ...] | str | None:

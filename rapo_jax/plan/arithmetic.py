@@ -47,7 +47,8 @@ class Bytes(NamedTuple):
     update: float
     """Temporaries of the update."""
     scratch: float
-    """Of these, what cuDNN's attention takes in the backward pass; compilers do not count it."""
+    """The most that cuDNN's backward pass of attention takes besides its results, of any width of
+    micro-batches; `update` counts it where a layer needs more than the logits. Compilers do not."""
 
     @property
     def rollout_peak(self) -> float:
@@ -201,8 +202,12 @@ def _update_bytes(
     layer += cudnn_scratch(model, shape, split, attention, rows, width)
     at_a_time = positions_at_a_time(model.score_logits, model.vocab, split.tensor)
     logits = min(tokens, at_a_time) * shape.vocab * 3 * 4
-    # Gathered over fsdp: one layer with its gradient; the head, a copy of it in the compute dtype,
-    # and its gradient.
-    gathered = shape.sampled / model.layers * (1 if shape.adapters else 2)
-    head = shape.vocab * D * (item if shape.adapters else 4 * (split.fsdp > 1) + item + 4)
-    return model.layers * kept + max(layer, logits) + gathered + head
+    # One layer and the head, gathered over fsdp and in the compute dtype, with their gradients; a
+    # frozen base is in that dtype already. The head is gathered before it is cast.
+    several, cast = split.fsdp > 1, item < 4
+    if shape.adapters:
+        one_layer, head = shape.sampled / model.layers * several, item * several
+    else:
+        one_layer = 2 * shape.sampled / model.layers
+        head = 4 * several + item * cast + 4
+    return model.layers * kept + max(layer, logits) + one_layer + shape.vocab * D * head

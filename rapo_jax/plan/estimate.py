@@ -91,7 +91,8 @@ def work_on(s: Settings, model: ModelSettings, shape: Shape, split: Split, chips
         token_flops += 2 * (base + adapters) + attention * width / 2
     flops = passes * tokens_here * token_flops
     reduced = 4 * shape.adapters if shape.adapters else 4 / item * shape.sampled
-    gathers = (2 * shape.sampled + reduced) * (split.fsdp - 1) / split.fsdp
+    head = 0 if shape.adapters else 2 * shape.vocab * model.width * (4 - item)  # before its cast
+    gathers = (2 * shape.sampled + head + reduced) * (split.fsdp - 1) / split.fsdp
     sums = tokens_here * (4 + again) * L * model.width * item * all_reduce  # over tensor
     update_sent = passes * (gathers + sums)
     return Work(

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
@@ -225,10 +226,12 @@ def _without_cache() -> Iterator[None]:
     """jax cannot read back from its cache what it compiled for devices that are not here."""
     before: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # jax asks only once whether it has a cache
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _flops(costs: list[dict[str, float]] | dict[str, float] | None) -> float | None:

@@ -132,7 +132,10 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     attention = choose(model, platform=chips.chip.platform)
     if attention.name == "plain" and chips.chip.platform == "gpu":
         # Without a kernel's name programs are traced for the platform that is here.
-        return [f"{chips.name}: not compiled, which needs a kernel of attention; {attention.note}"]
+        return [
+            f"{chips.name}: not compiled, which needs a kernel of attention; "
+            f"{attention.note or 'model.attention=plain'}"
+        ]
     model = dataclasses.replace(model, attention=attention.name, remat=split.remat)
     programs = compiled_programs(s, model, chips, split)
     head = ("program", "arguments", "output", "temporaries", "also in memory", "peak", "of",

@@ -22,7 +22,7 @@ def parsed(words):
 @pytest.mark.parametrize("config", [["--config=C"], ["--config", "C"]])
 def test_the_config_comes_before_what_overrides_it(place, config):
     named = [word.replace("C", str(ROOT / "configs" / "qwen7b.py")) for word in config]
-    install, _, line = place.dry("plan", "--config.plan.topology=v5e:8x8", *named)
+    install, *_, line = place.dry("plan", "--config.plan.topology=v5e:8x8", *named)
     assert install == [sys.executable, "-m", "venv", f"{place.repository}/.venv-plan"]
     found, workdir = parsed(line)
     assert found.stages == ("plan",) and found.plan.compile
@@ -38,13 +38,18 @@ def test_the_config_comes_before_what_overrides_it(place, config):
         ("gpu", ["cuda"]),
         ("gpu,v5e", ["tpu", "cuda"]),
         ("v6e:2x2,h200", ["tpu", "cuda"]),
+        ("h100x8 --config.plan.compile=False", []),
     ],
 )
 def test_the_compilers_of_the_named_chips_are_installed(place, topology, compilers):
     config = f"--config={ROOT / 'configs' / 'default.py'}"
-    *lines, _ = place.dry("plan", config, f"--config.plan.topology={topology}")
-    installed = [word for line in lines for word in line if "requirements-" in word]
-    assert installed == [f"{place.repository}/requirements-{name}.txt" for name in compilers]
+    *lines, _ = place.dry("plan", config, *f"--config.plan.topology={topology}".split())
+    made, *installed = lines
+    assert made[-1] == f"{place.repository}/.venv-plan"
+    files = [f"requirements{name}.txt" for name in ("", *(f"-{each}" for each in compilers))]
+    assert [line[line.index("-r") + 1] for line in installed] == [
+        f"{place.repository}/{name}" for name in files
+    ]
 
 
 def test_a_check_uses_a_tiny_model_and_other_flags_still_apply(place):

@@ -191,12 +191,16 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_gradients_in_bfloat16_are_those_of_float32_up_to_rounding():
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_in_bfloat16_are_those_of_float32_up_to_rounding(tied):
     """Products are of bfloat16, sums over chunks of float32."""
     hidden = RNG.standard_normal((B, T, SETTINGS.width)).astype(np.float32)
+    head = PARAMS["embed_VD"] if tied else PARAMS["embed_VD"].T
 
     def gradient(dtype):
-        settings = dataclasses.replace(SETTINGS, dtype=dtype, score_logits=5 * SETTINGS.vocab)
+        settings = dataclasses.replace(
+            SETTINGS, dtype=dtype, tied=tied, score_logits=5 * SETTINGS.vocab
+        )
         hidden_BTD = jnp.asarray(hidden, dtype)
 
         def weighted(head, hidden_BTD):
@@ -206,7 +210,7 @@ def test_gradients_in_bfloat16_are_those_of_float32_up_to_rounding():
             )
             return (WEIGHTS[0] * logp_BT).sum()
 
-        return jax.jit(jax.grad(weighted, argnums=(0, 1)))(PARAMS["embed_VD"], hidden_BTD)
+        return jax.jit(jax.grad(weighted, argnums=(0, 1)))(head, hidden_BTD)
 
     for found, wanted in zip(gradient("bfloat16"), gradient("float32"), strict=True):
         error = np.linalg.norm(np.float32(found) - wanted) / np.linalg.norm(wanted)
@@ -257,7 +261,7 @@ def test_more_chunks_send_nothing_more_between_devices(fsdp, tensor):
 
     def sent(chunks):
         text = lowered_gradient(fsdp=fsdp, tensor=tensor, chunks=chunks).compile().as_text()
-        return collective_bytes(text, devices=fsdp * tensor, unknown_trips=1).total()
+        return collective_bytes(text, devices=fsdp * tensor, unknown_trips=chunks).total()
 
     assert 0 < sent(24) < 1.01 * sent(8)
 
