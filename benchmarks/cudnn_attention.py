@@ -24,11 +24,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import qwen7b
-from rapo_jax.config import ModelSettings
+from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.config.read import read_settings
 from rapo_jax.model.attention import choose
 from rapo_jax.plan.arithmetic import cudnn_scratch
@@ -80,11 +82,11 @@ def load_driver() -> None:
 class Graphs:
     """Attention as graphs of cuDNN; arrays have the axes BTNH, as jax passes them."""
 
-    def __init__(self, cudnn) -> None:  # noqa: ANN001, a module
+    def __init__(self, cudnn: ModuleType) -> None:
         self.cudnn, self.types = cudnn, cudnn.data_type
         self.device = cudnn.create_device_properties(json.dumps(H100))
 
-    def _graph(self):  # noqa: ANN202, of that module
+    def _graph(self) -> Any:
         wide = self.types.FLOAT
         return self.cudnn.pygraph(
             io_data_type=self.types.BFLOAT16, intermediate_data_type=wide, compute_data_type=wide,
@@ -112,6 +114,7 @@ class Graphs:
         return self._scratch(g)
 
     def backward(self, B: int, N: int, K: int, T: int, H: int) -> int:
+        """Scratch memory of the gradients of causal attention over rows of T."""
         g = self._graph()
         shapes = ((T, N), (T, K), (T, K), (T, N), (T, N))
         query, key, value, mixed, gradient = (g.tensor(**_array(B, *s, H)) for s in shapes)
@@ -126,7 +129,7 @@ class Graphs:
             _result(result, B, T, heads, H)
         return self._scratch(g)
 
-    def _scratch(self, g) -> int:  # noqa: ANN001, of that module
+    def _scratch(self, g: Any) -> int:
         """Bytes that the chosen kernel asks for.
 
         Raises:
@@ -145,7 +148,7 @@ def _array(B: int, T: int, N: int, H: int) -> Mapping[str, list[int]]:
     return {"dim": [B, N, T, H], "stride": [T * N * H, H, N * H, 1]}
 
 
-def _result(tensor, B: int, T: int, N: int, H: int) -> None:  # noqa: ANN001, of that module
+def _result(tensor: Any, B: int, T: int, N: int, H: int) -> None:
     shape = _array(B, T, N, H)
     tensor.set_output(True).set_dim(shape["dim"]).set_stride(shape["stride"])
 
@@ -177,7 +180,7 @@ def main() -> int:
 
 
 def attentions(
-    graphs: Graphs, rollout, model: ModelSettings, split: Split, rows: int
+    graphs: Graphs, rollout: RolloutSettings, model: ModelSettings, split: Split, rows: int
 ) -> list[tuple[str, Callable[[], int], int]]:
     """Name, what cuDNN says, and what a plan counts, of each attention of a run."""
     N, K, H = model.heads // split.tensor, max(model.kv_heads // split.tensor, 1), model.head_width

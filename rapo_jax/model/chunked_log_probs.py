@@ -42,23 +42,26 @@ def _is_target(logits: jax.Array, target: jax.Array) -> jax.Array:
     return vocab == target[..., None]
 
 
-class Chunks(NamedTuple):
-    """C chunks of X positions; those without a wanted position come last."""
+class Positions(NamedTuple):
+    """Positions of rows [B, T] or of chunks [C, X], and the token that each is to predict."""
 
-    hidden_CXD: jax.Array
-    target_CX: jax.Array
-    wanted_CX: jax.Array
+    hidden: jax.Array
+    """[B, T, D] or [C, X, D]."""
+    target: jax.Array
+    wanted: jax.Array
+    """Whether the target's log-probability is asked for."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunked_log_probs(settings: ModelSettings, head: jax.Array, chunks: Chunks) -> jax.Array:
-    """Log-probabilities logp_CX of the targets; `head` is the parameter `head_name`.
+def chunked_log_probs(settings: ModelSettings, head: jax.Array, chunks: Positions) -> jax.Array:
+    """Log-probabilities logp_CX of the targets of C chunks; `head` is the parameter `head_name`.
 
-    Chunks without a wanted position are skipped: theirs are 0, as are all gradients.
+    Chunks without a wanted position come last. They are skipped: their log-probabilities and
+    gradients are 0.
     """
     head = head.astype(settings.dtype)  # once, and not for each chunk
 
-    def of_chunk(chunk: Chunks) -> jax.Array:
+    def of_chunk(chunk: Positions) -> jax.Array:
         hidden_XD, target_X, wanted_X = chunk
         return jax.lax.cond(
             wanted_X.any(),
@@ -69,12 +72,12 @@ def chunked_log_probs(settings: ModelSettings, head: jax.Array, chunks: Chunks) 
     return jax.lax.map(of_chunk, chunks)
 
 
-Saved = tuple[jax.Array, Chunks, tuple[()] | None]
-"""Of the forward pass; the last is None if no gradient of the head is wanted."""
+Saved = tuple[jax.Array, Positions, tuple[()] | None]
+"""Head, chunks, and None if the head is frozen: a pytree without arrays stays known to Python."""
 
 
 def _forward(
-    settings: ModelSettings, head: CustomVJPPrimal, chunks: Chunks
+    settings: ModelSettings, head: CustomVJPPrimal, chunks: Positions
 ) -> tuple[jax.Array, Saved]:
     values = jax.tree.map(lambda leaf: leaf.value, chunks)
     result = chunked_log_probs(settings, head.value, values)
@@ -83,13 +86,13 @@ def _forward(
 
 def _backward(
     settings: ModelSettings, saved: Saved, weight_CX: jax.Array
-) -> tuple[jax.Array | None, Chunks]:
+) -> tuple[jax.Array | None, Positions]:
     """Gradients of the head and of the hidden states.
 
     That of logits is the target's indicator less the softmax, in the compute dtype when it is
     multiplied, as the gradients of all other products are; sums are float32.
     """
-    head, (hidden_CXD, target_CX, wanted_CX), wanted = saved
+    head, (hidden_CXD, target_CX, wanted_CX), changes = saved
     cast, axes = head.astype(settings.dtype), head_name(settings)[-2:]
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -106,12 +109,12 @@ def _backward(
         change_XD = product(f"XV,{axes}->XD", error_XV, cast)
         return sum_head, change_CXD.at[c].set(change_XD.astype(change_CXD.dtype))
 
-    zeros = None if wanted is None else jnp.zeros(head.shape, jnp.float32)
+    zeros = None if changes is None else jnp.zeros(head.shape, jnp.float32)
     used = wanted_CX.any(axis=1).sum()
     sums = jax.lax.fori_loop(0, used, add, (zeros, jnp.zeros_like(hidden_CXD)))
     gradient = None if sums[0] is None else sums[0].astype(head.dtype)
     nothing: Any = np.zeros(target_CX.shape, jax.dtypes.float0)  # of integers
-    return gradient, Chunks(sums[1], nothing, nothing)
+    return gradient, Positions(sums[1], nothing, nothing)
 
 
 chunked_log_probs.defvjp(_forward, _backward, symbolic_zeros=True)

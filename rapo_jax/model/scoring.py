@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings
 from rapo_jax.model.chunked_log_probs import (
-    Chunks,
+    Positions,
     chunked_log_probs,
     head_name,
     log_prob,
@@ -59,9 +59,9 @@ def _most_positions(settings: ModelSettings) -> int:
 
 
 def _unembedded(
-    settings: ModelSettings, params: Params, of_rows: Callable[..., Answer], *arrays: jax.Array
+    settings: ModelSettings, params: Params, of_rows: Callable[..., Answer], *arrays: object
 ) -> Answer:
-    """`of_rows(settings, head, *arrays)` of each device's rows; the arrays have rows first.
+    """`of_rows(settings, head, *arrays)` of each device's rows; `arrays` are pytrees, rows first.
 
     The head is gathered from the devices once, whatever the number of chunks, and the gradients of
     all chunks are added up on each device before they are summed over devices. On a tensor axis
@@ -86,51 +86,40 @@ def log_probs(
     hidden_BTD = forward(settings, params, token_BT)
     # the position before a token predicts it
     target_BT, wanted_BT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (token_BT, mask_BT))
-    logp_BT = _unembedded(settings, params, _wanted_log_probs, hidden_BTD, target_BT, wanted_BT)
+    positions = Positions(hidden_BTD, target_BT, wanted_BT)
+    logp_BT = _unembedded(settings, params, _wanted_log_probs, positions)
     return jnp.where(mask_BT, jnp.pad(logp_BT[:, :-1], ((0, 0), (1, 0))), 0)
 
 
-def _wanted_log_probs(
-    settings: ModelSettings,
-    head: jax.Array,
-    hidden_BTD: jax.Array,
-    target_BT: jax.Array,
-    wanted_BT: jax.Array,
-) -> jax.Array:
-    """Log-probabilities of `target_BT` at the positions of `wanted_BT`; of no use at others."""
-    B, T = target_BT.shape
+def _wanted_log_probs(settings: ModelSettings, head: jax.Array, positions: Positions) -> jax.Array:
+    """logp_BT of the targets at wanted positions of rows; of no use at others."""
+    B, T = positions.target.shape
     if T <= SHORT and B * T <= _most_positions(settings):
-        return log_prob(split_logits(settings, head, hidden_BTD), target_BT)
-    return _chunked_log_probs(settings, head, hidden_BTD, target_BT, wanted_BT)
+        return log_prob(split_logits(settings, head, positions.hidden), positions.target)
+    return _chunked_log_probs(settings, head, positions)
 
 
-def _chunked_log_probs(
-    settings: ModelSettings,
-    head: jax.Array,
-    hidden_BTD: jax.Array,
-    target_BT: jax.Array,
-    wanted_BT: jax.Array,
-) -> jax.Array:
-    """Log-probabilities of `target_BT` at the positions of `wanted_BT`, by chunk; 0 at some others.
+def _chunked_log_probs(settings: ModelSettings, head: jax.Array, positions: Positions) -> jax.Array:
+    """logp_BT of the targets at wanted positions of rows, by chunk; 0 at some others.
 
     Wanted positions are brought to the front of one axis. Chunks of it are unembedded in turn and
     recomputed in the backward pass; those without a wanted position are skipped.
     """
-    B, T = target_BT.shape
-    positions = B * T
-    _, size = chunks_of(positions, _most_positions(settings))
-    wanted = wanted_BT.reshape(-1)
+    B, T = positions.target.shape
+    count = B * T
+    _, size = chunks_of(count, _most_positions(settings))
+    wanted = positions.wanted.reshape(-1)
     before = jnp.cumsum(wanted)
-    after = before[-1] + jnp.arange(positions) - before
+    after = before[-1] + jnp.arange(count) - before
     place = jnp.where(wanted, before - 1, after)  # where a stable sort puts each position
-    order = jnp.zeros_like(place).at[place].set(jnp.arange(positions))
+    order = jnp.zeros_like(place).at[place].set(jnp.arange(count))
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = x.reshape(positions, *x.shape[2:])[order]
-        x = jnp.pad(x, ((0, -positions % size), *((0, 0),) * (x.ndim - 1)))
+        x = x.reshape(count, *x.shape[2:])[order]
+        x = jnp.pad(x, ((0, -count % size), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, size, *x.shape[1:])
 
-    parts = Chunks(*(chunks(x) for x in (hidden_BTD, target_BT, wanted_BT)))
+    parts = Positions(*map(chunks, positions))
     return chunked_log_probs(settings, head, parts).reshape(-1)[place].reshape(B, T)
 
 

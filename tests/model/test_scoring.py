@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rapo_jax.model.chunked_log_probs import Positions
 from rapo_jax.model.scoring import _chunked_log_probs, log_probs, score
 from rapo_jax.model.sharding import layout, make_mesh, on_mesh, place, rows
 from rapo_jax.model.transformer import forward, init_params, unembed
@@ -183,7 +184,7 @@ def test_slots_that_predict_no_chosen_token_are_never_unembedded():
     def summed(params, hidden_BTD):
         target_BT = jnp.zeros((1, 64), jnp.int32)
         return _chunked_log_probs(
-            settings, params["embed_VD"], hidden_BTD, target_BT, wanted_BT
+            settings, params["embed_VD"], Positions(hidden_BTD, target_BT, wanted_BT)
         ).sum()
 
     value, gradient = jax.jit(jax.value_and_grad(summed, argnums=(0, 1)))(PARAMS, hidden_BTD)
@@ -206,7 +207,7 @@ def test_gradients_in_bfloat16_are_those_of_float32_up_to_rounding(tied):
         def weighted(head, hidden_BTD):
             everywhere = jnp.ones(TOKENS.shape, bool)
             logp_BT = _chunked_log_probs(
-                settings, head, hidden_BTD, jnp.asarray(TOKENS), everywhere
+                settings, head, Positions(hidden_BTD, jnp.asarray(TOKENS), everywhere)
             )
             return (WEIGHTS[0] * logp_BT).sum()
 
@@ -224,7 +225,7 @@ def test_no_gradient_is_computed_of_a_frozen_head():
         def summed(head, hidden_BTD):
             everywhere = jnp.ones(TOKENS.shape, bool)
             return _chunked_log_probs(
-                settings, head, hidden_BTD, jnp.asarray(TOKENS), everywhere
+                settings, head, Positions(hidden_BTD, jnp.asarray(TOKENS), everywhere)
             ).sum()
 
         hidden_BTD = jnp.ones((B, T, SETTINGS.width))
