@@ -133,7 +133,7 @@ def compiled_table(s: Settings, model: ModelSettings, chosen: Estimate) -> list[
     if attention.name == "plain" and chips.chip.platform == "gpu":
         # Without a kernel's name programs are traced for the platform that is here.
         return [
-            f"{chips.name}: not compiled, which needs a kernel of attention; "
+            f"{chips.name}: not compiled, because a program for GPUs needs a kernel of attention: "
             f"{attention.note or 'model.attention=plain'}"
         ]
     model = dataclasses.replace(model, attention=attention.name, remat=split.remat)
