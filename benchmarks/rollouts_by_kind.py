@@ -62,7 +62,7 @@ def rows_of(workdir: Path, kinds: Mapping[str, str]) -> Iterator[Row]:
     with open(workdir / "trajectories.jsonl", encoding="utf-8") as file:
         for line in file:
             row: dict[str, Any] = json.loads(line)
-            if row["stage"] != "rl":
+            if row["stage"] != "rl" or row.get("off_policy"):
                 continue
             name, segments = row["question_id"], row["segments"]
             traces = sum(segment["source"] == "RETRIEVED" for segment in segments)

@@ -204,7 +204,8 @@ class Environment:
     def search(self, request: TraceRequest) -> Texts:
         """The step traces that rows ask for.
 
-        A trace of more than `room_U` tokens is not retrieved, nor added to the row's history.
+        A trace that would fill the row, `room_U` tokens or more, is not retrieved, nor added to the
+        row's history: no token of the policy could follow it.
         """
         row_U = request.row_U
         texts = _no_texts(len(row_U), self._texts.retrieved_tokens)
@@ -223,7 +224,7 @@ class Environment:
                     if not hit.value:
                         continue
                     trace = self._texts.retrieved(hit.value)
-                    if len(trace.token_X) <= request.room_U[u]:
+                    if len(trace.token_X) < request.room_U[u]:
                         self._give(texts, u, int(row_U[u]), trace)
                         given.append(hit)
                 self._retriever.count(given)

@@ -119,9 +119,7 @@ class Session:
         """The rewards and advantages of `config.method`."""
         s, trajectory = self.run.settings, groups.trajectory
         reward_B = shaped_reward(s, groups)
-        calibration, _ = jax.device_get(
-            self.parts.calibrate(trajectory, reward_B, groups.off_policy_B)
-        )
+        calibration, _ = jax.device_get(self.parts.calibrate(trajectory, reward_B))
         advantage = self.parts.method.advantage(s, trajectory, reward_B, calibration)
         return Advantages(reward_B, np.asarray(advantage), calibration)
 

@@ -8,7 +8,7 @@ A name ends in the axes of its array; each letter has one meaning in the whole p
     L layers             N query heads               K key/value heads     H head width, R = H / 2
     M step traces in the buffer, passages            E embedding width     C candidates of a search
     A automaton states   W stop tokens               P processes           U slots of a shard
-    J members of a comparison: rows, steps
+    J members of a comparison: rows, steps                                 I chunks of positions
 
 A number is an axis of so many, as in `scale_Q1` and `next_state_A256`.
 
@@ -48,7 +48,7 @@ class Status(enum.IntEnum):
     RUNNING = 0
     ANSWERED = 1  # the policy closed `</answer>`
     STOPPED = 2  # end-of-sequence or a step without a call, where no `</answer>` was written
-    OUT_OF_STEPS = 3  # a tool call beyond the allowed number of calls
+    OUT_OF_CALLS = 3  # a tool call beyond the allowed number of calls
     OUT_OF_TOKENS = 4  # the step or the row reached its token limit
     MALFORMED = 5  # the host could not serve the row; the trainer raises after the program
 
@@ -61,7 +61,10 @@ class Span(flax.struct.PyTreeNode):
 
 
 class ActRequest(flax.struct.PyTreeNode):
-    """What a turn asks the host to act on, slots first."""
+    """What a turn asks the host to act on, slots first.
+
+    Rows are numbered among those of all processes; `host_callbacks` gives a process its own.
+    """
 
     row_U: Array
     calls_U: Array  # the slot has a step whose calls are to be started
@@ -70,7 +73,7 @@ class ActRequest(flax.struct.PyTreeNode):
     idle_U: Array  # equal in all slots: none can sample, so that the host may wait
     step: Span  # the step that makes the calls
     parent_U: Array  # row that a fork began from
-    shared_U: Array  # of whose calls a fork has this number
+    shared_U: Array  # how many of that row's calls the fork copied
 
 
 class Texts(flax.struct.PyTreeNode):
@@ -89,13 +92,13 @@ class ActAnswer(flax.struct.PyTreeNode):
 
 
 class TraceRequest(flax.struct.PyTreeNode):
-    """The step traces that a turn asks for, slots first."""
+    """The step traces that a turn asks for, slots first; rows as in `ActRequest`."""
 
     row_U: Array
     retrieves_U: Array
     key_UE: Array
     pick_U: Array  # in [0, 1): that random trace; -1: the nearest
-    room_U: Array  # a trace of more tokens is left out
+    room_U: Array  # tokens left in the row; a trace that leaves none to the policy is left out
 
 
 class Forks(flax.struct.PyTreeNode):

@@ -137,7 +137,7 @@ def grpo(load: Workload) -> Call:
         trajectory = policy.sample(weights, key, temperature=1.0)
         rows = policy.sampled(trajectory)
         reward_B = np.float32([even_share(row) for row in rows])
-        calibration, _ = jax.device_get(calibrate(trajectory, reward_B, np.zeros_like(reward_B)))
+        calibration, _ = jax.device_get(calibrate(trajectory, reward_B))
         batch = Batch(
             trajectory.token_BT,
             trajectory.source_BT,

@@ -28,6 +28,8 @@ class MethodSettings(NamedTuple):
     """Whether the last row of a group is a trajectory of the buffer, where there is one."""
     replays: bool = False
     """Whether past groups complete a batch."""
+    compares_steps: bool = False
+    """Whether steps are compared, so that a group of equal rewards can have advantages, too."""
     settings: Mapping[str, Json] = {}
     """Dotted key -> value, where it is not the default."""
 
@@ -54,7 +56,9 @@ METHODS = {
         "GRPO whose clipped tokens keep a bounded gradient",
         settings={"rl.clipping": "gppo", "rl.dual_clip": 3.0, "rl.aggregation": "token_mean"},
     ),
-    "gigpo": MethodSettings("GRPO, and steps from the same state compared with each other"),
+    "gigpo": MethodSettings(
+        "GRPO, and steps from the same state compared with each other", compares_steps=True
+    ),
     "tree_grpo": MethodSettings(
         "GRPO over trees of rollouts, and within each tree",
         settings={"rollout.branching": "random", "rollout.tree_rows": 3, "rl.kl": 0.001},

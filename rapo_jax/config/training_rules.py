@@ -60,6 +60,8 @@ def method_rules(s: Settings) -> Iterator[Rule]:
     yield "rl.dual_clip", not method.off_policy or s.rl.dual_clip == 0, f"{remedy}0"
     remedy = "with past groups (rl.replay_share) no groups are resampled: 0"
     yield "rl.resample", share == 0 or s.rl.resample == 0, remedy
+    remedy = f"method={s.method!r} learns from groups of equal rewards, too: 0"
+    yield "rl.resample", not method.compares_steps or s.rl.resample == 0, remedy
     remedy = "past rows keep the ratio to the policy that read their traces: 'read'"
     reads = s.rl.retrieved_traces == "read"
     yield "rl.retrieved_traces", reads or not method.replays, remedy

@@ -55,9 +55,10 @@ def calibrate(
       ValueError: unknown `quality` or `timing`, or `group_size` is too small.
     """
     entropy_BS, source_BS = step_entropy(entropy_BT, source_BT, step_BT, num_steps=num_steps)
-    variant = {"quality": quality, "timing": timing}
-    Z_B = retrieval_reward(entropy_BS, source_BS, entropy_floor=entropy_floor, **variant)
-    Z_BS = retrieval_reward_per_step(entropy_BS, source_BS, entropy_floor=entropy_floor, **variant)
+    Z_BS = retrieval_reward_per_step(
+        entropy_BS, source_BS, quality=quality, timing=timing, entropy_floor=entropy_floor
+    )
+    Z_B = retrieval_reward(Z_BS, source_BS)
     reward_QG, Z_QG = reward_B.reshape(-1, group_size), Z_B.reshape(-1, group_size)
     advantage_QG = rapo_advantage(reward_QG, Z_QG, a=a, ddof=ddof, std_floor=std_floor)
     share_B = retrieved_share(source_BT)

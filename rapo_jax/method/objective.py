@@ -204,13 +204,15 @@ def replay_loss_sums(
     Args:
       old_logp_BT: log pi_old: of the policy at the start of the update.
       behaviour_logp_BT: log mu: of the policy that sampled the row, perhaps many updates ago.
-      Others, returns and errors: see `policy_loss_sums`; `ratio` is r, `logp_gap` is of log r.
+      Others, returns and errors: see `policy_loss_sums`; `ratio` is r; `logp_gap` is of
+        log pi_theta - log pi_old, which is 0 before the first update whoever sampled the row.
     """
     row_mask_B = row_mask_B.astype(bool)
     mask_BT = mask_BT.astype(bool) & row_mask_B[:, None]
     mu_BT = jnp.where(mask_BT, behaviour_logp_BT, 0)
     log_ratio_BT = jnp.where(mask_BT, logp_BT, 0) - mu_BT
     r_BT = _ratio(log_ratio_BT)
+    gap_BT = jnp.where(mask_BT, logp_BT, 0) - jnp.where(mask_BT, old_logp_BT, 0)
     r_old_BT = _ratio(jnp.where(mask_BT, old_logp_BT, 0) - mu_BT)
     A_BT = _of_tokens(advantage_B, mask_BT)
     free_BT = r_BT * A_BT
@@ -219,7 +221,7 @@ def replay_loss_sums(
     loss_BT = jnp.where(mask_BT, -jnp.minimum(free_BT, bounded_BT), 0)
     loss_sum, weight = aggregate(loss_BT, mask_BT, row_mask_B, aggregation)
     clipped_BT = bounded_BT < free_BT
-    metrics = ratio_metrics(log_ratio_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
+    metrics = ratio_metrics(gap_BT, mask_BT, clipped_BT, ratio=r_BT, shaped=r_BT)
     return loss_sum, weight, metrics
 
 

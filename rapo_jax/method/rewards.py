@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,14 +32,41 @@ TIMINGS = {
 """Factor of retrieval timing f(H_before, entropy_floor), by name."""
 
 
+class AroundRetrievals(NamedTuple):
+    """Entropies of the nearest policy steps before and after each step, in nats, [B, S].
+
+    They mean something where `judged_BS`: at retrievals that have both.
+    """
+
+    before_BS: jax.Array
+    after_BS: jax.Array
+    judged_BS: jax.Array
+
+
+def around_retrievals(entropy_BS: jax.Array, source_BS: jax.Array) -> AroundRetrievals:
+    """H_before and H_after of each retrieval (Eq. 5); arguments as in `retrieval_reward_per_step`.
+
+    A retrieval that no policy step follows, because the trajectory ended, is not judged.
+    """
+    num_steps = entropy_BS.shape[1]
+    position_S = jnp.arange(num_steps)
+    policy_BS = source_BS == Source.POLICY
+    before_BS = lax.cummax(jnp.where(policy_BS, position_S, -1), axis=1)
+    after_BS = lax.cummin(jnp.where(policy_BS, position_S, num_steps), axis=1, reverse=True)
+
+    def entropy_at(step_BS: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(entropy_BS, jnp.clip(step_BS, 0, num_steps - 1), axis=1)
+
+    judged_BS = (source_BS == Source.RETRIEVED) & (before_BS >= 0) & (after_BS < num_steps)
+    return AroundRetrievals(entropy_at(before_BS), entropy_at(after_BS), judged_BS)
+
+
 def retrieval_reward_per_step(
     entropy_BS: jax.Array, source_BS: jax.Array, *, quality: str, timing: str, entropy_floor: float
 ) -> jax.Array:
     """Reward Z of each retrieval, at the step of the retrieved trace (Eqs. 5-7); 0 elsewhere.
 
-    H_before and H_after are the entropies of the nearest policy steps before and after. A
-    retrieval without one of the two (the trajectory ended, or a whole trajectory was retrieved
-    before the policy's first step) scores 0.
+    A retrieval that no policy step follows scores 0.
 
     Args:
       entropy_BS: step entropies in nats, read at POLICY steps only.
@@ -55,33 +84,18 @@ def retrieval_reward_per_step(
     quality_of = choose_variant(QUALITIES, key="quality", name=quality)
     timing_of = choose_variant(TIMINGS, key="timing", name=timing)
 
-    num_steps = entropy_BS.shape[1]
-    position_S = jnp.arange(num_steps)
-    policy_BS = source_BS == Source.POLICY
-    before_BS = lax.cummax(jnp.where(policy_BS, position_S, -1), axis=1)
-    after_BS = lax.cummin(jnp.where(policy_BS, position_S, num_steps), axis=1, reverse=True)
-
-    def entropy_at(step_BS: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(entropy_BS, jnp.clip(step_BS, 0, num_steps - 1), axis=1)
-
-    entropy_before_BS, entropy_after_BS = entropy_at(before_BS), entropy_at(after_BS)
-    Z_BS = quality_of(entropy_before_BS, entropy_after_BS, entropy_floor)
-    Z_BS = Z_BS * timing_of(entropy_before_BS, entropy_floor)
-    judged_BS = (source_BS == Source.RETRIEVED) & (before_BS >= 0) & (after_BS < num_steps)
-    return jnp.where(judged_BS, Z_BS, 0)
+    around = around_retrievals(entropy_BS, source_BS)
+    Z_BS = quality_of(around.before_BS, around.after_BS, entropy_floor)
+    Z_BS = Z_BS * timing_of(around.before_BS, entropy_floor)
+    return jnp.where(around.judged_BS, Z_BS, 0)
 
 
-def retrieval_reward(
-    entropy_BS: jax.Array, source_BS: jax.Array, *, quality: str, timing: str, entropy_floor: float
-) -> jax.Array:
+def retrieval_reward(Z_BS: jax.Array, source_BS: jax.Array) -> jax.Array:
     """Retrieval reward Z_ret of each trajectory, [B]: the mean of Z over its retrievals (Eqs. 5-7).
 
     Every retrieval counts in the mean, those that score 0 for want of a policy step included. A
-    trajectory without retrieval has 0. Arguments and errors: see `retrieval_reward_per_step`.
+    trajectory without retrieval has 0. `Z_BS` is what `retrieval_reward_per_step` returns.
     """
-    Z_BS = retrieval_reward_per_step(
-        entropy_BS, source_BS, quality=quality, timing=timing, entropy_floor=entropy_floor
-    )
     count_B = jnp.sum(source_BS == Source.RETRIEVED, axis=1)
     return jnp.sum(Z_BS, axis=1) / jnp.maximum(count_B, 1).astype(Z_BS.dtype)
 

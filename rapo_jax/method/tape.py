@@ -28,7 +28,7 @@ def retrieved_share(source_BT: Array) -> Array:
     return retrieved_B / jnp.maximum(response_mask(source_BT).sum(1), 1)
 
 
-def without_retrieved(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray:
+def without_retrieved_tokens(table_BT: np.ndarray, source_BT: np.ndarray) -> np.ndarray:
     """Removes the RETRIEVED positions from a [B, T] array of a tape.
 
     Later positions shift left, zeros fill the end.

@@ -43,7 +43,7 @@ def _is_target(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 class Positions(NamedTuple):
-    """Positions of rows [B, T] or of chunks [C, X], and the token that each is to predict."""
+    """Positions of rows [B, T] or of chunks [I, X], and the token that each is to predict."""
 
     hidden: jax.Array
     """[B, T, D] or [C, X, D]."""
@@ -54,7 +54,7 @@ class Positions(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def chunked_log_probs(settings: ModelSettings, head: jax.Array, chunks: Positions) -> jax.Array:
-    """Log-probabilities logp_CX of the targets of C chunks; `head` is the parameter `head_name`.
+    """Log-probabilities logp_IX of the targets of I chunks; `head` is the parameter `head_name`.
 
     Chunks without a wanted position come last. They are skipped: their log-probabilities and
     gradients are 0.
@@ -85,35 +85,35 @@ def _forward(
 
 
 def _backward(
-    settings: ModelSettings, saved: Saved, weight_CX: jax.Array
+    settings: ModelSettings, saved: Saved, weight_IX: jax.Array
 ) -> tuple[jax.Array | None, Positions]:
     """Gradients of the head and of the hidden states.
 
     That of logits is the target's indicator less the softmax, in the compute dtype when it is
     multiplied, as the gradients of all other products are; sums are float32.
     """
-    head, (hidden_CXD, target_CX, wanted_CX), changes = saved
+    head, (hidden_IXD, target_IX, wanted_IX), changes = saved
     cast, axes = head.astype(settings.dtype), head_name(settings)[-2:]
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(
-        c: jax.Array, sums: tuple[jax.Array | None, jax.Array]
+        i: jax.Array, sums: tuple[jax.Array | None, jax.Array]
     ) -> tuple[jax.Array | None, jax.Array]:
-        sum_head, change_CXD = sums
-        hidden_XD, target_X, weight_X = hidden_CXD[c], target_CX[c], weight_CX[c]
+        sum_head, change_IXD = sums
+        hidden_XD, target_X, weight_X = hidden_IXD[i], target_IX[i], weight_IX[i]
         logits_XV = split_logits(settings, cast, hidden_XD)
         error_XV = _is_target(logits_XV, target_X) - jax.nn.softmax(logits_XV)
         error_XV = (error_XV * weight_X[:, None]).astype(settings.dtype)
         if sum_head is not None:
             sum_head += product(f"XD,XV->{axes}", hidden_XD.astype(settings.dtype), error_XV)
         change_XD = product(f"XV,{axes}->XD", error_XV, cast)
-        return sum_head, change_CXD.at[c].set(change_XD.astype(change_CXD.dtype))
+        return sum_head, change_IXD.at[i].set(change_XD.astype(change_IXD.dtype))
 
     zeros = None if changes is None else jnp.zeros(head.shape, jnp.float32)
-    used = wanted_CX.any(axis=1).sum()
-    sums = jax.lax.fori_loop(0, used, add, (zeros, jnp.zeros_like(hidden_CXD)))
+    used = wanted_IX.any(axis=1).sum()
+    sums = jax.lax.fori_loop(0, used, add, (zeros, jnp.zeros_like(hidden_IXD)))
     gradient = None if sums[0] is None else sums[0].astype(head.dtype)
-    nothing: Any = np.zeros(target_CX.shape, jax.dtypes.float0)  # of integers
+    nothing: Any = np.zeros(target_IX.shape, jax.dtypes.float0)  # of integers
     return gradient, Positions(sums[1], nothing, nothing)
 
 

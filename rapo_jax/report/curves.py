@@ -66,7 +66,7 @@ CURVES: dict[str, dict[str, str]] = {
         "update/padding": "Padding in an update",
         "update/zero_advantage_rows": "Rows whose advantage is 0",
         "floor/std_active": "Groups at the floor of the std",
-        "floor/entropy_active": "Policy steps at the floor of H",
+        "floor/entropy_active": "Retrievals at the floor of H_before",
     },
 }
 COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}

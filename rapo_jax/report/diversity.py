@@ -35,7 +35,8 @@ def rollouts(path: Path) -> dict[str, Rollouts]:
     """The RL rollouts of a trajectories.jsonl by kind, equally many of each.
 
     A rollout's text is what the policy and the tools wrote: a retrieved trace would count as
-    diversity though the policy did not write it. The kind with more rollouts keeps an evenly spaced
+    diversity though the policy did not write it. Rows that the policy did not sample in their step
+    are left out. The kind with more rollouts keeps an evenly spaced
     part of them. Nothing where there is no such file or it holds too few.
     """
     if not path.is_file():
@@ -46,7 +47,7 @@ def rollouts(path: Path) -> dict[str, Rollouts]:
     with path.open("rb") as lines:
         for line in lines:
             row = parse_line(line)
-            if row is None or row.get("stage", "rl") != "rl":
+            if row is None or row.get("stage", "rl") != "rl" or row.get("off_policy"):
                 continue
             parts = [p for p in segments_of(row) if p.get("source") in ("POLICY", "TOOL")]
             text = "".join(str(part.get("text", "")) for part in parts)

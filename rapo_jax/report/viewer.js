@@ -42,7 +42,8 @@
   const distinct = (list, key, text) => [...new Map(list.map((each) => [key(each), text(each)]))];
   const rowText = (each) => {
     const retrieved = segmentsOf(each).filter((s) => s.source === "RETRIEVED").length;
-    const kind = each.hybrid ? `hybrid, ${retrieved} retrieved`
+    const kind = each.off_policy ? "not sampled in this step"
+      : each.hybrid ? `hybrid, ${retrieved} retrieved`
       : each.stage === "heldout" ? "greedy" : "on-policy";
     return `${each.row}: ${kind}, reward ${show(each.reward)}`;
   };

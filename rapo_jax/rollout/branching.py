@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rapo_jax.config import ModelSettings, RolloutSettings
-from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, Starts, Trees
+from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, Starts, Trees, boundary_keys
 from rapo_jax.types import Array, Forks, Source
 
 OPENING_TOKENS = 20
@@ -99,9 +99,7 @@ def fork_by_entropy(given: Given, before: Slots, after: Slots, boundary_U: Array
     prompt_U = after.prompts.length_Q[row_U // after.group_size]
     now_U = opening_entropy(after, before.begin_U, before.step_U)
     rise_U = (now_U - opening_entropy(after, prompt_U, 0)) / math.log(given.model.vocab)
-    key = jax.random.fold_in(given.inputs.key, Draws.FORKS)
-    key_U = jax.vmap(partial(jax.random.fold_in, key))(before.calls_U)
-    key_U = jax.vmap(jax.random.fold_in)(key_U, given.inputs.row_B[row_U])
+    key_U = boundary_keys(Draws.FORKS, given.inputs, before)
     wants_U = boundary_U & is_to_fork(
         jax.vmap(jax.random.uniform)(key_U),
         rise_U,

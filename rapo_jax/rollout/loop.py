@@ -18,7 +18,7 @@ import numpy as np
 from rapo_jax.config import ModelSettings, RolloutSettings
 from rapo_jax.rollout.branching import branched, with_trees
 from rapo_jax.rollout.reading import (
-    Answers,
+    HostAnswers,
     read,
 )
 from rapo_jax.rollout.slots import (
@@ -129,7 +129,7 @@ def parts(
         )
 
     def read_answers(
-        params: Params, inputs: RolloutInputs, before: Slots, answers: Answers
+        params: Params, inputs: RolloutInputs, before: Slots, answers: HostAnswers
     ) -> Slots:
         after = read(model, settings, params, before, answers)
         return branched(model, settings, inputs, before, after, reading=True)
@@ -185,14 +185,16 @@ def agent_turn(
         room_U = settings.max_tokens - slots.length_U - observation.length_B
         # a row without an observation ends, and needs no trace
         retrieves_U = request.retrieves_U & acted.ready_U & healthy_U & (observation.length_B > 0)
-        retrieves_U = retrieves_U & (room_U > 0)
+        retrieves_U = retrieves_U & (room_U > 1)  # for a trace and the policy
         key_UE = parts.embed(acted.query_U, retrieves_U)
         wanted = TraceRequest(request.row_U, retrieves_U, key_UE, pick_U, room_U)
         trace_shapes = text_shapes(U, settings.retrieved_tokens)
         found = call_host(callbacks.search, trace_shapes, retrieves_U, wanted)
         healthy_U = healthy_U & (found.healthy_U | ~retrieves_U)
         trace = found.span
-    return parts.read(params, inputs, slots, Answers(acted.ready_U, healthy_U, observation, trace))
+    return parts.read(
+        params, inputs, slots, HostAnswers(acted.ready_U, healthy_U, observation, trace)
+    )
 
 
 def text_shapes(slots: int, tokens: int) -> Texts:

@@ -13,7 +13,7 @@ from rapo_jax.rollout.slots import Phase, Slots, chunk_of, end_rows
 from rapo_jax.types import Array, Params, Source, Span, Status
 
 
-class Answers(NamedTuple):
+class HostAnswers(NamedTuple):
     """The host's answers for the slots that are ready: an observation, perhaps a trace."""
 
     ready_U: Array
@@ -23,7 +23,11 @@ class Answers(NamedTuple):
 
 
 def read(
-    model: ModelSettings, settings: RolloutSettings, params: Params, slots: Slots, answers: Answers
+    model: ModelSettings,
+    settings: RolloutSettings,
+    params: Params,
+    slots: Slots,
+    answers: HostAnswers,
 ) -> Slots:
     """Appends the ready observations and traces to the tapes and the KV cache.
 

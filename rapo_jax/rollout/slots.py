@@ -30,6 +30,19 @@ class Draws(enum.IntEnum):
     CONDENSING = 4
 
 
+def row_keys(draws: Draws, inputs: RolloutInputs, slots: Slots) -> Array:
+    """Random key of each slot's row for a purpose, so that draws do not depend on the slot."""
+    key = jax.random.fold_in(inputs.key, draws)
+    return jax.vmap(partial(jax.random.fold_in, key))(inputs.row_B[slots.row_U])
+
+
+def boundary_keys(draws: Draws, inputs: RolloutInputs, slots: Slots) -> Array:
+    """Random key of each slot's row at its present step boundary, for a purpose."""
+    key = jax.random.fold_in(inputs.key, draws)
+    key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
+    return jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
+
+
 class Phase(enum.IntEnum):
     """State of a slot."""
 
@@ -57,7 +70,7 @@ class Counts(flax.struct.PyTreeNode):
     ticks: Array
     slot_ticks: Array
     sampled: Array  # slot-ticks that sampled a token of a rollout
-    waiting: Array  # slot-ticks of rows that waited for the host
+    waiting: Array  # slot-ticks of rows that waited for their observations (phase WAITING)
     absorbed: Array  # tokens of observations and traces
     host_calls: Array
 

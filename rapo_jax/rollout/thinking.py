@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +12,16 @@ from rapo_jax.model.decoding import extend
 from rapo_jax.model.sampling import sample
 from rapo_jax.model.transformer import unembed
 from rapo_jax.rollout.branching import branched
-from rapo_jax.rollout.slots import Draws, Phase, RolloutInputs, Slots, end_rows, fill
+from rapo_jax.rollout.slots import (
+    Draws,
+    Phase,
+    RolloutInputs,
+    Slots,
+    boundary_keys,
+    end_rows,
+    fill,
+    row_keys,
+)
 from rapo_jax.types import Array, Params, Source, Span, Status
 
 SLOTS_PER_CALL = 64
@@ -37,11 +45,6 @@ class Boundary(NamedTuple):
     eos_W: jax.Array
     asks_at_eos: bool = False
     """Whether the host replies to a step that ends otherwise, in place of its end-of-sequence."""
-
-
-def row_keys(key: Array, inputs: RolloutInputs, slots: Slots) -> Array:
-    """Random key of each slot's row, so that draws do not depend on the slot."""
-    return jax.vmap(partial(jax.random.fold_in, key))(inputs.row_B[slots.row_U])
 
 
 def think(
@@ -84,7 +87,7 @@ def think_token(
     and so does a call beyond `max_calls`.
     """
     thinking_U, position_U = slots.has(Phase.THINKING), slots.length_U
-    key_U = row_keys(jax.random.fold_in(inputs.key, Draws.TOKENS), inputs, slots)
+    key_U = row_keys(Draws.TOKENS, inputs, slots)
     key_U = jax.vmap(jax.random.fold_in)(key_U, position_U)
     drawn = sample(unembed(model, params, slots.hidden_UD), key_U, temperature=inputs.temperature)
     token_U = jnp.where(thinking_U, drawn.token_B, 0)
@@ -144,7 +147,7 @@ def ending(
     full_U = position_U + 1 >= jnp.minimum(s.max_tokens, slots.begin_U + s.step_tokens)
     over_U = slots.calls_U >= s.max_calls
     # a step that an end-of-sequence token closes may call nothing: only the host can say
-    over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_STEPS)
+    over_status_U = jnp.where(eos_U, Status.STOPPED, Status.OUT_OF_CALLS)
     status_U = jnp.where(
         accepted_U,
         jnp.where(answer_U, Status.ANSWERED, jnp.where(over_U, over_status_U, Status.RUNNING)),
@@ -177,9 +180,7 @@ def draw(inputs: RolloutInputs, slots: Slots) -> tuple[Array, Array]:
 
     Returns retrieves_U, whether to retrieve, and pick_U, which random trace in [0, 1), -1 for none.
     """
-    key = jax.random.fold_in(inputs.key, Draws.RETRIEVALS)
-    key_U = jax.vmap(partial(jax.random.fold_in, key))(slots.calls_U)
-    key_U = jax.vmap(jax.random.fold_in)(key_U, inputs.row_B[slots.row_U])
+    key_U = boundary_keys(Draws.RETRIEVALS, inputs, slots)
     coin_U, noisy_U, pick_U = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(key_U).T
     retrieves_U = inputs.hybrid_B[slots.row_U] & (coin_U < inputs.probability)
     retrieves_U &= slots.calls_U <= inputs.last_retrieval

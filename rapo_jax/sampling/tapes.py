@@ -112,21 +112,27 @@ def trajectory_lines(
     *,
     labels: Mapping[str, object],
     hybrid_B: np.ndarray,
+    off_policy_B: np.ndarray,
+    has_entropy_B: np.ndarray,
     reward_B: np.ndarray,
     advantage_B: np.ndarray,
     retrieval_B: np.ndarray,
     z_BS: np.ndarray,
 ) -> str:
-    """A line of JSON for each row: `labels`, its scores, and each segment's text, tokens and
-    entropies."""
+    """A line of JSON for each row: `labels`, its scores, its segments.
+
+    `off_policy_B`: the policy did not sample the row in this step; `has_entropy_B`: it did at some
+    time, and its entropies are on the tape.
+    """
     lines = ""
     for b, question in enumerate(questions):
         parts = []
         for piece in pieces(tokens, trajectory, b):
             ids = trajectory.token_BT[b, piece.start : piece.stop]
             entropy = trajectory.entropy_BT[b, piece.start : piece.stop]
-            policy = piece.source == Source.POLICY
             sampled = trajectory.source_BT[b, piece.start : piece.stop] == Source.POLICY
+            sampled &= has_entropy_B[b]
+            policy = piece.source == Source.POLICY and has_entropy_B[b]
             retrieved = piece.source == Source.RETRIEVED
             parts.append(
                 {
@@ -146,6 +152,7 @@ def trajectory_lines(
             "answers": list(question.answers),
             "row": b,
             "hybrid": bool(hybrid_B[b]),
+            "off_policy": bool(off_policy_B[b]),
             "status": Status(int(trajectory.status_B[b])).name,
             "reward": float(reward_B[b]),
             "advantage": float(advantage_B[b]),

@@ -36,7 +36,7 @@ from rapo_jax.suites.scores import open_judge, score_all
 from rapo_jax.suites.summary import Summary, headline, summarise
 from rapo_jax.suites.table import table
 from rapo_jax.tasks.schema import Question
-from rapo_jax.text.protocols import Answers
+from rapo_jax.text.protocols import AnswerRule
 from rapo_jax.train.evaluate import spread
 from rapo_jax.types import Params, Status
 
@@ -129,7 +129,7 @@ def evaluate_suite(
     fits: Callable[[Question], bool],
     user_tools: tuple[str, ...],
     shards: int,
-    answers: Answers = "tagged",
+    answers: AnswerRule = "tagged",
 ) -> Summary:
     """Samples the rows of a suite that are not written yet, scores all and returns the summary.
 

@@ -17,7 +17,7 @@ from rapo_jax.scoring.maths import math_counts, math_equal
 from rapo_jax.scoring.maths_official import official_math_equal
 from rapo_jax.suites.predictions import Prediction
 from rapo_jax.tasks.reward import answer_of, failure_kind
-from rapo_jax.text.protocols import Answers
+from rapo_jax.text.protocols import AnswerRule
 
 RIGHT = "right"
 FAILURES = (
@@ -28,7 +28,7 @@ FAILURES = (
 answers after a call that failed; 'no answer' boxes nothing anywhere."""
 ENDINGS = {
     "OUT_OF_TOKENS": "out of tokens",
-    "OUT_OF_STEPS": "out of calls",
+    "OUT_OF_CALLS": "out of calls",
     "PROMPT_TOO_LONG": "prompt too long",
 }
 
@@ -64,7 +64,7 @@ def score_all(
     user_tools: tuple[str, ...],
     judge: JudgeSettings,
     folder: Path,
-    answers: Answers = "tagged",
+    answers: AnswerRule = "tagged",
 ) -> list[ScoredPrediction]:
     """`score_predictions`, with the judge if there is one; prints how many have no verdict."""
     before = math_counts()
@@ -93,7 +93,7 @@ def score_predictions(
     rule: str,
     user_tools: tuple[str, ...],
     judge: Judge | None,
-    answers: Answers = "tagged",
+    answers: AnswerRule = "tagged",
 ) -> list[ScoredPrediction]:
     """The rows with their scores; rows that were scored before are scored again."""
     scored = [_scored(row, rule, user_tools, answers) for row in rows]
@@ -106,7 +106,7 @@ def score_predictions(
 
 
 def _scored(
-    row: Prediction, rule: str, user_tools: tuple[str, ...], answers: Answers
+    row: Prediction, rule: str, user_tools: tuple[str, ...], answers: AnswerRule
 ) -> ScoredPrediction:
     text, gold, metric = row["text"], row["gold"], row["metric"]
     bad_format = failure_kind(text, user_tools, answers)

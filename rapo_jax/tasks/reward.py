@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from rapo_jax.scoring.answers import last_boxed, token_f1
 from rapo_jax.scoring.maths import check_math_verify, math_equal
 from rapo_jax.text.protocol import CALLS, REST_OF_TOKEN, STEP_KINDS, without_retrieved
-from rapo_jax.text.protocols import Answers
+from rapo_jax.text.protocols import AnswerRule
 
 BAD_FORMAT = -1.0
 BONUS = 0.1
@@ -58,7 +58,7 @@ def outcome_reward(
     *,
     metric: str = "f1",
     user_tools: tuple[str, ...] = (),
-    answers: Answers = "tagged",
+    answers: AnswerRule = "tagged",
 ) -> float:
     """Outcome reward R of a response: -1 for a bad format, else the answer's score (+ 0.1).
 
@@ -83,7 +83,7 @@ def is_correct(
     *,
     metric: str = "f1",
     user_tools: tuple[str, ...] = (),
-    answers: Answers = "tagged",
+    answers: AnswerRule = "tagged",
 ) -> bool:
     """Whether a response is well formed and its answer's score is 1; accuracy is its mean."""
     answer = answer_of(text, user_tools, answers)
@@ -91,7 +91,7 @@ def is_correct(
 
 
 def answer_of(
-    text: str, user_tools: tuple[str, ...] = (), answers: Answers = "tagged"
+    text: str, user_tools: tuple[str, ...] = (), answers: AnswerRule = "tagged"
 ) -> str | None:
     """The answer of a response, None if its format is bad."""
     if answers == "boxed":
@@ -108,7 +108,9 @@ def check_metric(metric: str) -> None:
         check_math_verify()
 
 
-def failure_kind(text: str, user_tools: tuple[str, ...] = (), answers: Answers = "tagged") -> str:
+def failure_kind(
+    text: str, user_tools: tuple[str, ...] = (), answers: AnswerRule = "tagged"
+) -> str:
     """Why the format of a response is bad, in a few words; '' if it is good."""
     if answers != "tagged":
         return "no answer" if answer_of(text, user_tools, answers) is None else ""

@@ -12,10 +12,10 @@ from rapo_jax.io.user_code import load_function
 from rapo_jax.tasks.dataset import World, shared_questions, unscripted_task
 from rapo_jax.tasks.reward import outcome_reward
 from rapo_jax.tasks.schema import Question, Score, Task, check_ids
-from rapo_jax.text.protocols import Answers
+from rapo_jax.text.protocols import AnswerRule
 
-LARGEST_REWARD = 3.4028234e38
-"""Of float32, in which advantages are computed: a larger reward would be infinite there."""
+LARGEST_REWARD = 1e18
+"""Advantages are computed in float32: squares of much larger rewards would be infinite there."""
 _LISTS = ("train", "eval", "documents")
 
 
@@ -92,7 +92,7 @@ def _question(maker: str, split: str, number: int, given: object) -> Question:
 
 
 def find_reward(
-    path: str, *, metric: str, user_tools: tuple[str, ...], answers: Answers = "tagged"
+    path: str, *, metric: str, user_tools: tuple[str, ...], answers: AnswerRule = "tagged"
 ) -> Score:
     """The outcome reward of task.reward: '' is the paper's, else 'module:function'.
 

@@ -17,7 +17,7 @@ from rapo_jax.io.user_code import load
 from rapo_jax.text.protocol import CALLS, INVALID, TAG_NAMES, Step, neutralise, parse_step, stops
 from rapo_jax.text.tool_calls import TOOLS, hermes_calls
 
-Answers = Literal["tagged", "boxed"] | Callable[[str], str | None]
+AnswerRule = Literal["tagged", "boxed"] | Callable[[str], str | None]
 """The answer of a response: that of the paper's format, a bad one of which has the reward -1; the
 last box; or a function, whose None is no answer. Without an answer the reward is 0."""
 
@@ -89,7 +89,7 @@ class Protocol:
     condenses: bool = False
     """Whether the model reads the hits of a search in a prompt of their own, and what it makes of
     them is the observation. Such a protocol is evaluated, not trained."""
-    answers: Answers = "tagged"
+    answers: AnswerRule = "tagged"
     """A function reads the policy's text without `corrective`, see `BetweenReplies`."""
     passage: Callable[[int, str, str], str] | None = None
     """(number from 1, title, text) of a search's hit -> its line; None: `[1] title: text`."""

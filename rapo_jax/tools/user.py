@@ -33,7 +33,7 @@ _TAKEN = {
 _QUOTED_PATH = re.compile(r"""(['"])~?/(?:[^'"/]+/)+([^'"/]*)\1""")
 _BARE_PATH = re.compile(r"""(?<![\w/])~?/(?:[^\s'"/]+/)+([^\s'"/]*)""")
 
-Answers = queue.SimpleQueue[tuple[int, Observation]]
+Results = queue.SimpleQueue[tuple[int, Observation]]
 """(place of the call in its batch, its observation), in the order in which calls end."""
 
 
@@ -105,7 +105,7 @@ class UserTool:
 
     def __call__(self, calls: list[str]) -> list[Observation]:
         observations = [Observation(f"error: {self._name} timed out", "timeout")] * len(calls)
-        answers: Answers = queue.SimpleQueue()
+        answers: Results = queue.SimpleQueue()
         deadlines: dict[int, float] = {}  # of calls that run, the earliest first
         wait_s = self._timeout_s
         for i, text in enumerate(calls):
@@ -129,7 +129,7 @@ class UserTool:
             self._log_failure(f"{late} calls took longer than {limit}")
         return observations
 
-    def _start(self, i: int, text: str, answers: Answers) -> None:
+    def _start(self, i: int, text: str, answers: Results) -> None:
         name = f"user_tool_{self._name}"
         thread = threading.Thread(target=self._run, args=(i, text, answers), name=name, daemon=True)
         try:
@@ -138,7 +138,7 @@ class UserTool:
             self._slots.release()
             answers.put((i, self._failed(error)))
 
-    def _run(self, i: int, text: str, answers: Answers) -> None:
+    def _run(self, i: int, text: str, answers: Results) -> None:
         try:
             answer = self._function(text)
             if isinstance(answer, Coroutine):

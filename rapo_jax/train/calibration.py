@@ -12,12 +12,13 @@ from rapo_jax.method.advantages import group_advantage, largest_safe_a
 from rapo_jax.method.calibrate import Calibration, calibrate
 from rapo_jax.method.clipping import CLIPPINGS
 from rapo_jax.method.objective import share_silenced_above
+from rapo_jax.method.rewards import around_retrievals
 from rapo_jax.train.methods import METHODS, calibrated, of_entropy
 from rapo_jax.train.update import rapo_loss
-from rapo_jax.types import Array, Source, Trajectory
+from rapo_jax.types import Array, Trajectory
 
-Calibrator = Callable[[Trajectory, Array, Array], tuple[Calibration, dict[str, Array]]]
-"""(trajectory, reward_B, off_policy_B) -> (calibration, diagnostics)."""
+Calibrator = Callable[[Trajectory, Array], tuple[Calibration, dict[str, Array]]]
+"""(trajectory, reward_B) -> (calibration, diagnostics)."""
 
 
 def make_calibrator(s: Settings, *, num_steps: int) -> Calibrator:
@@ -28,7 +29,7 @@ def make_calibrator(s: Settings, *, num_steps: int) -> Calibrator:
     rl, group_size = s.rl, s.rollout.group_size
 
     @jax.jit
-    def calibrator(trajectory: Trajectory, reward_B: Array, off_policy_B: Array):
+    def calibrator(trajectory: Trajectory, reward_B: Array):
         calibration = calibrate(
             trajectory.entropy_BT,
             trajectory.source_BT,
@@ -43,34 +44,28 @@ def make_calibrator(s: Settings, *, num_steps: int) -> Calibrator:
             ddof=rl.ddof,
             std_floor=rl.std_floor,
         )
-        scalars = diagnostics(calibration, reward_B, off_policy_B, rl, group_size=group_size)
-        return calibration, scalars
+        return calibration, diagnostics(calibration, reward_B, rl, group_size=group_size)
 
     return calibrator
 
 
 def diagnostics(
-    calibration: Calibration,
-    reward_B: jax.Array,
-    off_policy_B: jax.Array,
-    rl: RlSettings,
-    *,
-    group_size: int,
+    calibration: Calibration, reward_B: jax.Array, rl: RlSettings, *, group_size: int
 ) -> dict[str, jax.Array]:
-    """Shares of steps and groups at which a numerical floor decides, and of groups with a spread.
+    """Shares at which a numerical floor decides, and of groups with a spread.
 
-    `floor/entropy_active`: of policy steps, those with an entropy below `rl.entropy_floor`; rows of
-    `off_policy_B` = 1 count as none, for nobody sampled them here;
+    `floor/entropy_active`: of retrievals that a policy step follows, those whose H_before is below
+    `rl.entropy_floor`;
     `floor/std_active`: of groups, those whose Z_ret have a std below `rl.std_floor`;
     `reward/nonzero_groups`: of groups, those with any outcome advantage above 1e-3.
     """
-    policy_BS = (calibration.source_BS == Source.POLICY) & (off_policy_B == 0)[:, None]
-    below_BS = policy_BS & (calibration.entropy_BS < rl.entropy_floor)
+    around = around_retrievals(calibration.entropy_BS, calibration.source_BS)
+    below_BS = around.judged_BS & (around.before_BS < rl.entropy_floor)
     Z_QG = calibration.retrieval_reward_B.reshape(-1, group_size)
     reward_QG = reward_B.reshape(-1, group_size)
     outcome_QG = group_advantage(reward_QG, ddof=rl.ddof, std_floor=rl.std_floor)
     return {
-        "floor/entropy_active": below_BS.sum() / jnp.maximum(policy_BS.sum(), 1),
+        "floor/entropy_active": below_BS.sum() / jnp.maximum(around.judged_BS.sum(), 1),
         "floor/std_active": (jnp.std(Z_QG, axis=1, ddof=rl.ddof) < rl.std_floor).mean(),
         "reward/nonzero_groups": (jnp.abs(outcome_QG).max(axis=1) > 1e-3).mean(),
     }

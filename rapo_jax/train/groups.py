@@ -266,7 +266,8 @@ def _merged(
 def equal_groups(groups: Groups, group_size: int) -> np.ndarray:
     """Whether all outcome rewards of a group are equal; [Q].
 
-    Nothing can be learned from it then, but a penalty of length (`rl.overlong`).
+    Nothing can be learned from it then, but a penalty of length (`rl.overlong`), and by GiGPO from
+    the numbers of steps.
     """
     return np.ptp(groups.scores.reward_B.reshape(-1, group_size), axis=1) == 0
 

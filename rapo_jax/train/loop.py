@@ -73,7 +73,7 @@ def policy_optimizer(s: Settings) -> tuple[optax.GradientTransformation, optax.S
     return make_optimizer(s.optimizer, schedule), schedule
 
 
-class Step(NamedTuple):
+class TrainingStep(NamedTuple):
     """A step to take, and what was measured before it."""
 
     number: int
@@ -82,10 +82,10 @@ class Step(NamedTuple):
     cpu: float
 
 
-class EndedStep(NamedTuple):
+class EndedTrainingStep(NamedTuple):
     """A step whose updates may still be running: wall and CPU-seconds without the wait for them."""
 
-    step: Step
+    step: TrainingStep
     metrics: Callable[[], dict[str, float]]
     wall: float
     cpu: float
@@ -121,7 +121,7 @@ class PolicyTraining:
         """Of all steps, also those before a resume; wall seconds by phase of a step."""
         self._buffer, self._stream, self._stage, self._skips = buffer, stream, stage, 0
         self._replay = replay
-        self._ended: EndedStep | None = None
+        self._ended: EndedTrainingStep | None = None
         self._held_out = spread(load_questions(run.questions["eval"]), s.evaluate.limit)
         self._store = Checkpoints(
             run.workdir / "checkpoints", keep=s.checkpoint.keep, lora=run.model.lora
@@ -142,7 +142,7 @@ class PolicyTraining:
         rl = self.run.settings.rl
         return int(self.state.step) // (rl.epochs * rl.mini_batches)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[TrainingStep]:
         """The steps left, each after an evaluation where one is due; see `checkpointed_steps`."""
         s = self.run.settings
         every = s.evaluate.every
@@ -154,18 +154,20 @@ class PolicyTraining:
                 self._write_ended()
                 held_out = self._evaluate(number)
             self._export(number)
-            yield Step(number, held_out, time.perf_counter(), cpu_seconds())
+            yield TrainingStep(number, held_out, time.perf_counter(), cpu_seconds())
         self._export(s.rl.steps)
         if every:
             values = self._evaluate(s.rl.steps) | {"cpu/total": self.cpu_seconds}
             self.run.metrics.write(self._stage, s.rl.steps, values)
 
     def end_step(
-        self, step: Step, state: TrainState, metrics: Callable[[], dict[str, float]]
+        self, step: TrainingStep, state: TrainState, metrics: Callable[[], dict[str, float]]
     ) -> None:
         """Takes the new state; `metrics` waits for it and returns the step's metrics."""
         self.state = state
-        ended = EndedStep(step, metrics, time.perf_counter() - step.wall, cpu_seconds() - step.cpu)
+        ended = EndedTrainingStep(
+            step, metrics, time.perf_counter() - step.wall, cpu_seconds() - step.cpu
+        )
         before, self._ended = self._ended, ended
         self._write(before)
 
@@ -180,7 +182,7 @@ class PolicyTraining:
         ended, self._ended = self._ended, None
         self._write(ended)
 
-    def _write(self, ended: EndedStep | None) -> None:
+    def _write(self, ended: EndedTrainingStep | None) -> None:
         """Writes the metrics of a step; those named time/... are added up in `seconds`."""
         if ended is None:
             return

@@ -54,7 +54,7 @@ def score_rows(
 def common_failure(tokens: Tokens, trajectory: Trajectory, scores: RowScores) -> str:
     """A warning where all rows have one reward and their formats are bad for one reason; else ''.
 
-    Nothing can be learned from such a batch: all advantages are 0.
+    All outcome advantages of such a batch are 0: little or nothing can be learned from it.
     """
     failures = np.unique(scores.failure_B)
     if len(failures) > 1 or not failures[0] or np.ptp(scores.reward_B):
@@ -113,8 +113,9 @@ def rollout_metrics(
 def branching_metrics(trajectory: Trajectory) -> dict[str, float]:
     """Metrics of branching: tokens and calls saved by shared prefixes; forks and restarts.
 
-    `rollout/policy_tokens` counts a shared prefix in every row that has it, so that less
-    `rollout/saved_tokens` it is what was sampled; `rollout/tool_calls` counts calls that were made.
+    `rollout/policy_tokens` counts a shared prefix in every row that has it: what was sampled is
+    `rollout/policy_tokens` - `rollout/saved_tokens`. `rollout/tool_calls` counts calls that were
+    made.
     """
     if (forks := trajectory.forks) is None:
         return {}

@@ -1,4 +1,4 @@
-"""Training methods as functions: advantage, loss and groups of each.
+"""Training methods as functions: advantage and loss of each.
 
 `config.methods` has their meanings, needs and published settings; docs/methods.md their equations.
 """

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from rapo_jax.method.tape import with_rows, without_retrieved
+from rapo_jax.method.tape import with_rows, without_retrieved_tokens
 from rapo_jax.train.rescoring import Rescorer
 from rapo_jax.types import Batch, Params, Source
 
@@ -41,7 +41,7 @@ def without_traces(
 
     def part_of(table: np.ndarray) -> np.ndarray:
         table = np.asarray(table)[rows]
-        return without_retrieved(table, source_BT) if table.ndim == 2 else table
+        return without_retrieved_tokens(table, source_BT) if table.ndim == 2 else table
 
     part = jax.tree.map(part_of, batch)
     part_length_B = length_B[rows] - (source_BT == Source.RETRIEVED).sum(1)

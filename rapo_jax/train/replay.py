@@ -57,7 +57,7 @@ class Replay:
     ) -> list[PastGroup]:
         """`count` different groups, each as likely as any other, not of the questions `without`.
 
-        None if there are fewer.
+        An empty list if there are fewer.
         """
         groups = [group for name, group in self._groups.items() if name not in without]
         if len(groups) < count:

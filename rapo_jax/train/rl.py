@@ -56,7 +56,10 @@ from rapo_jax.types import Array, Batch, Params, TrainState
 
 
 class RlParts(NamedTuple):
-    """Objects that all steps of RL use; only the position of the stream changes."""
+    """Objects that all steps of RL use.
+
+    Of these, the stream's position and the past groups change; checkpoints hold both.
+    """
 
     method: Method
     stream: QuestionStream
@@ -121,10 +124,16 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     agent_tapes = read_agent_tapes(run) if s.of_method.takes_agent_tapes else None
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
-    calibrate = make_calibrator(s, num_steps=run.sampler.most_steps)
     parts = RlParts(
-        *(method, stream, agent_tapes, replay, calibrate, updater),
-        *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
+        method=method,
+        stream=stream,
+        agent_tapes=agent_tapes,
+        replay=replay,
+        calibrate=make_calibrator(s, num_steps=run.sampler.most_steps),
+        updater=updater,
+        rescore=make_rescorer(run.model, run.mesh, s.rl),
+        schedule=schedule,
+        reference=reference,
     )
     return parts, training
 
@@ -158,9 +167,7 @@ def rl_step(
     counts = shared_counts(run.environment.take_counts())
     laps.end("rollout")
     reward_B = shaped_reward(s, groups)
-    calibration, diagnostics = jax.device_get(
-        parts.calibrate(groups.trajectory, reward_B, groups.off_policy_B)
-    )
+    calibration, diagnostics = jax.device_get(parts.calibrate(groups.trajectory, reward_B))
     advantage = parts.method.advantage(s, groups.trajectory, reward_B, calibration)
     rate = float(parts.schedule(int(updates_made(state.opt_state))))
     batch, length_B, removal = batch_to_read(s, parts, state.params, groups, calibration, advantage)

@@ -63,12 +63,16 @@ def write_trajectories(
     """Appends the step's rows to WORKDIR/trajectories.jsonl."""
     if not is_first():
         return
+    s, off_policy_B = run.settings, groups.off_policy_B > 0
+    of_agents_B = off_policy_B & s.of_method.takes_agent_tapes
     lines = trajectory_lines(
         run.tokens,
         groups.trajectory,
-        row_questions(groups.questions, run.settings.rollout.group_size),
+        row_questions(groups.questions, s.rollout.group_size),
         labels={"step": step, "stage": "rl"},
-        hybrid_B=hybrid_rows(run.settings),
+        hybrid_B=hybrid_rows(s) & ~of_agents_B,
+        off_policy_B=off_policy_B,
+        has_entropy_B=~of_agents_B,
         reward_B=groups.scores.reward_B.astype(np.float32),
         advantage_B=row_advantage(advantage, groups.trajectory.source_BT),
         retrieval_B=calibration.retrieval_reward_B,

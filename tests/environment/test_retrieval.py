@@ -34,16 +34,18 @@ def test_a_pick_asks_for_that_trace_and_a_row_that_wants_none_gets_none(make, se
     assert texts == [render_retrieved(step_traces[7].value), ""]
 
 
-def test_a_trace_without_room_is_left_out_of_the_tape_and_of_the_history(make, search, house):
+def test_a_trace_that_leaves_the_policy_no_room_is_left_out_of_the_tape_and_of_the_history(
+    make, search, house
+):
     environment = make({}, without_retrieved_history=False)
     ids = retrieved_ids(house.tokens, house.retriever.buffer.step_traces[0].value, room=TRACE_ROOM)
     environment.take_counts()
-    assert search(environment, [0], pick=0.0, room=len(ids) - 1) == ([""], [True])
+    assert search(environment, [0], pick=0.0, room=len(ids)) == ([""], [True])
     assert environment._history[0] == ""
     counts = environment.take_counts()
     assert (counts["buffer/queries"], counts["buffer/hits"]) == (1, 0)
     assert not any(x for name, x in counts.items() if "origin" in name or "similarity" in name)
-    (text,), _ = search(environment, [0], pick=0.0, room=len(ids))
+    (text,), _ = search(environment, [0], pick=0.0, room=len(ids) + 1)
     assert text == environment._history[0] != ""
     assert environment.take_counts()["buffer/hits"] == 1
 

@@ -218,6 +218,15 @@ def test_a_fresh_row_replayed_is_grpo_bit_for_bit(aggregation):
     assert float(loss) == float(grpo)
 
 
+def test_the_gap_of_replayed_rows_is_to_the_policy_before_the_update_not_to_the_one_that_sampled():
+    logp_BT, _, mask_BT, advantage_B, _ = wide_batch(6)
+    _, metrics = replay_loss(
+        *(logp_BT, logp_BT, logp_BT - 0.5, mask_BT, advantage_B), clip=0.2, aggregation="token_mean"
+    )
+    assert metrics["logp_gap"] == 0 and metrics["logp_gap_max"] == 0
+    assert metrics["ratio"] == pytest.approx(math.exp(0.5), rel=1e-6)
+
+
 def test_the_gradient_of_a_replayed_token_is_its_ratio_to_the_behaviour_policy():
     # r = pi/mu = 1.5 with r_old = 1.4: inside [1.12, 1.68]; and 2.0: beyond it.
     logp_BT, old_BT, mu_BT = np.log([[1.5], [2.0]]), np.log([[1.4], [1.4]]), np.zeros((2, 1))

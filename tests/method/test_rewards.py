@@ -19,10 +19,15 @@ PAD, POL, RET = int(Source.PAD), int(Source.POLICY), int(Source.RETRIEVED)
 FLOOR = 1e-6
 PAPER = {"quality": "decrease", "timing": "high", "entropy_floor": FLOOR}
 
-retrieval_reward = jax.jit(rewards.retrieval_reward, static_argnames=("quality", "timing"))
 retrieval_reward_per_step = jax.jit(
     rewards.retrieval_reward_per_step, static_argnames=("quality", "timing")
 )
+
+
+def retrieval_reward(entropy_BS, source_BS, **settings_):
+    """Z_ret of each trajectory, from its step entropies."""
+    Z_BS = retrieval_reward_per_step(entropy_BS, source_BS, **settings_)
+    return rewards.retrieval_reward(Z_BS, source_BS)
 
 
 NAIVE_QUALITIES = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.rollout.reading import (
-    Answers,
+    HostAnswers,
     read,
 )
 from rapo_jax.rollout.slots import (
@@ -85,7 +85,7 @@ class Programs:
         def span(texts):
             return self.stage.span(*texts, *[""] * (count - len(texts)), width=WIDTH)
 
-        texts = Answers(
+        texts = HostAnswers(
             each if ready is None else np.array(ready),
             np.ones(count, bool) if healthy is None else np.array(healthy),
             span(observations),

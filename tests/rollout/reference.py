@@ -86,7 +86,7 @@ def reference_row(
             if text.endswith("</answer>"):
                 return row._replace(status=Status.ANSWERED)
             if calls == r.max_calls:
-                return row._replace(status=Status.OUT_OF_STEPS)
+                return row._replace(status=Status.OUT_OF_CALLS)
             calls += 1
             history += text
             call = parse_step(text)  # act
@@ -102,14 +102,14 @@ def reference_row(
             )
             coin, noisy, pick = map(float, jax.random.uniform(coin_key, (3,)))
             wants = hybrid and coin < how["probability"] and calls <= how["last_retrieval"]
-            if wants and len(row.token) < r.max_tokens:  # retrieve
+            if wants and len(row.token) + 1 < r.max_tokens:  # retrieve
                 keys = house.encode(
                     house.retriever.key_texts([question.question], [without_retrieved(history)])
                 )
                 pick_1 = np.array([pick if noisy < how["noise"] else -1.0])
                 (hit,) = house.retriever.nearest(keys, pick_B=pick_1)
                 ids = retrieved_ids(house.tokens, hit.value, room=r.retrieved_tokens)
-                if len(row.token) + len(ids) <= r.max_tokens:
+                if len(row.token) + len(ids) < r.max_tokens:
                     write(ids, Source.RETRIEVED)
                     history += house.tokens.decode(ids)
                     step += 1

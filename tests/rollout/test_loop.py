@@ -45,7 +45,7 @@ def rows_of(trajectory, index):
 
 def test_the_rollouts_of_this_file_end_in_every_way_and_retrieve(many):
     statuses = Counter(int(status) for each in many for status in each.status_B)
-    ends = (Status.ANSWERED, Status.STOPPED, Status.OUT_OF_STEPS, Status.OUT_OF_TOKENS)
+    ends = (Status.ANSWERED, Status.STOPPED, Status.OUT_OF_CALLS, Status.OUT_OF_TOKENS)
     assert set(statuses) == set(ends)
     assert sum((each.source_BT == Source.RETRIEVED).any(axis=1).sum() for each in many) > 20
 
@@ -97,7 +97,7 @@ def test_a_status_says_how_the_row_ended(many, house):
                 assert last.source == Source.POLICY and last.text.endswith("</answer>")
             elif status == Status.STOPPED:
                 assert each.token_BT[b, each.length_B[b] - 1] in house.tokens.eos_ids
-            elif status == Status.OUT_OF_STEPS:
+            elif status == Status.OUT_OF_CALLS:
                 assert last.source == Source.POLICY and last.text.endswith(STOPS[:2])
                 calls = [s for s in segments(house.tokens, each, b) if s.source == Source.TOOL]
                 assert len(calls) == house.settings.rollout.max_calls

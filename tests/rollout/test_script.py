@@ -96,7 +96,7 @@ def perform(stage, tape_text):
             key_UE = request.key_UE
             np.testing.assert_array_equal(key_UE, 10 * queries(row_U) * wants_U[:, None])
             searches.append(Search(row_U[wants_U].tolist(), room_U[wants_U].tolist()))
-            fits_U = wants_U & (len(trace.split()) <= room_U)
+            fits_U = wants_U & (len(trace.split()) < room_U)
             texts = [trace if fits else "" for fits in fits_U]
             span = stage.span(*texts, width=stage.settings.retrieved_tokens)
             return Texts(np.ones(len(row_U), bool), span)
@@ -137,7 +137,7 @@ def test_think_act_retrieve_and_go_on(perform):
         "[P0] B [Q0] D </python> [T0] E [Q1] F </python> [T1] E [Q2] F </python>",
         f"[P0] B [Q0] D </python> {hybrid}",
     ]
-    assert found.statuses == [Status.OUT_OF_STEPS, Status.ANSWERED] * 2
+    assert found.statuses == [Status.OUT_OF_CALLS, Status.ANSWERED] * 2
     assert found.acts == [  # max_calls = 2: the third call is one too many
         Act([0, 1, 2, 3], [], [1, 3], [0, 1, 2, 3], True),
         Act([0, 2], [], [], [0, 2], True),
@@ -176,9 +176,16 @@ def test_a_trace_that_does_not_fit_is_left_out_and_the_row_goes_on(perform):
     # 3 + 2 + 2 + 5 + 2 + 2 = 16 are taken when the second trace wants 5
     found = perform(says="K E", trace="K L M N I", prompts=("U U A", "B"))
     assert found.texts[1].endswith("[R1] K L M N I [Q2] J </search> [T2] K E [Q3] F </python>")
-    assert found.statuses[1] == Status.OUT_OF_STEPS
+    assert found.statuses[1] == Status.OUT_OF_CALLS
     rooms = [dict(zip(*search, strict=True))[1] for search in found.searches]
     assert rooms == [18 - 7, 18 - 16]
+
+
+def test_a_trace_that_would_fill_its_row_is_left_out_and_the_row_goes_on(perform):
+    # 2 + 2 + 1 + 5 + 2 + 1 = 13 are taken when the second trace wants all of the other 5
+    found = perform(says="E", trace="K L M N I", prompts=("U A", "B"))
+    assert found.texts[1].endswith("[R1] K L M N I [Q2] J </search> [T2] E [Q3] F </python>")
+    assert found.statuses[1] == Status.OUT_OF_CALLS
 
 
 def test_a_row_whose_observation_is_late_waits_and_the_others_go_on(perform):

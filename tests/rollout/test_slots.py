@@ -206,7 +206,7 @@ def test_a_call_beyond_max_calls_ends_its_row(programs, params, steps):
     assert (slots.calls_U[0], slots.phase_U[0]) == (2, Phase.CALLING)
     slots = programs.read(params, slots, "A", ready=np.arange(ROWS) == 0)
     slots = programs.finish_steps(params, slots)
-    assert slots.trajectory.status_B[0] == Status.OUT_OF_STEPS
+    assert slots.trajectory.status_B[0] == Status.OUT_OF_CALLS
     assert slots.trajectory.length_B[0] == 1 + 3 * 1 + 2
 
 

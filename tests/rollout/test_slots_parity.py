@@ -15,7 +15,7 @@ from rapo_jax.model.scoring import score
 from rapo_jax.model.transformer import forward, init_params
 from rapo_jax.rollout.branching import branched, with_trees
 from rapo_jax.rollout.reading import (
-    Answers,
+    HostAnswers,
     read,
 )
 from rapo_jax.rollout.slots import (
@@ -76,7 +76,7 @@ def test_reading_and_sampling_equal_one_pass_over_the_tokens_they_wrote(stage, n
         slots = jax.lax.fori_loop(0, 6, lambda _, now: think_once(now), fill(slots))
         every = jnp.ones(4, bool)
         ready = every.at[3].set(False)
-        slots = read(model, settings, copy, slots, Answers(ready, every, observation, trace))
+        slots = read(model, settings, copy, slots, HostAnswers(ready, every, observation, trace))
         slots = jax.lax.fori_loop(0, 3, lambda _, now: think_once(now), slots)
         token_BT = slots.trajectory.token_BT
         return slots, forward(model, params, token_BT), score(model, params, token_BT)
@@ -127,7 +127,7 @@ def test_a_fork_writes_what_a_slot_that_was_put_into_its_state_by_hand_writes(st
     slots = slots.replace(
         phase_U=jnp.where(called_U, Phase.CALLING, Phase.FREE), calls_U=1 * called_U
     )
-    after = read(model, settings, params, slots, Answers(called_U, every, observation, trace))
+    after = read(model, settings, params, slots, HostAnswers(called_U, every, observation, trace))
     forked = branched(model, settings, inputs, slots, after, reading=True)
     assert forked.row_U.tolist() == [0, 2, 1, 3] and forked.has(Phase.THINKING).all()
     assert forked.trees.reserved_1 == 0
@@ -164,7 +164,7 @@ def test_reading_a_text_takes_the_memory_of_one_chunk_of_one_row(stage):
         )
         opening = partial(open_slots, model, settings, slots=0, group_size=1)
         slots, flags = jax.eval_shape(opening, params, prompt), shapes((rows,), np.bool_)
-        arguments = (params, slots, Answers(flags, flags, text, text))
+        arguments = (params, slots, HostAnswers(flags, flags, text, text))
         return temporaries(partial(read, model, settings), *arguments)
 
     whole, cut, many = needed(256, rows=2), needed(32, rows=2), needed(32, rows=8)

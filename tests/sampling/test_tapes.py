@@ -87,6 +87,8 @@ def lines(tapes, house):
         [question for question in house.asked for _ in range(4)],
         labels={"step": 6, "stage": "rl"},
         hybrid_B=np.arange(rows) % 4 > 1,
+        off_policy_B=np.arange(rows) % 4 == 0,
+        has_entropy_B=np.arange(rows) > 0,
         z_BS=np.arange(rows * 8).reshape(rows, 8) / 100,
         **numbers,
     )
@@ -100,7 +102,7 @@ def test_every_row_is_one_line_that_says_what_it_was_and_what_it_earned(lines, t
         assert (line["step"], line["stage"], line["row"]) == (6, "rl", b)
         assert line["question"] == question.question and line["question_id"] == question.id
         assert line["answers"] == list(question.answers)
-        assert line["hybrid"] is (b % 4 > 1)
+        assert line["hybrid"] is (b % 4 > 1) and line["off_policy"] is (b % 4 == 0)
         assert line["status"] == Status(tapes.status_B[b]).name
         assert line["reward"] == line["advantage"] == line["retrieval_reward"] == b / 10
 
@@ -111,7 +113,7 @@ def test_segments_of_a_line_hold_tokens_entropies_and_the_reward_of_a_retrieval(
         assert line["segments"][0]["source"] == "PROMPT"
         entropies = []
         for segment in line["segments"]:
-            policy = segment["source"] == "POLICY"
+            policy = segment["source"] == "POLICY" and b > 0
             assert (segment["entropy"] is not None) is policy
             assert (segment["token_entropy"] is not None) is policy
             if policy:
@@ -124,7 +126,7 @@ def test_segments_of_a_line_hold_tokens_entropies_and_the_reward_of_a_retrieval(
                 retrieved += 1
             else:
                 assert segment["z"] is None
-        wanted = tapes.entropy_BT[b][tapes.source_BT[b] == Source.POLICY]
+        wanted = tapes.entropy_BT[b][(tapes.source_BT[b] == Source.POLICY) & (b > 0)]
         np.testing.assert_allclose(entropies, wanted, atol=1e-3)
     assert retrieved > 5
 

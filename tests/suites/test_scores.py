@@ -35,7 +35,7 @@ REACHED = {
     "bad format": row(r"It is \boxed{a crow}", ending="STOPPED"),
     "no answer": row(THINK + "no idea", ending="STOPPED"),
     "out of tokens": row(THINK + "and so on and", ending="OUT_OF_TOKENS"),
-    "out of calls": row(THINK + CALL + "<search>more</search>", ending="OUT_OF_STEPS"),
+    "out of calls": row(THINK + CALL + "<search>more</search>", ending="OUT_OF_CALLS"),
     "prompt too long": prediction(Question("q", "?", ("x",), "", ""), "f1", TOO_LONG, sample=0),
 }
 

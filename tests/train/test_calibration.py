@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import pytest
 
 from rapo_jax.config import RlSettings
 from rapo_jax.method.calibrate import Calibration
@@ -11,25 +12,30 @@ from rapo_jax.types import Source
 
 
 def test_diagnostics_are_the_shares_at_which_a_floor_decides():
-    source_BS = jnp.array([[Source.POLICY, Source.RETRIEVED, Source.POLICY]] * 4, jnp.int32)
-    entropy_BS = jnp.array([[0.5, 0.0, 0.1]] * 4)
+    trip_S, pad = [Source.POLICY, Source.RETRIEVED, Source.POLICY], Source.PAD
+    source_BS = jnp.array(
+        [
+            [*trip_S, pad],  # H_before 0.5: not below the floor, though H_after is
+            [*trip_S, pad],  # H_before 0.1: below
+            [*trip_S, Source.RETRIEVED],  # the same, and a retrieval that nothing follows
+            [Source.POLICY, Source.POLICY, pad, pad],  # no retrieval
+        ]
+    )
+    entropy_BS = jnp.array([[0.5, 0, 0.1, 0], [0.1, 0, 0.5, 0], [0.1, 0, 0.1, 0], [0.1, 0.1, 0, 0]])
     Z_B = jnp.array([0.1, 0.3, 0.2, 0.2])
     rows = jnp.zeros(4)
-    calibration = Calibration(rows, rows, Z_B, jnp.zeros((4, 3)), entropy_BS, source_BS)
+    calibration = Calibration(rows, rows, Z_B, jnp.zeros((4, 4)), entropy_BS, source_BS)
     reward_B = jnp.array([1.0, 1.0, 0.0, 1.0])  # the first group has no spread
     rl = RlSettings(entropy_floor=0.2, ddof=1, std_floor=0.01)
-    scalars = diagnostics(calibration, reward_B, jnp.zeros(4), rl, group_size=2)
+    scalars = diagnostics(calibration, reward_B, rl, group_size=2)
     assert scalars["reward/nonzero_groups"] == 0.5
-    assert scalars["floor/entropy_active"] == 0.5  # of the policy steps: 0.1 of 0.5 and 0.1
+    assert scalars["floor/entropy_active"] == pytest.approx(2 / 3)
     assert scalars["floor/std_active"] == 0.5  # Z_ret of the second group
 
 
-def test_rows_that_others_wrote_are_no_steps_below_the_floor():
+def test_without_retrievals_no_entropy_floor_decides():
     source_BS = jnp.full((4, 1), Source.POLICY, jnp.int32)
-    entropy_BS = jnp.array([[1.0], [1.0], [1.0], [0.0]])  # the last: a trajectory of the buffer
     rows = jnp.zeros(4)
-    calibration = Calibration(rows, rows, rows, jnp.zeros((4, 1)), entropy_BS, source_BS)
-    for off_policy_B, share in (([0, 0, 0, 1], 0), ([0, 0, 0, 0], 0.25), ([1, 1, 1, 1], 0)):
-        rl = RlSettings(entropy_floor=0.2)
-        scalars = diagnostics(calibration, rows, jnp.array(off_policy_B), rl, group_size=4)
-        assert scalars["floor/entropy_active"] == share
+    calibration = Calibration(rows, rows, rows, jnp.zeros((4, 1)), jnp.zeros((4, 1)), source_BS)
+    scalars = diagnostics(calibration, rows, RlSettings(entropy_floor=0.2), group_size=4)
+    assert scalars["floor/entropy_active"] == 0

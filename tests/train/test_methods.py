@@ -96,6 +96,12 @@ def test_a_method_learns_and_two_steps_and_two_after_a_resume_are_four(
     if method == "luffy":
         assert [row["rollout/groups_with_trajectory"] for row in rows] == [1.0] * 4
         assert all(row["loss/off_policy"] > 0 and 0 < row["loss/off_weight"] < 1 for row in rows)
+        for line in (parts.workdir / "trajectories.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            last = row["row"] % rollout.group_size == rollout.group_size - 1
+            steps = [part for part in row["segments"] if part["source"] == "POLICY"]
+            assert row["off_policy"] is last and not row["hybrid"]
+            assert all((part["entropy"] is None) is last for part in steps)
 
 
 @pytest.fixture
@@ -206,8 +212,9 @@ def test_past_rows_are_replayed_from_the_second_epoch_with_ratios_to_their_own_p
     assert [row["rollout/sampled_rows"] for row in rows] == [8 * (1 - share) for share in shares]
     assert shares[: epoch - 1] == [0.0] * (epoch - 1) and shares[-4:] == [0.5] * 4
     # In the only update of a step fresh rows have ratio 1, past ones pi_old to their own policy.
-    assert max(row["loss/logp_gap"] for row in rows[: epoch - 1]) < 1e-4
-    assert min(row["loss/logp_gap"] for row in rows[-4:]) > 1e-3
+    assert max(abs(row["loss/ratio"] - 1) for row in rows[: epoch - 1]) < 1e-4
+    assert min(abs(row["loss/ratio"] - 1) for row in rows[-4:]) > 1e-3
+    assert max(row["loss/logp_gap"] for row in rows) < 1e-4  # of all rows, to the present policy
 
 
 def test_luffy_without_trajectories_of_its_questions_stays_on_policy_and_says_so(

@@ -31,7 +31,7 @@ def test_gigpo_counts_the_steps_that_a_protocol_allows_beyond_the_calls_of_a_row
     ends = np.full(GROUP, Status.ANSWERED, np.int32), np.full(GROUP, STEPS, np.int32)
     tape = Trajectory(step_BT, source_BT, step_BT, ones_BT, ones_BT, *ends)
     reward_B = np.float32([1, 0, 0, 0])
-    calibration, _ = jax.device_get(parts.calibrate(tape, reward_B, 0 * reward_B))
+    calibration, _ = jax.device_get(parts.calibrate(tape, reward_B))
     found_BT = parts.method.advantage(settings, tape, reward_B, calibration)
     # All steps begin after the same text, none. A step of the first row returns 0.95 ** left, where
     # `left` steps follow it, and those of other rows 0; its reward is 0.75 above the mean.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.config import RlSettings
-from rapo_jax.method.tape import without_retrieved
+from rapo_jax.method.tape import without_retrieved_tokens
 from rapo_jax.model.scoring import log_probs
 from rapo_jax.model.sharding import make_mesh
 from rapo_jax.train.calibration import guards
@@ -52,7 +52,7 @@ def rescore_as(value):
 
 
 def test_what_follows_a_retrieved_token_moves_up_and_zeros_fill_the_row():
-    assert without_retrieved(TOKEN_BT, SOURCE_BT).tolist() == [
+    assert without_retrieved_tokens(TOKEN_BT, SOURCE_BT).tolist() == [
         [0, 1, 2, 3, 4, 5, 0, 0],
         [10, 11, 12, 15, 16, 17, 0, 0],
         [20, 21, 22, 24, 25, 27, 0, 0],

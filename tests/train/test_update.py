@@ -47,7 +47,7 @@ def calibrated(settings, tapes, reward_B, **changes):
         rollout=dataclasses.replace(settings.rollout, group_size=GROUP),
     )
     calibrate = make_calibrator(settings, num_steps=settings.rollout.most_steps)
-    return jax.device_get(calibrate(tapes, reward_B, np.zeros_like(reward_B))[0])
+    return jax.device_get(calibrate(tapes, reward_B)[0])
 
 
 @pytest.fixture(scope="module")
