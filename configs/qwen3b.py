@@ -6,7 +6,7 @@
 Hardware: 4 GPUs of 80 GB, or a TPU slice such as v5e:4x4. Expected memory of a GPU, by
 arithmetic (docs/plan.md; not measured), 28 GB: weights and moments 9 GB, the sampling weights 3
 GB, the cache of 256 slots 14 GB, and prompts and temporaries of a rollout 1 GB. The update needs 28
-GB in all. A chip of v5e:4x4 needs 10 of its 16 GB. One GPU of 141 GB is enough with
+GB in all. A chip of v5e:4x4 needs 11 of its 16 GB. One GPU of 141 GB is enough with
 --config.mesh.tensor=1: 104 GB.
 Paper's average over the ten sets: 47.0 (GRPO 40.7).
 """

@@ -239,7 +239,8 @@ def check_same_config(
 
     def what(file: dict[str, Any]) -> tuple[object, ...]:
         per_seed = file.get("per_seed", "nothing")  # not in files of older versions
-        return file["config"], dict(map(setting, file["flags"])), per_seed
+        name = None if "values" in before else file["config"]  # one file has many paths
+        return name, dict(map(setting, file["flags"])), per_seed
 
     if what(before) != what(now):
         started = {key: before.get(key) for key in now}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -160,8 +160,8 @@ class Difference(NamedTuple):
 def difference(values: Values, measure: str, left: str, right: str) -> Difference:
     """`left` minus `right`, paired by seed.
 
-    Detectable is (t_0.975 + t_0.8) s / sqrt(n), with the quantiles of Student's t of n - 1 degrees
-    of freedom and the standard deviation s of the pairs' differences.
+    Detectable is c s / sqrt(n), with the standard deviation s of the n pairs' differences, and c of
+    `_noncentrality`.
     """
     ours, theirs = (values.get(label, {}).get(measure, {}) for label in (left, right))
     seeds = sorted(ours.keys() & theirs.keys())
@@ -169,11 +169,24 @@ def difference(values: Values, measure: str, left: str, right: str) -> Differenc
     found = paired_difference(*pairs, confidence=CONFIDENCE)
     if len(seeds) < 2:
         return Difference(found, math.nan, len(seeds))
-    from scipy import stats
-
     deviation = np.std(np.subtract(*pairs), ddof=1)
-    quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], len(seeds) - 1).sum()
-    return Difference(found, float(quantiles * deviation / math.sqrt(len(seeds))), len(seeds))
+    detectable = _noncentrality(len(seeds)) * deviation / math.sqrt(len(seeds))
+    return Difference(found, float(detectable), len(seeds))
+
+
+@cache
+def _noncentrality(pairs: int) -> float:
+    """That of the noncentral t with which the two-sided paired t test has its power."""
+    from scipy import optimize, stats
+
+    freedom = pairs - 1
+    bound, more = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], freedom)
+
+    def lacking(c: float) -> float:
+        return float(stats.nct.sf(bound, freedom, c)) - POWER  # beyond -bound is below 1e-6 there
+
+    about = bound + more
+    return float(optimize.brentq(lacking, about * 0.9, about * 1.3))
 
 
 def verdict(found: Difference) -> str:

@@ -187,8 +187,8 @@ STUDIES = {
         tuple(
             Claim(f"RAPO is better than {name}", "accuracy", RAPO, name)
             for name in (
-                GRPO, "DAPO", "RolloutReplay", "LUFFY", "SFT", "SFT, then GRPO",
-                "hybrid rollouts alone", "random traces",
+                GRPO, "DAPO", "RolloutReplay", "LUFFY", "SFT", "hybrid rollouts alone",
+                "random traces",
             )
         ),
         collect=partial(with_equal_costs, baseline=GRPO),

@@ -120,8 +120,8 @@ def find_reward(
             ) from error
         if not isinstance(value, numbers.Real) or not _fits(value):
             raise RuntimeError(
-                f"task.reward={path!r}: it gave {_shown(value)} and no number that is finite in "
-                f"float32 for {text!r}"
+                f"task.reward={path!r}: it gave {_shown(value)} and no number of at most "
+                f"{LARGEST_REWARD:g} in size for {text!r}"
             )
         return float(value)
 

@@ -96,7 +96,7 @@ def luffy_loss(model: ModelSettings, rl: RlSettings) -> LossSums:
             off_BT,
             batch.advantage,
             row_mask_B,
-            gamma=rl.trace_gamma,
+            gamma=rl.luffy_gamma,
             aggregation=rl.aggregation,
         )
         return loss_sum, (weight, metrics)

@@ -118,6 +118,14 @@ def test_a_sweep_continues_with_its_flags_in_another_order_and_leaves_sweep_json
     assert len(written) == 1
 
 
+def test_a_sweep_continues_whatever_path_names_its_config_file(tmp_path, program):
+    config, folder = tmp_path / "c.py", tmp_path / "w"
+    config.write_text("from configs import tiny\n\nget_config = tiny.get_config\n")
+    for path in (config, os.path.relpath(config)):
+        flags = [f"--config={path}", *flags_of(folder)[1:]]
+        assert sweep.main(flags, program) == 0
+
+
 def test_a_sweep_of_an_older_version_continues_with_its_one_buffer(tmp_path, program):
     flags = flags_of(tmp_path / "w", "--sweep=seed=0")
     assert sweep.main(flags, program) == 0

@@ -43,10 +43,14 @@ def test_a_difference_is_paired_by_seed_with_a_t_interval_and_the_difference_tha
     pairs = np.array([0.1, 0.2, 0.3])
     error = pairs.std(ddof=1) / math.sqrt(3)
     # quantiles of Student's t with 2 degrees of freedom: a sqrt(2 / (1 - a^2)), a = 2p - 1
-    quantile = {p: (2 * p - 1) * math.sqrt(2 / (1 - (2 * p - 1) ** 2)) for p in (0.975, 0.8)}
+    quantile = {0.975: 0.95 * math.sqrt(2 / (1 - 0.95**2))}
     half = quantile[0.975] * error
     assert found.interval == pytest.approx((0.2, 0.2 - half, 0.2 + half))
-    assert found.detectable == pytest.approx((quantile[0.975] + quantile[0.8]) * error)
+    # with 3 pairs whose differences have that true mean, 80 % of t statistics are beyond the bound
+    normal = np.random.default_rng(0).normal(size=(400_000, 3))
+    drawn = found.detectable + normal * pairs.std(ddof=1)
+    t = drawn.mean(1) / (drawn.std(1, ddof=1) / math.sqrt(3))
+    assert (np.abs(t) > quantile[0.975]).mean() == pytest.approx(0.8, abs=0.003)
     assert found.pairs == 3
 
 

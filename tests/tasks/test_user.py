@@ -139,11 +139,11 @@ def test_a_users_reward_gets_a_tuple_of_golds_also_where_they_come_from_json():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("not_finite", "it gave nan and no number that is finite in float32 for 'text'"),
-        ("too_large", "it gave 1e+39 and no number that is finite in float32 for 'text'"),
-        ("too_long", f"it gave {10**400} and no number that is finite in float32 for 'text'"),
-        ("far_too_long", "it gave a value of type int and no number that is finite in float32"),
-        ("no_number", "it gave '0.5' and no number that is finite in float32 for 'text'"),
+        ("not_finite", "it gave nan and no number of at most 1e+18 in size for 'text'"),
+        ("too_large", "it gave 1e+19 and no number of at most 1e+18 in size for 'text'"),
+        ("too_long", f"it gave {10**400} and no number of at most 1e+18 in size for 'text'"),
+        ("far_too_long", "it gave a value of type int and no number of at most 1e+18 in size"),
+        ("no_number", "it gave '0.5' and no number of at most 1e+18 in size for 'text'"),
         ("raises", "it raised ValueError for 'text'"),
         ("leaves", "it raised SystemExit for 'text'"),
     ],

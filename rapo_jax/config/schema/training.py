@@ -222,7 +222,7 @@ class RlSettings:
     step_weight: float = key(1.0, "omega, weight of the advantage of a step (gigpo)", at_least=0)
     step_discount: float = fraction(0.95, "discount of a reward by each step after one (gigpo)")
     step_std: bool = key(False, "divide both advantages of gigpo by the std of their groups")
-    trace_gamma: float = key(
+    luffy_gamma: float = key(
         0.1, "gamma: a buffer's token of probability p weighs p / (p + gamma) (luffy)", above=0
     )
     entropy_weight: float = key(
