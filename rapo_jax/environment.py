@@ -121,10 +121,11 @@ class Environment:
     def act(self, request: ActRequest, *, query_U: np.ndarray) -> ActAnswer:
         """Starts the calls that steps have closed; returns what is ready.
 
-        A slow call delays its own row: the rows of `waits_U` are asked for again. If no slot of
-        the shard can sample (`idle_U`), waits for one observation; if searches are condensed, for
-        all, which are read together then, and not before. `query_U` is a blank result, filled in
-        place. A fork's history begins with that of its parent up to its first `shared_U` calls.
+        A slow call delays its own row, unless its tool is `immediate` (`tools.observation.Tool`):
+        the rows of `waits_U` are asked for again. If no slot of the shard can sample (`idle_U`),
+        waits for one observation; if searches are condensed, for all, which are read together then,
+        and not before. `query_U` is a blank result, filled in place. A fork's history begins with
+        that of its parent up to its first `shared_U` calls.
         """
         row_U, calls_U, shared_U = request.row_U, request.calls_U, request.shared_U
         texts = _no_texts(len(row_U), self._texts.observation_tokens)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rapo_jax.scoring.answers import last_boxed
 from rapo_jax.text.protocol import neutralise, opened_thought, render_result, tags
 
 QUERY_NAMES = ("query", "q", "queries", "query_list", "search_query")
@@ -19,7 +20,7 @@ Message = Mapping[str, Any]
 class Call(NamedTuple):
     """A tool call of a message: the tag of the tool, and the text inside it."""
 
-    id: object
+    id: str | int | None
     tag: str
     text: str
 
@@ -116,7 +117,7 @@ def answered(text: str, user_tools: tuple[str, ...]) -> str:
 
 def _answer(content: str) -> str:
     short = len(content) <= SHORT_ANSWER_CHARS and "\n" not in content
-    boxed = short and "\\boxed{" not in content
+    boxed = short and last_boxed(content) is None
     return "<answer>" + (f"\\boxed{{{content}}}" if boxed else content) + "</answer>"
 
 
@@ -137,7 +138,12 @@ def _call(call: object, user_tools: tuple[str, ...]) -> Call:
     text = _argument(function.get("arguments"), QUERY_NAMES if tag == "search" else PROGRAM_NAMES)
     if text is None:
         raise ValueError(f"messages: the call of {name!r} has no text among its arguments")
-    return Call(call.get("id"), tag, text)
+    return Call(_id(call.get("id")), tag, text)
+
+
+def _id(value: object) -> str | int | None:
+    """An id by which results are matched; of other types there are none."""
+    return value if isinstance(value, str | int) else None
 
 
 def _argument(arguments: object, names: Sequence[str]) -> str | None:
@@ -171,7 +177,7 @@ def _results(calls: Sequence[Call], messages: Sequence[Message]) -> list[str]:
     """The results in the order of their calls; matched by id where there are ids."""
     if len(messages) < len(calls) or any(message["role"] != "tool" for message in messages):
         raise ValueError("messages: a tool call without its result")
-    by_id = {message.get("tool_call_id"): message for message in messages}
+    by_id = {_id(message.get("tool_call_id")): message for message in messages}
     ids = [call.id for call in calls]
     if None in ids or None in by_id or len(by_id) < len(messages):
         return [_content(message) for message in messages]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 MASK = "***"
-SHOWN_CHARS = 8
+KEY_CHARS = 8
 """A prefix of a key of this length or longer is masked too: texts cut keys."""
 
 _USER_INFO = re.compile(r"(\w://)\S*@")
@@ -46,7 +46,7 @@ def mask(text: str, keys: Iterable[str] = ()) -> str:
 
 
 def mask_keys(text: str, keys: Iterable[str]) -> str:
-    """`text` without `keys`, and without their prefixes of SHOWN_CHARS or more.
+    """`text` without `keys`, and without their prefixes of KEY_CHARS or more.
 
     A key is recognised in plain, escaped (Python, JSON, HTML), URL-quoted and inside base64.
     """
@@ -61,8 +61,8 @@ class _Form:
 
     def __init__(self, form: str, rest: str = "") -> None:
         spellings = [_spelling(char) for char in form]
-        self._start = re.compile("".join(spellings[:SHOWN_CHARS]))
-        self._more = [re.compile(spelling) for spelling in spellings[SHOWN_CHARS:]]
+        self._start = re.compile("".join(spellings[:KEY_CHARS]))
+        self._more = [re.compile(spelling) for spelling in spellings[KEY_CHARS:]]
         self._rest = re.compile(rest)
 
     def cut_out(self, text: str) -> str:
@@ -103,6 +103,6 @@ def _forms(key: str) -> list[_Form]:
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + key.encode()).decode()
         part = encoded[-(-offset * 8 // 6) : (offset + len(key.encode())) * 8 // 6]
-        if len(part) >= min(len(key), SHOWN_CHARS):
+        if len(part) >= min(len(key), KEY_CHARS):
             forms.append(_Form(part, r"[\w+/=-]*"))
     return forms

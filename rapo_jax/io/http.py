@@ -26,8 +26,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
-from rapo_jax.io.api_keys import SHOWN_CHARS as KEY_CHARS
-from rapo_jax.io.api_keys import mask, mask_keys
+from rapo_jax.io.api_keys import KEY_CHARS, mask, mask_keys
 from rapo_jax.io.files import Json
 
 BUSY = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)

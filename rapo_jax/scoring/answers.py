@@ -29,6 +29,7 @@ _OFFICIAL_BRACES = re.compile(r"\\boxed\{|\{|\}")
 _UNBRACED = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?!\{)((?:[^\s$<{}]|\{(?:[^{}]|\{[^{}]*\})*\})+)"
 )
+_STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _TEXT = re.compile(r"\\text\{(.*)\}")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -71,13 +72,14 @@ def token_f1(prediction: str, gold: str) -> float:
 
 @functools.lru_cache(maxsize=CACHED_ANSWERS)
 def normalised(answer: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces.
+    """Lower case, no punctuation, no articles, no LaTeX commands around words, single spaces.
 
     Sign, inner point and slash of a number stay, and a whole float is an integer: '-5', '1.5',
     '1/2', '18' for '18.0'. An answer that is only articles or punctuation (the choice 'A', the sign
     '+') keeps them: otherwise no prediction could match it.
     """
-    lowered = _LEADING_POINT.sub("0.", answer.lower().replace("\N{MINUS SIGN}", "-"))
+    words = _STYLED.sub(r"\1", answer).replace("~", " ")
+    lowered = _LEADING_POINT.sub("0.", words.lower().replace("\N{MINUS SIGN}", "-"))
     text = _WHOLE_FLOAT.sub(r"\1", _NOT_OF_A_NUMBER.sub(r"\1", lowered))
     without_articles = _ARTICLES.sub(" ", text)
     return " ".join((without_articles.split() or text.split()) or answer.lower().split())

@@ -60,6 +60,14 @@ def check_math_verify() -> None:
         )
 
 
+class _Failed(Exception):
+    """A comparison without a result, which may be the machine's fault: it is tried once more."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 class MathVerifier:
     """Compares answers from any thread; `counts` by verdict. Workers start when they are needed."""
 
@@ -76,10 +84,16 @@ class MathVerifier:
         for worker in self._workers:
             self._free.put(worker)
         self._known = functools.lru_cache(maxsize=CACHED)(self._ask)
+        self._failed_once: set[tuple[str, str]] = set()
 
     def compare(self, prediction: str, gold: str) -> str:
         """One of `VERDICTS`. Raises RuntimeError if no worker can be started at all."""
-        verdict = _compare_text(prediction, gold) or self._known(prediction.strip(), gold.strip())
+        try:
+            verdict = _compare_text(prediction, gold) or self._known(
+                prediction.strip(), gold.strip()
+            )
+        except _Failed as failed:
+            verdict = failed.verdict
         with self._lock:
             self.counts[verdict] += 1
         return verdict
@@ -90,11 +104,16 @@ class MathVerifier:
             worker.stop()
 
     def _ask(self, prediction: str, gold: str) -> str:
+        """The verdict, to be cached; of two answers that fail for the first time an exception."""
         worker = self._free.get()
         try:
-            return worker.compare(prediction, gold)
+            verdict = worker.compare(prediction, gold)
         finally:
             self._free.put(worker)
+        if verdict in ("equal", "different") or (prediction, gold) in self._failed_once:
+            return verdict
+        self._failed_once.add((prediction, gold))
+        raise _Failed(verdict)
 
 
 def _compare_text(prediction: str, gold: str) -> str:

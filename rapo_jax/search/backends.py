@@ -61,7 +61,12 @@ def _exact(key_ME: np.ndarray, folder: Path | None) -> Candidates:
         score_BM = query_BE @ key_EM
         if n >= score_BM.shape[1]:
             return np.broadcast_to(np.arange(score_BM.shape[1]), score_BM.shape)
-        return np.argpartition(-score_BM, n - 1, axis=1)[:, :n]
+        # the n best of each query; of those that tie with the n-th, the first
+        nth_B1 = -np.partition(-score_BM, n - 1, axis=1)[:, n - 1 : n]
+        better_BM, ties_BM = score_BM > nth_B1, score_BM == nth_B1
+        left_B1 = n - better_BM.sum(1, keepdims=True)
+        chosen_BM = better_BM | (ties_BM & (ties_BM.cumsum(1) <= left_B1))
+        return np.nonzero(chosen_BM)[1].reshape(-1, n)
 
     return candidates
 

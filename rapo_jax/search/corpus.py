@@ -12,13 +12,17 @@ from rapo_jax.search.ngram import NgramEncoder
 
 
 def document_of(record: JsonObject) -> Document:
-    """The passage of a line, {id, contents} or {id, title, text}; ValueError if it is none."""
+    """The passage of a line, {id, contents} or {id, title, text}; ValueError if it is none.
+
+    The title may be blank or missing.
+    """
     name = record.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ValueError("id is missing or no text and no whole number")
     if "contents" in record:
         return Document(str(name), text_of(record, "contents"))
-    return Document(str(name), f'"{text_of(record, "title")}"\n{text_of(record, "text")}')
+    title = text_of(record, "title") if record.get("title") else ""
+    return Document(str(name), f'"{title}"\n{text_of(record, "text")}')
 
 
 def read_documents(

@@ -21,7 +21,9 @@ class Passage(NamedTuple):
 def passage_of(contents: str) -> Passage:
     """A passage in the layout of the wiki-18 corpus: its title in quotes, then its text."""
     title, _, text = contents.partition("\n")
-    return Passage(title.strip().strip('"'), text.strip()) if text.strip() else Passage("", title)
+    if not text.strip():
+        return Passage("", title)
+    return Passage(title.strip().removeprefix('"').removesuffix('"'), text.strip())
 
 
 def numbered_line(number: int, title: str, text: str) -> str:

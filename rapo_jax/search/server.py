@@ -41,6 +41,8 @@ MAX_HITS = 10_000
 """Queries times topk: a response of about 10 MB of wiki-18's passages."""
 BACKLOG = 1024
 """Connections that wait to be accepted; with Python's 5, 116 of 200 clients at once timed out."""
+MAX_CONNECTIONS = 1024
+"""Each has a thread; further ones are closed at once."""
 IDLE_S = 60.0
 """An idle connection is closed after this time."""
 DRAIN_S = 10.0
@@ -105,6 +107,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, place: tuple[str, int], handler: Callable[..., _Handler]) -> None:
         self.busy: set[object] = set()  # connections whose request is not answered yet
+        self.open: set[object] = set()
         self.draining = False
         self._none_waits = False
         super().__init__(place, handler)
@@ -119,11 +122,16 @@ class _Server(ThreadingHTTPServer):
         self._none_waits = True
 
     def process_request(self, request, client_address) -> None:
+        if len(self.open) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self.open.add(request)
         self.busy.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request) -> None:
         self.busy.discard(request)
+        self.open.discard(request)
         super().shutdown_request(request)
 
 

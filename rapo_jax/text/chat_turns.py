@@ -84,8 +84,12 @@ def with_turns(
 
 
 def _escaped(text: str) -> str:
-    """The inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    """The inside of a JSON string.
+
+    Without backspaces and form feeds: JSON writes them with a backslash and a letter, and "oxed{5}"
+    after a backspace would become a box.
+    """
+    return json.dumps(text.replace("\b", " ").replace("\f", " "), ensure_ascii=False)[1:-1]
 
 
 def _at_end(made: str, ends: Sequence[str]) -> tuple[str, str, str]:

@@ -60,7 +60,7 @@ class EnvironmentTexts:
         """The observations of a step; nothing for a turn without calls: its row ends."""
         if not called:
             return self._nothing
-        if called[0][0].kind == INVALID and not self._in_turns:
+        if all(step.kind == INVALID for step, _ in called) and not self._in_turns:
             return self._corrective
         return self._observation(*(text for _, text in called))
 
@@ -86,8 +86,10 @@ def observation_ids(tokens: Tokens, *observations: str, room: int) -> list[int]:
         share = (room - len(whole_observation_ids(tokens, *[""] * len(observations)))) // len(
             observations
         )
-        cut = [tokens.decode(tokens.encode(text)[: max(share, 0)]) for text in observations]
-        ids = whole_observation_ids(tokens, *cut)
+        while len(ids) > room and share > 0:  # escapes make a text longer than its share
+            cut = [tokens.decode(tokens.encode(text)[:share]) for text in observations]
+            ids = whole_observation_ids(tokens, *cut)
+            share = share * 7 // 8
         if len(ids) <= room:
             return ids
     after = tokens.protocol.after

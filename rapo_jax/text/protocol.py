@@ -9,8 +9,8 @@ call a tool of the user (tools.user_tools), beside those of `CALLS`.
 from __future__ import annotations
 
 import functools
+import os
 import re
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -104,7 +104,16 @@ def parse_step(text: str, user_tools: tuple[str, ...] = ()) -> Step:
     _, opened, content = text[:end].rpartition(f"<{kind}>")
     if not opened:
         return Step(kind, "")
-    return Step(kind, (textwrap.dedent(content) if kind == "python" else content).strip())
+    return Step(kind, (_dedented(content) if kind == "python" else content).strip())
+
+
+def _dedented(program: str) -> str:
+    """The program without the indentation that all its lines have, blank ones aside."""
+    lines = program.split("\n")
+    margin = os.path.commonprefix(
+        [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    )
+    return "\n".join(line.removeprefix(margin) for line in lines)
 
 
 @functools.cache

@@ -51,7 +51,9 @@ def _arguments(text: str, schema: Mapping[str, Json]) -> dict[str, Json]:
         return {}
     if len(single) != 1:
         raise ToolError(f"the input is {form(schema)}")
-    is_text = properties.get(single[0], {}).get("type", "string") == "string"
+    wanted = properties.get(single[0])
+    kind = wanted.get("type", "string") if isinstance(wanted, Mapping) else "string"
+    is_text = "string" in ([kind] if isinstance(kind, str) else kind)
     return {single[0]: text if is_text or value is None else value}
 
 

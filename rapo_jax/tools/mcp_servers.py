@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from rapo_jax.config import McpSettings
-from rapo_jax.io.api_keys import SHOWN_CHARS, mask, mask_keys, read_api_key
+from rapo_jax.io.api_keys import KEY_CHARS, mask, mask_keys, read_api_key
 from rapo_jax.io.files import Json
 from rapo_jax.io.http import proxies_are_used
 from rapo_jax.text.protocol import neutralise
@@ -169,7 +169,7 @@ class McpServer:
         return text
 
     def _masked(self, text: str) -> str:
-        return mask_keys(text, [self._key] if len(self._key) >= SHOWN_CHARS else [])
+        return mask_keys(text, [self._key] if len(self._key) >= KEY_CHARS else [])
 
     async def _client(self) -> mcp.Client:
         async with self._lock:

@@ -20,6 +20,7 @@ class Observation(NamedTuple):
 Tool = Callable[[list[str]], list[Observation]]
 """A tool never raises: every failure is an observation with its outcome.
 
-Concurrent threads call it, each with one call; a tool with a true attribute `immediate`, which
-answers in less time than a thread takes to start, gets all calls there are at once.
+Concurrent threads call it, each with one call. A tool with a true attribute `immediate` gets all
+calls there are at once, and the rows wait for it: one that answers in less time than a thread takes
+to start, or that gains more from a batch, such as a search in an index of this process.
 """

@@ -96,6 +96,7 @@ class UserTool:
         self._timeout_s, self._output_chars = timeout_s, output_chars
         self._slots = threading.Semaphore(MAX_THREADS)
         self._log_failure = FailureLog(f"{key}.{name}")
+        self._log_late = FailureLog(f"{key}.{name}")
 
     @property
     def purpose(self) -> str:
@@ -126,7 +127,7 @@ class UserTool:
         late = sum(observation.outcome == "timeout" for observation in observations)
         if late:
             limit = f"{self._timeout_key}={self._timeout_s:g}"
-            self._log_failure(f"{late} calls took longer than {limit}")
+            self._log_late(f"{late} calls took longer than {limit}")
         return observations
 
     def _start(self, i: int, text: str, answers: Results) -> None:

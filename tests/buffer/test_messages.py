@@ -61,6 +61,14 @@ def test_several_calls_of_one_message_are_separate_steps_and_ids_order_the_resul
     assert failure_kind(response) == ""
 
 
+@pytest.mark.parametrize("odd", [["1"], {"a": 1}, 1.5])
+def test_ids_that_are_no_text_and_no_number_match_nothing_and_the_order_counts(odd):
+    message = assistant("a", call("search", "p", id=odd), call("search", "q", id="2"))
+    chat = [USER, message, result("of p", tool_call_id="2"), result("of q", tool_call_id=odd)]
+    text = tagged_text([*chat, assistant("b")])[1]
+    assert text.index("of p") < text.index("of q")
+
+
 def test_the_form_of_yesterday_is_understood():
     old = [
         USER,
@@ -111,6 +119,8 @@ def test_contents_with_our_tags_are_taken_as_they_are():
     [
         ("Paris", True),
         ("So \\boxed{Paris}", False),
+        ("\\boxed 5", False),
+        ("$\\boxed5$", False),
         ("x" * (SHORT_ANSWER_CHARS + 1), False),
         ("two\nlines", False),
     ],

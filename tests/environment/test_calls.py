@@ -236,6 +236,17 @@ def test_a_tool_that_the_run_does_not_have_is_an_invalid_call(house, make, act):
     assert environment.calls[:2] == [[("search", "ok")], [("invalid", "error")]]
 
 
+@pytest.mark.parametrize("tools", [("browse", "search"), ("search", "browse")])
+def test_an_invalid_call_hides_no_observation_of_the_others_of_its_step(house, make, act, tools):
+    protocol = dataclasses.replace(TAGGED, parse=lambda text: [Step(tool, "a") for tool in tools])
+    environment = make(
+        {"search": echo}, tokens=dataclasses.replace(house.tokens, protocol=protocol)
+    )
+    (text,), _ = act(environment, ["both</search>"])
+    said = {"search": "heard a", "browse": "?"}
+    assert text == protocol.render(*(said[tool] for tool in tools))
+
+
 def test_a_turn_that_answers_after_its_calls_makes_these(house, make, act):
     def parse(text):
         return [parse_step(f"{part}>") for part in text.split(">|")]

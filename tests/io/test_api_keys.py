@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.io.api_keys import MASK, SHOWN_CHARS, mask, read_api_key
+from rapo_jax.io.api_keys import MASK, KEY_CHARS, mask, read_api_key
 
 KEY = "secret-key-1234"
 CHARS = "".join(sorted(set(string.printable[:94]) - {"*"}))
@@ -48,10 +48,10 @@ FRAMES = (
 
 @given(KEYS, st.sampled_from(sorted(FORMS)), st.sampled_from(FRAMES), st.data())
 def test_a_key_is_masked_in_every_form_and_place_also_when_it_is_cut(key, name, frame, data):
-    shown = data.draw(st.integers(SHOWN_CHARS, len(key)))
+    shown = data.draw(st.integers(KEY_CHARS, len(key)))
     form = FORMS[name](key[:shown])
     masked = mask(frame.replace("{}", form), [key])
-    assert form not in masked and FORMS[name](key[:SHOWN_CHARS]) not in masked
+    assert form not in masked and FORMS[name](key[:KEY_CHARS]) not in masked
     assert MASK in masked
     assert frame.startswith("http") or masked.startswith(frame.partition("{")[0][:9])
 
@@ -62,7 +62,7 @@ def test_a_key_is_masked_in_the_base64_of_any_text_around_it(key, before, after,
     start, end = -(-len(before) * 8 // 6), (len(before) + len(key)) * 8 // 6
     masked = mask(f"Authorization: Basic {token} refused", [key])
     assert masked.endswith(f"{MASK} refused") and masked.startswith("Authorization: Basic ")
-    assert token[start : start + SHOWN_CHARS] not in masked and token[end - 8 : end] not in masked
+    assert token[start : start + KEY_CHARS] not in masked and token[end - 8 : end] not in masked
 
 
 @pytest.mark.parametrize(

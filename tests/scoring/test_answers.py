@@ -102,6 +102,24 @@ def test_the_rules_differ_where_the_official_script_is_careless(
     ],
 )
 def test_strict_f1_keeps_the_value_of_a_number(prediction, gold, f1):
+    _f1_is(prediction, gold, f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("\\text{Paris}", "Paris"),
+        ("\\textbf{Barack} \\text {Obama}", "Barack Obama"),
+        ("\\mathrm{yes}", "yes"),
+        ("New~York", "New York"),
+        ("12\\text{ cm}", "12 cm"),
+    ],
+)
+def test_latex_around_the_words_of_an_answer_does_not_matter(prediction, gold):
+    _f1_is(prediction, gold, 1.0)
+
+
+def _f1_is(prediction, gold, f1):
     assert token_f1(prediction, gold) == token_f1(gold, prediction) == pytest.approx(f1)
 
 

@@ -149,6 +149,22 @@ def test_a_process_that_dies_is_a_crash_and_is_started_again(tmp_path):
     verifier.close()
 
 
+def test_a_comparison_that_failed_is_tried_once_more_and_then_known(tmp_path):
+    asked = tmp_path / "asked"
+    verifier = scripted(
+        tmp_path,
+        f"for line in sys.stdin:\n"
+        f"    open({str(asked)!r}, 'a').write(line)\n"
+        f"    first = len(open({str(asked)!r}).read().splitlines()) == 1\n"
+        f"    if first or 'bad' in line: os._exit(3)\n"
+        f"    print('true', flush=True)",
+    )
+    assert [verifier.compare("1", "2") for _ in range(3)] == ["crashed", "equal", "equal"]
+    assert [verifier.compare("3", "4bad") for _ in range(3)] == ["crashed"] * 3
+    assert len(asked.read_text().splitlines()) == 4
+    verifier.close()
+
+
 def test_a_process_that_hangs_beyond_its_alarm_is_killed(tmp_path):
     verifier = scripted(tmp_path, "time.sleep(1000)", deadline_s=0.2 - GRACE_S)
     assert verifier.compare("1", "2") == "timeout"

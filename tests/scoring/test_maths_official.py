@@ -31,8 +31,10 @@ def test_the_official_string_rules_know_other_spellings(prediction, gold):
     assert official_math_equal(prediction, gold)
 
 
-@pytest.mark.parametrize(("prediction", "gold"), [("2/4", "1/2"), ("1.50", "1.5"), ("a=b=c", "c")])
-def test_the_official_string_rules_know_no_algebra(prediction, gold):
+@pytest.mark.parametrize(
+    ("prediction", "gold"), [("2/4", "1/2"), ("1.50", "1.5"), ("a=b=c", "c"), ("10%", "10")]
+)
+def test_the_official_string_rules_know_no_algebra_and_no_bare_percentage(prediction, gold):
     assert not official_math_equal(prediction, gold)
 
 

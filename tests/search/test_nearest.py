@@ -103,9 +103,10 @@ def test_few_keys_are_searched_too_and_missing_neighbours_are_marked(kind, count
     assert (index_BC[:, count:] == -1).all() and np.isnan(similarity_BC[:, count:]).all()
 
 
-def test_a_zero_query_has_a_hit_of_similarity_zero():
-    index_B, similarity_B = INDEXES["exact"].search(np.zeros((1, 24), np.float32))
-    assert 0 <= index_B[0] < 300 and similarity_B[0] == 0
+def test_of_keys_that_tie_the_first_are_the_hits_of_a_zero_query():
+    for kind in ("exact", "brute"):
+        index_BC, similarity_BC = INDEXES[kind].search_many(np.zeros((2, 24), np.float32), 3)
+        assert index_BC.tolist() == [[0, 1, 2]] * 2 and not similarity_BC.any()
 
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])

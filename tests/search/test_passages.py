@@ -56,6 +56,8 @@ def test_no_passage_can_close_the_result_or_forge_a_turn(pieces):
     ("contents", "wanted"),
     [
         ('"Ada Lovelace"\nwas born', Passage("Ada Lovelace", "was born")),
+        ('""Heroes" (album)"\nis one', Passage('"Heroes" (album)', "is one")),
+        ('""\nhas no title', Passage("", "has no title")),
         ("Ada\nwas\nborn", Passage("Ada", "was\nborn")),
         ("only text", Passage("", "only text")),
         ('"title"\n ', Passage("", '"title"')),

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import requests
 
 from rapo_jax.config import KEYS
+from rapo_jax.search import server as server_module
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import exact_search
 from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
@@ -150,6 +152,23 @@ def test_many_clients_at_once_are_served(server):
     for connection in connections:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
     for connection in connections:
+        connection.settimeout(20)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+def test_connections_beyond_the_bound_are_closed_and_the_others_served(server, monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    place = urlsplit(server.url)
+    waiting = [socket.create_connection((place.hostname, place.port)) for _ in range(3)]
+    for connection in waiting:
+        connection.sendall(b"GET /health HTTP/1.0\r\n")  # its headers do not end
+    time.sleep(0.3)
+    with socket.create_connection((place.hostname, place.port)) as beyond:
+        beyond.settimeout(20)
+        assert beyond.recv(100) == b""
+    for connection in waiting:
+        connection.sendall(b"\r\n")
         connection.settimeout(20)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         connection.close()

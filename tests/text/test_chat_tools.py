@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rapo_jax.tasks.reward import answer_of
 from rapo_jax.text.observations import corrective_ids, observation_ids
 from rapo_jax.text.protocol import INVALID, Step
 from rapo_jax.text.protocols import CHAT_TOOLS
@@ -131,6 +132,26 @@ def test_an_observation_writes_no_chat_token_and_is_cut_between_its_texts(tmp_pa
     assert "long long" in text and protocol.between in text and "bbb" in text
     reply = tokens.decode(corrective_ids(tokens, room=900))
     assert reply == protocol.render(protocol.corrective)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_of_several_observations_has_its_share_also_where_escapes_make_it_longer(
+    tmp_path, form
+):
+    tokens = load_tokens(make(tmp_path, *FORMS[form]), protocol=CHAT_TOOLS)
+    texts = [f"{i}: " + '"k": "v"\n' * 99 for i in range(4)]
+    ids = observation_ids(tokens, *texts, room=512)
+    written = tokens.decode(ids)
+    assert len(ids) <= 512 and written.endswith(tokens.protocol.after)
+    assert all(f"{i}: " in written for i in range(4))
+    assert written.count(tokens.protocol.between) == 3
+
+
+def test_a_backspace_makes_no_box_of_what_llama_reads_as_json(tmp_path):
+    tokens = load_tokens(make(tmp_path, *FORMS["llama"]), protocol=CHAT_TOOLS)
+    printed = "the answer is \boxed{42}, \fbox{42}, \\\boxed{42}"  # "\b" and "\f" are one character
+    observed = tokens.protocol.render(printed)
+    assert "42" in observed and answer_of(observed, answers="boxed") is None
 
 
 def test_the_end_of_a_turn_is_that_of_the_tokenizer_and_of_llamas_calls(tmp_path):

@@ -82,6 +82,13 @@ def test_an_indented_program_is_dedented_as_a_whole():
     assert step == Step("python", "for i in range(2):\n    print(i)")
 
 
+def test_blanks_inside_the_strings_of_a_program_stay():
+    program = "grid = '''#.#\n   \n#.#'''"
+    assert parse_step(f"<python>\n{program}\n</python>") == Step("python", program)
+    indented = "<python>\n  s = '''a\n   \n  b'''\n</python>"
+    assert parse_step(indented) == Step("python", "s = '''a\n \nb'''")
+
+
 @given(any_text)
 def test_any_text_parses_and_its_kind_shows_whether_it_holds_a_stop(text):
     step = parse_step(text)

@@ -85,6 +85,21 @@ def test_long_output_is_cut_and_half_characters_are_replaced():
     assert tool(lambda text: "a\ud800b")(["x"]) == [("a?b", "ok")]
 
 
+def test_a_late_call_hides_the_traceback_of_no_exception_after_it(caplog):
+    free = threading.Event()
+
+    def fails(text):
+        return free.wait() if text == "hang" else {}[text]
+
+    failing = tool(fails, timeout_s=0.3)
+    assert failing(["hang"]) == [("error: mine timed out", "timeout")]
+    failing(["key"])
+    free.set()
+    late, failed = caplog.records
+    assert "took longer" in late.getMessage() and not late.exc_info
+    assert failed.exc_info and failed.exc_info[0] is KeyError
+
+
 def test_a_call_that_hangs_is_a_timeout_and_delays_no_other():
     free = threading.Event()
 

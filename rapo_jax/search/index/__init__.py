@@ -9,5 +9,6 @@ FOLDER/shard-00000/      a part of the corpus, whole or not there
     keys.json                written last
 FOLDER/texts.json        written once all texts are there: counts, digest, malformed lines
 FOLDER/encoder/          the files that embed a query
+FOLDER/digests.json      size and digest of what a query reads
 FOLDER/manifest.json     written once the index is whole
 """

@@ -69,7 +69,7 @@ def explain(error: BaseException, code: str) -> str:
     try:
         summary = traceback.format_exception_only(error)[-1].strip()
         summary = summary.replace(LIBRARY, "<library>")
-        lines = code.splitlines()
+        lines = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # as Python does
         if len(code.strip().splitlines()) == 1:
             return summary
         frames = places(error, lines)

@@ -98,6 +98,7 @@ def test_an_empty_program_is_an_error_observation(tool):
         ),
         ("x = 1\ndef f(:\n  1", "line 2: def f(:\nSyntaxError: invalid syntax"),
         ("def f(:", "SyntaxError: invalid syntax"),
+        ("s = 'a\u2028b\x0c'\r\n1 / 0", "line 2: 1 / 0\nZeroDivisionError: division by zero"),
         ("raise KeyError('k')", "KeyError: 'k'"),
         ("import sys\nsys.exit(3)", "line 2: sys.exit(3)\nSystemExit: 3"),
         ("input()", "EOFError: EOF when reading a line"),
