@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapo_jax.io.api_keys import MASK, KEY_CHARS, mask, read_api_key
+from rapo_jax.io.api_keys import KEY_CHARS, MASK, mask, read_api_key
 
 KEY = "secret-key-1234"
 CHARS = "".join(sorted(set(string.printable[:94]) - {"*"}))
