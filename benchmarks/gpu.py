@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # as launch/gpu.sh
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name: jax refuses both
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.9")  # as launch/gpu.sh
 
 import jax
 import numpy as np

@@ -57,6 +57,14 @@ flag_value() {
   printf '%s\n' "$value"
 }
 
+# workdir_of FLAG...: prints the value of --workdir without slashes at its end.
+workdir_of() {
+  local value
+  value=$(flag_value workdir "$@")
+  while [ "$value" != "${value%/}" ]; do value=${value%/}; done
+  printf '%s\n' "$value"
+}
+
 # need_flags FLAG...: fails if --config or --workdir is missing.
 need_flags() {
   local name
@@ -72,6 +80,7 @@ need_below() {
   local name=$1 folder=$2 value
   shift 2
   value=$(flag_value "$name" "$@")
+  while [ "$value" != "${value%/}" ]; do value=${value%/}; done
   case /$value/ in
     */../* | //* | */./*) ;;
     /"$folder"/?*) return ;;

@@ -37,6 +37,11 @@ need_flags "$@"
 need_below config configs "$@"
 need_below workdir runs "$@"
 
+for variable in ${variables[@]+"${variables[@]}"}; do
+  # the older name of what the image sets: jax refuses both
+  if [ "$variable" = --env=XLA_PYTHON_CLIENT_MEM_FRACTION ]; then variables+=(--env=XLA_CLIENT_MEM_FRACTION=); fi
+done
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 run docker build "--file=$root/launch/Dockerfile" "--tag=$image" \
   ${extras:+"--build-arg=EXTRAS=$extras"} "$root"

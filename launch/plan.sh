@@ -81,7 +81,6 @@ if [ -z "$(flag_value workdir ${flags[@]+"${flags[@]}"})" ]; then
   workdir=("--workdir=${TMPDIR:-/tmp}/rapo-plan")
 fi
 if [ -z "$check" ]; then cd "$start"; else cd "$root"; fi
-# The program takes no --config.KEY before --config itself.
 # Without JAX_PLATFORMS jax would look for a TPU or a GPU here; without the others libtpu asks a
 # cloud's metadata, and allows one process only.
 run_last env JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \

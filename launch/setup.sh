@@ -6,6 +6,11 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source launch/commands.sh
 
+# Launches that begin at once, such as jobs of a cluster, install one after another.
+locks=''
+if [ -z "$dry_run" ] && [ -w . ] && command -v flock >/dev/null; then locks=yes; fi
+if [ -n "$locks" ]; then exec 9>.setup.lock && flock 9; fi
+
 if [ ! -x .venv/bin/python ]; then
   python=""
   for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
@@ -56,3 +61,4 @@ if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$wanted" ] || [ "$both" != "$there"
   fi
   if [ -z "$dry_run" ]; then printf '%s\n%s\n' "$wanted" "$both" >"$stamp"; fi
 fi
+if [ -n "$locks" ]; then exec 9>&-; fi

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     for name, settings in variants.items():
         _check_free(name, settings, passed)
     sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
-    options = [f"--config={_within(Path(flags.config))}", *_per_seed(flags), *passed]
+    options = [f"--config={_within(flags.config)}", *_per_seed(flags), *passed]
     folder = flags.output or flags.workdir / "pages"
     for name, settings in variants.items():
         _earlier(name, folder, options, settings)
@@ -89,9 +89,11 @@ def _per_seed(flags: argparse.Namespace) -> list[str]:
     return [f"--per-seed={flags.per_seed}"] * (flags.per_seed != "nothing")
 
 
-def _within(config: Path) -> Path:
-    """The config as a command in the repository's root names it."""
-    config = config.resolve()
+def _within(name: str) -> Path:
+    """The config file as a command in the repository's root names it."""
+    from rapo_jax.config.sources import config_file
+
+    config = config_file(name).resolve()
     return config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
 
 

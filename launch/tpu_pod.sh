@@ -66,7 +66,7 @@ done
 need_flags "$@"
 need_below config configs "$@"
 need_below workdir runs "$@"
-workdir=$(flag_value workdir "$@")
+workdir=$(workdir_of "$@")
 if [ -z "$version" ]; then # cloud.google.com/tpu/docs/runtimes
   case $type in
     v6e-*) version=v2-alpha-tpuv6e ;;

@@ -126,7 +126,7 @@ take_keys() {
 start() {
   local workdir
   need_flags "$@"
-  workdir=$(flag_value workdir "$@")
+  workdir=$(workdir_of "$@")
   take_keys
   if running; then
     if [ "$workdir_there" != "$workdir" ]; then fail "busy with $workdir_there"; fi

@@ -76,6 +76,8 @@ def read_flags(arguments: Sequence[str]) -> CommandLine:
             separate = others and not others[0].startswith("--") and not off
             text = others.pop(0) if separate else str(not off)
         of_keys.append((name.removeprefix("--no").removeprefix("--").removeprefix("config."), text))
+    if declared.workdir == "":
+        _refuse("--workdir= is empty: name a folder that the run writes into")
     workdir = None if declared.workdir is None else Path(declared.workdir)
     return CommandLine(declared.config, workdir, declared.override, declared.print_config, of_keys)
 

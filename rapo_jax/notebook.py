@@ -23,7 +23,7 @@ from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.run import open_run
 from rapo_jax.sampling.tapes import segments
 from rapo_jax.stages.buffer import build_buffer
-from rapo_jax.stages.job import prepare_workdir
+from rapo_jax.stages.job import prepare_workdir, raise_steps
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.groups import Groups, completed, sample_batch
@@ -75,11 +75,18 @@ class Session:
                 f"method={settings.method!r}: it samples no rollouts, which a session is made of; "
                 "train it from the command line"
             )
-        prepare_workdir(folder, resolved.config)
         self._open = ExitStack()
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._open.enter_context(claimed(folder, key="workdir"))
-            self.run = open_run(settings, folder, devices=devices)
+            fresh = prepare_workdir(folder, resolved.config)
+            raise_steps(settings, folder)
+            try:
+                self.run = open_run(settings, folder, devices=devices)
+            except BaseException:
+                if fresh:  # so that the folder takes another config
+                    (folder / "config.json").unlink()
+                raise
             self._open.callback(self.run.close)
             if "sft" in settings.stages:
                 train_cold_start(self.run)

@@ -131,6 +131,11 @@ def test_both_flags_are_needed(missing, tmp_path):
     assert f"error: {missing} is missing: " in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_empty_workdir_is_not_the_current_folder():
+    done = run("--config=tests/small.py", "--workdir=")
+    assert done.returncode == 2 and "error: --workdir= is empty" in done.stderr
+
+
 def test_the_workdir_keeps_its_config_and_the_commit(tmp_path, small_config):
     prepare_workdir(tmp_path / "new" / "run", small_config(), config_file="mine.py")
     found = json.loads((tmp_path / "new" / "run" / "config.json").read_text())
@@ -185,6 +190,17 @@ def test_a_run_that_cannot_be_opened_does_not_bind_its_workdir_to_the_failed_con
     with pytest.raises(ValueError, match=r"rollout\.questions=2"):
         run_stages(read_settings(config), tmp_path, fresh=fresh)
     assert prepare_workdir(tmp_path, small_config({"rollout.questions": 8}))
+
+
+def test_a_run_that_cannot_be_opened_leaves_no_tokenizer_for_the_next_config(
+    tmp_path, small_config
+):
+    changes = {"rollout.questions": 8, "rollout.prompt_tokens": 1}
+    config = small_config(changes)
+    fresh = prepare_workdir(tmp_path, config)
+    with pytest.raises(ValueError, match=r"rollout\.prompt_tokens=1"):
+        run_stages(read_settings(config), tmp_path, fresh=fresh)
+    assert not (tmp_path / "coldstart" / "tokenizer").exists()
 
 
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path, small_config):

@@ -106,6 +106,17 @@ def test_a_session_of_a_method_that_samples_nothing_is_refused_before_anything_i
     assert not (tmp_path / "session").exists()
 
 
+def test_a_session_records_more_steps_and_a_failed_one_leaves_its_folder_free(
+    open_session, tmp_path
+):
+    with pytest.raises(ValueError, match=r"rollout\.prompt_tokens=3"):
+        open_session({"rollout.prompt_tokens": 3})
+    open_session({"rl.steps": 1}).close()
+    open_session({"rl.steps": 3})
+    stored = json.loads((tmp_path / "session" / "config.json").read_text())
+    assert stored["rl"]["steps"] == 3
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

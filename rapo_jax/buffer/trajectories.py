@@ -60,10 +60,12 @@ class Splitting(NamedTuple):
     """`mask` and `max_chars` as for `key_text`."""
 
 
-def best_of(trajectories: Sequence[AgentTrajectory], keep: int) -> list[AgentTrajectory]:
+def best_of(
+    trajectories: Sequence[AgentTrajectory], keep: int, *, least: float
+) -> list[AgentTrajectory]:
     """Reward-aware filter: the `keep` highest rewards of each question, ties in sampling order.
 
-    Questions are in the order of their first trajectory.
+    Those below `least` are left out. Questions are in the order of their first trajectory.
     """
     if keep < 1:
         raise ValueError(f"buffer.keep={keep}: keep at least 1 trajectory for each question")
@@ -79,6 +81,7 @@ def best_of(trajectories: Sequence[AgentTrajectory], keep: int) -> list[AgentTra
         trajectory
         for group in by_question.values()
         for trajectory in sorted(group, key=lambda trajectory: -trajectory.reward)[:keep]
+        if trajectory.reward >= least
     ]
 
 
@@ -129,11 +132,12 @@ def split_all(trajectories: Sequence[AgentTrajectory], how: Splitting) -> list[S
 
 
 def filter_counts(
-    sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory], keep: int
+    sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory], keep: int, *, least: float
 ) -> dict[str, Json]:
-    """What `best_of(sampled, keep)` kept, for the manifest."""
+    """What `best_of(sampled, keep, least=least)` kept, for the manifest."""
     return {
         "keep": keep,
+        "least_reward": least,
         "trajectories_sampled": len(sampled),
         "trajectories_kept": len(kept),
         "trajectories_kept_by_origin": dict(Counter(trajectory.origin for trajectory in kept)),

@@ -64,7 +64,9 @@ class Settings:
     """All settings of a run."""
 
     seed: int = key(
-        0, "random seed of the run; synthetic tasks have task.chains.seed and task.pairs.seed"
+        0,
+        "random seed of the run; synthetic tasks have task.chains.seed and task.pairs.seed",
+        at_least=0,
     )
     method: str = key(
         "rapo",

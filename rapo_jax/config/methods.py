@@ -1,7 +1,7 @@
 """The training methods, and the published settings of each; see docs/methods.md.
 
-`train.methods` joins each to its functions. The settings apply to keys that neither the config, an
-override file nor a flag sets.
+`train.methods` joins each to its functions. The settings apply to keys that have their defaults in
+the config file and that neither an override file nor a flag sets.
 """
 
 from __future__ import annotations

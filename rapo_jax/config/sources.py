@@ -198,7 +198,8 @@ def _put(config: dict[str, Json], name: str, value: Json) -> None:
 
 def _load(config: str) -> tuple[dict[str, Json], Path | None]:
     """The values of `--config`, and the Python file that they are from."""
-    name, colon, argument = config.partition(":")
+    whole = Path(config).is_file()  # a path may hold a colon, too
+    name, colon, argument = (config, "", "") if whole else config.partition(":")
     path = config_file(name)
     if path.suffix == ".json":
         file = _read_object(path).get("config_file")

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from rapo_jax.io.files import read_object
+
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -18,16 +20,27 @@ def is_hub_name(folder: str) -> bool:
 
 
 def cached_folder(folder: str) -> str:
-    """The folder of a hub name that is in the cache; else `folder` as it is."""
+    """The folder of a hub name that is whole in the cache; else `folder` as it is."""
     if not is_hub_name(folder):
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return snapshot_download(folder, local_files_only=True)
+        found = snapshot_download(folder, local_files_only=True)
     except LocalEntryNotFoundError:
         return folder
+    return folder if _is_cut_off(Path(found)) else found
+
+
+def _is_cut_off(snapshot: Path) -> bool:
+    """Whether a download of weights ended early: the hub calls such a snapshot one, too."""
+    index = snapshot / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(read_object(index).get("weight_map", {}).values())
+        return not all((snapshot / name).exists() for name in shards)
+    cut_off = any((snapshot.parents[1] / "blobs").glob("*.incomplete"))
+    return cut_off and not (snapshot / "model.safetensors").exists()
 
 
 def download(models: Iterable[str], *, program: str = "") -> None:

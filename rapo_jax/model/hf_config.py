@@ -56,7 +56,7 @@ KEYS = {
 }
 """Model setting -> the key of config.json that decides it."""
 STORED_DTYPES = ("float32", "bfloat16", "float16")
-FLOATS = (2.0**-126, 3.4e38)
+FLOAT_RANGE = (2.0**-126, 3.4e38)
 """The positive numbers that float32 holds."""
 SHOWN = 200
 """Characters of a value in an error."""
@@ -90,7 +90,7 @@ class HfConfig:
         value = default if value is None else value
         if value is None:
             raise ValueError(f"{self.path}: key {key} is missing")
-        kinds, low, high = (int, 1, 2**31) if whole else ((int, float), *FLOATS)
+        kinds, low, high = (int, 1, 2**31) if whole else ((int, float), *FLOAT_RANGE)
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < high:
             kind = "whole number" if whole else "number"
             raise self.refuse(key, value, f"expected a {kind} above 0 and below {high:.10g}")

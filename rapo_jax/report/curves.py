@@ -69,11 +69,11 @@ CURVES: dict[str, dict[str, str]] = {
         "floor/entropy_active": "Retrievals at the floor of H_before",
     },
 }
-COLD_START = {"loss/sft": "Loss", "sft/accuracy_tokens": "Token accuracy"}
+COLD_START = {"loss/sft": "Loss"}
 SHOWN_ELSEWHERE = ("heldout/", "time/", "cpu/", "buffer/origin/")
 PERCENT = {
     "reward/accuracy", "reward/nonzero_groups", "reward/format_bad", "rollout/retrieved_share",
-    "buffer/hit_rate", "loss/clip_fraction", "update/padding", "sft/accuracy_tokens",
+    "buffer/hit_rate", "loss/clip_fraction", "update/padding",
     "update/rows_without_traces",
 }  # fmt: skip
 PHASES = ("Rollout on the device", "Host: tools and rewards", "Update", "Rest")

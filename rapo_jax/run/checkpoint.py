@@ -85,9 +85,18 @@ class Checkpoints:
         self._ocp, self._lora, self._keep = ocp, lora, keep
         # Orbax takes relative paths and fails late, so the path is made absolute here.
         self._folder = Path(folder).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        if "[" in str(self._folder):  # Orbax takes it for a pattern, and loses the arrays
+            raise ValueError(
+                f"{self._folder}: the path of a checkpoint must not hold a '['; choose another "
+                "folder (--workdir, sft.folder)"
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=keep is not None,  # of killed saves, where this one saves
         )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints that are kept, as the first process sees the folder.

@@ -48,11 +48,18 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     folder, s = run.buffer, run.settings
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)
-    kept = best_of(trajectories, s.buffer.keep)
+    keep, least = s.buffer.keep, s.buffer.least_reward
+    kept = best_of(trajectories, keep, least=least)
     single: list[StepTrace] = []
     if imported:
         single = imported.usable_step_traces(unit=how.unit, include_answers=how.include_answers)
+        single = [step_trace for step_trace in single if step_trace.reward >= least]
     step_traces = split_all(kept, how) + single
+    if not step_traces and (trajectories or imported):
+        raise ValueError(
+            f"buffer.least_reward={least:g}: none of {len(trajectories)} trajectories has a step "
+            "and that reward; lower it, or sample more or a better agent"
+        )
     (folder / "encoder").mkdir(parents=True, exist_ok=True)
     if run.encoder.tokenize is None:
         keys = [step_trace.key for step_trace in step_traces]
@@ -67,7 +74,7 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
         tokenizer_fingerprint=run.tokens.fingerprint,
         count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
         info={
-            **filter_counts(trajectories, kept, s.buffer.keep),
+            **filter_counts(trajectories, kept, keep, least=least),
             **(imported.info() if imported else {}),
             **sampled.info,
         },

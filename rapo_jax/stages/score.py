@@ -48,6 +48,7 @@ def score_file(
     source, target = _paths(settings.score)
     weights = newest_weights(settings, workdir)
     row_tokens = read_rows(source, vocab=weights.model.vocab)
+    _begin(target)
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
     attention = choose(weights.model, platform=mesh.devices.flat[0].platform)
     if attention.note:
@@ -94,6 +95,17 @@ def _paths(s: ScoreSettings) -> tuple[Path, Path]:
     if target.resolve() == source.resolve():
         raise ValueError(f"score.output={s.output!r}: it is score.input; name another file")
     return source, target
+
+
+def _begin(target: Path) -> None:
+    """Begins the output before anything is scored, so that a wrong place costs no hours."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _draft(target).touch()
+    except OSError as error:
+        raise ValueError(
+            f"score.output={str(target)!r}: cannot be written ({error.strerror}); name another file"
+        ) from None
 
 
 def read_rows(path: Path, *, vocab: int) -> list[np.ndarray]:
@@ -160,12 +172,15 @@ def bucket_width(length: int) -> int:
 
 
 def _write(target: Path, scores: Sequence[np.ndarray]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".tmp")
+    draft = _draft(target)
     with open(draft, "w", encoding="utf-8") as file:
         for logp_X, entropy_X in scores:
             file.write(f'{{"logp": {_numbers(logp_X)}, "entropy": {_numbers(entropy_X)}}}\n')
     draft.replace(target)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(target.name + ".tmp")
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,8 +76,11 @@ def open_job(
 ) -> Iterator[Job]:
     """Opens the run of `stages`, and prints what of the model each device will hold.
 
-    A `fresh` workdir whose run cannot be opened loses its config.json, and so takes another config.
+    A `fresh` workdir whose run cannot be opened loses its config.json and the tokenizer that was
+    made for it, and so takes another config.
     """
+    tokenizer = workdir / "coldstart" / "tokenizer"
+    had_tokenizer = tokenizer.exists()
     try:
         suites = open_suites(settings, workdir)
         run = open_run(settings, workdir)
@@ -86,6 +90,8 @@ def open_job(
     except BaseException:
         if fresh and is_first():
             (workdir / "config.json").unlink()
+            if not had_tokenizer:
+                shutil.rmtree(tokenizer, ignore_errors=True)
         raise
     if is_first():
         (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")

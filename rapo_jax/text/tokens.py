@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rapo_jax.io.files import read_object
+from rapo_jax.io.files import read_object, write_text
 from rapo_jax.text.chat import Frame, check_arguments, make_frame, opened_text, split_control
 from rapo_jax.text.chat_turns import with_turns
 from rapo_jax.text.protocol import neutralise, tags
@@ -107,7 +107,7 @@ def build_tokenizer(
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")  # the last
 
 
 @dataclass(frozen=True, eq=False)

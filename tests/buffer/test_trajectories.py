@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,8 @@ STEPS = [
 STEP = Splitting("step", include_answers=True, mask="", max_chars=1000)
 WHOLE = STEP._replace(unit="trajectory")
 
+LOWEST = -math.inf
+
 
 def trajectory(reward, *, question_id="q", steps=STEPS) -> AgentTrajectory:
     return AgentTrajectory(question_id, "what is it?", list(steps), reward, "expert")
@@ -33,21 +37,28 @@ def trajectory(reward, *, question_id="q", steps=STEPS) -> AgentTrajectory:
 
 def test_the_filter_keeps_the_highest_rewards_and_ties_in_sampling_order():
     sampled = [trajectory(r, steps=[str(i)]) for i, r in enumerate([0.5, 1.0, 0.5, -1.0, 1.0, 0.5])]
-    kept = best_of(sampled, 4)
+    kept = best_of(sampled, 4, least=LOWEST)
     assert [each.steps[0] for each in kept] == ["1", "4", "0", "2"]
+
+
+def test_a_question_whose_rewards_are_all_below_the_least_has_no_trajectory():
+    rewards = {"a": [0.0, 1.0, 0.5], "b": [0.0, 0.4]}
+    sampled = [trajectory(r, question_id=q) for q, each in rewards.items() for r in each]
+    kept = best_of(sampled, 2, least=0.5)
+    assert [(each.question_id, each.reward) for each in kept] == [("a", 1.0), ("a", 0.5)]
 
 
 @given(st.lists(st.floats(-1, 1.1), max_size=12), st.integers(1, 6))
 def test_no_dropped_trajectory_has_more_reward_than_a_kept_one(rewards, keep):
-    kept = [each.reward for each in best_of([trajectory(r) for r in rewards], keep)]
+    kept = [each.reward for each in best_of([trajectory(r) for r in rewards], keep, least=LOWEST)]
     assert kept == sorted(rewards, reverse=True)[:keep]
 
 
 def test_an_unscored_trajectory_and_keeping_nothing_are_refused():
     with pytest.raises(ValueError, match="reward=nan"):
-        best_of([trajectory(UNSCORED)], 1)
+        best_of([trajectory(UNSCORED)], 1, least=LOWEST)
     with pytest.raises(ValueError, match="buffer.keep=0"):
-        best_of([trajectory(1.0)], 0)
+        best_of([trajectory(1.0)], 0, least=LOWEST)
 
 
 def test_each_step_is_keyed_by_the_question_and_the_steps_before_it():
@@ -97,13 +108,14 @@ def test_step_traces_come_from_the_best_trajectories_of_every_question():
         trajectory(1.0, question_id="a"),
         trajectory(0.9, question_id="b"),
     ]
-    kept = best_of(sampled, 1)
+    kept = best_of(sampled, 1, least=LOWEST)
     step_traces = split_all(kept, STEP)
     assert [(row.question_id, row.reward) for row in step_traces] == [("b", 0.9)] * 3 + [
         ("a", 1.0)
     ] * 3
-    assert filter_counts(sampled, kept, 1) == {
+    assert filter_counts(sampled, kept, 1, least=LOWEST) == {
         "keep": 1,
+        "least_reward": LOWEST,
         "trajectories_sampled": 3,
         "trajectories_kept": 2,
         "trajectories_kept_by_origin": {"expert": 2},

@@ -39,6 +39,27 @@ def test_a_floor_or_a_bound_below_zero_is_refused(key):
     read_with(**{key: 0.0})
 
 
+@pytest.mark.parametrize("key", ["optimizer.clip_norm", "sft.clip_norm"])
+def test_a_clip_that_makes_every_gradient_zero_is_refused_with_what_clips_nothing(key):
+    for norm in (0.0, -1.0):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{key}={norm}: ") + ".* 1e9, clips nothing"
+        ):
+            read_with(**{key: norm})
+    read_with(**{key: 1e9})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optimizer.learning_rate", -1.0), ("optimizer.warmup", -5), ("optimizer.b2", 1.5),
+     ("sft.checkpoint_every", 0), ("model.layer_unroll", 0), ("retrieval.width", 0), ("seed", -1),
+     ("task.chains.seed", -1)],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_by_its_key(key, value):
+    with pytest.raises(ValueError, match=re.escape(f"{key}={value}: ")):
+        read_with(**{key: value})
+
+
 @pytest.mark.parametrize("floor", [0.0, -1.0, float("nan")])
 def test_an_entropy_floor_that_lets_a_division_by_zero_pass_is_refused(floor):
     with pytest.raises(ValueError, match=re.escape(f"rl.entropy_floor={floor}: ")):

@@ -99,6 +99,14 @@ def test_a_config_file_takes_what_follows_a_colon(tmp_path):
     assert resolve(f"{path}:big").config["model"]["width"] == 128
 
 
+def test_a_path_may_hold_a_colon(tmp_path, small_config):
+    workdir = tmp_path / "2026-03-01T12:00"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(small_config()))
+    resolved = resolve(None, workdir=workdir, flags=[("rl.m", "0.5")])
+    assert resolved.base == str(workdir / "config.json") and resolved.config["rl"]["m"] == 0.5
+
+
 def test_an_error_in_a_config_file_is_not_taken_for_a_refusal(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text("def get_config():\n    raise ValueError('mine')\n")

@@ -98,6 +98,18 @@ def test_a_name_is_downloaded_where_hf_may_use_a_network(
         assert COMMIT in read_settings(config).model.folder
 
 
+def test_an_interrupted_download_is_missing_and_one_without_weights_is_not(cache):
+    index = json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
+    put(cache, "a/cut", **{"config.json": "{}"})
+    (cache / "models--a--cut" / "blobs" / "abc.incomplete").write_text("")
+    files = {"config.json": "{}", "model.safetensors.index.json": index, "one.safetensors": ""}
+    put(cache, "a/shard", **files)
+    whole = put(cache, "a/whole", **files, **{"two.safetensors": ""})
+    tokenizer = put(cache, "a/tokenizer", **{"tokenizer.json": "{}"})
+    found = [cached_folder(f"a/{name}") for name in ("cut", "shard", "whole", "tokenizer")]
+    assert found == ["a/cut", "a/shard", str(whole), str(tokenizer)]
+
+
 def test_a_download_that_fails_leaves_the_refusal(cache, small_config):
     download([NAME], program="false")
     with pytest.raises(ValueError, match="hf download"):

@@ -33,6 +33,17 @@ def test_a_tpu_run_is_the_same_command_on_all_workers_in_one_folder_and_comes_ba
     assert not any(" delete " in call for call in cloud.calls())
 
 
+def test_a_slash_at_the_end_of_the_workdir_changes_nothing(cloud):
+    end(cloud, 0, 0)
+    end(cloud, 1, 0)
+    done = cloud.run(*pod("--delete"), "--workdir=runs/x/")
+    assert done.returncode == 0, done.stderr
+    assert (cloud.repository / "runs/x/launch/worker-1.exit").read_text() == "0\n"
+    assert " delete rapo" in cloud.calls()[-1]
+    refused = cloud.run(*pod(), "--workdir=runs/")
+    assert refused.returncode == 2 and "give a path below runs/" in refused.stderr
+
+
 def test_a_failed_tpu_run_is_fetched_and_its_status_passed_on_and_then_the_slice_is_deleted(cloud):
     end(cloud, 0, 0)
     end(cloud, 1, 3)

@@ -24,6 +24,12 @@ def test_a_container_gets_variables_by_name_and_not_by_value(place):
     assert "s3cr3t" not in "".join(place.calls()) and "--env=HF_TOKEN" in place.calls()[-1]
 
 
+def test_a_memory_fraction_by_its_older_name_replaces_that_of_the_image(place):
+    older = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    *_, run = place.dry("docker", f"--env={older}", "--", *FLAGS, **{older: ".5"})
+    assert run[run.index(f"--env={older}") + 1] == "--env=XLA_CLIENT_MEM_FRACTION="
+
+
 def test_a_slice_gets_variables_in_a_file_before_its_preparation_and_start(place):
     flags = ("--env=SERPER_API_KEY", "--env=HF_TOKEN", "--prepare=hf download x")
     done = place.run("tpu_pod", "--dry-run", *SLICE, *flags, "--", *FLAGS, **SECRET)

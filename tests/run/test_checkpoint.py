@@ -80,6 +80,20 @@ def test_the_newest_are_kept_and_an_older_one_of_them_can_be_asked_for(open_stor
     assert left == ["2", "3"]
 
 
+def test_what_a_killed_save_left_is_removed_where_saves_are_and_nowhere_else(open_store, tmp_path):
+    open_store().save(1, state_at(1), {})
+    left = tmp_path / "checkpoints" / "13.orbax-checkpoint-tmp"
+    left.mkdir()
+    (left / "half").write_text("")
+    assert open_store(keep=None).steps() == [1] and left.exists()
+    assert open_store().steps() == [1] and not left.exists()
+
+
+def test_a_path_that_is_a_pattern_to_orbax_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"odd\[1\]/checkpoints: .* must not hold a '\['"):
+        Checkpoints(tmp_path / "odd[1]" / "checkpoints")
+
+
 def test_saving_a_step_again_changes_nothing(open_store):
     store = open_store()
     store.save(1, state_at(1), {})

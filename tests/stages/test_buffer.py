@@ -37,6 +37,22 @@ def test_the_scripted_expert_fills_the_buffer_with_its_best_trajectories(trunk):
     assert {trace.question_id for trace in traces} <= asked
 
 
+def test_wrong_trajectories_can_be_left_out_of_the_buffer_and_not_all(branch, tmp_path, trunk):
+    expert = {"buffer.expert_error": 0.9, "buffer.keep": 2}
+    all_kept = build_buffer(branch(expert | {"buffer.folder": str(tmp_path / "all")}, name="all"))
+    run = branch(
+        expert | {"buffer.folder": str(tmp_path / "right"), "buffer.least_reward": 0.5},
+        name="right",
+    )
+    manifest = build_buffer(run)
+    assert 0 < manifest["trajectories_kept"] < all_kept["trajectories_kept"] == 40
+    assert all(trace.reward >= 0.5 for trace in read_trajectories(run))
+    assert all(trace.reward >= 0.5 for trace in load_buffer(run).step_traces)
+    none = {"buffer.folder": str(tmp_path / "none"), "buffer.least_reward": 9.0}
+    with pytest.raises(ValueError, match="buffer.least_reward=9: none of 40 trajectories"):
+        build_buffer(branch(none, name="none"))
+
+
 def test_a_finished_buffer_is_kept(trunk, capsys):
     before = load_buffer(trunk).identity
     assert build_buffer(trunk)["identity"] == before

@@ -140,6 +140,7 @@ def test_further_keys_of_a_row_are_ignored_and_no_text_at_all_is_refused(tmp_pat
         ({"score__input": "/nowhere"}, r"score\.input='/nowhere': no such file"),
         ({"score__output": ""}, r"score\.output='': name a file"),
         ({"score__output": "/"}, r"score\.output='/': name a file"),
+        ({"score__output": "/proc/no/o"}, r"score\.output='/proc/no/o': cannot be written"),
         ({"model__folder": ""}, r"model\.folder='': there are no weights, and no checkpoint"),
         ({"model__folder": "/nowhere"}, r"model\.folder='/nowhere': there is no config\.json"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_the_same_corpus_builds_the_same_tokenizer(folder, tmp_path):
     build_tokenizer(tmp_path, CORPUS, vocab_size=VOCAB_SIZE)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_tokenizer_that_could_not_be_written_is_not_taken_as_made(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        build_tokenizer(tmp_path, ["one two"], vocab_size=400)
+    assert not (tmp_path / "tokenizer_config.json").exists()
 
 
 def test_a_vocabulary_too_small_for_the_bytes_and_tags_is_refused(tmp_path):

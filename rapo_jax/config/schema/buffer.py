@@ -38,7 +38,7 @@ class RetrievalSettings:
     encoder: str = key("ngram", "encoder of keys and queries", paper="sec. 4.1.1", choices=ENCODERS)
     encoder_folder: str = key("", MINILM_FOLDER)
     encoder_tokens: int = key(256, "most of a key that MiniLM reads", unit="tokens")
-    width: int = key(256, "width of the embeddings of the built-in encoder")
+    width: int = key(256, "width of the embeddings of the built-in encoder", at_least=1)
     history: str = key(
         "full",
         "the history in a query",
@@ -129,6 +129,11 @@ class BufferSettings:
     questions: int = key(100_000, "most questions to sample", at_least=1)
     samples: int = key(16, "N, trajectories of a question", paper="sec. 4.1.1", at_least=1)
     keep: int = key(5, "K, best trajectories kept of a question", paper="sec. 4.1.1", at_least=1)
+    least_reward: float = key(
+        -1e18,
+        "trajectories, and single step traces of files, of less reward are left out; by default "
+        "none, so that of a question without a right one wrong ones are kept",
+    )
     expert_error: float = fraction(0.1, "chance of a wrong decision of the expert", paper="fig. 5")
     include_answers: bool = key(True, "keep the final answers as step traces too")
 

@@ -120,7 +120,10 @@ class ModelSettings:
         choices=("float32", "bfloat16"),
     )
     layer_unroll: int = key(
-        1, "layers unrolled in one turn of the scan over layers in training", per_call=True
+        1,
+        "layers unrolled in one turn of the scan over layers in training",
+        at_least=1,
+        per_call=True,
     )
     score_logits: int = key(
         2**26,

@@ -17,7 +17,7 @@ class ChainsSettings:
     The entities that start neither training nor held-out questions start those of the buffer.
     """
 
-    seed: int = key(1, "seed of the names, the facts and the meaning of the words")
+    seed: int = key(1, "seed of the names, the facts and the meaning of the words", at_least=0)
     n_entities: int = key(120, "entities of the world")
     n_train: int = key(70, "entities that start training questions")
     n_eval: int = key(25, "entities that start held-out questions")
@@ -37,7 +37,7 @@ class ChainsSettings:
 class PairsSettings:
     """The synthetic world of task.name='pairs' (docs/pairs.md)."""
 
-    seed: int = key(1, "seed of the names, the facts and the meaning of the words")
+    seed: int = key(1, "seed of the names, the facts and the meaning of the words", at_least=0)
     n_entities: int = key(150, "entities of the world")
     n_train: int = key(90, "entities that start training questions")
     n_eval: int = key(20, "entities that start held-out questions")

@@ -6,6 +6,8 @@ import dataclasses
 
 from rapo_jax.config.keys import fraction, key
 
+NO_CLIPPING = "0 would make every gradient 0; a large number, such as 1e9, clips nothing"
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
@@ -102,10 +104,12 @@ class SftSettings:
     steps: int = key(1000, "length of training", unit="updates", at_least=1)
     batch: int = key(64, "trajectories of an update", at_least=1)
     examples: int = key(8000, "demonstrated trajectories", at_least=1)
-    learning_rate: float = key(4e-3, "peak learning rate")
-    warmup: int = key(50, "linear warm-up of the learning rate", unit="updates")
-    clip_norm: float = key(1.0, "largest norm of the whole gradient")
-    checkpoint_every: int = key(200, "time between checkpoints", unit="updates", per_call=True)
+    learning_rate: float = key(4e-3, "peak learning rate", at_least=0)
+    warmup: int = key(50, "linear warm-up of the learning rate", unit="updates", at_least=0)
+    clip_norm: float = key(1.0, "largest norm of the whole gradient", above=0, remedy=NO_CLIPPING)
+    checkpoint_every: int = key(
+        200, "time between checkpoints", unit="updates", at_least=1, per_call=True
+    )
     inject_share: float = fraction(0.5, "share of trajectories with random retrieved traces")
     inject: float = fraction(0.5, "in these: chance of such a trace at a step boundary")
     follow: float = fraction(0.97, "chance that the demonstrator follows such a trace")
@@ -132,17 +136,17 @@ class SftSettings:
 class OptimizerSettings:
     """AdamW in RL; the cold start takes b1, b2 and eps from here."""
 
-    learning_rate: float = key(1e-6, "peak learning rate")
-    warmup: int = key(0, "linear warm-up of the learning rate", unit="updates")
+    learning_rate: float = key(1e-6, "peak learning rate", at_least=0)
+    warmup: int = key(0, "linear warm-up of the learning rate", unit="updates", at_least=0)
     schedule: str = key(
         "constant",
         "learning rate after the warm-up",
         choices={"constant": "stays", "linear": "falls to 0", "cosine": "falls to 0"},
     )
-    clip_norm: float = key(1.0, "largest norm of the whole gradient")
-    b1: float = key(0.9, "decay of Adam's first moment")
-    b2: float = key(0.999, "decay of Adam's second moment")
-    eps: float = key(1e-8, "added to the root of Adam's second moment")
+    clip_norm: float = key(1.0, "largest norm of the whole gradient", above=0, remedy=NO_CLIPPING)
+    b1: float = key(0.9, "decay of Adam's first moment", at_least=0, at_most=1)
+    b2: float = key(0.999, "decay of Adam's second moment", at_least=0, at_most=1)
+    eps: float = key(1e-8, "added to the root of Adam's second moment", at_least=0)
     weight_decay: float = key(0.0, "decoupled weight decay")
 
 
