@@ -56,6 +56,7 @@ class Environment:
         self._without_retrieved_history = False
         self._condense: Condense | None = None
         self._questions: list[Question] = []
+        self.row_origins: list[str] = []
         self._history: list[str] = []
         self._begins: list[list[int]] = []  # places in it at which the steps of calls begin
         self._counts: dict[str, float] = defaultdict(float)
@@ -217,6 +218,7 @@ class Environment:
                     question_ids=[self._questions[int(row_U[u])].id for u in wanting],
                     exclude_same_question=self._exclude_same_question,
                     pick_B=request.pick_U[wanting],
+                    origins=[self.row_origins[int(row_U[u])] for u in wanting] if self.row_origins else (),
                 )
                 given = []
                 for u, hit in zip(wanting.tolist(), hits, strict=True):

@@ -69,6 +69,7 @@ class Retriever:
         question_ids: Sequence[str] | None = None,
         exclude_same_question: bool = False,
         pick_B: np.ndarray | None = None,
+        origins: Sequence[str] = (),
     ) -> list[Hit]:
         """One `Hit` for each row: the step trace of the nearest key by inner product.
 
@@ -84,7 +85,7 @@ class Retriever:
         ids = unknown if question_ids is None else question_ids
         excluded = ids if exclude_same_question else unknown
         pick_B = np.full(len(key_BE), -1.0) if pick_B is None else np.asarray(pick_B, np.float64)
-        row_B = self._nearest_allowed(key_BE, excluded)
+        row_B = self._of_origin(key_BE, origins) if origins else self._nearest_allowed(key_BE, excluded)
         counts: defaultdict[str, float] = defaultdict(float, queries=len(key_BE))
         hits: list[Hit] = []
         for b, row in enumerate(row_B):
@@ -145,6 +146,15 @@ class Retriever:
             row_B[b] = next(allowed, -1)
             if row_B[b] < 0:  # all of these are of the excluded question: look at every trace
                 row_B[b] = self._scan(key_BE[b], excluded[b])
+        return row_B
+
+    def _of_origin(self, key_BE: np.ndarray, origins: Sequence[str]) -> np.ndarray:
+        origin_M = np.array([trace.origin for trace in self.buffer.step_traces])
+        row_B = np.full(len(key_BE), -1)
+        for name in set(origins):
+            row_N = np.flatnonzero(origin_M == name)
+            for b in [b for b, other in enumerate(origins) if other == name]:
+                row_B[b] = row_N[int(np.argmax(self.buffer.key_ME[row_N] @ key_BE[b]))]
         return row_B
 
     def _scan(self, key_E: np.ndarray, excluded: str) -> int:

@@ -48,7 +48,7 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     folder, s = run.buffer, run.settings
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)
-    kept = best_of(trajectories, s.buffer.keep)
+    kept = best_of([t for t in trajectories if t.reward >= s.buffer.least_reward], s.buffer.keep)
     single: list[StepTrace] = []
     if imported:
         single = imported.usable_step_traces(unit=how.unit, include_answers=how.include_answers)

@@ -71,6 +71,7 @@ def sample_batch(
     step: int,
     probability: float,
     agent_tapes: AgentTapes | None = None,
+    choice=None,
 ) -> Groups:
     """G rollouts of each question of the next batch; `number` counts the batches of the step.
 
@@ -78,6 +79,8 @@ def sample_batch(
     where it has one.
     """
     s, local_questions = run.settings, next(stream)
+    if choice is not None:
+        run.environment.row_origins = choice.draw([q.question for q in local_questions], step)
     trajectory = run.sampler.sample(
         weights,
         batch_key(key, number),

@@ -48,6 +48,7 @@ from rapo_jax.train.methods import METHODS, Method
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import updates_made
 from rapo_jax.train.removal import RETRIEVED_TRACES, Read
+from rapo_jax.train.choice import Choice, make_choice
 from rapo_jax.train.replay import Replay
 from rapo_jax.train.rescoring import Rescorer, make_rescorer, with_old_logp
 from rapo_jax.train.step_files import write_skipped, write_trajectories
@@ -68,6 +69,7 @@ class RlParts(NamedTuple):
     updater: Updater
     rescore: Rescorer
     schedule: optax.Schedule
+    choice: Choice | None
     reference: Params | None
     """Reference weights of the KL penalty: those that RL starts from; None if `rl.kl` = 0."""
 
@@ -124,7 +126,7 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     calibrate = make_calibrator(s, num_steps=run.sampler.most_steps)
     parts = RlParts(
         *(method, stream, agent_tapes, replay, calibrate, updater),
-        *(make_rescorer(run.model, run.mesh, s.rl), schedule, reference),
+        *(make_rescorer(run.model, run.mesh, s.rl), schedule, make_choice(run), reference),
     )
     return parts, training
 
@@ -152,12 +154,15 @@ def rl_step(
         step=step,
         probability=probability,
         agent_tapes=parts.agent_tapes,
+        choice=parts.choice,
     )
     groups = completed(sample(), sample, s, step=step, stream=parts.stream, replay=parts.replay)
     del weights, sample  # the update needs the room
     counts = shared_counts(run.environment.take_counts())
     laps.end("rollout")
     reward_B = shaped_reward(s, groups)
+    if parts.choice is not None:
+        parts.choice.learn(groups, reward_B, step)
     calibration, diagnostics = jax.device_get(
         parts.calibrate(groups.trajectory, reward_B, groups.off_policy_B)
     )

@@ -27,6 +27,11 @@ class RetrievalSettings:
         "how the probability changes over rl.steps",
         choices={"constant": "not at all", "linear": "falls to 0", "cosine": "falls to 0"},
     )
+    choice: str = key(
+        "none",
+        "which agent's traces a hybrid rollout reads",
+        choices={"none": "all", "learned": "one, by what its traces earned"},
+    )
     noise: float = fraction(0.0, "share p of retrievals that give a random trace", paper="fig. 6")
     unit: str = key(
         "step",
@@ -129,6 +134,9 @@ class BufferSettings:
     questions: int = key(100_000, "most questions to sample", at_least=1)
     samples: int = key(16, "N, trajectories of a question", paper="sec. 4.1.1", at_least=1)
     keep: int = key(5, "K, best trajectories kept of a question", paper="sec. 4.1.1", at_least=1)
+    least_reward: float = key(
+        float("-inf"), "trajectories of less reward are left out before the best are kept"
+    )
     expert_error: float = fraction(0.1, "chance of a wrong decision of the expert", paper="fig. 5")
     include_answers: bool = key(True, "keep the final answers as step traces too")
 
