@@ -77,7 +77,25 @@ def read(
         )
 
     slots = jax.lax.fori_loop(0, last_chunk_U[-1], read_chunk, slots)
-    length_U = start_U + total_U
+    return _after_reading(
+        settings, slots, answers, total_U=total_U, traced_U=traced_U, fits_U=fits_U
+    )
+
+
+def _after_reading(
+    settings: RolloutSettings,
+    slots: Slots,
+    answers: HostAnswers,
+    *,
+    total_U: Array,
+    traced_U: Array,
+    fits_U: Array,
+) -> Slots:
+    """The slots after `total_U` tokens were read, `traced_U` of them of a trace.
+
+    Slots whose answers are there sample again, but for rows that end (see `read`).
+    """
+    length_U = slots.length_U + total_U
     full_U = ~fits_U | (length_U >= settings.max_tokens)
     silent_U = answers.ready_U & answers.healthy_U & (answers.observation_U.length_B == 0)
     healthy_status_U = jnp.where(silent_U, Status.STOPPED, Status.OUT_OF_TOKENS)

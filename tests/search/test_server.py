@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,12 +30,15 @@ DOCUMENTS = [
 ]
 
 
+def open_server() -> SearchServer:
+    search = exact_search(DOCUMENTS, width=64)
+    return SearchServer(search, passages=3, topk=2, host="127.0.0.1", port=0)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[SearchServer]:
-    search = exact_search(DOCUMENTS, width=64)
-    found = SearchServer(search, passages=3, topk=2, host="127.0.0.1", port=0)
-    yield found
-    found.close()
+    with closing(open_server()) as found:
+        yield found
 
 
 def post(server, **body):
@@ -157,13 +160,13 @@ def test_many_clients_at_once_are_served(server):
         connection.close()
 
 
-def test_connections_beyond_the_bound_are_closed_and_the_others_served(server, monkeypatch):
+def test_connections_beyond_the_bound_are_closed_and_the_others_served(monkeypatch):
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    server = open_server()  # of its own: nobody else is connected
     place = urlsplit(server.url)
     waiting = [socket.create_connection((place.hostname, place.port)) for _ in range(3)]
     for connection in waiting:
         connection.sendall(b"GET /health HTTP/1.0\r\n")  # its headers do not end
-    time.sleep(0.3)
     with socket.create_connection((place.hostname, place.port)) as beyond:
         beyond.settimeout(20)
         assert beyond.recv(100) == b""
@@ -172,6 +175,7 @@ def test_connections_beyond_the_bound_are_closed_and_the_others_served(server, m
         connection.settimeout(20)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         connection.close()
+    server.close()
 
 
 def test_a_server_that_ends_answers_the_requests_that_it_has():
