@@ -132,12 +132,10 @@ def split_all(trajectories: Sequence[AgentTrajectory], how: Splitting) -> list[S
 
 
 def filter_counts(
-    sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory], keep: int, *, least: float
+    sampled: Sequence[AgentTrajectory], kept: Sequence[AgentTrajectory]
 ) -> dict[str, Json]:
-    """What `best_of(sampled, keep, least=least)` kept, for the manifest."""
+    """What `best_of` kept of the sampled trajectories, for the manifest."""
     return {
-        "keep": keep,
-        "least_reward": least,
         "trajectories_sampled": len(sampled),
         "trajectories_kept": len(kept),
         "trajectories_kept_by_origin": dict(Counter(trajectory.origin for trajectory in kept)),

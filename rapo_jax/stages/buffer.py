@@ -18,7 +18,14 @@ from rapo_jax.run.run import Run
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer_sources import Sampling, import_files, sample_agents
 from rapo_jax.tasks import check_metric
-from rapo_jax.train.buffer import ENCODE_ROWS, TextEncoder, key_encoder, load_buffer, splitting
+from rapo_jax.train.buffer import (
+    ENCODE_ROWS,
+    TextEncoder,
+    filled_by,
+    key_encoder,
+    load_buffer,
+    splitting,
+)
 
 KEY_ORDERS = (1, 2)
 """n-grams of the built-in encoder of keys."""
@@ -48,8 +55,8 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     folder, s = run.buffer, run.settings
     trajectories = sampled.trajectories + (imported.trajectories if imported else [])
     how = splitting(s)
-    keep, least = s.buffer.keep, s.buffer.least_reward
-    kept = best_of(trajectories, keep, least=least)
+    least = s.buffer.least_reward
+    kept = best_of(trajectories, s.buffer.keep, least=least)
     single: list[StepTrace] = []
     if imported:
         single = imported.usable_step_traces(unit=how.unit, include_answers=how.include_answers)
@@ -74,7 +81,8 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
         tokenizer_fingerprint=run.tokens.fingerprint,
         count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
         info={
-            **filter_counts(trajectories, kept, keep, least=least),
+            "filled_by": filled_by(s),
+            **filter_counts(trajectories, kept),
             **(imported.info() if imported else {}),
             **sampled.info,
         },

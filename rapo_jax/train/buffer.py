@@ -13,7 +13,8 @@ from rapo_jax.buffer.buffer import StepTraceBuffer
 from rapo_jax.buffer.retriever import Retriever
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting
 from rapo_jax.config import Settings
-from rapo_jax.distributed import in_turn
+from rapo_jax.distributed import in_turn, is_first
+from rapo_jax.io.files import Json
 from rapo_jax.io.jsonl import LineReport, read_jsonl
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.encoders import DeviceEncoder
@@ -22,6 +23,11 @@ from rapo_jax.search.ngram import NgramEncoder
 ENCODE_ROWS = 64
 """Texts that MiniLM embeds at a time when a buffer is built: one shape, one compilation."""
 TextEncoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+FILLED_BY = (
+    *("agent", "temperature", "split", "questions"),
+    *("samples", "keep", "least_reward", "expert_error"),
+)
+"""Keys of `config.buffer` that choose its trajectories; `buffer.files` is compared apart."""
 
 
 def text_encoder(encoder: DeviceEncoder) -> TextEncoder:
@@ -42,7 +48,7 @@ def text_encoder(encoder: DeviceEncoder) -> TextEncoder:
 
 
 def load_buffer(run: Run) -> StepTraceBuffer:
-    """The saved buffer.
+    """The saved buffer. Prints with which keys of `FILLED_BY` it was filled, where they differ.
 
     Raises:
         ValueError: it was built with another tokenizer, encoder, splitting or other files.
@@ -68,7 +74,19 @@ def load_buffer(run: Run) -> StepTraceBuffer:
             f"buffer.files={names}: the buffer {run.buffer} was built with {held}; "
             "set it back, or point buffer.folder to a new folder"
         )
+    filled = buffer.manifest.get("filled_by", {})  # manifests of early versions lack it
+    now = filled_by(run.settings)
+    others = [
+        f"{key}={was!r} (here {now[key]!r})" for key, was in filled.items() if was != now[key]
+    ]
+    if others and is_first():
+        print(f"[buffer] {run.buffer} was filled with {', '.join(others)}", flush=True)
     return buffer
+
+
+def filled_by(settings: Settings) -> dict[str, Json]:
+    """How a buffer of these settings is filled, for its manifest: dotted key -> value."""
+    return {f"buffer.{name}": getattr(settings.buffer, name) for name in FILLED_BY}
 
 
 def attach_buffer(run: Run) -> StepTraceBuffer:

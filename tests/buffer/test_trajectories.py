@@ -113,9 +113,7 @@ def test_step_traces_come_from_the_best_trajectories_of_every_question():
     assert [(row.question_id, row.reward) for row in step_traces] == [("b", 0.9)] * 3 + [
         ("a", 1.0)
     ] * 3
-    assert filter_counts(sampled, kept, 1, least=LOWEST) == {
-        "keep": 1,
-        "least_reward": LOWEST,
+    assert filter_counts(sampled, kept) == {
         "trajectories_sampled": 3,
         "trajectories_kept": 2,
         "trajectories_kept_by_origin": {"expert": 2},

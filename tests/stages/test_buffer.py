@@ -59,6 +59,16 @@ def test_a_finished_buffer_is_kept(trunk, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_is_told_how_the_buffer_that_it_shares_was_filled_otherwise(branch, trunk, capsys):
+    shared = {"buffer.folder": str(trunk.buffer), "buffer.keep": 2, "buffer.expert_error": 0.5}
+    assert load_buffer(branch(shared)).identity == load_buffer(trunk).identity
+    was = trunk.settings.buffer
+    assert capsys.readouterr().out == (
+        f"[buffer] {trunk.buffer} was filled with buffer.keep={was.keep} (here 2), "
+        f"buffer.expert_error={was.expert_error} (here 0.5)\n"
+    )
+
+
 def test_any_checkpoint_of_a_policy_can_fill_the_buffer(branch, tmp_path, trunk):
     changes = {
         "buffer.folder": str(tmp_path / "buffer"),
