@@ -134,6 +134,8 @@ def main(arguments: Sequence[str]) -> None:
         config_file=str(resolved.file.resolve() if resolved.file else ""),
         checked=None if set(settings.stages) <= NO_WEIGHTS else resolved.overridden,
     ) as fresh:
+        if fresh and resolved.published:
+            print(f"[config] published settings of the method: {', '.join(resolved.published)}")
         job.run_stages(settings, line.workdir, fresh=fresh)
 
 

@@ -39,7 +39,7 @@ class Resolved(NamedTuple):
     config: dict[str, Json]
     """Nested groups, as `read_settings` takes it."""
     origins: dict[str, str]
-    """Dotted key -> 'default', a file, or the flag '--config.KEY'."""
+    """Dotted key -> 'default', 'method=NAME', a file, or the flag '--config.KEY'."""
     base: str
     """The value of `--config`, or the workdir's config.json."""
     file: Path | None
@@ -48,8 +48,15 @@ class Resolved(NamedTuple):
     @property
     def overridden(self) -> set[str]:
         """The dotted keys that override files and flags set."""
-        given = ("default", self.base)
+        given = ("default", self.base, f"method={self.config['method']}")
         return {key for key, origin in self.origins.items() if origin not in given}
+
+    @property
+    def published(self) -> list[str]:
+        """KEY=VALUE of each key that has the published setting of the method."""
+        origin = f"method={self.config['method']}"
+        values = flatten(self.config)
+        return [f"{key}={value!r}" for key, value in values if self.origins.get(key) == origin]
 
 
 def resolve(

@@ -173,6 +173,14 @@ def test_the_printed_config_names_origins_and_is_an_override_file_of_the_same_co
     assert read_settings(again.config) == read_settings(resolved.config)
 
 
+def test_what_a_method_sets_is_named_and_is_no_override():
+    flags = [("method", "tree_grpo"), ("rl.kl", "0.5")]
+    resolved = resolve(SMALL, flags=flags)
+    assert resolved.published == ["rollout.tree_rows=3", "rollout.branching='random'"]
+    assert resolved.overridden == {"method", "rl.kl"}
+    assert resolve(SMALL, flags=[("method", "grpo")]).published == []
+
+
 def test_a_stored_config_is_a_config_and_a_workdirs_own_without_one(tmp_path):
     config = resolve(SMALL, flags=[("seed", "5"), ("distributed.mode", "auto")]).config
     notes = {"commit": "abc", "config_file": "/somewhere/mine.py"}
