@@ -24,7 +24,7 @@ from rapo_jax.buffer.sources import read_sources
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.io.api_keys import read_api_key
-from rapo_jax.io.cache import DiskCache
+from rapo_jax.io.cache import check_cache
 from rapo_jax.io.hub import is_hub_name
 from rapo_jax.main import read_flags, resolve_flags
 from rapo_jax.model.hf import check_tensors
@@ -212,8 +212,9 @@ def _search(s: Settings) -> Iterator[Need]:
         how = SERVER if search.kind == "retrieval" else ""
         what = f"{search.kind} {search.url or '(its public address)'}"
         yield need("tools.search", what, partial(_check_service, s), how)
-        if search.cache and Path(search.cache).exists():
-            yield need("tools.search.cache", search.cache, lambda: DiskCache(search.cache).close())
+        if search.cache:
+            key, check = "tools.search.cache", partial(check_cache, search.cache)
+            yield need(key, search.cache, partial(check, key=key))
     if s.task.name == "dataset" and documents:
         given = dataclasses.asdict(s.task.dataset) | {"train": "", "eval": ""}
         make = partial(TASKS["dataset"].make_world, **given)

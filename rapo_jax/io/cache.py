@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -20,6 +21,17 @@ _log = logging.getLogger(__name__)
 def cache_key(*parts: Json) -> str:
     """A digest of JSON values; equal values give equal keys in every process."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def check_cache(path: str | Path, *, key: str) -> None:
+    """Raises what `DiskCache` would, without making a file."""
+    here = Path(path).absolute()
+    if here.exists():
+        DiskCache(path, key=key).close()
+        return
+    near = next(folder for folder in here.parents if folder.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}={str(path)!r}: cannot be made in {near}; {REMEDY}")
 
 
 class DiskCache:

@@ -58,8 +58,9 @@ def touch(*paths):
 
 def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys):
     needs = needs_list(small_web(tmp_path))
-    assert [need.key for need in needs if not need.missing] == ["task.metric"]
-    assert prepare.report(needs) == len(needs) - 1
+    there = [need.key for need in needs if not need.missing]
+    assert there == ["tools.search.cache", "task.metric"]
+    assert prepare.report(needs) == len(needs) - 2
     out = capsys.readouterr().out
     for piece in (
         "missing model.folder: ",
@@ -71,9 +72,18 @@ def test_everything_that_is_missing_is_named_with_how_to_get_it(tmp_path, capsys
         f"put browse_comp_test_set.csv into {tmp_path}/questions/browsecomp",
         "SERPER_API_KEY",
         f"missing buffer.files: {tmp_path}/traces/web.jsonl",
-        f"{len(needs) - 1} of {len(needs)} missing",
+        f"{len(needs) - 2} of {len(needs)} missing",
     ):
         assert piece in out, piece
+
+
+def test_a_cache_of_searches_that_cannot_be_made_is_missing_and_none_is_made(tmp_path):
+    config = small_web(tmp_path)
+    assert needs_of(config)["tools.search.cache"].missing == ""
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    missing = needs_of(config)["tools.search.cache"].missing
+    assert missing.startswith(f"cannot be made in {tmp_path}/cache; name a file")
 
 
 @pytest.fixture(scope="module")
