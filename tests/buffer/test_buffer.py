@@ -70,8 +70,9 @@ def test_the_identity_is_the_same_for_the_same_contents_and_differs_for_others()
     others = [build(info={"keep": 2}), build(unit="trajectory"), build(include_answers=False)]
     changed = [TRAJECTORIES[0]._replace(question="when?"), *TRAJECTORIES[1:]]
     identities = [buffer.identity for buffer in (build(), *others, build(changed))]
+    identities.append(build(encode=lambda texts: -ENCODER(texts)).identity)
     assert build().identity == identities[0]
-    assert len(set(identities)) == 5
+    assert len(set(identities)) == 6
 
 
 def test_save_and_load_give_the_same_buffer_and_leave_nothing_else(tmp_path):

@@ -226,6 +226,17 @@ def test_a_refused_key_ends_the_sampling_and_is_never_printed(serve, tmp_path, c
         make("http://localhost", tmp_path, key_variable="NO_SUCH_KEY")
 
 
+def fails_often(body):
+    """Answers each tenth question."""
+    return chat(ANSWER) if "9?" in str(body) else (400, "too long")
+
+
+def test_failures_with_a_success_between_them_are_not_in_a_row(serve, tmp_path):
+    endpoint, _ = make(serve(lambda h, b: fails_often(b)), tmp_path)
+    _, outcome = sample(endpoint, [f"q{i}" for i in range(30)])
+    assert (outcome.finished, outcome.failed) == (3, 27)
+
+
 def test_a_server_that_always_fails_ends_the_sampling(serve, tmp_path):
     asked = []
     endpoint, _ = make(serve(lambda h, b: asked.append(1) or (400, "too long")), tmp_path)

@@ -34,7 +34,13 @@ def test_a_name_at_the_cut_is_masked_before_it_is_cut():
 
 
 def test_a_question_longer_than_the_encoder_reads_keeps_its_beginning():
-    assert key_text("abcdef", "history", mask="", max_chars=4) == "abcd"
+    for question in ("abcd", "abcdef"):
+        assert key_text(question, "history", mask="", max_chars=4) == "abcd"
+
+
+def test_a_question_that_leaves_no_room_for_history_is_the_key():
+    assert key_text("abc", "history", mask="", max_chars=4) == "abc"
+    assert key_text("ab", "history", mask="", max_chars=4) == "ab\ny"
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.integers(1, 60))

@@ -121,6 +121,7 @@ def test_contents_with_our_tags_are_taken_as_they_are():
         ("So \\boxed{Paris}", False),
         ("\\boxed 5", False),
         ("$\\boxed5$", False),
+        ("x" * SHORT_ANSWER_CHARS, True),
         ("x" * (SHORT_ANSWER_CHARS + 1), False),
         ("two\nlines", False),
     ],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from rapo_jax.buffer.buffer import StepTraceBuffer
-from rapo_jax.buffer.retriever import Retriever
+from rapo_jax.buffer.retriever import _FETCH, Retriever
 from rapo_jax.buffer.trajectories import AgentTrajectory, Splitting, split_all
 from rapo_jax.search.ngram import NgramEncoder
 
@@ -120,6 +122,30 @@ def test_a_question_with_all_the_nearest_traces_still_gets_the_next_best_of_othe
     others = [i for i, row in enumerate(retriever.buffer.step_traces) if row.question_id != "crowd"]
     score_M = retriever.buffer.key_ME @ key_BE[0]
     assert hit.row == max(others, key=lambda i: score_M[i])
+
+
+def test_a_question_with_more_traces_than_are_fetched_still_gets_one_of_others():
+    first = TRAJECTORIES[0]
+    crowd = [first._replace(steps=[f"<think>{i}</think>"]) for i in range(_FETCH + 1)]
+    retriever = make([*crowd, TRAJECTORIES[3]])
+    key_BE = keys(retriever, [first.question], [""])
+    (hit,) = retriever.nearest(key_BE, question_ids=[first.question_id], exclude_same_question=True)
+    assert hit.row == len(crowd)
+
+
+def test_a_state_for_which_an_index_finds_nothing_gets_the_next_of_its_neighbours():
+    retriever = make()
+    found = retriever.index.search(keys_of("zemlo", AFTER_MENTOR))[0].tolist()
+
+    class FindsNothing(NamedTuple):
+        size: int = retriever.index.size
+        search_many: Callable = retriever.index.search_many
+
+        def search(self, key_BE):
+            return np.full(len(key_BE), -1), np.zeros(len(key_BE))
+
+    retriever.index = FindsNothing()
+    assert [hit.row for hit in retriever.nearest(keys_of("zemlo", AFTER_MENTOR))] == found
 
 
 def test_a_row_misses_when_the_buffer_has_only_its_question():

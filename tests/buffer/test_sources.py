@@ -137,6 +137,13 @@ def test_an_official_record_and_our_split_of_the_same_state_have_the_same_key(tm
     assert len({i.question_id for i in read_back}) == 1
 
 
+def test_the_step_of_an_official_record_is_the_number_of_results_before_it(tmp_path):
+    first = "<think>t</think><search>a</search><result>b</result>"
+    key = f"q\n{first}<search>c</search><result>d</result>"  # a step need not begin with a thought
+    path = write(tmp_path / "a", {"key": key, "value": "<search>e</search>", "reward": 1})
+    assert [step_trace.step for step_trace in read(path).step_traces] == [2]
+
+
 GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
 
 

@@ -25,22 +25,26 @@ def rewards(seed, questions=3, group_size=6):
     return np.random.default_rng(seed).choice([-1.0, 0.0, 0.4, 1.0], (questions, group_size))
 
 
-def standardised(value, among):
-    return (value - statistics.mean(among)) / (statistics.stdev(among) + FLOOR)
+def standardised(value, among, *, ddof=1):
+    deviation = statistics.stdev(among) if ddof else statistics.pstdev(among)
+    return (value - statistics.mean(among)) / (deviation + FLOOR)
 
 
+@pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_leaf_is_compared_with_its_question_and_with_its_tree(dtype):
+def test_a_leaf_is_compared_with_its_question_and_with_its_tree(dtype, ddof):
     with jax.enable_x64(True):
         reward_QG = rewards(0)
         tree_QG = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1], [2, 0, 0, 0, 0, 1]])
-        found_QG = tree_advantage(jnp.asarray(reward_QG, dtype), tree_QG, **GRPO)
+        found_QG = tree_advantage(
+            jnp.asarray(reward_QG, dtype), tree_QG, ddof=ddof, std_floor=FLOOR
+        )
         assert found_QG.dtype == dtype
     for q, group in enumerate(reward_QG):
         for g, reward in enumerate(group):
             tree = [r for r, t in zip(group, tree_QG[q], strict=True) if t == tree_QG[q, g]]
-            intra = standardised(reward, tree) if len(tree) > 1 else 0
-            expected = standardised(reward, group.tolist()) + intra
+            intra = standardised(reward, tree, ddof=ddof) if len(tree) > 1 else 0
+            expected = standardised(reward, group.tolist(), ddof=ddof) + intra
             assert float(found_QG[q, g]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

@@ -201,6 +201,14 @@ def test_the_kl_penalty_is_least_and_flat_at_the_reference_and_blind_to_other_to
     assert float(penalty(logp_BT - 0.1)) > 0
 
 
+def test_the_kl_penalty_of_a_token_that_the_policy_has_all_but_ruled_out_is_finite():
+    """exp(ref - logp) alone would be infinite in float32 from a difference of 89 nats on."""
+    logp_BT, ref_BT = jnp.full((1, 1), -200.0), jnp.zeros((1, 1))
+    one_BT, one_B = jnp.ones((1, 1), bool), jnp.ones(1, bool)
+    penalty, _ = kl_penalty_sums(logp_BT, ref_BT, one_BT, one_B, aggregation="token_mean")
+    assert float(penalty) == pytest.approx(math.exp(20) - 21, rel=1e-6)
+
+
 def test_an_unknown_aggregation_is_refused_with_the_known_ones():
     batch = random_batch(0)
     with pytest.raises(ValueError, match="aggregation='mean'.*'sequence_mean', 'token_mean'"):
