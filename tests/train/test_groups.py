@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -205,6 +206,9 @@ def test_the_store_keeps_the_newest_groups_with_a_spread_one_of_each_question():
     (new,) = replay.draw(np.random.default_rng(0), 1, without=("q8", "q10"))
     assert new is again
     assert replay.draw(np.random.default_rng(0), 2, without=("q8", "q10")) == []
+    for name in ("q8", "q11"):  # q8 was the oldest and is now newer than the others
+        replay.add(old._replace(question=dataclasses.replace(old.question, id=name)))
+    assert names_in(replay) == {"q8", "q9", "q11"}
 
 
 def test_the_store_comes_back_bit_for_bit_in_its_order_and_a_damaged_file_is_named(tmp_path):

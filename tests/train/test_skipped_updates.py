@@ -92,6 +92,29 @@ def test_where_every_update_is_skipped_the_state_is_bit_for_bit_the_old_one(upda
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.parametrize(("value", "slope"), [(1.0, jnp.inf), (jnp.inf, 1.0), (jnp.nan, 1.0)])
+def test_a_loss_and_a_gradient_are_looked_at_each(value, slope):
+    @jax.custom_jvp
+    def odd(x):
+        return value + 0 * x
+
+    odd.defjvp(lambda primals, tangents: (odd(*primals), slope * tangents[0]))
+
+    def loss(params, batch, row_mask_B, reference):
+        tokens = {"tokens": jnp.float32(1)}
+        return odd(params["x"]), (jnp.float32(1), tokens)
+
+    mesh = make_mesh(jax.devices()[:1])
+    optimizer = make_optimizer(OptimizerSettings(), optax.constant_schedule(1e-2))
+    params = {"x": jnp.float32(2)}
+    state = place(TrainState(params, optimizer.init(params), jnp.int32(0)), replicated(mesh))
+    updater = Updater(loss, optimizer, state, mesh=mesh, rl=RlSettings(buckets=(32,)))
+    ones_B = np.ones(1, np.float32)
+    batch = Batch(np.zeros((1, 32), np.int32), np.ones((1, 32), np.int32), ones_B, ones_B, ones_B)
+    state, metrics = updater.update(state, batch, np.array([3]), None)
+    assert bool(metrics["skipped"]) and float(state.params["x"]) == 2
+
+
 def test_finite_updates_are_not_skipped(updating, tapes):
     _, metrics, rows = train(updating, tapes, np.linspace(-1, 1, 32).astype(np.float32))
     assert metrics["loss/skipped"] == 0 and rows.size == 0

@@ -25,3 +25,13 @@ def test_however_many_rows_are_left_out_nothing_is_compiled_again(tapes):
     finally:
         jax.monitoring.unregister_event_duration_listener(record)
     assert compiled == []
+
+
+def test_a_row_with_an_advantage_at_some_of_its_tokens_is_computed(tapes):
+    advantage_BT = np.zeros(tapes.token_BT.shape, np.float32)
+    advantage_BT[3, 1] = -0.5
+    share_B = np.zeros(len(advantage_BT), np.float32)
+    batch = Batch(tapes.token_BT, tapes.source_BT, tapes.logp_BT, advantage_BT, share_B)
+    kept, length_B, _ = without_zero_advantage_rows(batch, tapes.length_B, aggregation="token_mean")
+    np.testing.assert_array_equal(kept.token_BT, tapes.token_BT[3:4])
+    assert length_B.tolist() == tapes.length_B[3:4].tolist()
