@@ -13,12 +13,13 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no accelerator is opened
+
+from need import Need, need, report
 
 from rapo_jax.buffer.sources import read_sources
 from rapo_jax.config import Settings
@@ -37,10 +38,10 @@ from rapo_jax.scoring.maths import check_math_verify
 from rapo_jax.search.index.search import open_index
 from rapo_jax.suites.catalogue import read_suites
 from rapo_jax.suites.scores import open_judge
-from rapo_jax.tasks import TASKS, Task, check_metric
+from rapo_jax.tasks import TASKS, Question, Task, check_metric
 from rapo_jax.tasks.dataset_files import read_set
 from rapo_jax.tasks.fitting import fitting_questions
-from rapo_jax.tasks.user_code import load_user_code
+from rapo_jax.tasks.user_code import load_user_code, task_parameters
 from rapo_jax.text.protocol import user_tool_names
 from rapo_jax.text.tokens import Tokens
 from rapo_jax.tools import close_tools
@@ -74,26 +75,6 @@ SERVER = (
     "rapo_jax.search.server --corpus=CORPUS.jsonl, or any server that speaks Search-R1's /retrieve"
 )
 PASSAGES = "JSON lines {id, contents} or {id, title, text} of your passages"
-
-
-class Need(NamedTuple):
-    """A file or service that a run needs."""
-
-    key: str
-    what: str
-    missing: str
-    """Why the run would refuse it, or '' if it is there."""
-    how: str = ""
-    """How to get it, where the reason does not say so."""
-
-
-def need(key: str, what: str, check: Callable[[], object], how: str = "") -> Need:
-    """A need by the check that the run itself makes; `how` to get what is missing."""
-    try:
-        check()
-    except (ValueError, FileNotFoundError) as error:
-        return Need(key, what, str(error).removeprefix(f"{key}={what!r}: "), how)
-    return Need(key, what, "")
 
 
 def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
@@ -132,7 +113,7 @@ def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
         folder = s.retrieval.encoder_folder
         key = "retrieval.encoder_folder" if folder else "retrieval.encoder"
         yield need(key, folder or "minilm", partial(device_encoder, s.retrieval), _hub(folder))
-    yield from _buffer(s, tags)
+    yield from _buffer(s, tags, task)
     yield need("task.metric", s.task.metric, partial(check_metric, s.task.metric))
 
 
@@ -232,16 +213,17 @@ def _check_service(s: Settings) -> None:
         tool.close()
 
 
-def _buffer(s: Settings, tags: tuple[str, ...]) -> Iterator[Need]:
+def _buffer(s: Settings, tags: tuple[str, ...], task: Task | None) -> Iterator[Need]:
     b = s.buffer
     if b.folder and (Path(b.folder) / "done.json").is_file():
         yield Need("buffer.folder", b.folder, "")
         return
     if "buffer" not in s.stages:
         return
+    known = _training_questions(s, task) if b.files and task else []
     for file in b.files:
         how = "" if Path(file).is_file() else TRACES
-        yield need("buffer.files", file, partial(_read_traces, s, file, tags), how)
+        yield need("buffer.files", file, partial(_read_traces, s, file, tags, known), how)
     for folder in b.checkpoints if "checkpoint" in b.agents else ():
         yield need("buffer.checkpoint", folder, partial(_check_agent, folder, s), AGENT)
     if "endpoint" in b.agents:
@@ -249,11 +231,23 @@ def _buffer(s: Settings, tags: tuple[str, ...]) -> Iterator[Need]:
         yield need(key, variable or "no key", partial(read_api_key, variable, key=key))
 
 
-def _read_traces(s: Settings, file: str, tags: tuple[str, ...]) -> None:
+def _training_questions(s: Settings, task: Task) -> list[Question]:
+    """Those that a trajectory without answers may be of; none where they cannot be read."""
+    parameters = task_parameters(s)
+    if s.task.name == "dataset":
+        parameters |= {"documents": ""}
+    try:
+        world = task.make_world(**parameters)
+    except (ValueError, FileNotFoundError):  # a need of its own names it
+        return []
+    return [question for split in ("train", "expert") for question in task.questions(world, split)]
+
+
+def _read_traces(s: Settings, file: str, tags: tuple[str, ...], known: Sequence[Question]) -> None:
     read_sources(
         (file,),
         malformed=s.buffer.malformed,
-        questions=(),
+        questions=known,
         score=lambda text, answers: 0.0,
         mask=s.retrieval.mask,
         max_chars=s.retrieval.max_chars,
@@ -265,22 +259,6 @@ def _read_traces(s: Settings, file: str, tags: tuple[str, ...]) -> None:
 def _check_agent(folder: str, s: Settings) -> None:
     if newest_step(Path(folder)) is None:
         _check_model(folder, s)
-
-
-def report(needed: Sequence[Need]) -> int:
-    """Prints a line for each need; returns the number of missing ones."""
-    missing = [need for need in needed if need.missing]
-    for need in needed:
-        print(f"{'missing' if need.missing else 'ok':8}{need.key}: {need.what}")
-        if need.missing:
-            print(f"        {need.missing}")
-        if need.how:
-            print(f"        -> {need.how}")
-    if missing:
-        print(f"{len(missing)} of {len(needed)} missing")
-    else:
-        print(f"all {len(needed)} are there: the run can start")
-    return len(missing)
 
 
 def main(arguments: Sequence[str]) -> None:

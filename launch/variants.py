@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 180
 """Bytes of a folder's name before its digest; file systems allow 255, with .log behind it."""
@@ -48,7 +48,7 @@ def setting(text: str) -> tuple[str, str]:
 def plan(sweeps: Sequence[str], variants: Sequence[str]) -> dict[str, dict[str, str]]:
     """The settings of each run by its name: a variant (slowest) with a value of each swept key."""
     axes = [(key, split(values)) for key, values in map(setting, sweeps)]
-    explicit = [dict(map(setting, split(variant))) for variant in variants] or [{}]
+    explicit = [_once(map(setting, split(variant))) for variant in variants] or [{}]
     swept = [key for key, _ in axes]
     for key in swept:
         if swept.count(key) > 1 or any(key in variant for variant in explicit):
@@ -62,6 +62,16 @@ def plan(sweeps: Sequence[str], variants: Sequence[str]) -> dict[str, dict[str, 
                 raise ValueError(f"two runs would be called {name!r}; remove the repeated value")
             runs[name] = settings
     return runs
+
+
+def _once(settings: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The settings of one run; a key that is there twice would silently be the last one."""
+    found: dict[str, str] = {}
+    for key, value in settings:
+        if key in found:
+            raise ValueError(f"{key} is given twice in one --run; each run has a --run of its own")
+        found[key] = value
+    return found
 
 
 def name_of(settings: dict[str, str]) -> str:

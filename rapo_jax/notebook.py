@@ -6,6 +6,7 @@ docs/notebook.ipynb shows it. The functions are those of a training; a session a
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,6 +20,7 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
 from rapo_jax.io.files import claimed
 from rapo_jax.method.calibrate import Calibration
+from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.run import open_run
 from rapo_jax.sampling.tapes import segments
@@ -70,6 +72,10 @@ class Session:
         flags = [(name, str(value)) for name, value in (changes or {}).items()]
         resolved = resolve(config, flags=flags)
         settings, folder = read_settings(resolved.config), Path(workdir)
+        refuse_contradictions(settings.model, resolved.overridden)
+        file = resolved.file.resolve() if resolved.file else None
+        if file and str(file.parent) not in sys.path:  # user code may be beside it
+            sys.path.append(str(file.parent))
         if not settings.of_method.samples:
             raise ValueError(
                 f"method={settings.method!r}: it samples no rollouts, which a session is made of; "
@@ -79,7 +85,7 @@ class Session:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._open.enter_context(claimed(folder, key="workdir"))
-            fresh = prepare_workdir(folder, resolved.config)
+            fresh = prepare_workdir(folder, resolved.config, config_file=str(file or ""))
             raise_steps(settings, folder)
             try:
                 self.run = open_run(settings, folder, devices=devices)

@@ -17,6 +17,7 @@ from rapo_jax.notebook import Session
 from rapo_jax.tasks import Question
 from rapo_jax.train.rl import train_rl
 from tests.compiling import QUICK
+from tests.model.checkpoints import make_model, save_model
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
@@ -34,9 +35,9 @@ def open_session(trunk, tmp_path):
     }
     with ExitStack() as opened:
 
-        def open_session(changes=None):
-            config, workdir = str(ROOT / "tests" / "small.py"), tmp_path / "session"
-            made = Session(config, workdir, given | (changes or {}), devices=jax.devices()[:1])
+        def open_session(changes=None, config=ROOT / "tests" / "small.py"):
+            workdir, changes = tmp_path / "session", given | (changes or {})
+            made = Session(str(config), workdir, changes, devices=jax.devices()[:1])
             opened.callback(made.close)
             return made
 
@@ -115,6 +116,27 @@ def test_a_session_records_more_steps_and_a_failed_one_leaves_its_folder_free(
     open_session({"rl.steps": 3})
     stored = json.loads((tmp_path / "session" / "config.json").read_text())
     assert stored["rl"]["steps"] == 3
+
+
+def test_a_session_finds_user_code_beside_its_config_and_records_the_file(
+    open_session, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = tmp_path / "mine.py"
+    config.write_text("from tests.small import get_config\n")
+    (tmp_path / "beside_it.py").write_text("def score(text, gold_answers):\n    return 0.25\n")
+    session = open_session({"task.reward": "beside_it:score"}, config=config)
+    groups = session.rollout([session.run.questions["train"][0]])
+    assert set(groups.scores.reward_B) == {0.25}
+    stored = json.loads((tmp_path / "session" / "config.json").read_text())
+    assert stored["config_file"] == str(config)
+
+
+def test_a_session_refuses_a_setting_that_contradicts_the_models_folder(open_session, tmp_path):
+    save_model(make_model("qwen2"), tmp_path / "model")
+    changes = {"model.folder": tmp_path / "model", "model.width": 48}
+    with pytest.raises(ValueError, match=r"model\.width=48"):
+        open_session(changes)
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):

@@ -199,6 +199,7 @@ def _read_trajectory(
         steps += filter(str.strip, [_without_end_tokens(last)])
         if not steps:
             raise ValueError("steps holds no step")
+        _check_tags("".join(steps), "steps", user_tools)
         return text_of(record, "question"), list(map(opened_thought, steps))
     if "response" in record:
         return text_of(record, "question"), _steps(
@@ -226,11 +227,15 @@ def _without_end_tokens(text: str) -> str:
 def _steps(response: str, name: str, user_tools: tuple[str, ...]) -> list[str]:
     """Step traces of a tagged text, without the tokens that end a turn."""
     response = _without_end_tokens(response)
-    if any(token in response for token in _TURN_TOKENS):
-        raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
-    if not any(tag in response for tag in tags(user_tools)):
-        raise ValueError(f"{name} holds none of the protocol's tags, such as <think>")
+    _check_tags(response, name, user_tools)
     steps = list(map(opened_thought, split_steps(response, user_tools)))
     if not any(step.strip() for step in steps):
         raise ValueError(f"{name} holds no step")
     return steps
+
+
+def _check_tags(text: str, name: str, user_tools: tuple[str, ...]) -> None:
+    if any(token in text for token in _TURN_TOKENS):
+        raise ValueError(f"{name} holds the tokens of several turns; give the assistant's text")
+    if not any(tag in text for tag in tags(user_tools)):
+        raise ValueError(f"{name} holds none of the protocol's tags, such as <think>")

@@ -67,6 +67,7 @@ class Settings:
         0,
         "random seed of the run; synthetic tasks have task.chains.seed and task.pairs.seed",
         at_least=0,
+        at_most=2**32 - 1,
     )
     method: str = key(
         "rapo",

@@ -7,7 +7,9 @@ Each function of rules yields (key, whether it holds, remedy); a rule may rely o
 from __future__ import annotations
 
 import difflib
+import math
 import operator
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -99,6 +101,8 @@ def _check_bounds(key: Key) -> None:
     ):
         if bound is not None and not holds(key.value, bound):
             _refuse(key.name, key.value, key.remedy or f"must be {words} {bound}")
+    if not math.isfinite(key.value):
+        _refuse(key.name, key.value, "must be a finite number")
 
 
 def _distributed(s: Settings) -> Iterator[Rule]:
@@ -201,9 +205,21 @@ def _buffer(s: Settings) -> Iterator[Rule]:
     yield "buffer.checkpoint", "checkpoint" not in agents or bool(b.checkpoints), remedy
     remedy = "buffer.agent='none' needs files of traces to fill the buffer with"
     yield "buffer.files", agents != ("none",) or bool(b.files), remedy
+    remedy = "only buffer.agent='scripted' reads it"
+    error, default = b.expert_error, KEYS["buffer.expert_error"].value
+    yield "buffer.expert_error", "scripted" in agents or error == default, remedy
+    yield "retrieval.mask", _is_regex(s.retrieval.mask), "no regular expression of Python's re"
     if "endpoint" in agents:
         _check_endpoint("buffer.endpoint", b.endpoint.url)
         yield "buffer.endpoint.model", bool(b.endpoint.model), "name the model to ask for"
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _check_endpoint(key: str, url: str) -> None:

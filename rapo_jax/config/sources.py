@@ -219,10 +219,16 @@ def _load(config: str) -> tuple[dict[str, Json], Path | None]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        values = module.get_config(argument) if colon else module.get_config()
-        return (values if isinstance(values, dict) else values.to_dict()), path
+        make = getattr(module, "get_config", None)
+        values = make and (make(argument) if colon else make())
     except (ValueError, OSError) as error:  # with its traceback, as any error in a user's code
         raise RuntimeError(f"--config={name} fails") from error
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    if not isinstance(values, dict):
+        got = "has none" if make is None else f"returned {type(values).__name__}"
+        raise ValueError(f"--config={name}: get_config() must return a ConfigDict; it {got}")
+    return values, path
 
 
 def config_file(name: str) -> Path:

@@ -65,7 +65,7 @@ def _rows(path: Path) -> Iterable[Row] | None:
         return None
     if start.startswith(PARQUET_MAGIC):
         return _parquet(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _csv(path)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         return _array(path)

@@ -67,12 +67,13 @@ class HfConfig:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "config.json"
-        if not self.path.is_file():
+        self.values: Config = read_object(self.path) if self.path.is_file() else {}
+        if not self.values or "stages" in self.values:  # the latter is a run's
             raise ValueError(
-                f"model.folder={str(folder)!r}: there is no config.json in it; give the folder of "
-                "a Hugging Face model"
+                f"model.folder={str(folder)!r}: there is no config.json of a model in "
+                f"{Path(folder).absolute()}; give a Hugging Face folder (a run's stage 'export' "
+                "writes one)"
             )
-        self.values: Config = read_object(self.path)
 
     def refuse(self, key: str, value: object, remedy: str) -> ValueError:
         return ValueError(f"{self.path}: {key}={repr(value)[:SHOWN]}: {remedy}")

@@ -26,6 +26,8 @@ def main() -> None:
             parser.error(f"{workdir}: no workdir of a run ({'; '.join(run.notes)})")
     if not flags.output.parent.is_dir():
         parser.error(f"--output={flags.output}: there is no folder {flags.output.parent}")
+    if flags.output.suffix not in (".html", ".svg"):
+        parser.error(f"--output={flags.output}: a report is .html, a picture .svg")
     if flags.output.suffix == ".svg":
         if not write_figure(flags.workdirs, flags.output):
             parser.error("no run has held-out accuracies of its training (evaluate.every)")

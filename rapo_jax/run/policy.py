@@ -103,7 +103,12 @@ def load_policy(run: Run, folder: Path) -> Params:
     if weights is None and run.model.folder and folder == run.cold_start:
         weights = _folder_weights(run.model)
     if weights is None:
-        raise ValueError(f"{folder}: no checkpoint there; run the stage that makes it first")
+        remedies = {
+            run.cold_start: "run the stage 'sft' first, or name a cold start (sft.folder)",
+            run.workdir: "run the stage 'rl' first",
+        }
+        other = "name a workdir, a cold start or a Hugging Face folder"
+        raise ValueError(f"{folder}: no checkpoint there; {remedies.get(folder, other)}")
     if weights.base is not None:
         check_shape(run.model, weights.base, folder)
     return _policy(run, weights)

@@ -7,8 +7,10 @@ by its text, as in the Step-Trace Buffer; a repeated text gets a number.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -173,6 +175,8 @@ class _Parser:
 def answers_of(record: Mapping[str, object]) -> tuple[str, ...]:
     """The gold answers of a record: a text, a number or a list of them, each once, in order.
 
+    A cell `answers` of a table may be a JSON list of texts.
+
     Raises:
         ValueError: there are none, there are both `answer` and `answers`, or one is blank.
     """
@@ -181,6 +185,9 @@ def answers_of(record: Mapping[str, object]) -> tuple[str, ...]:
         problem = "both answer and answers are there" if names else "no answer and no answers"
         raise ValueError(f"{problem} (there are {', '.join(sorted(record)) or 'no keys'})")
     value = record[names[0]]
+    if names == ["answers"] and isinstance(value, str) and value.startswith('["'):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
     values = value if isinstance(value, list) else [value]
     if not values:
         raise ValueError(f"{names[0]} is an empty list")

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
@@ -230,13 +231,18 @@ def check_complete(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the data libraries from printing progress bars, banners and warnings."""
+    """Keeps the data libraries from printing progress bars, banners and warnings.
+
+    absl gives the root logger a handler where it has none; that one would write to where stderr
+    points here, and so swallow every later warning of the process.
+    """
     import absl.logging
 
-    verbosity = absl.logging.get_verbosity()
+    verbosity, handlers = absl.logging.get_verbosity(), logging.root.handlers[:]
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         absl.logging.set_verbosity(verbosity)
+        logging.root.handlers[:] = handlers

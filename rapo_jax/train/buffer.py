@@ -51,8 +51,15 @@ def load_buffer(run: Run) -> StepTraceBuffer:
     """The saved buffer. Prints with which keys of `FILLED_BY` it was filled, where they differ.
 
     Raises:
-        ValueError: it was built with another tokenizer, encoder, splitting or other files.
+        ValueError: it is not there, or was built with another tokenizer, encoder, splitting or
+        other files.
     """
+    if not run.buffer.is_dir():
+        remedy = "run the stage 'buffer' first, or name a finished one"
+        raise ValueError(f"buffer.folder={str(run.buffer)!r}: there is no such folder; {remedy}")
+    if not run.buffer.is_dir():
+        remedy = "run the stage 'buffer' first, or name a finished one"
+        raise ValueError(f"buffer.folder={str(run.buffer)!r}: there is no such folder; {remedy}")
     _, identity = key_encoder(run)
     buffer = StepTraceBuffer.load(
         run.buffer / "traces",

@@ -118,7 +118,7 @@ def test_each_record_keeps_its_origin(tmp_path):
     step = {"key": "k", "value": "v", "reward": 1}
     files = [
         write(tmp_path / "a.jsonl", step, step | {"value": "w", "origin": "qwen"}),
-        write(tmp_path / "b.jsonl", {"question": "q", "steps": ["s"], "reward": 1, "origin": "me"}),
+        write(tmp_path / "b.jsonl", {"question": "q", "steps": STEPS, "reward": 1, "origin": "me"}),
     ]
     found = read(*files)
     assert [step_trace.origin for step_trace in found.step_traces] == ["file:a.jsonl", "qwen"]
@@ -165,6 +165,7 @@ GOOD = {"question": "q", "response": RESPONSE, "reward": 1.0}
         ({"question": "q", "steps": "", "reward": 1}, "steps is blank"),
         ({"question": "q", "steps": ["a", 1], "reward": 1}, "steps is no text but a number"),
         ({"question": "q", "steps": ["<|im_end|>"], "reward": 1}, "steps holds no step"),
+        ({"question": "q", "steps": ["a", "b"], "reward": 1}, "steps holds none of the protocol's"),
         ({"key": "k", "value": "<|im_end|>", "reward": 1}, "value holds no step"),
         ({"messages": "hello", "reward": 1}, "messages is no list"),
         ({"messages": MESSAGES[:1], "reward": 1}, "messages hold no answer of an assistant"),

@@ -32,6 +32,27 @@ def test_an_unknown_stage_is_refused_with_the_known_ones():
         read_with(stages=("rl", "evalute"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "key", ["rl.m", "optimizer.learning_rate", "model.norm_eps", "buffer.least_reward"]
+)
+def test_a_number_that_is_not_finite_is_refused(key, value):
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}={value}: must be "):
+        read_with(**{key: value})
+
+
+def test_a_mask_that_is_no_regular_expression_is_refused():
+    with pytest.raises(ValueError, match=re.escape("retrieval.mask='(a': no regular expression")):
+        read_with(**{"retrieval.mask": "(a"})
+
+
+def test_an_error_of_the_expert_that_nothing_reads_is_refused(tmp_path):
+    changes = {"buffer.agent": "checkpoint", "buffer.checkpoint": str(tmp_path)}
+    read_with(**changes)
+    with pytest.raises(ValueError, match=r"^buffer.expert_error=0.5: only buffer.agent='scripted"):
+        read_with(**changes, **{"buffer.expert_error": 0.5})
+
+
 @pytest.mark.parametrize("key", ["rl.std_floor", "rl.clip_low", "rl.clip_high"])
 def test_a_floor_or_a_bound_below_zero_is_refused(key):
     with pytest.raises(ValueError, match=re.escape(f"{key}=-0.1: must be at least 0")):
@@ -53,7 +74,7 @@ def test_a_clip_that_makes_every_gradient_zero_is_refused_with_what_clips_nothin
     ("key", "value"),
     [("optimizer.learning_rate", -1.0), ("optimizer.warmup", -5), ("optimizer.b2", 1.5),
      ("sft.checkpoint_every", 0), ("model.layer_unroll", 0), ("retrieval.width", 0), ("seed", -1),
-     ("task.chains.seed", -1)],
+     ("task.chains.seed", -1), ("seed", 2**32), ("optimizer.weight_decay", -1.0)],
 )  # fmt: skip
 def test_a_number_that_means_nothing_is_refused_by_its_key(key, value):
     with pytest.raises(ValueError, match=re.escape(f"{key}={value}: ")):

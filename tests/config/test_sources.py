@@ -114,6 +114,17 @@ def test_an_error_in_a_config_file_is_not_taken_for_a_refusal(tmp_path):
         resolve(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("x = 1", "it has none"), ("def get_config():\n    c = {}", "it returned NoneType")],
+)
+def test_a_config_file_that_makes_no_config_is_refused_by_its_name(tmp_path, text, reason):
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    wanted = f"--config={path}: get_config() must return a ConfigDict; {reason}"
+    assert refused(config=str(path)) == wanted
+
+
 NESTED = "rl:\n  m: 1e-3\n  quality: off\nseed: 7\n"
 DOTTED = (
     "rl.m: 0.001\nrl.quality: off\nseed: 7\nevaluate: {suites: [gsm8k]}\nlog.tensorboard: true\n"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from configs import qwen7b
+from tests.launch.paper import search_server, write_data
 from tests.launch.slices import PROGRAMS, end
 from tests.launch.sweeps import PROGRAM
 
@@ -120,3 +122,21 @@ def cloud(place):
     yield place
     for k in (0, 1):  # ends what a test leaves running
         end(place, k, 0)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """Everything that configs/qwen7b.py needs, and its search server."""
+    folder = tmp_path_factory.mktemp("complete")
+    with search_server(folder) as url:
+        yield write_data(folder / "data"), url
+
+
+@pytest.fixture
+def paper(complete, tmp_path, monkeypatch):
+    """A copy of it to break, and the config."""
+    monkeypatch.setattr(qwen7b, "DATA_DIR", str(tmp_path / "data"))
+    shutil.copytree(complete[0], tmp_path / "data")
+    config = qwen7b.get_config().to_dict()
+    config["tools"]["search"] |= {"url": complete[1], "cache": ""}
+    return tmp_path / "data", config

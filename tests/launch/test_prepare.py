@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -17,8 +15,10 @@ import pytest
 from configs import qwen7b, web7b
 from rapo_jax.config.read import read_settings
 from rapo_jax.run.checkpoint import Checkpoints
+from rapo_jax.tasks.dataset_files import read_set
 from rapo_jax.types import TrainState
-from tests.launch.paper import search_server, write_data
+from tests.launch.paper import search_server
+from tests.launch.sweeps import load
 from tests.model.checkpoints import make_model, save_model
 from tests.search.index.corpora import build, write_corpus
 from tests.tasks.published.fixtures import gsm, lines
@@ -26,9 +26,7 @@ from tests.tasks.published.fixtures import gsm, lines
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 
-_spec = importlib.util.spec_from_file_location("prepare", LAUNCH / "prepare.py")
-prepare = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(prepare)
+prepare = load("prepare")
 
 
 def needs_list(config):
@@ -84,24 +82,6 @@ def test_a_cache_of_searches_that_cannot_be_made_is_missing_and_none_is_made(tmp
     (tmp_path / "cache").write_text("a file where the folder would be")
     missing = needs_of(config)["tools.search.cache"].missing
     assert missing.startswith(f"cannot be made in {tmp_path}/cache; name a file")
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    """Everything that configs/qwen7b.py needs, and its search server."""
-    folder = tmp_path_factory.mktemp("complete")
-    with search_server(folder) as url:
-        yield write_data(folder / "data"), url
-
-
-@pytest.fixture
-def paper(complete, tmp_path, monkeypatch):
-    """A copy of it to break, and the config."""
-    monkeypatch.setattr(qwen7b, "DATA_DIR", str(tmp_path / "data"))
-    shutil.copytree(complete[0], tmp_path / "data")
-    config = qwen7b.get_config().to_dict()
-    config["tools"]["search"] |= {"url": complete[1], "cache": ""}
-    return tmp_path / "data", config
 
 
 def test_a_complete_setup_has_nothing_missing(paper, capsys):
@@ -246,6 +226,19 @@ def test_an_index_on_disk_is_checked_instead_of_a_corpus(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl", [{"id": 1, "contents": "A is b."}])
     build(corpus, tmp_path / "index")
     assert needs_of(config)["tools.search.index"].missing == ""
+
+
+def test_a_trajectory_without_answers_may_be_of_a_training_question(paper):
+    _, config = paper
+    d = config["task"]["dataset"]
+    how = {"manual_dir": d["manual_dir"], "malformed": d["malformed"]}
+    asked = read_set(d["train"], key="task.dataset.train", **how).questions[0]
+    (file,) = config["buffer"]["files"]
+    record = {"question": asked.question, "response": "<think>so</think><answer>1</answer>"}
+    Path(file).write_text(json.dumps(record) + "\n")
+    assert needs_of(config)["buffer.files"].missing == ""
+    Path(file).write_text(json.dumps(record | {"question": "another?"}) + "\n")
+    assert "neither reward nor answers" in needs_of(config)["buffer.files"].missing
 
 
 def test_a_config_file_imports_what_is_beside_it_as_in_a_run(tmp_path):

@@ -30,6 +30,11 @@ def test_commas_inside_brackets_and_quotes_do_not_separate():
     assert variants.split("a=(1, 2),b='x,y',c=[3,(4,5)]") == ["a=(1, 2)", "b='x,y'", "c=[3,(4,5)]"]
 
 
+def test_a_key_that_one_run_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="method is given twice in one --run"):
+        variants.plan([], ["method=grpo,method=rapo"])
+
+
 def test_an_apostrophe_within_a_word_is_no_quote():
     assert variants.split("a=Don't guess,b=1") == ["a=Don't guess", "b=1"]
     assert variants.split("a='it''s, so',b=1") == ["a='it''s, so'", "b=1"]

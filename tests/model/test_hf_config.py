@@ -244,7 +244,11 @@ def test_keys_without_an_effect_are_accepted(folder_of, config, changes):
 
 
 def test_a_folder_without_config_and_one_that_is_no_json_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.folder=.*there is no config\.json in it"):
+    missing = r"model\.folder=.*there is no config\.json of a model in /"
+    with pytest.raises(ValueError, match=missing):
+        settings_from_hf(tmp_path, base=BASE)
+    (tmp_path / "config.json").write_text('{"stages": ["rl"], "method": "rapo"}')  # a workdir's
+    with pytest.raises(ValueError, match=missing):
         settings_from_hf(tmp_path, base=BASE)
     deep = "[" * 100_000 + "]" * 100_000
     odd = (("{", "not JSON"), ("\xff", "not JSON"), (deep, "not JSON"), ("[]", "expected an obj"))

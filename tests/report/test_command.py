@@ -39,3 +39,11 @@ def test_an_svg_is_the_picture_of_held_out_accuracies(write_run, tmp_path, monke
     with pytest.raises(SystemExit, match="^2$"):
         main()
     assert "no run has held-out accuracies" in capsys.readouterr().err
+
+
+def test_another_form_of_output_is_refused(write_run, tmp_path, monkeypatch, capsys):
+    workdir, output = write_run(tmp_path / "run"), tmp_path / "compared.pdf"
+    monkeypatch.setattr("sys.argv", ["report", str(workdir), f"--output={output}"])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    assert "a report is .html, a picture .svg" in capsys.readouterr().err and not output.exists()

@@ -62,7 +62,7 @@ def test_a_run_from_a_folder_has_its_shape_tokenizer_and_weights(opened, folder)
     theirs = logits_of(make_model("qwen3", vocab_size=VOCAB), token_BT)
     mine = jax.jit(lambda p, x: unembed(run.model, p, forward(run.model, p, x)))(start, token_BT)
     np.testing.assert_allclose(mine, theirs, atol=1e-4)
-    with pytest.raises(ValueError, match="no checkpoint there; run the stage that makes it first"):
+    with pytest.raises(ValueError, match="no checkpoint there; run the stage 'rl' first"):
         load_policy(run, run.workdir)
     assert restore(run.workdir) is None
 

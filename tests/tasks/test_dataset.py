@@ -145,6 +145,9 @@ def test_more_questions_than_a_file_has_and_an_id_that_two_files_share_are_refus
 def test_answers_keep_their_order_and_come_once():
     assert answers_of({"answers": ["b", "a", "b", 3, 0.5]}) == ("b", "a", "3", "0.5")
     assert answers_of({"answer": 10**400}) == (str(10**400),)  # no float holds it
+    assert answers_of({"answers": '["20", "twenty"]'}) == ("20", "twenty")  # a cell of a table
+    for text in ("[0, 1]", '["a" or "b"]', '["a", 1'):
+        assert answers_of({"answers": text}) == answers_of({"answer": text}) == (text,)
 
 
 def test_the_files_of_a_run_hold_exactly_what_was_read(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 
+import absl.logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.schema import question_of
 from rapo_jax.tasks.stream import (
+    _quiet,
     check_complete,
     check_same_questions,
     digest_of,
@@ -172,3 +175,14 @@ def test_processes_with_other_questions_or_another_order_are_refused():
     for others in (asked[::-1], asked[:2], [*asked[:2], Question("2", "who ?", ("x",), "k", "s")]):
         with pytest.raises(ValueError, match="task: process 1 has other questions in 'train'"):
             check_same_questions([same, same | {"train": digest_of(others)}])
+
+
+def test_what_quiets_the_data_libraries_leaves_later_warnings_of_the_process_alone(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with _quiet():
+        absl.logging.warning("of a library, which gives the root logger a handler")
+    assert logging.root.handlers == []
+    logging.getLogger("rapo_jax.tools").warning("tool 'python' failed")
+    assert capsys.readouterr().err == "tool 'python' failed\n"

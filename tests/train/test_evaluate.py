@@ -111,7 +111,7 @@ def test_whether_steps_are_followed_is_measured_where_some_are_retrieved(branch,
 
 
 def test_a_missing_checkpoint_and_one_of_another_shape_are_refused(branch, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint there; run the stage that makes it"):
+    with pytest.raises(ValueError, match="no checkpoint there; name a workdir, a cold start"):
         load_policy(branch(), tmp_path / "nothing")
     run = branch()
     import dataclasses

@@ -147,7 +147,7 @@ class OptimizerSettings:
     b1: float = key(0.9, "decay of Adam's first moment", at_least=0, at_most=1)
     b2: float = key(0.999, "decay of Adam's second moment", at_least=0, at_most=1)
     eps: float = key(1e-8, "added to the root of Adam's second moment", at_least=0)
-    weight_decay: float = key(0.0, "decoupled weight decay")
+    weight_decay: float = key(0.0, "decoupled weight decay", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
