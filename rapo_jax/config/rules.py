@@ -151,6 +151,14 @@ def _check_files(s: Settings) -> None:
         remedy = "there is no such folder, and no model of this name in the Hugging Face "
         remedy += f"cache; if it is one of the hub, fetch it: hf download {name}"
         _refuse(key, name, remedy)
+    if s.sft.folder and (Path(s.sft.folder) / "config.json").is_file():
+        remedy = (
+            "no cold start but the workdir of a run, whose cold start is its folder coldstart, or "
+        )
+        remedy += (
+            "a Hugging Face model, which model.folder takes (stage 'export' writes trained weights)"
+        )
+        _refuse("sft.folder", s.sft.folder, remedy)
     if "buffer" in stages and "endpoint" in b.agents:
         read_api_key(b.endpoint.key_variable, key="buffer.endpoint.key_variable")
     for file in b.files if "buffer" in stages else ():

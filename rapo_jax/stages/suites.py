@@ -72,7 +72,11 @@ def open_suites(settings: Settings, workdir: Path) -> list[Suite]:
             lambda: open_judge(e.judge, rule=e.scoring, folder=workdir / FOLDER).close()
         )  # its key and cache are there
     for suite in suites:
-        for note in suite.notes:
+        several = sum(len(question.answers) > 1 for question in suite.questions)
+        counted = f"{suite.name}: {several} of {len(suite.questions)} questions have several "
+        counted += "answers, and evaluate.scoring='official' counts the last one alone"
+        notes = [counted] if several and e.scoring == "official" else []
+        for note in (*suite.notes, *notes):
             print(f"[data] {note}", flush=True)
     return [suite.only(spread(range(len(suite.questions)), e.limit)) for suite in suites]
 

@@ -65,7 +65,14 @@ def outcome_reward(
     The score is that of `METRICS[metric]`, in [0, 1], for the best of `gold_answers`. The bonus
     needs a score > 0, and at least one non-empty search call and one non-empty python call of the
     policy.
+
+    Raises:
+        TypeError: `gold_answers` is one text, whose letters would be the answers.
     """
+    if isinstance(gold_answers, str):
+        raise TypeError(
+            f"gold_answers={gold_answers!r}: a sequence of answers, such as [{gold_answers!r}]"
+        )
     if answers != "tagged":
         answer = answer_of(text, user_tools, answers)
         return 0.0 if answer is None else METRICS[metric](answer, gold_answers)

@@ -14,6 +14,11 @@ from rapo_jax.method.tape import rows_of_groups
 from rapo_jax.train.update import Updater, fetched
 from rapo_jax.types import Array, Batch, Params, Source, TrainState
 
+SHOWN_OTHERWISE = {
+    *("loss", "clipped", "ratio", "shaped_ratio", "tokens", "kl", "logp_gap", "logp_gap_max"),
+    *("grad_norm", "padding", "skipped", "zero_advantage_rows"),
+}
+"""Metrics of an update that have another name in metrics.jsonl, or none; `loss/NAME` of others."""
 _row_weight = jax.jit(row_weight, static_argnames="aggregation")
 
 
@@ -108,6 +113,6 @@ def update_metrics(records: Sequence[UpdateRecord]) -> tuple[dict[str, float], n
         "update/padding": mean["padding"],
         "loss/skipped": float(len(skipped)),
         "update/zero_advantage_rows": mean["zero_advantage_rows"],
-        **{f"loss/{name}": mean[name] for name in ("off_policy", "off_weight") if name in mean},
+        **{f"loss/{name}": mean[name] for name in mean if name not in SHOWN_OTHERWISE},
     }
     return scalars, np.concatenate(skipped) if skipped else np.zeros(0, np.int64)

@@ -166,6 +166,15 @@ def test_the_metrics_are_means_over_policy_tokens():
     assert set(metrics) == set(expected) | {"clipped"}
 
 
+def test_the_share_of_clipped_tokens_is_of_policy_tokens_alone():
+    """F = 1 and m = 1 shape the ratio 1 to 2, at every token of the row."""
+    ones_B, zeros_BT = jnp.ones(1), jnp.zeros((1, 2))
+    given = (zeros_BT, zeros_BT, jnp.array([[True, False]]), ones_B, ones_B)
+    how = {"m": 1.0, "clip_low": 0.2, "clip_high": 0.2, "aggregation": "sequence_mean"}
+    _, metrics = policy_loss(*given, **how)
+    assert float(metrics["clipped"]) == 1.0
+
+
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_kl_penalty_is_the_k3_estimate(aggregation, dtype):

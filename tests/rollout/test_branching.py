@@ -256,3 +256,9 @@ def test_the_published_penalty_of_forks_in_a_row_changes_rollouts(make_sampler, 
     assert settings["rollout.branch_penalty"] > 0
     pairs = zip(tapes(0.0), tapes(1.0), strict=True)
     assert any((without != with_BT).any() for without, with_BT in pairs)
+
+
+def test_however_long_a_streak_its_penalty_leaves_a_fork_as_likely_as_none():
+    how = {"weight": 0.2, "penalty": 0.05}
+    assert bool(is_to_fork(0.0, 0.0, 30, probability=1.0, **how))  # 0 >= 1 - 1
+    assert not bool(is_to_fork(0.9, -20.0, 30, probability=0.5, **how))  # two negatives

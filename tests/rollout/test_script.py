@@ -69,6 +69,7 @@ def perform(stage, tape_text):
         says="E",
         trace="G",
         healthy=True,
+        finds=True,
         probability=1.0,
         last=99,
         prompts=("A", "B"),
@@ -99,7 +100,7 @@ def perform(stage, tape_text):
             fits_U = wants_U & (len(trace.split()) < room_U)
             texts = [trace if fits else "" for fits in fits_U]
             span = stage.span(*texts, width=stage.settings.retrieved_tokens)
-            return Texts(np.ones(len(row_U), bool), span)
+            return Texts(np.full(len(row_U), finds), span)
 
         inputs = RolloutInputs(
             key=jax.random.key(0),
@@ -162,6 +163,11 @@ def test_rows_that_the_host_could_not_serve_are_malformed_and_end_there(perform)
     assert found.texts[0] == found.texts[1] == "[P0] A [Q0] C </search>"
     assert found.statuses == [Status.MALFORMED] * 4
     assert len(found.acts) == 1 and not found.searches
+
+
+def test_a_row_whose_search_failed_is_malformed_and_the_others_go_on(perform):
+    found = perform(finds=False)
+    assert found.statuses == [Status.OUT_OF_CALLS, Status.MALFORMED] * 2
 
 
 def test_an_observation_that_does_not_fit_ends_its_row(perform):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from rapo_jax.rollout.slots import (
     end_rows,
     fill,
 )
+from rapo_jax.rollout.thinking import Boundary, ending
 from rapo_jax.types import Source, Status
 from tests.rollout.programs import ROWS, TOKENS, WIDTH, Programs, lengths, same
 
@@ -219,3 +222,31 @@ def test_two_texts_are_joined_without_a_gap():
     for u, length in enumerate(length_U):
         wanted = [*first_UX[u, :length], *second_UX[u]]
         assert found_UX[u, : len(wanted)].tolist() == wanted
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_token_that_closes_a_step_may_also_end_its_row(stage, asks):
+    """Automaton states: 0 and 1 inside a step, 2 behind </search>. Ids: 7 is end-of-sequence."""
+    most = stage.settings.max_calls
+    boundary = Boundary(None, 2, -1, jnp.array([7]), asks_at_eos=asks)
+    last = stage.settings.max_tokens - 1
+    cases = [  # (token, state, calls, position) -> status, call
+        ((1, 2, 0, 3), (Status.RUNNING, True)),
+        ((1, 2, most, 3), (Status.OUT_OF_CALLS, False)),
+        ((7, 2, most, 3), (Status.STOPPED, False)),
+        ((7, 1, 0, 3), (Status.RUNNING, True) if asks else (Status.STOPPED, False)),
+        ((7, 1, most, 3), (Status.STOPPED, False)),
+        ((7, 1, 0, last), (Status.STOPPED, False)),  # nothing can follow
+    ]
+    token_U, state_U, calls_U, position_U = (
+        jnp.array(x) for x in zip(*(c for c, _ in cases), strict=True)
+    )
+    slots = SimpleNamespace(
+        has=lambda phase: jnp.full(len(cases), phase == Phase.THINKING),
+        length_U=position_U,
+        begin_U=position_U,
+        calls_U=calls_U,
+    )
+    status_U, called_U, _ = ending(stage.settings, boundary, slots, token_U, state_U)
+    found = list(zip(status_U.tolist(), called_U.tolist(), strict=True))
+    assert found == [(int(status), call) for _, (status, call) in cases]

@@ -17,11 +17,11 @@ def test_diagnostics_are_the_shares_at_which_a_floor_decides():
         [
             [*trip_S, pad],  # H_before 0.5: not below the floor, though H_after is
             [*trip_S, pad],  # H_before 0.1: below
-            [*trip_S, Source.RETRIEVED],  # the same, and a retrieval that nothing follows
+            [*trip_S, Source.RETRIEVED],  # not below; and a retrieval that nothing follows
             [Source.POLICY, Source.POLICY, pad, pad],  # no retrieval
         ]
     )
-    entropy_BS = jnp.array([[0.5, 0, 0.1, 0], [0.1, 0, 0.5, 0], [0.1, 0, 0.1, 0], [0.1, 0.1, 0, 0]])
+    entropy_BS = jnp.array([[0.5, 0, 0.1, 0], [0.1, 0, 0.5, 0], [0.5, 0, 0.1, 0], [0.1, 0.1, 0, 0]])
     Z_B = jnp.array([0.1, 0.3, 0.2, 0.2])
     rows = jnp.zeros(4)
     calibration = Calibration(rows, rows, Z_B, jnp.zeros((4, 4)), entropy_BS, source_BS)
@@ -29,7 +29,7 @@ def test_diagnostics_are_the_shares_at_which_a_floor_decides():
     rl = RlSettings(entropy_floor=0.2, ddof=1, std_floor=0.01)
     scalars = diagnostics(calibration, reward_B, rl, group_size=2)
     assert scalars["reward/nonzero_groups"] == 0.5
-    assert scalars["floor/entropy_active"] == pytest.approx(2 / 3)
+    assert scalars["floor/entropy_active"] == pytest.approx(1 / 3)
     assert scalars["floor/std_active"] == 0.5  # Z_ret of the second group
 
 
