@@ -152,12 +152,8 @@ def _check_files(s: Settings) -> None:
         remedy += f"cache; if it is one of the hub, fetch it: hf download {name}"
         _refuse(key, name, remedy)
     if s.sft.folder and (Path(s.sft.folder) / "config.json").is_file():
-        remedy = (
-            "no cold start but the workdir of a run, whose cold start is its folder coldstart, or "
-        )
-        remedy += (
-            "a Hugging Face model, which model.folder takes (stage 'export' writes trained weights)"
-        )
+        remedy = "no cold start but the workdir of a run, whose cold start is in coldstart, or a "
+        remedy += "Hugging Face model (model.folder), such as the stage 'export' writes"
         _refuse("sft.folder", s.sft.folder, remedy)
     if "buffer" in stages and "endpoint" in b.agents:
         read_api_key(b.endpoint.key_variable, key="buffer.endpoint.key_variable")

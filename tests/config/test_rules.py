@@ -41,6 +41,13 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
         read_with(**{key: value})
 
 
+def test_a_workdir_is_no_cold_start(tmp_path):
+    read_with(**{"sft.folder": str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="^sft.folder=.*the workdir of a run, whose cold start is in"):
+        read_with(**{"sft.folder": str(tmp_path)})
+
+
 def test_a_mask_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValueError, match=re.escape("retrieval.mask='(a': no regular expression")):
         read_with(**{"retrieval.mask": "(a"})

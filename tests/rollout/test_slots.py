@@ -106,9 +106,9 @@ def test_a_step_at_the_end_of_its_row_is_out_of_tokens_unless_it_was_finished(st
     assert stage.names(step.token_BX[2, : step.length_B[2]]) == "J K </search>"
 
     # a step that called nothing has no observation; one that called has no room for it
-    for said, ending in (("", Status.STOPPED), ("V", Status.OUT_OF_TOKENS)):
+    for said, end in (("", Status.STOPPED), ("V", Status.OUT_OF_TOKENS)):
         later = jax.device_get(programs.read(params, slots, "", "", said, ready=np.arange(7) == 2))
-        endings[2] = ending
+        endings[2] = end
         assert later.trajectory.status_B[:4].tolist() == endings
         assert later.trajectory.length_B[2] == TOKENS
         same(later.trajectory.token_BT[:4], slots.trajectory.token_BT[:4])

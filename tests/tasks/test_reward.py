@@ -243,3 +243,8 @@ def test_a_call_of_a_users_tool_must_have_its_result_and_earns_no_bonus():
     assert failure_kind(LOUD + "<loud>" + BOB, ("loud",)) == "unbalanced loud tags"
     assert not is_correct("<loud>hey</loud>" + BOB, ["Bob"], user_tools=("loud",))
     assert failure_kind("<loud>hey</loud>" + BOB) == ""  # of no tool: it is text
+
+
+def test_one_text_in_place_of_the_gold_answers_is_refused():
+    with pytest.raises(TypeError, match=r"gold_answers='Oslo': a sequence .* \['Oslo'\]"):
+        outcome_reward("<think>t</think><answer>\\boxed{Oslo}</answer>", "Oslo")
