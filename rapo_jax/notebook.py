@@ -110,9 +110,14 @@ class Session:
 
         Row b is rollout b % G of question b // G; the last `rollout.n_hybrid` of a group may
         retrieve from the buffer. Nothing is trained, and the training's questions do not move on.
+
+        Raises:
+            ValueError: there is no question, or something else in its place.
         """
         s, step = self.run.settings, self.training.step
         batch, size = list(questions), len(questions)
+        if not all(isinstance(each, Question) for each in batch) or not batch:
+            raise ValueError("questions: give one or more rapo_jax.tasks.Question")
         stream = QuestionStream(itertools.repeat(batch), seed=seed, batch=size, rows=size)
         sample = partial(
             sample_batch,

@@ -83,6 +83,9 @@ def test_rollouts_of_any_questions_are_scored_shown_and_have_advantages(session)
     reward_QG, advantage_QG = (x.reshape(2, 4) for x in (learned.reward_B, learned.advantage))
     for reward_G, advantage_G in zip(reward_QG, advantage_QG, strict=True):
         assert np.ptp(reward_G) > 0 or not advantage_G.any()
+    for nothing in ([], [("who?", "her")]):
+        with pytest.raises(ValueError, match="one or more rapo_jax.tasks.Question"):
+            session.rollout(nothing)
     text = session.text(groups, row=0)
     assert text.splitlines()[0].startswith("   POLICY 0: <think>")
 

@@ -223,7 +223,7 @@ def _load(config: str) -> tuple[dict[str, Json], Path | None]:
         values = make and (make(argument) if colon else make())
     except (ValueError, OSError) as error:  # with its traceback, as any error in a user's code
         raise RuntimeError(f"--config={name} fails") from error
-    if hasattr(values, "to_dict"):
+    if values is not None and hasattr(values, "to_dict"):
         values = values.to_dict()
     if not isinstance(values, dict):
         got = "has none" if make is None else f"returned {type(values).__name__}"
@@ -258,6 +258,12 @@ class _Yaml12(yaml.SafeLoader):
         first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
 
 
 _Yaml12.add_implicit_resolver(

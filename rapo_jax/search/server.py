@@ -251,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choices = tuple(malformed.choices)
     parser.add_argument("--malformed", choices=choices, default=malformed.value, help=text)
     flags = parser.parse_args(arguments)
+    if not 0 <= flags.port < 2**16:
+        parser.error(f"--port={flags.port}: a port is at most 65535")
     try:
         search, passages = _search(flags)
         server = SearchServer(

@@ -44,7 +44,9 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
 def test_a_workdir_is_no_cold_start(tmp_path):
     read_with(**{"sft.folder": str(tmp_path)})
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="^sft.folder=.*the workdir of a run, whose cold start is in"):
+    with pytest.raises(
+        ValueError, match="^sft.folder=.*the workdir of a run, whose cold start is in"
+    ):
         read_with(**{"sft.folder": str(tmp_path)})
 
 

@@ -156,6 +156,7 @@ def test_later_override_files_win_and_an_empty_one_changes_nothing(tmp_path):
         ("rl: {stpes: 3}", "rl.stpes: the config has no such key; did you mean rl.steps?"),
         ("[1, 2]", "expected keys, such as rl.steps: 3"),
         ("a: b: c", "not YAML ("),
+        ("rl: {m: 0.1, a: 0.2, m: 0.3}", "not YAML (m is there twice)"),
         (None, "there is no such file"),
     ],
 )

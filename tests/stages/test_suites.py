@@ -186,6 +186,18 @@ def test_suites_alone_need_weights_before_anything_is_opened(small_settings, tmp
     assert len(open_suites(limited, tmp_path)[0].questions) == 1
 
 
+def test_questions_with_several_answers_are_named_where_the_last_one_alone_counts(
+    small_settings, tmp_path, capsys
+):
+    path = tmp_path / "mine.jsonl"
+    lines(path, [{"question": "a?", "answers": ["x", "y"]}, {"question": "b?", "answer": "x"}])
+    for scoring, noted in (("official", True), ("strict", False)):
+        changes = {"evaluate.suites": (str(path),), "evaluate.scoring": scoring}
+        open_suites(small_settings(changes), tmp_path)
+        said = "[data] mine: 1 of 2 questions have several answers, and evaluate.scoring='official'"
+        assert (said in capsys.readouterr().out) == noted
+
+
 def test_a_judge_without_its_key_is_refused_before_anything_is_sampled(small_settings, tmp_path):
     lines(tmp_path / "gsm8k" / "test.jsonl", [gsm(1)])
     changes = {
