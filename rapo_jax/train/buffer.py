@@ -57,9 +57,6 @@ def load_buffer(run: Run) -> StepTraceBuffer:
     if not run.buffer.is_dir():
         remedy = "run the stage 'buffer' first, or name a finished one"
         raise ValueError(f"buffer.folder={str(run.buffer)!r}: there is no such folder; {remedy}")
-    if not run.buffer.is_dir():
-        remedy = "run the stage 'buffer' first, or name a finished one"
-        raise ValueError(f"buffer.folder={str(run.buffer)!r}: there is no such folder; {remedy}")
     _, identity = key_encoder(run)
     buffer = StepTraceBuffer.load(
         run.buffer / "traces",

@@ -69,6 +69,11 @@ def test_a_run_is_told_how_the_buffer_that_it_shares_was_filled_otherwise(branch
     )
 
 
+def test_a_buffer_that_is_not_there_is_named_by_its_key(branch, tmp_path):
+    with pytest.raises(ValueError, match="^buffer.folder=.*no such folder; run the stage 'buffer'"):
+        load_buffer(branch({"buffer.folder": str(tmp_path / "none")}))
+
+
 def test_any_checkpoint_of_a_policy_can_fill_the_buffer(branch, tmp_path, trunk):
     changes = {
         "buffer.folder": str(tmp_path / "buffer"),
