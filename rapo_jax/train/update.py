@@ -153,8 +153,7 @@ class Updater:
             loss_sum, (weight, metrics) = value
             return Sums(gradient, loss_sum, weight, metrics)
 
-        # jitted here, once: jax.eval_shape of a plain function keeps a new wrapper at every call
-        self.sums_of = jax.jit(sums_of)
+        self.sums_of = sums_of
         where = jax.tree.map(lambda x: x.sharding, _trained_state(state))
         everywhere = state.step.sharding
         self.sums_layout = Sums(where.params, everywhere, everywhere, everywhere)
@@ -167,9 +166,13 @@ class Updater:
             partial(_apply, optimizer), donate_argnums=0, out_shardings=(where, everywhere)
         )
 
-    def _zeros(self, shapes: Sums) -> Sums:
-        """Sums of nothing, made on the devices: for 7 billion parameters they are 30 GB."""
+    def _zeros(self, *arguments: object) -> Sums:
+        """Sums of nothing, made on the devices: for 7 billion parameters they are 30 GB.
+
+        Their shapes are those of `sums_of(*arguments)`, the same for micro-batches of any size.
+        """
         if self._make_zeros is None:
+            shapes = jax.eval_shape(self.sums_of, *arguments)
             self._make_zeros = jax.jit(
                 lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
                 out_shardings=self.sums_layout,
@@ -200,7 +203,7 @@ class Updater:
             micro, row_mask_B = place((micro, row_mask_B), rows(self._mesh))
             arguments = (state.params, micro, row_mask_B, reference)
             if sums is None:  # zeros laid out like all sums: one program serves every addition
-                sums = self._zeros(jax.eval_shape(self.sums_of, *arguments))
+                sums = self._zeros(*arguments)
             sums = self.add(sums, *arguments)
             positions += micro.token_BT.size
         params = state.params
