@@ -79,21 +79,25 @@ def test_the_environment_retrieves_as_the_run_says(branch, exclude, history):
 def test_held_out_questions_of_later_batches_draw_with_numbers_of_their_own(branch):
     """The last batch of 11 questions is padded by a row, whose tokens count nowhere."""
     run = branch({"evaluate.rows": 8})
-    first_rows, lengths = [], []
+    first_rows, rows = [], []
     real = run.sampler.sample
 
     def sample(*given, **how):
-        first_rows.append(how["first_row"])
+        """Responses of 1, 2, 3, ... tokens, numbered over the batches."""
         tape = real(*given, **how)
-        lengths.append((tape.source_BT >= POLICY).sum(1))
-        return tape
+        row_B = how["first_row"] + np.arange(len(tape.length_B))
+        first_rows.append(how["first_row"])
+        rows.extend(row_B.tolist())
+        response_BT = tape.source_BT >= POLICY
+        kept_BT = ~response_BT | (np.cumsum(response_BT, axis=1) <= 1 + row_B[:, None])
+        return tape.replace(source_BT=np.where(kept_BT, tape.source_BT, int(Source.PAD)))
 
     questions = [run.questions["eval"][i] for i in range(11)]
     sampler = SimpleNamespace(sample=sample, load=run.sampler.load)
     params = load_policy(run, run.cold_start)
     found = evaluate(dataclasses.replace(run, sampler=sampler), params, questions)
-    assert first_rows == [0, len(lengths[0])] and sum(map(len, lengths)) > 11
-    assert found["tokens"] == pytest.approx(np.concatenate(lengths)[:11].mean())
+    assert first_rows == [0, len(rows) // 2] and len(rows) > 11
+    assert found["tokens"] == np.mean(np.arange(11) + 1)
 
 
 def test_the_calibration_has_the_runs_variants(small_settings):
