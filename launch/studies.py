@@ -44,6 +44,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = sweep.PROGRAM) -> in
     variants = {name: STUDIES[name].runs(common) for name in names}
     for name, settings in variants.items():
         _check_free(name, settings, passed)
+        _check_agent(name, settings, str(common["buffer.agent"]))
     sweeps = {name: _sweep_of(settings, flags, passed) for name, settings in variants.items()}
     options = [f"--config={_within(flags.config)}", *_per_seed(flags), *passed]
     folder = flags.output or flags.workdir / "pages"
@@ -71,6 +72,13 @@ def _check_free(name: str, variants: Mapping[str, str], passed: Sequence[str]) -
         if key in taken:
             remedy = "--seeds names them" if key == "seed" else "leave the flag out"
             sweep.refuse(f"{flag}: the study {name} sets {key} itself; {remedy}")
+
+
+def _check_agent(name: str, variants: Mapping[str, str], agents: str) -> None:
+    """Refuses teachers of other qualities where no agent has one: all would be the same."""
+    if "scripted" not in agents.split(",") and "buffer.expert_error" in ",".join(variants.values()):
+        reason = f"the study {name} changes buffer.expert_error, which 'scripted' alone reads"
+        sweep.refuse(f"buffer.agent={agents!r}: {reason}")
 
 
 def _sweep_of(

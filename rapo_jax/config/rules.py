@@ -209,9 +209,6 @@ def _buffer(s: Settings) -> Iterator[Rule]:
     yield "buffer.checkpoint", "checkpoint" not in agents or bool(b.checkpoints), remedy
     remedy = "buffer.agent='none' needs files of traces to fill the buffer with"
     yield "buffer.files", agents != ("none",) or bool(b.files), remedy
-    remedy = "only buffer.agent='scripted' reads it"
-    error, default = b.expert_error, KEYS["buffer.expert_error"].value
-    yield "buffer.expert_error", "scripted" in agents or error == default, remedy
     yield "retrieval.mask", _is_regex(s.retrieval.mask), "no regular expression of Python's re"
     if "endpoint" in agents:
         _check_endpoint("buffer.endpoint", b.endpoint.url)

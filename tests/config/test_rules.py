@@ -55,13 +55,6 @@ def test_a_mask_that_is_no_regular_expression_is_refused():
         read_with(**{"retrieval.mask": "(a"})
 
 
-def test_an_error_of_the_expert_that_nothing_reads_is_refused(tmp_path):
-    changes = {"buffer.agent": "checkpoint", "buffer.checkpoint": str(tmp_path)}
-    read_with(**changes)
-    with pytest.raises(ValueError, match=r"^buffer.expert_error=0.5: only buffer.agent='scripted"):
-        read_with(**changes, **{"buffer.expert_error": 0.5})
-
-
 @pytest.mark.parametrize("key", ["rl.std_floor", "rl.clip_low", "rl.clip_high"])
 def test_a_floor_or_a_bound_below_zero_is_refused(key):
     with pytest.raises(ValueError, match=re.escape(f"{key}=-0.1: must be at least 0")):

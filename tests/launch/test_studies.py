@@ -122,6 +122,10 @@ def test_the_commands_of_the_pages_are_valid(capfd, monkeypatch):
         (["--config.seed=3"], "error: --config.seed=3: the study methods sets seed itself"),
         (["--config.rl.m=0.3"], "error: --config.rl.m=0.3: the study retrieval sets rl.m itself"),
         (["--config.buffer.keep=0"], "error: buffer.keep=0"),
+        (
+            ["--config.buffer.agent=none", "--config.buffer.files=('pyproject.toml',)"],
+            "error: buffer.agent='none': the study teachers changes buffer.expert_error, which",
+        ),
         (["--jobs=0"], "error: --jobs=0"),
         (["--seeds=1,1"], "error: two runs would be called"),
     ],

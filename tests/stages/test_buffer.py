@@ -121,11 +121,6 @@ def test_an_encoder_is_known_by_its_files_and_not_by_its_folder(trunk, tmp_path,
     assert identity(renamed) == identity(bert_folder) != identity(other)
 
 
-def test_a_missing_buffer_says_which_stage_builds_it(branch, tmp_path):
-    with pytest.raises(ValueError, match="encoder .*unreadable|run the buffer stage"):
-        load_buffer(branch({"buffer.folder": str(tmp_path / "none")}))
-
-
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory, trunk):
     """A random BERT of one layer that knows the words of the task, in the publisher's files."""
