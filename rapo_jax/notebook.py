@@ -26,6 +26,7 @@ from rapo_jax.run.run import open_run
 from rapo_jax.sampling.tapes import segments
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.stages.job import prepare_workdir, raise_steps
+from rapo_jax.stages.table import released
 from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import QuestionStream
 from rapo_jax.train.groups import Groups, completed, sample_batch
@@ -87,18 +88,14 @@ class Session:
             self._open.enter_context(claimed(folder, key="workdir"))
             fresh = prepare_workdir(folder, resolved.config, config_file=str(file or ""))
             raise_steps(settings, folder)
-            try:
+            with released(folder, fresh=fresh):
                 self.run = open_run(settings, folder, devices=devices)
-            except BaseException:
-                if fresh:  # so that the folder takes another config
-                    (folder / "config.json").unlink()
-                raise
-            self._open.callback(self.run.close)
-            if "sft" in settings.stages:
-                train_cold_start(self.run)
-            if "buffer" in settings.stages:
-                build_buffer(self.run)
-            self.parts, self.training = open_rl(self.run)
+                self._open.callback(self.run.close)
+                if "sft" in settings.stages:
+                    train_cold_start(self.run)
+                if "buffer" in settings.stages:
+                    build_buffer(self.run)
+                self.parts, self.training = open_rl(self.run)
         except BaseException:
             self._open.close()
             raise

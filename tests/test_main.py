@@ -203,6 +203,23 @@ def test_a_run_that_cannot_be_opened_leaves_no_tokenizer_for_the_next_config(
     assert not (tmp_path / "coldstart" / "tokenizer").exists()
 
 
+@pytest.mark.parametrize("written", [None, "metrics.jsonl", "suites"])
+def test_a_first_stage_that_refuses_its_input_leaves_the_workdir_to_another_config(
+    tmp_path, small_config, written
+):
+    folder = tmp_path / "no_checkpoint"
+    folder.mkdir()
+    changes = {"rollout.questions": 8, "stages": ("buffer",), "buffer.agent": "checkpoint"}
+    config = small_config(changes | {"buffer.checkpoint": str(folder)})
+    fresh = prepare_workdir(tmp_path, config)
+    if written:
+        (tmp_path / written).mkdir()  # results of this config, of whatever stage
+    with pytest.raises((ValueError, FileNotFoundError), match="no_checkpoint"):
+        run_stages(read_settings(config), tmp_path, fresh=fresh)
+    assert (tmp_path / "config.json").exists() == bool(written)
+    assert (tmp_path / "coldstart" / "tokenizer").exists() == bool(written)
+
+
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path, small_config):
     config = small_config({"rollout.questions": 80_000_000, "stages": ("rl",)})
     fresh = prepare_workdir(tmp_path, config)

@@ -108,7 +108,7 @@ def test_the_installed_script_runs_from_any_folder(packages, version, tmp_path):
     assert (shown.returncode, shown.stderr) == (0, "") and "--config=tiny" in shown.stdout
     for name in NAMES:
         done = run(f"--config={name}", "--print_config", "--config.buffer.files=()",
-                   "--config.buffer.agent=checkpoint", "--config.buffer.checkpoint=x")  # fmt: skip
+                   "--config.buffer.agent=checkpoint", "--config.buffer.checkpoint=.")  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), name
         assert "rl.steps: " in done.stdout
     assert run("--config=tiny").returncode == 2

@@ -157,6 +157,9 @@ def _check_files(s: Settings) -> None:
         _refuse("sft.folder", s.sft.folder, remedy)
     if "buffer" in stages and "endpoint" in b.agents:
         read_api_key(b.endpoint.key_variable, key="buffer.endpoint.key_variable")
+    for folder in b.checkpoints if "buffer" in stages and "checkpoint" in b.agents else ():
+        if not Path(folder).is_dir():
+            _refuse("buffer.checkpoint", folder, "there is no such folder")
     for file in b.files if "buffer" in stages else ():
         if not Path(file).is_file():
             _refuse("buffer.files", file, "there is no such file")

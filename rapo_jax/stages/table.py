@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rapo_jax.config import Settings
-from rapo_jax.distributed import is_first
+from rapo_jax.config.sources import STORED
+from rapo_jax.distributed import Stopped, is_first
 from rapo_jax.io.files import Json, read_json, write_json
 from rapo_jax.model.describe import describe
 from rapo_jax.model.sharding import row_shards
 from rapo_jax.plan.memory import check_memory, device_memory
+from rapo_jax.run.folders import COLD_START
 from rapo_jax.run.policy import load_policy, policy_shapes
 from rapo_jax.run.run import Run, open_run
 from rapo_jax.run.weights import newest_step
@@ -30,6 +32,10 @@ from rapo_jax.train.evaluate import evaluate, spread
 from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.rl import train_rl
 from rapo_jax.train.sft import train_cold_start
+
+
+BEGUN = ("metrics.jsonl", "done.json", "suites")
+"""A workdir with one of them holds results of its config."""
 
 
 class Job:
@@ -76,31 +82,43 @@ def open_job(
 ) -> Iterator[Job]:
     """Opens the run of `stages`, and prints what of the model each device will hold.
 
-    A `fresh` workdir whose run cannot be opened loses its config.json and the tokenizer that was
-    made for it, and so takes another config.
+    For a `fresh` workdir see `released`.
     """
-    tokenizer = workdir / "coldstart" / "tokenizer"
-    had_tokenizer = tokenizer.exists()
-    try:
+    with released(workdir, fresh=fresh):
         suites = open_suites(settings, workdir)
         run = open_run(settings, workdir)
-        table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
-        job = Job(run, suites)
-        job.check_memory(stages)
+        try:
+            table, notes = describe(run.mesh, run.model, policy_shapes(run.model))
+            job = Job(run, suites)
+            job.check_memory(stages)
+            if is_first():
+                (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
+            for note in notes:
+                print(f"[mesh] {note}", flush=True)
+            yield job
+        finally:
+            run.close()
+
+
+@contextmanager
+def released(workdir: Path, *, fresh: bool) -> Iterator[None]:
+    """Lets another config take a `fresh` workdir if the block fails before anything is computed.
+
+    It then loses its config.json and a tokenizer that was made for it. Trajectories for a buffer
+    stay: they are taken again only by the settings that made them.
+    """
+    tokenizer = workdir / COLD_START / "tokenizer"
+    had_tokenizer = tokenizer.exists()
+    try:
+        yield
+    except Stopped:
+        raise
     except BaseException:
-        if fresh and is_first():
-            (workdir / "config.json").unlink()
+        if fresh and is_first() and not any((workdir / name).exists() for name in BEGUN):
+            (workdir / STORED).unlink()
             if not had_tokenizer:
                 shutil.rmtree(tokenizer, ignore_errors=True)
         raise
-    if is_first():
-        (workdir / "layout.txt").write_text("\n".join([*table, *notes]) + "\n")
-    for note in notes:
-        print(f"[mesh] {note}", flush=True)
-    try:
-        yield job
-    finally:
-        run.close()
 
 
 def _buffer(job: Job) -> None:

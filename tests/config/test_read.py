@@ -122,6 +122,10 @@ def test_whole_numbers_may_stand_for_floats_and_lists_for_tuples(small_settings)
         ({"retrieval.noise": float("nan")}, "retrieval.noise=nan: a probability lies"),
         ({"buffer.keep": 3}, "buffer.keep=3: cannot keep more than buffer.samples=2"),
         ({"buffer.agent": "checkpoint"}, "buffer.checkpoint='': buffer.agent='checkpoint' needs"),
+        (
+            {"buffer.agent": "checkpoint", "buffer.checkpoint": "/, runs/misspelt/agent"},
+            "buffer.checkpoint='runs/misspelt/agent': there is no such folder",
+        ),
         ({"buffer.agent": "none"}, "buffer.files=(): buffer.agent='none' needs files of traces"),
         ({"buffer.files": ("no.jsonl",)}, "buffer.files='no.jsonl': there is no such file"),
         (
@@ -207,7 +211,7 @@ def by_name(key):
 
 NEEDED = {
     "explicit": {"distributed.coordinator": "10.0.0.1:1234", "distributed.processes": 2},
-    "checkpoint": {"buffer.checkpoint": "somewhere"},
+    "checkpoint": {"buffer.checkpoint": "."},
     "search_index": {"search_index.corpus": "corpus.jsonl"},
     "none": {"buffer.files": (__file__,)},
     "endpoint": {"buffer.endpoint.url": "http://localhost:8000/v1", "buffer.endpoint.model": "m"},
@@ -276,7 +280,7 @@ ABLATIONS = {
     "traces from a file": {"buffer.agent": "none", "buffer.files": (__file__,)},
     "traces from a file beside the expert's": {"buffer.files": (__file__,)},
     "maths answers": {"task.metric": "math"},
-    "another agent": {"buffer.agent": "checkpoint", "buffer.checkpoint": "/runs/other"},
+    "another agent": {"buffer.agent": "checkpoint", "buffer.checkpoint": "/"},
 }
 
 
