@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.method.calibrate import Calibration
+from rapo_jax.train.groups import Groups
 from rapo_jax.train.measures import (
     RowScores,
     host_metrics,
@@ -19,6 +20,7 @@ from rapo_jax.train.measures import (
     time_metrics,
 )
 from rapo_jax.train.mini_batches import UpdateRecord, train_on_rollouts, update_metrics
+from rapo_jax.train.rl import group_metrics
 from rapo_jax.types import Batch, Source, Status, Trajectory
 
 
@@ -77,6 +79,30 @@ def test_rewards_are_shown_apart_for_on_policy_and_hybrid_rows():
         "rollout/retrieved_share": 0.2,
     }  # fmt: skip
     assert found == pytest.approx(wanted)
+
+
+def test_rows_that_the_policy_did_not_sample_count_in_no_metric_of_the_rollout(small_settings):
+    changes = {"rollout.questions": 2, "rollout.group_size": 2, "rollout.n_hybrid": 1}
+    s = small_settings(changes)
+    source_BT = np.tile([Source.PROMPT, Source.POLICY, Source.TOOL, Source.PAD], (4, 1))
+    zeros_BT, ones_B = np.zeros(source_BT.shape), np.ones(4, np.int32)
+    trajectory = Trajectory(
+        source_BT,
+        source_BT,
+        0 * source_BT,
+        zeros_BT,
+        zeros_BT,
+        ones_B * Status.ANSWERED,
+        3 * ones_B,
+    )
+    reward_B = np.array([0.25, 9.0, 0.75, 1.0])  # on-policy, hybrid, on-policy, hybrid
+    scores = RowScores(reward_B, reward_B == 1, np.full(4, ""))
+    calibration = Calibration(reward_B, 0 * reward_B, reward_B, zeros_BT, zeros_BT, source_BT)
+    off_policy_B = np.array([0, 1, 0, 0])  # the row of reward 9
+    found = group_metrics(s, Groups((), trajectory, scores, off_policy_B, {}, 0, 0.0), calibration)
+    wanted = {"reward/mean": 2 / 3, "reward/on_policy": 0.5, "reward/hybrid": 1.0}
+    wanted["reward/retrieval"] = 1.0
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
 
 
 NAMES = ("loss", "clipped", "ratio", "grad_norm", "padding", "zero_advantage_rows", "tokens")

@@ -20,7 +20,7 @@ from rapo_jax.train.loop import MOST_SKIPS, PolicyTraining, check_skips
 from rapo_jax.train.measures import RowScores
 from rapo_jax.train.mini_batches import train_on_rollouts, update_metrics
 from rapo_jax.train.optimizer import make_optimizer, updates_made
-from rapo_jax.train.rl import open_rl, train_rl
+from rapo_jax.train.rl import open_rl, rl_step, train_rl
 from rapo_jax.train.step_files import write_skipped
 from rapo_jax.train.update import Updater, rapo_loss
 from rapo_jax.types import Batch, TrainState
@@ -203,3 +203,24 @@ def test_rows_of_steps_that_a_resumed_run_takes_again_are_removed(branch):
     path.write_text(kept + '{"step": 0, "stage": "rl", "row": 2}\n{"step": 0, "sta')
     train_rl(run)
     assert path.read_text() == kept
+
+
+def test_a_skipped_update_leaves_the_learning_rate_where_it_was_in_its_warm_up(branch):
+    run = branch({"optimizer.warmup": 9, "rl.mini_batches": 1})
+    parts, training = open_rl(run)
+
+    def step(state, number):
+        state, metrics = rl_step(run, parts, state, number)
+        return state, metrics()
+
+    with closing(training):
+        sound = jax.tree.map(jnp.copy, training.state.params)
+        broken = jax.tree.map(lambda x: x * jnp.nan, sound)
+        state, skipped = step(training.state.replace(params=broken), 0)
+        state, again = step(state, 1)
+        state, first = step(state.replace(params=sound), 2)
+        _, second = step(state, 3)
+    rate = run.settings.optimizer.learning_rate
+    assert [skipped["loss/skipped"], first["loss/skipped"]] == [1, 0]
+    shown = [each["loss/learning_rate"] for each in (skipped, again, first, second)]
+    assert shown == pytest.approx([rate / 9, rate / 9, rate / 9, rate / 9 + rate * 8 / 81])
