@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapo_jax.buffer.agents import run_agent
-from rapo_jax.buffer.endpoint import Endpoint, Message, Spent
+from rapo_jax.buffer.endpoint import ChatMessage, Endpoint, Spent
 from rapo_jax.io.http import HttpFailure
 from rapo_jax.tasks.schema import Question
 from rapo_jax.text.protocol import Segment
@@ -47,7 +47,7 @@ class Conversation:
 
     def __init__(self, endpoint: Endpoint, *, system: str) -> None:
         self._endpoint, self._system = endpoint, system
-        self._messages: list[Message] = []
+        self._messages: list[ChatMessage] = []
         self._read_chars = 0
         self._steps: list[str] = []  # of the last message, still to be done
 

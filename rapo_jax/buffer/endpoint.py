@@ -31,7 +31,7 @@ _TORN = re.compile(r"\[?\d*(, ?-?\d*)?")
 """The beginning of a line of the usage log."""
 _log = logging.getLogger(__name__)
 
-Message = dict[str, str]
+ChatMessage = dict[str, str]
 
 
 class Spent(Exception):
@@ -115,7 +115,7 @@ class Endpoint:
             connections=settings.concurrency,
         )
 
-    def steps(self, messages: Sequence[Message]) -> list[str]:
+    def steps(self, messages: Sequence[ChatMessage]) -> list[str]:
         """The model's next step, and further calls that follow it in the same message.
 
         Raises:

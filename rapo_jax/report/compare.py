@@ -25,7 +25,7 @@ from rapo_jax.report.costs import (
     token_curve,
     value_at,
 )
-from rapo_jax.report.runs import Run, accuracy, hidden_accuracy
+from rapo_jax.report.runs import RunFiles, accuracy, hidden_accuracy
 
 BASELINE = "grpo"
 """The default variant to compare with."""
@@ -38,7 +38,7 @@ IGNORED_KEYS = (
 
 Interval = tuple[float, float, float]
 """Mean, lower and upper bound."""
-Measure = Callable[[Run], float | None]
+Measure = Callable[[RunFiles], float | None]
 
 STEP_COSTS: tuple[Measure, ...] = (
     lambda run: step_cost(run).tokens,
@@ -77,7 +77,7 @@ class Summary:
     cpu_seconds: float | None
 
 
-def settings_of(run: Run) -> dict[str, str]:
+def settings_of(run: RunFiles) -> dict[str, str]:
     """The settings that can change a result, flat: dotted key -> value as text.
 
     A key that a config of an older version lacks counts with its default.
@@ -101,20 +101,20 @@ def settings_of(run: Run) -> dict[str, str]:
     return flat
 
 
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_runs(runs: Sequence[RunFiles]) -> dict[str, list[RunFiles]]:
     """Runs by variant, in the order given; a label is the method and the unusual settings.
 
     A setting is in the label if its value is not the usual one among runs of the same method: that
     of most variants, or the first of two values. Runs with an empty workdir belong to no variant.
     """
-    variants: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run in filter(Run.holds_anything, runs):
+    variants: dict[tuple[tuple[str, str], ...], list[RunFiles]] = {}
+    for run in filter(RunFiles.holds_anything, runs):
         variants.setdefault(tuple(sorted(settings_of(run).items())), []).append(run)
     by_method: dict[str, list[dict[str, str]]] = {}
     for items in variants:
         by_method.setdefault(dict(items)["method"], []).append(dict(items))
     usual = {method: _usual_values(settings) for method, settings in by_method.items()}
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunFiles]] = {}
     for items, members in variants.items():
         settings = dict(items)
         reference = usual[settings["method"]]
@@ -158,7 +158,7 @@ def paired_difference(
     return mean, mean - float(half), mean + float(half)
 
 
-def summarise(groups: Mapping[str, Sequence[Run]], baseline: str = BASELINE) -> list[Summary]:
+def summarise(groups: Mapping[str, Sequence[RunFiles]], baseline: str = BASELINE) -> list[Summary]:
     """A summary of each variant, in their order. Only runs with a final evaluation count."""
     runs = [run for members in groups.values() for run in members]
     at_equal = [_at_least_cost(runs, curve) for curve in (cpu_curve, token_curve)]
@@ -170,7 +170,7 @@ def summarise(groups: Mapping[str, Sequence[Run]], baseline: str = BASELINE) -> 
     ]
 
 
-def _at_least_cost(runs: Sequence[Run], curve_of: Callable[[Run], Points]) -> Measure:
+def _at_least_cost(runs: Sequence[RunFiles], curve_of: Callable[[RunFiles], Points]) -> Measure:
     """Held-out accuracy at the cost up to the last measurement of the run that spent least.
 
     Runs that are not finished or spend nothing do not decide that cost.
@@ -182,7 +182,7 @@ def _at_least_cost(runs: Sequence[Run], curve_of: Callable[[Run], Points]) -> Me
 
 def _summary(
     label: str,
-    runs: Sequence[Run],
+    runs: Sequence[RunFiles],
     measures: Sequence[Measure],
     base: Sequence[Mapping[int, float]],
 ) -> Summary:
@@ -214,7 +214,7 @@ def _summary(
     )
 
 
-def by_seed(runs: Iterable[Run], value: Measure) -> dict[int, float]:
+def by_seed(runs: Iterable[RunFiles], value: Measure) -> dict[int, float]:
     """Seed -> value(run), of the runs with a final evaluation; the mean where a seed has several.
 
     Runs that have no seed or no such value are left out.
@@ -226,7 +226,7 @@ def by_seed(runs: Iterable[Run], value: Measure) -> dict[int, float]:
     return {seed: float(np.mean(each)) for seed, each in values.items()}
 
 
-def repeated_seeds(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+def repeated_seeds(groups: Mapping[str, Sequence[RunFiles]]) -> list[str]:
     """A line for each seed with several finished runs of one variant: they count as one."""
     return [
         f"{label}: {count} runs of seed {seed} count as one, with their mean"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.io.jsonl import as_number
-from rapo_jax.report.runs import Run, series
+from rapo_jax.report.runs import RunFiles, series
 
 ACCURACY = "heldout/accuracy"
 """Of all held-out questions; ACCURACY/SET of each set where there are several."""
@@ -17,7 +17,7 @@ STAGES = ("imitation", "rl")
 SAMPLED = "rollout/sampled_tokens"
 
 Points = tuple[np.ndarray, np.ndarray]
-Total = Callable[[Run, str], Points | None]
+Total = Callable[[RunFiles, str], Points | None]
 """Steps of a stage and what it has spent after each; None where the run did not record it."""
 
 
@@ -34,13 +34,13 @@ class StepCost(NamedTuple):
     """Wall-clock seconds, compiling included."""
 
 
-def cpu_total(run: Run, stage: str) -> Points | None:
+def cpu_total(run: RunFiles, stage: str) -> Points | None:
     """CPU-seconds of a stage's steps, without held-out evaluations."""
     spent = series(run, "cpu/total", stage)
     return spent if spent[0].size or not run.metrics.get(stage) else None
 
 
-def token_total(run: Run, stage: str) -> Points | None:
+def token_total(run: RunFiles, stage: str) -> Points | None:
     """Sampled tokens of a stage; 0 where it has no rollouts."""
     steps, _ = series(run, "time/step", stage)
     if not _has_rollouts(run, stage):
@@ -49,11 +49,11 @@ def token_total(run: Run, stage: str) -> Points | None:
     return (at, np.cumsum(tokens)) if at.size == steps.size else None
 
 
-def _has_rollouts(run: Run, stage: str) -> bool:
+def _has_rollouts(run: RunFiles, stage: str) -> bool:
     return any(key.startswith("rollout/") for row in run.metrics.get(stage, []) for key in row)
 
 
-def cost_curve(run: Run, total: Total, key: str = ACCURACY) -> Points:
+def cost_curve(run: RunFiles, total: Total, key: str = ACCURACY) -> Points:
     """Cost before each measurement of `key`, and the measured values.
 
     A step measures the policy that it starts with, so its own cost is not included. Both are empty
@@ -72,12 +72,12 @@ def cost_curve(run: Run, total: Total, key: str = ACCURACY) -> Points:
     return np.concatenate(x), np.concatenate(y)
 
 
-def cpu_curve(run: Run, key: str = ACCURACY) -> Points:
+def cpu_curve(run: RunFiles, key: str = ACCURACY) -> Points:
     """`cost_curve` in CPU-seconds."""
     return cost_curve(run, cpu_total, key)
 
 
-def token_curve(run: Run, key: str = ACCURACY) -> Points:
+def token_curve(run: RunFiles, key: str = ACCURACY) -> Points:
     """`cost_curve` in sampled tokens."""
     return cost_curve(run, token_total, key)
 
@@ -91,14 +91,14 @@ def value_at(curve: Points, budget: float | None) -> float | None:
     return float(np.interp(budget, x, y)) if x.size and budget is not None else None
 
 
-def cpu_seconds(run: Run) -> float | None:
+def cpu_seconds(run: RunFiles) -> float | None:
     """CPU-seconds of all steps, an imitation before RL included, without held-out evaluations."""
     stages = [series(run, "cpu/total", stage)[1] for stage in STAGES]
     known = [total[-1] for total in stages if total.size]
     return float(sum(known)) if known else None
 
 
-def step_cost(run: Run) -> StepCost:
+def step_cost(run: RunFiles) -> StepCost:
     """Mean costs of a step of RL, or of an imitation that takes its place."""
     steps, seconds = series(run, "time/step")
 
@@ -113,7 +113,7 @@ def step_cost(run: Run) -> StepCost:
     )
 
 
-def _calls(run: Run) -> float | None:
+def _calls(run: RunFiles) -> float | None:
     """Tool calls of a step. Runs of older versions count those of each row that they trained on."""
     if not _has_rollouts(run, "rl"):
         return 0.0 if run.metrics.get("rl") else None

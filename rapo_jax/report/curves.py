@@ -10,13 +10,13 @@ import numpy as np
 
 from rapo_jax.report import charts
 from rapo_jax.report.costs import ACCURACY, Points, cpu_curve, token_curve
-from rapo_jax.report.runs import Run, accuracy, series
+from rapo_jax.report.runs import RunFiles, accuracy, series
 
 SMOOTHING = 25
 """A curve of n steps is averaged over a window of n / SMOOTHING steps."""
 MAX_POINTS = 400
 
-Groups = Mapping[str, Sequence[Run]]
+Groups = Mapping[str, Sequence[RunFiles]]
 
 
 class Chart(NamedTuple):
@@ -101,7 +101,7 @@ def charts_of(groups: Groups, section: Mapping[str, str], *, stage: str) -> list
     return drawn
 
 
-def _smooth_series(run: Run, key: str, stage: str) -> Points:
+def _smooth_series(run: RunFiles, key: str, stage: str) -> Points:
     return smooth(*series(run, key, stage))
 
 
@@ -126,7 +126,7 @@ def heldout_charts(groups: Groups) -> list[Chart]:
 
 
 def mean_lines(
-    groups: Groups, points_of: Callable[[Run], Points], *, points: bool = False
+    groups: Groups, points_of: Callable[[RunFiles], Points], *, points: bool = False
 ) -> list[charts.Line]:
     """One line for each variant that has points: the mean over its runs, ± one sample std.
 
@@ -179,7 +179,7 @@ def time_charts(groups: Groups) -> list[Chart]:
     return drawn
 
 
-def _phases(runs: Sequence[Run]) -> Points | None:
+def _phases(runs: Sequence[RunFiles]) -> Points | None:
     """Steps [n] and seconds [phases, n], mean over runs."""
     times = []
     for run in runs:
@@ -194,6 +194,6 @@ def _phases(runs: Sequence[Run]) -> Points | None:
     return means[0][0], np.stack([y.mean(0) for _, y in means])
 
 
-def _time(run: Run, name: str, step: np.ndarray) -> np.ndarray:
+def _time(run: RunFiles, name: str, step: np.ndarray) -> np.ndarray:
     x, y = series(run, f"time/{name}")
     return np.interp(step, x, y) if x.size else np.zeros(step.size)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rapo_jax.report import charts
 from rapo_jax.report.curves import Chart
-from rapo_jax.report.runs import Run, series
+from rapo_jax.report.runs import RunFiles, series
 
 PREFIX = "buffer/origin/"
 
@@ -27,7 +27,7 @@ class OriginTable(NamedTuple):
     chart: Chart
 
 
-def origin_table(groups: Mapping[str, Sequence[Run]]) -> OriginTable | None:
+def origin_table(groups: Mapping[str, Sequence[RunFiles]]) -> OriginTable | None:
     """Hits by variant and origin, summed over steps and runs; None without a buffer."""
     by_variant = {label: hits for label, runs in groups.items() if (hits := _hits(runs))}
     names = sorted({name for hits in by_variant.values() for name in hits})
@@ -43,7 +43,7 @@ def origin_table(groups: Mapping[str, Sequence[Run]]) -> OriginTable | None:
     return OriginTable(names, rows, Chart("Hits by origin", bars))
 
 
-def _hits(runs: Sequence[Run]) -> Counter[str]:
+def _hits(runs: Sequence[RunFiles]) -> Counter[str]:
     hits: Counter[str] = Counter()
     for run in runs:
         keys = {key for row in run.metrics.get("rl", []) for key in row if key.startswith(PREFIX)}

@@ -27,7 +27,7 @@ from rapo_jax.report.compare import (
 )
 from rapo_jax.report.curves import Groups
 from rapo_jax.report.origins import origin_table
-from rapo_jax.report.runs import Run, accuracy, accuracy_by_kind, hidden_accuracy, load_run
+from rapo_jax.report.runs import RunFiles, accuracy, accuracy_by_kind, hidden_accuracy, load_run
 from rapo_jax.report.suites import suite_rows
 from rapo_jax.report.summary import cells, columns, percent, points
 from rapo_jax.report.trajectories import choose_trajectories, segments_of
@@ -52,7 +52,7 @@ def write_report(workdirs: Sequence[Path], output: Path, *, baseline: str = BASE
     return output
 
 
-def render(runs: Sequence[Run], *, baseline: str) -> str:
+def render(runs: Sequence[RunFiles], *, baseline: str) -> str:
     """The page as text."""
     import jinja2
     from markupsafe import Markup
@@ -139,7 +139,7 @@ def _trajectories(groups: Groups) -> tuple[list[JsonObject], list[str]]:
     return sorted(variants, key=lambda each: not any(map(_retrieves, each["trajectories"]))), notes
 
 
-def _files(run: Run) -> list[tuple[Path, str]]:
+def _files(run: RunFiles) -> list[tuple[Path, str]]:
     """The files of a run that the viewer shows, and what they hold."""
     names = {"trajectories.jsonl": TRAJECTORIES, "samples.jsonl": "held-out samples"}
     return [(path, kind) for name, kind in names.items() if (path := run.workdir / name).is_file()]
@@ -162,7 +162,7 @@ def _kinds(groups: Groups) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def _mean_kind(runs: Sequence[Run], kind: str, when: str) -> float | None:
+def _mean_kind(runs: Sequence[RunFiles], kind: str, when: str) -> float | None:
     accuracies = [accuracy_by_kind(run, when) for run in runs]
     values = [by_kind[kind] for by_kind in accuracies if kind in by_kind]
     return sum(values) / len(values) if values else None

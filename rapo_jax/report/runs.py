@@ -13,7 +13,7 @@ from rapo_jax.io.jsonl import JsonObject, as_number, parse_line
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The contents of a run's workdir; `notes` name whatever is missing."""
 
     workdir: Path
@@ -36,7 +36,7 @@ class Run:
         return str(self.config.get("method") or self.result.get("method") or self.workdir.name)
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path) -> RunFiles:
     """Reads config.json, metrics.jsonl and result.json of a workdir; never fails on their content.
 
     The last row of a step counts (a resumed run writes some steps again), and a last line that a
@@ -44,7 +44,7 @@ def load_run(workdir: Path) -> Run:
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
-        return Run(workdir, notes=(f"{workdir.name}: there is no such folder ({workdir})",))
+        return RunFiles(workdir, notes=(f"{workdir.name}: there is no such folder ({workdir})",))
     notes: list[str] = []
     config = _read_object(workdir / "config.json", notes, "its settings are unknown")
     result = _read_object(workdir / "result.json", notes, "the run has no final evaluation yet")
@@ -59,7 +59,7 @@ def load_run(workdir: Path) -> Run:
         metrics.setdefault(stage, []).append(rows[stage, step])
     if not metrics:
         notes.append("metrics.jsonl holds no step: there are no curves")
-    return Run(workdir, config, metrics, result, tuple(f"{workdir.name}: {x}" for x in notes))
+    return RunFiles(workdir, config, metrics, result, tuple(f"{workdir.name}: {x}" for x in notes))
 
 
 def _read_object(path: Path, notes: list[str], consequence: str) -> JsonObject:
@@ -105,19 +105,19 @@ def read_lines(path: Path, notes: list[str]) -> list[JsonObject]:
     return rows
 
 
-def accuracy(run: Run, when: str = "after") -> float | None:
+def accuracy(run: RunFiles, when: str = "after") -> float | None:
     """Held-out accuracy `before` or `after` RL, without retrieval."""
     return as_number(run.result.get(f"accuracy_{when}"))
 
 
-def accuracy_by_kind(run: Run, when: str = "after") -> dict[str, float]:
+def accuracy_by_kind(run: RunFiles, when: str = "after") -> dict[str, float]:
     """Held-out accuracy by question type."""
     kinds = run.result.get(f"accuracy_by_kind_{when}")
     pairs = kinds.items() if isinstance(kinds, Mapping) else ()
     return {str(k): number for k, v in pairs if (number := as_number(v)) is not None}
 
 
-def hidden_accuracy(run: Run, when: str = "after") -> float | None:
+def hidden_accuracy(run: RunFiles, when: str = "after") -> float | None:
     """Held-out accuracy on hidden words; where the run has none, the mean of their types."""
     if (accuracy := as_number(run.result.get(f"hidden_{when}"))) is not None:
         return accuracy
@@ -125,7 +125,7 @@ def hidden_accuracy(run: Run, when: str = "after") -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def series(run: Run, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:
+def series(run: RunFiles, key: str, stage: str = "rl") -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it is finite."""
     rows = run.metrics.get(stage, [])
     points = [(row["step"], y) for row in rows if (y := as_number(row.get(key))) is not None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from rapo_jax.report.compare import Interval, by_seed, paired_difference
 from rapo_jax.report.costs import Points, cpu_curve, step_cost, token_curve, value_at
-from rapo_jax.report.runs import Run, accuracy, series
+from rapo_jax.report.runs import RunFiles, accuracy, series
 
 POWER, CONFIDENCE = 0.8, 0.95
 
@@ -25,7 +25,7 @@ class Measure(NamedTuple):
     """A number of a run, for a table."""
 
     name: str
-    of: Callable[[Run], float | None] | None = None
+    of: Callable[[RunFiles], float | None] | None = None
     """None where one run holds several variants: a study's `collect` measures them together."""
     scale: float = 1.0
     """What the number is multiplied by where it is shown: 100 for percent."""
@@ -43,7 +43,7 @@ class Claim(NamedTuple):
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Variant -> measure -> seed -> value."""
-Variants = Mapping[str, Sequence[Run]]
+Variants = Mapping[str, Sequence[RunFiles]]
 
 
 class Study(NamedTuple):
@@ -67,20 +67,20 @@ class Study(NamedTuple):
     """The baselines of variants that are compared with another one than `baseline`."""
 
 
-def step_mean(key: str, last: float = 1.0) -> Callable[[Run], float | None]:
+def step_mean(key: str, last: float = 1.0) -> Callable[[RunFiles], float | None]:
     """The mean of a metric over the last share of a run's RL steps."""
 
-    def mean(run: Run) -> float | None:
+    def mean(run: RunFiles) -> float | None:
         _, value = series(run, key)
         return float(value[-math.ceil(last * len(value)) :].mean()) if value.size else None
 
     return mean
 
 
-def step_median(key: str) -> Callable[[Run], float | None]:
+def step_median(key: str) -> Callable[[RunFiles], float | None]:
     """The median of a metric over a run's RL steps: times have outliers, such as compilation."""
 
-    def median(run: Run) -> float | None:
+    def median(run: RunFiles) -> float | None:
         _, value = series(run, key)
         return float(np.median(value)) if value.size else None
 
@@ -135,14 +135,14 @@ def with_equal_costs(
     return values
 
 
-def _spent(curve_of: Callable[[Run], Points], run: Run) -> float | None:
+def _spent(curve_of: Callable[[RunFiles], Points], run: RunFiles) -> float | None:
     """Cost of a run up to its last evaluation during training."""
     costs, _ = curve_of(run)
     return float(costs[-1]) if costs.size else None
 
 
 def _accuracy_at(
-    curve_of: Callable[[Run], Points], spent: Mapping[int, float], run: Run
+    curve_of: Callable[[RunFiles], Points], spent: Mapping[int, float], run: RunFiles
 ) -> float | None:
     return None if run.seed is None else value_at(curve_of(run), spent.get(run.seed))
 

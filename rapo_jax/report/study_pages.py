@@ -13,7 +13,7 @@ import numpy as np
 
 from rapo_jax.io.files import write_text
 from rapo_jax.io.tables import markdown_table
-from rapo_jax.report.runs import Run, accuracy
+from rapo_jax.report.runs import RunFiles, accuracy
 from rapo_jax.report.studies import MEASURES, Measure, Study, Values, difference, verdict
 
 DASH = "–"
@@ -38,7 +38,7 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(
-    options: Sequence[str], variants: Mapping[str, str], runs: Iterable[Run], values: Values
+    options: Sequence[str], variants: Mapping[str, str], runs: Iterable[RunFiles], values: Values
 ) -> Numbers:
     """The numbers of finished runs."""
     commits: dict[int, set[str]] = {}

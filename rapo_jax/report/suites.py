@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rapo_jax.io.jsonl import JsonObject
-from rapo_jax.report.runs import Run
+from rapo_jax.report.runs import RunFiles
 from rapo_jax.suites.paper import AVERAGED
 from rapo_jax.suites.scores import FAILURES, RIGHT
 from rapo_jax.suites.table import average, cells
@@ -19,7 +19,7 @@ COLUMNS = {
 """Heading -> column of `cells`; the last ones count samples by kind."""
 
 
-def suite_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+def suite_rows(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
     """One row for each run and suite: heading -> text, a dash for what a file does not hold."""
     rows: list[dict[str, str]] = []
     for run in runs:
@@ -34,6 +34,6 @@ def suite_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def _row(run: Run, name: str, x: JsonObject) -> dict[str, str]:
+def _row(run: RunFiles, name: str, x: JsonObject) -> dict[str, str]:
     row = cells(name, x) | {"run": run.workdir.name}
     return {heading: row[column] for heading, column in COLUMNS.items()}

@@ -21,7 +21,7 @@ class SampleSegment(TypedDict):
     text: str
 
 
-class Sample(TypedDict):
+class ShownSample(TypedDict):
     """A held-out question and its response as text, with keys of trajectories.jsonl."""
 
     question_id: str
@@ -63,7 +63,7 @@ class TensorBoard:
         for name, value in values.items():
             writer.add_scalar(f"{stage}/{name}", value, step)
 
-    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+    def write_samples(self, step: int, samples: Sequence[ShownSample]) -> None:
         for number, sample in enumerate(samples):
             text = "\n".join(
                 [f"question: {sample['question']}", f"gold: {' | '.join(sample['answers'])}",
@@ -121,7 +121,7 @@ class WandB:
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         self._send(stage, step, {f"{stage}/{name}": x for name, x in values.items()})
 
-    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+    def write_samples(self, step: int, samples: Sequence[ShownSample]) -> None:
         rows = [
             [s["question"], " | ".join(s["answers"]), s["status"], s["reward"], _response(s)]
             for s in samples
@@ -140,5 +140,5 @@ class WandB:
         self._run.finish()
 
 
-def _response(sample: Sample) -> str:
+def _response(sample: ShownSample) -> str:
     return "".join(segment["text"] for segment in sample["segments"])

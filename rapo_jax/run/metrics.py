@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rapo_jax.distributed import is_first
 from rapo_jax.io.jsonl import append_lines
-from rapo_jax.run.dashboards import Sample, TensorBoard, WandB
+from rapo_jax.run.dashboards import ShownSample, TensorBoard, WandB
 
 
 class Metrics:
@@ -42,7 +42,7 @@ class Metrics:
         for dashboard in self._dashboards:
             dashboard.write(stage, step, numbers)
 
-    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+    def write_samples(self, step: int, samples: Sequence[ShownSample]) -> None:
         """Writes held-out questions with the responses of a step of RL."""
         if not is_first():
             return

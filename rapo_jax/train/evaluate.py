@@ -11,7 +11,7 @@ import numpy as np
 from rapo_jax.io import watchdog
 from rapo_jax.method.tape import response_mask
 from rapo_jax.model.sharding import row_shards
-from rapo_jax.run.dashboards import Sample, SampleSegment
+from rapo_jax.run.dashboards import SampleSegment, ShownSample
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.run import Run
 from rapo_jax.sampling.batches import even_size, padded_batches
@@ -41,7 +41,7 @@ class Evaluation(TypedDict):
     """Of a response."""
     endings: dict[str, int]
     questions: int
-    samples: NotRequired[list[Sample]]
+    samples: NotRequired[list[ShownSample]]
     """Responses to some of the questions, evenly spread, where any are asked for."""
 
 
@@ -72,7 +72,7 @@ def evaluate(
     right: dict[str, list[bool]] = defaultdict(list)
     right_by_set: dict[str, list[bool]] = defaultdict(list)
     shown = set(spread(range(len(questions)), samples)) if samples else set()
-    texts: list[Sample] = []
+    texts: list[ShownSample] = []
     rewards: list[float] = []
     tokens: list[int] = []
     endings: Counter[str] = Counter()
@@ -118,8 +118,10 @@ def _means(groups: Mapping[str, Sequence[bool]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in sorted(groups.items())}
 
 
-def _sample(run: Run, trajectory: Trajectory, b: int, question: Question, reward: float) -> Sample:
-    return Sample(
+def _sample(
+    run: Run, trajectory: Trajectory, b: int, question: Question, reward: float
+) -> ShownSample:
+    return ShownSample(
         question_id=question.id,
         question=question.question,
         answers=list(question.answers),

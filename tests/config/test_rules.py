@@ -180,3 +180,11 @@ def test_only_a_user_task_has_user_arguments():
 def test_a_data_set_with_a_user_search_needs_no_documents():
     user_tools = {"tools.user_tools": (("search", "m:f"),), "tools.search.kind": "local"}
     assert read_with(**DATASET | user_tools).task.dataset.documents == ""
+
+
+def test_the_checkpoint_of_an_agent_must_be_there_where_its_buffer_is_made(small_settings):
+    changes = {"buffer.agent": "checkpoint", "buffer.checkpoint": "/, runs/misspelt/agent"}
+    message = "^buffer.checkpoint='runs/misspelt/agent': there is no such folder$"
+    with pytest.raises(ValueError, match=message):
+        small_settings(changes)
+    small_settings(changes | {"stages": ("rl",)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rapo_jax.report.origins import origin_table
-from rapo_jax.report.runs import Run
+from rapo_jax.report.runs import RunFiles
 
 
 def run_of(*steps):
@@ -13,7 +13,7 @@ def run_of(*steps):
         {"step": t, "stage": "rl"} | {f"buffer/origin/{name}": n for name, n in hits.items()}
         for t, hits in enumerate(steps, start=1)
     ]
-    return Run(Path("run"), metrics={"rl": rows})
+    return RunFiles(Path("run"), metrics={"rl": rows})
 
 
 def test_hits_are_summed_over_steps_and_seeds_and_shown_as_shares():

@@ -15,10 +15,10 @@ from rapo_jax.config import SearchIndexSettings
 from rapo_jax.io.digests import write_digests
 from rapo_jax.io.files import LOCK, Json, write_json, write_or_check
 from rapo_jax.search.exact import Encode
-from rapo_jax.search.index.files import BUILD, ENCODER, MANIFEST, read_json, shard_folder
+from rapo_jax.search.index.files import BUILD, ENCODER, MANIFEST, read_keys, shard_folder
 from rapo_jax.search.index.keys import CorpusEncoder, make_keys
 from rapo_jax.search.index.search import SearchIndex
-from rapo_jax.search.index.texts import Texts, read_texts
+from rapo_jax.search.index.texts import PassageTexts, read_texts
 
 COPIES = 3
 """Most copies of a shard's float32 keys in memory while ScaNN builds its tree."""
@@ -72,11 +72,11 @@ def build_index(
     )
     if (folder / MANIFEST).is_file():
         log("finished before; nothing to do")
-        return read_json(folder / MANIFEST)
+        return read_keys(folder / MANIFEST)
     counts = read_texts(settings.corpus, folder, rows=rows, malformed=settings.malformed, log=log)
     log(counts.pop("summary"))
     shards = [shard_folder(folder, number) for number in range(counts["shards"])]
-    encode = _fitted(folder, encoder, Texts(shards))
+    encode = _fitted(folder, encoder, PassageTexts(shards))
     started, width = time.perf_counter(), int(encoder.metadata["width"])
     for number, shard in enumerate(shards, start=1):
         make_keys(shard, encode, width=width, kind=settings.kind)
@@ -114,7 +114,7 @@ def corpus_identity(corpus: str) -> dict[str, Json]:
 class _Spaced(Sequence[str]):
     """At most `count` of the texts, evenly spread, read from disk at each access."""
 
-    def __init__(self, texts: Texts, count: int) -> None:
+    def __init__(self, texts: PassageTexts, count: int) -> None:
         size = len(texts)
         self._texts = texts
         self._places = np.linspace(0, size - 1, min(size, count)).round().astype(np.int64)
@@ -132,7 +132,7 @@ class _Spaced(Sequence[str]):
         return self._texts[int(self._places[place])]
 
 
-def _fitted(folder: Path, encoder: CorpusEncoder, texts: Texts) -> Encode:
+def _fitted(folder: Path, encoder: CorpusEncoder, texts: PassageTexts) -> Encode:
     """The encoder of the index, fitted once and kept in its folder."""
     path = folder / ENCODER
     if not path.is_dir():

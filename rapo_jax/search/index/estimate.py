@@ -28,7 +28,7 @@ ID_BYTES = 128
 LEAST_PART = 1 << 16
 
 
-class Estimate(NamedTuple):
+class IndexEstimate(NamedTuple):
     """Bytes and seconds; `exact` is whether the sample was the whole corpus."""
 
     passages: int
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
         return lines
 
 
-def estimate(corpus: str, encoder: CorpusEncoder, *, rows: int, kind: str) -> Estimate:
+def estimate(corpus: str, encoder: CorpusEncoder, *, rows: int, kind: str) -> IndexEstimate:
     """Reads, embeds and indexes the first passages; raises ValueError if none can be used."""
     report = LineReport(corpus)
     started = time.perf_counter()
@@ -82,7 +82,7 @@ def estimate(corpus: str, encoder: CorpusEncoder, *, rows: int, kind: str) -> Es
     embed_s, key_ME = _embedding(sample, encoder)
     text_bytes = np.mean([len(d.id.encode()) + len(d.contents.encode()) for d in sample])
     code_bytes = width // 2 + 4 if tree else 0
-    return Estimate(
+    return IndexEstimate(
         passages=passages,
         exact=share >= 1,
         shards=math.ceil(passages / rows),

@@ -19,7 +19,7 @@ def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Json]:
+def read_keys(path: Path, *keys: str) -> dict[str, Json]:
     """The object in a file; raises ValueError if it is missing, damaged or lacks one of `keys`."""
     try:
         found = read_object(path)

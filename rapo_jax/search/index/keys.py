@@ -13,8 +13,8 @@ import numpy as np
 from rapo_jax.io.files import Json, write_json
 from rapo_jax.search.backends import TREE_FROM, TREE_MIN, scann_available, tree_builder, tree_leaves
 from rapo_jax.search.exact import Encode
-from rapo_jax.search.index.files import KEYS, KEYS_DONE, TREE, read_json
-from rapo_jax.search.index.texts import Texts
+from rapo_jax.search.index.files import KEYS, KEYS_DONE, TREE, read_keys
+from rapo_jax.search.index.texts import PassageTexts
 
 CHUNK = 4096
 """Passages embedded at a time: enough to sort by length, few enough to hold in memory."""
@@ -49,7 +49,7 @@ def make_keys(folder: Path, encode: Encode, *, width: int, kind: str) -> None:
     """Embeds one shard and builds its tree, unless both are there."""
     if (folder / KEYS_DONE).is_file():
         return
-    texts = Texts([folder])
+    texts = PassageTexts([folder])
     if not (folder / KEYS).is_file():
         draft = folder / (KEYS + ".tmp")
         with open(draft, "wb") as file:
@@ -78,7 +78,7 @@ def load_keys(folder: Path) -> np.ndarray:
     """The memory-mapped embeddings [n, E] float16 of a finished shard."""
     try:
         key_ME = np.load(folder / KEYS, mmap_mode="r", allow_pickle=False)
-        rows = read_json(folder / KEYS_DONE, "rows")["rows"]
+        rows = read_keys(folder / KEYS_DONE, "rows")["rows"]
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
             f"{folder}: its keys cannot be read ({error}); build the index again"

@@ -18,12 +18,12 @@ from rapo_jax.search.index.files import (
     MANIFEST,
     TEXTS_DONE,
     TREE,
-    read_json,
+    read_keys,
     shard_folder,
 )
 from rapo_jax.search.index.keys import load_keys
 from rapo_jax.search.index.minilm import MiniLm
-from rapo_jax.search.index.texts import Texts
+from rapo_jax.search.index.texts import PassageTexts
 from rapo_jax.search.ngram import NgramEncoder
 
 CANDIDATES = 400
@@ -38,7 +38,7 @@ class Shard:
 
     def __init__(self, folder: Path) -> None:
         self.key_ME = load_keys(folder)
-        self.leaves = int(read_json(folder / KEYS_DONE, "leaves")["leaves"])
+        self.leaves = int(read_keys(folder / KEYS_DONE, "leaves")["leaves"])
         self._searcher = None
         if self.leaves and scann_available():
             import scann
@@ -86,10 +86,10 @@ class SearchIndex:
 
     def __init__(self, folder: Path, encode: Encode, *, share: float) -> None:
         self.folder, self.encode, self.share = folder, encode, share
-        count = int(read_json(folder / TEXTS_DONE, "shards")["shards"])
+        count = int(read_keys(folder / TEXTS_DONE, "shards")["shards"])
         folders = [shard_folder(folder, number) for number in range(count)]
         self.shards = [Shard(each) for each in folders]
-        self.texts = Texts(folders)
+        self.texts = PassageTexts(folders)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -135,7 +135,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             f"tools.search.index={str(folder)!r}: no finished index is there; build it with "
             "--config.stages=\"('search_index',)\""
         )
-    manifest = read_json(folder / MANIFEST, "encoder", "leaves_share")
+    manifest = read_keys(folder / MANIFEST, "encoder", "leaves_share")
     check_digests(folder, what="the search index", remedy="build it again")
     encode = _query_encoder(folder, manifest["encoder"])
     return SearchIndex(folder, encode, share=manifest["leaves_share"])

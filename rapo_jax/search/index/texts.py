@@ -16,13 +16,13 @@ from rapo_jax.io.files import Json, write_json
 from rapo_jax.io.jsonl import LineReport
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import read_documents
-from rapo_jax.search.index.files import TEXTS_DONE, read_json, shard_folder
+from rapo_jax.search.index.files import TEXTS_DONE, read_keys, shard_folder
 
 SHOWN = 20
 """Maximum number of malformed lines that the manifest lists; all are counted."""
 
 
-class Texts(Sequence[str]):
+class PassageTexts(Sequence[str]):
     """The contents of the passages of some shards, read from disk at each access.
 
     Items, iteration and slices give texts; `document` gives a passage with its id.
@@ -91,7 +91,7 @@ def read_texts(
     """
     done = folder / TEXTS_DONE
     if done.is_file():
-        return read_json(done, "shards", "summary")
+        return read_keys(done, "shards", "summary")
     report, digest = LineReport(corpus), hashlib.sha256()
     lines = read_documents(corpus, malformed=malformed, key="search_index.malformed", report=report)
     number, size = 0, rows
@@ -134,7 +134,7 @@ def _write_shard(lines: Iterator[Document], folder: Path, rows: int) -> tuple[in
     size = len(offsets) // 2
     counts = {"passages": size, "sha256": digest.hexdigest()}
     if kept.is_file():
-        if read_json(kept) != counts:
+        if read_keys(kept) != counts:
             raise ValueError(
                 f"{folder}: holds other passages than the corpus now; remove the index, or name "
                 "another search_index.folder"

@@ -11,7 +11,7 @@ import pytest
 from rapo_jax.io.jsonl import MAX_LINE_BYTES
 from rapo_jax.search.index.build import shard_rows
 from rapo_jax.search.index.search import open_index
-from rapo_jax.search.index.texts import Texts
+from rapo_jax.search.index.texts import PassageTexts
 from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
 
 
@@ -204,7 +204,7 @@ def test_a_folder_that_lost_bytes_is_refused(tmp_path):
     shard = tmp_path / "index" / "shard-00000"
     (shard / "texts.bin").write_bytes((shard / "texts.bin").read_bytes()[:-1])
     with pytest.raises(ValueError, match="texts.bin: .* build the index again"):
-        Texts([shard])
+        PassageTexts([shard])
     with pytest.raises(ValueError, match="texts.bin has .* bytes instead of .*; build it again"):
         open_index(tmp_path / "index")
     (tmp_path / "index" / "digests.json").unlink()

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from rapo_jax.search.index.estimate import ID_BYTES, SAMPLE, Estimate, estimate, free_bytes
+from rapo_jax.search.index.estimate import ID_BYTES, SAMPLE, IndexEstimate, estimate, free_bytes
 from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
 
 
@@ -49,7 +49,7 @@ def test_a_tree_costs_half_a_byte_a_number_and_three_copies_of_a_shard(tmp_path)
 
 
 def test_the_lines_give_size_memory_time_and_a_warning_of_a_full_disk():
-    wiki = Estimate(
+    wiki = IndexEstimate(
         passages=21_015_324,
         exact=False,
         shards=23,
