@@ -94,6 +94,8 @@ class Checkpoints:
             max_to_keep=keep,
             create=True,
             cleanup_tmp_directories=keep is not None,  # of killed saves, where this one saves
+            # In a background thread, one process's full disk would not end its wait for the others.
+            enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._manager.wait_until_finished()
