@@ -47,6 +47,7 @@ run docker build "--file=$root/launch/Dockerfile" "--tag=$image" \
   ${extras:+"--build-arg=EXTRAS=$extras"} "$root"
 run mkdir -p "$root/runs"
 # --init forwards signals; NCCL needs more shared memory than the default; the caller owns results
-run_last docker run --rm --init "--gpus=$gpus" --shm-size=8g "--user=$(id -u):$(id -g)" \
+# `docker stop` waits for the step that is running and its checkpoint
+run_last docker run --rm --init --stop-timeout=1800 "--gpus=$gpus" --shm-size=8g "--user=$(id -u):$(id -g)" \
   --env=HOME=/tmp --env=USER=rapo "--volume=$root/runs:/rapo_jax/runs" \
   ${variables[@]+"${variables[@]}"} ${mounts[@]+"${mounts[@]}"} "$image" "$@"

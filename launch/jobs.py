@@ -189,7 +189,7 @@ def wait_for_lock(job: Job) -> None:
 
     On a file system without record locks it waits for nothing.
     """
-    path, deadline = job.workdir / ".lock", time.monotonic() + LOCK_S
+    path, deadline, told = job.workdir / ".lock", time.monotonic() + LOCK_S, False
     while path.exists():
         try:
             with path.open("a") as file:
@@ -198,6 +198,9 @@ def wait_for_lock(job: Job) -> None:
             pass
         except OSError:  # the run prints that the folder cannot be locked
             return
+        if not told:
+            say(f"{job.name}: another process is at work there; waiting {LOCK_S:.0f} s for its end")
+            told = True
         if time.monotonic() > deadline:  # the new run says that another one is at work
             return
         time.sleep(0.2)

@@ -244,9 +244,9 @@ def check_same_config(
 
     if what(before) != what(now):
         started = {key: before.get(key) for key in now}
-        raise SystemExit(f"{folder} was started with {started}, not {now}: use another --workdir")
+        refuse(f"{folder} was started with {started}, not {now}: use another --workdir")
     if changed := differences(before.get("values", common), common):  # not in older files
-        raise SystemExit(
+        refuse(
             f"{folder} was started with other values in {config}: {'; '.join(changed)}; set them "
             "back, or use another --workdir"
         )

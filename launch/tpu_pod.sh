@@ -213,7 +213,7 @@ wait_for_end() {
       if [ -n "$bad" ]; then failing=$((failing + 1)); fi
       if [ "$failing" -eq 5 ]; then # the others wait for the failed worker
         say "a worker ended with status $bad and others still run: ending them"
-        worker stop "$workdir"
+        worker stop "$workdir" || say "not all could be ended; waiting for them"
       fi
     fi
     sleep "$poll"

@@ -174,7 +174,7 @@ last_line() {
 # stop: sends SIGTERM, which saves a checkpoint; after two minutes SIGKILL.
 stop() {
   if ! running || [ "$workdir_there" != "$1" ]; then return; fi
-  run pkill -TERM -P "$process" # only the program: it ends its tools itself
+  run pkill -TERM -P "$process" || true # it may just have ended. Only the program: it ends its tools itself
   for _ in $(seq 120); do
     if ! running; then return; fi
     sleep 1

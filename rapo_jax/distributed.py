@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rapo_jax.config import DistributedSettings
+from rapo_jax.config.sources import flatten
 from rapo_jax.io import signals, watchdog
 from rapo_jax.io.files import locked
 
@@ -35,6 +37,10 @@ MAKING = "making.lock"
 """The lock file of a folder that several runs may share."""
 PATIENCE_S = 30.0
 """How long a file of another host may take to show up."""
+JOIN_S = 240.0
+"""How long a process looks for process 0; JAX waits for all of them for 300 s."""
+TELL_S = 30.0
+"""Between two lines that say what is waited for."""
 LEAST_BYTES = 256
 """Bytes that each process sends in a gather, at least."""
 
@@ -58,6 +64,8 @@ def start(s: DistributedSettings) -> None:
 
 def _join(s: DistributedSettings) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    if s.mode == "explicit":
+        _find_coordinator(s)
     try:
         if s.mode == "auto":
             jax.distributed.initialize()
@@ -77,6 +85,46 @@ def _join(s: DistributedSettings) -> None:
         )
         reason = str(error).splitlines()[0]
         raise ValueError(f"distributed.mode={s.mode!r}: {remedy} ({reason})") from error
+
+
+def _find_coordinator(s: DistributedSettings) -> None:
+    """Waits until process 0 listens; on process 0, sees to it that it can.
+
+    JAX itself ends a process by a signal, in the first case after minutes of silence.
+
+    Raises:
+        ValueError: its port is taken, or nobody listens there after JOIN_S seconds.
+    """
+    host, _, port = s.coordinator.rpartition(":")
+    if s.process == 0:
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind(("", int(port)))
+            except OSError as error:
+                raise ValueError(
+                    f"distributed.coordinator={s.coordinator!r}: process 0 cannot listen there "
+                    f"({error.strerror}); give another port"
+                ) from None
+        if s.processes > 1:
+            print(f"[hosts] waiting for {s.processes - 1} other processes", file=sys.stderr)
+        return
+    started = told = time.monotonic()
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        now = time.monotonic()
+        if now - started > JOIN_S:
+            raise ValueError(
+                f"distributed.coordinator={s.coordinator!r}: process 0 does not answer after "
+                f"{JOIN_S:.0f} s ({reason}); start it, or correct the address"
+            )
+        if now - told >= TELL_S or told == started:
+            told = now
+            print(f"[hosts] waiting for process 0 at {s.coordinator} ({reason})", file=sys.stderr)
+        time.sleep(0.5)
 
 
 def is_first() -> bool:
@@ -118,7 +166,7 @@ def on_first(work: Callable[[], T], *, at_length: bool = False) -> T:
     With `at_length` the watchdogs of the others do not count the time in which they wait for it.
 
     Raises:
-        ValueError: `work` raised it, or FileNotFoundError, on the first process.
+        ValueError: `work` raised it, or an OSError, on the first process.
         Stopped: `work` raised it.
     """
     if jax.process_count() == 1:
@@ -127,7 +175,7 @@ def on_first(work: Callable[[], T], *, at_length: bool = False) -> T:
     if is_first():
         try:
             value = work()
-        except (ValueError, FileNotFoundError) as raised:
+        except (ValueError, OSError) as raised:
             error = str(raised)
         except Stopped as raised:
             stopped = str(raised)
@@ -190,7 +238,7 @@ def stop_asked() -> bool:
 
 def check_same(config: Mapping[str, object]) -> None:
     """Refuses processes with different configs; only the group `distributed` may differ."""
-    local = json.loads(json.dumps({**config, "distributed": None}))
+    local = dict(flatten(json.loads(json.dumps({**config, "distributed": None}))))
     for process, other in enumerate(allgather_json(local)):
         for key in sorted(set(local) | set(other)):
             if local.get(key) != other.get(key):

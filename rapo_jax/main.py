@@ -26,8 +26,10 @@ A signal to any of them saves a checkpoint on all and ends them with status 0.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +106,7 @@ def resolve_flags(line: CommandLine) -> Resolved:
         return resolve(
             line.config, workdir=line.workdir, overrides=line.overrides, flags=line.flags
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _refuse(error)
 
 
@@ -117,8 +119,8 @@ def main(arguments: Sequence[str]) -> None:
         if line.workdir and not line.print_config:
             download(missing_models(read_settings(resolved.config, files=False)))
         settings = read_settings(resolved.config)
-    except (ValueError, FileNotFoundError) as error:
-        _refuse(error)
+    except (ValueError, OSError) as error:
+        _refuse(f"{error}{_origin(str(error), resolved)}")
     if line.print_config:
         return
     if line.workdir is None:
@@ -147,6 +149,13 @@ def _show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _origin(error: str, resolved: Resolved) -> str:
+    """Where a refused key was set, if it was in a file."""
+    key = re.match(r"[\w.]*", error)
+    origin = resolved.origins.get(key[0], "") if key else ""
+    return f" (from {origin})" if Path(origin).suffix in (".py", ".yaml", ".yml", ".json") else ""
+
+
 def _refuse(error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
@@ -155,8 +164,9 @@ def _refuse(error: object) -> NoReturn:
 def entry() -> None:
     """The console script `rapo-jax`."""
     signals.end_in_one_line()
-    cache = str(Path.home() / ".cache" / "rapo_jax" / "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # these three: read at imports
+    with contextlib.suppress(RuntimeError):  # a user without a home has no cache
+        cache = str(Path.home() / ".cache" / "rapo_jax" / "xla")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # these three: read at imports
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.path.insert(0, os.getcwd())  # user code, and in a checkout config files' own imports

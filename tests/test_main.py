@@ -123,6 +123,16 @@ def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
     assert done.returncode == 1 and 'own.py", line 4' in done.stderr
 
 
+def test_a_refused_value_of_a_file_is_shown_with_the_file(tmp_path):
+    path = tmp_path / "over.yaml"
+    path.write_text("rl.m: x")
+    done = run("--config=tests/small.py", f"--workdir={tmp_path / 'w'}", f"--override={path}")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: rl.m='x': expected float (from {path})\n",
+    )
+
+
 @pytest.mark.parametrize("missing", ["--config", "--workdir"])
 def test_both_flags_are_needed(missing, tmp_path):
     flags = {"--config": "tests/small.py", "--workdir": str(tmp_path)}
@@ -203,23 +213,6 @@ def test_a_run_that_cannot_be_opened_leaves_no_tokenizer_for_the_next_config(
     assert not (tmp_path / "coldstart" / "tokenizer").exists()
 
 
-@pytest.mark.parametrize("written", [None, "metrics.jsonl", "suites"])
-def test_a_first_stage_that_refuses_its_input_leaves_the_workdir_to_another_config(
-    tmp_path, small_config, written
-):
-    folder = tmp_path / "no_checkpoint"
-    folder.mkdir()
-    changes = {"rollout.questions": 8, "stages": ("buffer",), "buffer.agent": "checkpoint"}
-    config = small_config(changes | {"buffer.checkpoint": str(folder)})
-    fresh = prepare_workdir(tmp_path, config)
-    if written:
-        (tmp_path / written).mkdir()  # results of this config, of whatever stage
-    with pytest.raises((ValueError, FileNotFoundError), match="no_checkpoint"):
-        run_stages(read_settings(config), tmp_path, fresh=fresh)
-    assert (tmp_path / "config.json").exists() == bool(written)
-    assert (tmp_path / "coldstart" / "tokenizer").exists() == bool(written)
-
-
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path, small_config):
     config = small_config({"rollout.questions": 80_000_000, "stages": ("rl",)})
     fresh = prepare_workdir(tmp_path, config)
@@ -230,12 +223,19 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_pat
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "done.json", "result.json"])
-def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_config, name):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("config.json", "use a new --workdir"),
+        ("done.json", "created again"),
+        ("result.json", "created again"),
+    ],
+)
+def test_a_torn_file_of_a_workdir_is_named_with_what_to_do(tmp_path, small_config, name, remedy):
     config = small_config({"rollout.questions": 8})
     prepare_workdir(tmp_path, config)
     (tmp_path / name).write_text('{"stages": ["r')
-    with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* created again"):
+    with pytest.raises(ValueError, match=rf"{name}: cut off or damaged .* {remedy}"):
         fresh = prepare_workdir(tmp_path, config)
         run_stages(read_settings(config), tmp_path, fresh=fresh)
 

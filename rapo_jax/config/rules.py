@@ -227,7 +227,11 @@ def _is_regex(text: str) -> bool:
 
 
 def _check_endpoint(key: str, url: str) -> None:
-    base = urlsplit(url)
+    try:
+        base = urlsplit(url)
+        _ = base.port  # raises ValueError, too
+    except ValueError:
+        base = urlsplit("")
     if base.scheme not in ("http", "https") or not base.hostname:
         remedy = "the base of an endpoint, such as http://localhost:8000/v1"
         _refuse(f"{key}.url", "***" if "@" in url else mask(url), remedy)

@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from rapo_jax.config import KEYS, Settings
 from rapo_jax.config.methods import METHODS
-from rapo_jax.io.files import Json, read_json
+from rapo_jax.config.override_files import read_override
+from rapo_jax.io.files import Json, read_object
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 """The configs of this package: `--config=tiny` is CONFIGS/tiny.py."""
@@ -94,7 +93,7 @@ def resolve(
             origins[name] = config
         _put(resolved, name, value)
     for path in overrides:
-        for name, value in flatten(_read_override(Path(path))):
+        for name, value in flatten(read_override(Path(path))):
             _put(resolved, known(name, where=f"--override={path}: {name}"), value)
             origins[_declared(name)] = path
     for name, text in flags:
@@ -139,7 +138,7 @@ def as_yaml(resolved: Resolved) -> str:
     """A line for each key with its value and its origin; as a file it is an override file."""
     lines = []
     for name, value in flatten(resolved.config):
-        text = f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        text = f"{name}: {json.dumps(value, ensure_ascii=False, default=str)}"
         lines.append(f"{text:<56}  # {resolved.origins.get(name, '')}")
     return "\n".join(lines)
 
@@ -245,48 +244,11 @@ def config_file(name: str) -> Path:
 
 
 def _read_object(path: Path) -> dict[str, Json]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected an object with the keys of a config")
-    return value
-
-
-class _Yaml12(yaml.SafeLoader):
-    """YAML 1.2's plain values: `off` is a word, and 1e-6 is a number."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"{twice[0]} is there twice")
-        return super().construct_mapping(node, deep)
-
-
-_Yaml12.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
-_Yaml12.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
-
-
-def _read_override(path: Path) -> dict[str, Json]:
-    """The nested or dotted keys of an override file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--override={path}: there is no such file")
-    if path.suffix == ".json":
-        return _read_object(path)
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Yaml12)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--override={path}: not YAML ({reason})") from None
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"--override={path}: expected keys, such as rl.steps: 3")
-    return value or {}
+        return read_object(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: cut off or damaged ({reason}); restore it from a backup, or use a new "
+            "--workdir"
+        ) from None

@@ -14,7 +14,7 @@ DIGESTS = "digests.json"
 """The file of a folder that holds the digests of all others."""
 
 Digests: TypeAlias = dict[str, str]
-"""File, relative to its folder -> its length in bytes and its SHA-256; "" if it is missing."""
+"""File, relative to its folder -> its length in bytes and its SHA-256; "" if it cannot be read."""
 
 
 def files_of(folder: Path) -> list[str]:
@@ -31,7 +31,7 @@ def digests(folder: Path, names: Iterable[str]) -> Digests:
             with open(folder / name, "rb") as file:  # digesting frees the interpreter lock
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 return f"{file.tell()} {sha256}"
-        except FileNotFoundError:
+        except OSError:  # missing, or on a bad part of the disk
             return ""
 
     names = list(names)
@@ -63,7 +63,7 @@ def damage(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     for name, digest in now.items():
         before, after = recorded[name].split()[0], digest.split()[:1]
         if not after:
-            lines.append(f"{name} is missing")
+            lines.append(f"{name} is missing or cannot be read")
         elif after != [before]:
             lines.append(f"{name} has {after[0]} bytes instead of {before}")
         elif digest != recorded[name]:

@@ -29,6 +29,8 @@ from rapo_jax.types import Array, Params, TrainState
 GB = 1e9
 METADATA = "about"
 """Name of the metadata on disk, which older checkpoints have too."""
+PARTS = (f"{METADATA}/metadata", "state/_METADATA", "state/manifest.ocdbt")
+"""Files without which a checkpoint is half a copy of one."""
 
 Metadata: TypeAlias = dict[str, Any]
 """JSON: data position, buffer identity, counters."""
@@ -257,6 +259,8 @@ def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> list[str]
     except ValueError as error:
         return [str(error)]
     if recorded is None:  # killed before they were written, or of a version that had none
+        if missing := on_first(lambda: [x for x in PARTS if not (folder / x).is_file()]):
+            return [f"{name} is missing" for name in missing]
         print(f"[checkpoint] {folder} has no {DIGESTS}: its files are not checked", flush=True)
         return []
     return damage(recorded, _shared_digests(folder, sorted(recorded)))

@@ -34,6 +34,7 @@ START_S = 120.0
 GRACE_S = 5.0
 """A worker that has not ended itself this long after the deadline is killed."""
 MAX_CHARS = 1000
+MOST_FAILED = 10_000
 """A longer answer is compared as text only: no right answer is so long."""
 CACHED = 65_536
 
@@ -112,6 +113,8 @@ class MathVerifier:
             self._free.put(worker)
         if verdict in ("equal", "different") or (prediction, gold) in self._failed_once:
             return verdict
+        if len(self._failed_once) >= MOST_FAILED:
+            self._failed_once.clear()
         self._failed_once.add((prediction, gold))
         raise _Failed(verdict)
 

@@ -12,7 +12,7 @@ from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import StepTrace, best_of, filter_counts, split_all
 from rapo_jax.distributed import make_once, on_first
-from rapo_jax.io.files import write_json
+from rapo_jax.io.files import write_json, write_text
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.run import Run
 from rapo_jax.search.ngram import NgramEncoder
@@ -88,10 +88,10 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
         },
     )
     buffer.save(folder / "traces")
-    with open(folder / "trajectories.jsonl", "w", encoding="utf-8") as file:
-        for trajectory in kept:
-            if any(map(str.strip, trajectory.steps)):  # one that says nothing teaches nothing
-                file.write(json.dumps(trajectory._asdict()) + "\n")
+    # one that says nothing teaches nothing
+    spoken = [each for each in kept if any(map(str.strip, each.steps))]
+    lines = "".join(f"{json.dumps(each._asdict())}\n" for each in spoken)
+    write_text(folder / "trajectories.jsonl", lines)
     seconds = time.perf_counter() - started
     done = {"seconds": seconds, "identity": buffer.identity}
     write_json(folder / "done.json", done)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from rapo_jax import distributed
 from rapo_jax.config import READERS, STAGES, Settings
 from rapo_jax.config.sources import STORED, differences, stored_config
+from rapo_jax.io.failures import end_of
 from rapo_jax.io.files import Json, claimed, read_json, write_json
 from rapo_jax.io.user_code import exit_is_an_error
 from rapo_jax.io.watchdog import watched
@@ -20,7 +21,7 @@ from rapo_jax.model.hf_config import refuse_contradictions
 from rapo_jax.plan.stage import plan
 from rapo_jax.report.page import write_report
 from rapo_jax.run.metrics import clock
-from rapo_jax.stages.table import JOB_STAGES, READER_STAGES, open_job
+from rapo_jax.stages.table import BEGUN, JOB_STAGES, READER_STAGES, open_job
 
 Config: TypeAlias = Mapping[str, Json]
 """As in config.json."""
@@ -37,7 +38,8 @@ def claimed_workdir(
 ) -> Iterator[bool]:
     """Joins the processes and claims `workdir`; yields whether it is fresh, for `run_stages`.
 
-    Inside, a stop signal ends the block; ValueError and FileNotFoundError exit with status 2.
+    Inside, a stop signal ends the block. A refused value, a missing file or one that may not be
+    read exits with status 2, another failure with 1.
 
     Args:
         config: the config that `settings` are of.
@@ -58,10 +60,11 @@ def claimed_workdir(
             yield open_workdir(workdir, config, config_file=config_file)
     except distributed.Stopped as stopped:
         print(f"[stop] {stopped}; run the same command to resume", flush=True)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        distributed.leave(2)
-        raise SystemExit(2) from error
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        remedy, status = end_of(str(error))
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        distributed.leave(status)
+        raise SystemExit(status) from error
     except Exception:
         distributed.leave(1)
         raise
@@ -89,7 +92,8 @@ def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> 
     alone writes nothing.
 
     Raises:
-        ValueError: the folder belongs to another config, or cannot be written.
+        ValueError: the folder belongs to another config, or to one that is lost, or cannot be
+        written.
     """
     path = workdir / STORED
     with _writing(workdir):
@@ -104,6 +108,12 @@ def prepare_workdir(workdir: Path, config: Config, *, config_file: str = "") -> 
             return False
         if set(config["stages"]) <= set(READERS):
             return False
+        if there := [name for name in BEGUN if (workdir / name).exists()]:
+            raise ValueError(
+                f"workdir={str(workdir)!r}: its {STORED} is missing, so that nobody knows with "
+                f"which config its {' and '.join(there)} were made; restore it from a backup, or "
+                "use a new --workdir"
+            )
         write_json(path, {**config, "commit": commit(), "config_file": config_file})
         return True
 

@@ -33,7 +33,7 @@ from rapo_jax.train.imitation import train_imitation
 from rapo_jax.train.rl import train_rl
 from rapo_jax.train.sft import train_cold_start
 
-BEGUN = ("metrics.jsonl", "done.json", "suites")
+BEGUN = ("metrics.jsonl", "done.json", "checkpoints", "suites")
 """A workdir with one of them holds results of its config."""
 
 

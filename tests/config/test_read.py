@@ -173,6 +173,7 @@ JUDGE = {"evaluate.judge.model": "m"}
         ENDPOINT | {"buffer.endpoint.url": "http://h", "buffer.endpoint.key_variable": SECRET},
         JUDGE | {"evaluate.judge.url": f"http://me:{SECRET}@host/v1"},
         JUDGE | {"evaluate.judge.url": f"http://host/v1?key={SECRET}"},
+        JUDGE | {"evaluate.judge.url": f"me:{SECRET}@host/v1"},
     ],
 )
 def test_a_key_in_the_wrong_place_is_refused_and_not_printed(small_settings, changes):

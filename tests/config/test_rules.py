@@ -32,6 +32,13 @@ def test_an_unknown_stage_is_refused_with_the_known_ones():
         read_with(stages=("rl", "evalute"))
 
 
+@pytest.mark.parametrize("address", ["host:99999", "host:abc", "[::1"])
+def test_an_endpoint_whose_address_is_none_is_refused_by_its_key(address):
+    judge = {"evaluate.judge.url": f"http://{address}/v1", "evaluate.judge.model": "m"}
+    with pytest.raises(ValueError, match=r"^evaluate\.judge\.url=.*: the base of an endpoint"):
+        read_with(**judge)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "key", ["rl.m", "optimizer.learning_rate", "model.norm_eps", "buffer.least_reward"]

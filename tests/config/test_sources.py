@@ -143,6 +143,26 @@ def test_an_override_file_has_nested_or_dotted_keys_and_flags_win(tmp_path, text
         assert found.evaluate.suites == ("gsm8k",) and found.log.tensorboard is True
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["True answers only", "false-start", "1.5B-run", "10.0.0.1:80", "1:30", "010", "2026-01-01"],
+)
+def test_a_text_that_begins_as_a_flag_or_a_number_is_a_text_in_yaml_too(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"prompt.system: {text}\n")
+    assert settings_of(overrides=[str(path)]).prompt.system == text
+    path.write_text("seed: 10\nrl.m: 0\noptimizer.b2: +9.5e-1")
+    found = settings_of(overrides=[str(path)])
+    assert (found.seed, found.rl.m, found.optimizer.b2) == (10, 0.0, 0.95)
+
+
+def test_a_damaged_override_file_of_json_is_refused_as_one(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"rl.m": ')
+    with pytest.raises(ValueError, match=rf"^--override={path}: not JSON \("):
+        settings_of(overrides=[str(path)])
+
+
 def test_later_override_files_win_and_an_empty_one_changes_nothing(tmp_path):
     for name, text in (("a", "seed: 1\nrl.m: 0.5"), ("b", "seed: 2"), ("c", "# nothing\n")):
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -191,6 +211,17 @@ def test_what_a_method_sets_is_named_and_is_no_override():
     assert resolved.published == ["rollout.tree_rows=3", "rollout.branching='random'"]
     assert resolved.overridden == {"method", "rl.kl"}
     assert resolve(SMALL, flags=[("method", "grpo")]).published == []
+
+
+def test_a_config_file_wins_over_what_a_method_sets(tmp_path, small_config):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {'method': 'tree_grpo', 'rl': {'kl': 0.5}}\n")
+    resolved = resolve(str(path))
+    assert (resolved.config["rl"]["kl"], resolved.origins["rl.kl"]) == (0.5, str(path))
+    assert resolved.config["rollout"]["tree_rows"] == 3  # of the method
+    stored = tmp_path / "config.json"  # where a key of the method was set to its default
+    stored.write_text(json.dumps(small_config({"method": "tree_grpo", "rl.kl": 0.0})))
+    assert resolve(str(stored)).config["rl"]["kl"] == KEYS["rl.kl"].value == 0.0
 
 
 def test_a_stored_config_is_a_config_and_a_workdirs_own_without_one(tmp_path):

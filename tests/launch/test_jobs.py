@@ -52,6 +52,23 @@ def test_a_file_system_without_record_locks_delays_no_run(tmp_path, monkeypatch,
     jobs.wait_for_lock(job)
 
 
+def test_a_run_whose_workdir_another_one_holds_is_said_to_be_waited_for(
+    tmp_path, monkeypatch, capsys
+):
+    job = job_of(tmp_path / "run")
+    (job.workdir / ".lock").touch()
+
+    def held(*_):
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", held)
+    monkeypatch.setattr(jobs, "LOCK_S", 0.3)
+    jobs.wait_for_lock(job)
+    assert capsys.readouterr().out == (
+        "run: another process is at work there; waiting 0 s for its end\n"
+    )
+
+
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Sets what this machine's nvidia-smi prints, and environment variables."""

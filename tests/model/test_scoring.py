@@ -235,6 +235,22 @@ def test_no_gradient_is_computed_of_a_frozen_head():
     assert (products(1), products((0, 1))) == (2, 3)  # of the logits, and of each argument
 
 
+def test_products_of_bfloat16_are_summed_in_float32_also_backward():
+    settings = dataclasses.replace(SETTINGS, dtype="bfloat16", score_logits=5 * SETTINGS.vocab)
+
+    def summed(head, hidden_BTD):
+        everywhere = jnp.ones(TOKENS.shape, bool)
+        positions = Positions(hidden_BTD, jnp.asarray(TOKENS), everywhere)
+        return _chunked_log_probs(settings, head, positions).sum()
+
+    hidden_BTD = jnp.ones((B, T, SETTINGS.width), jnp.bfloat16)
+    gradient = jax.jit(jax.grad(summed, argnums=(0, 1)))
+    text = gradient.lower(PARAMS["embed_VD"], hidden_BTD).as_text()
+    products = re.findall(r"dot_general.*: \(\S+x(\w+)>, \S+x(\w+)>\) -> \S+x(\w+)>", text)
+    assert set(products) == {("bf16", "bf16", "f32")}
+    assert len(products) == text.count("dot_general")
+
+
 def lowered_gradient(*, fsdp, tensor, chunks):
     """The gradient of `log_probs` of 9,600 positions; only the head is large."""
     mesh = make_mesh(jax.devices()[: fsdp * tensor], data=1, fsdp=fsdp, tensor=tensor)

@@ -209,6 +209,8 @@ def test_a_bfloat16_model_keeps_float32_parameters_and_logits_near_the_float32_o
 
         return np.asarray(jax.jit(program)(shaken(QWEN2), np.arange(B * T).reshape(B, T) % 23))
 
+    token_BT = jax.ShapeDtypeStruct((B, T), np.int32)
+    assert jax.eval_shape(partial(forward, half), shapes(half), token_BT).dtype == "bfloat16"
     whole_BTV, half_BTV = logits(QWEN2), logits(half)
     assert half_BTV.dtype == np.float32
     assert 0 < np.abs(half_BTV - whole_BTV).max() < 0.2 * whole_BTV.std()

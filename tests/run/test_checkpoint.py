@@ -249,6 +249,25 @@ def test_a_checkpoint_with_a_file_cut_short_or_lost_is_passed_over(open_store, t
     same(store.restore_params(), state_at(1).params)
 
 
+@pytest.mark.parametrize("missing", ["state", "about", "about/metadata", "state/_METADATA", "."])
+def test_half_a_copy_without_its_digests_makes_way_for_the_checkpoint_before(
+    open_store, tmp_path, missing, capsys
+):
+    store = open_store()
+    for step in (1, 2):
+        store.save(step, state_at(step), {"step": step})
+    newest = tmp_path / "checkpoints" / "2"
+    (newest / "digests.json").unlink()
+    part = newest / missing
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    newest.mkdir(exist_ok=True)  # an empty one, as where a copy has begun
+    assert open_store().latest() == 1
+    assert f"{newest} is damaged: " in capsys.readouterr().out
+    state, metadata = open_store().restore(blank())
+    same(state, state_at(1))
+    assert metadata == {"step": 1}
+
+
 def test_where_every_checkpoint_is_damaged_the_error_says_so(open_store, tmp_path):
     open_store().save(1, state_at(1), {})
     largest_file(tmp_path / "checkpoints" / "1").unlink()

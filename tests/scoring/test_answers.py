@@ -62,6 +62,7 @@ def test_a_gold_answer_inside_a_longer_one_is_contained_and_not_exact(rule):
         ("B", ["A"], WRONG, AnswerScores(0.0, 0.0, 1.0)),
         ("", [""], WRONG, AnswerScores(1.0, 0.0, 1.0)),
         ("yes it is", ["yes"], AnswerScores(0, 0, 1), AnswerScores(0, pytest.approx(0.5), 1)),
+        ("yes", ["yes it is"], WRONG, AnswerScores(0, pytest.approx(0.5), 0)),
         ("2010", ["10"], WRONG, AnswerScores(0.0, 0.0, 1.0)),
         # sign, point and slash are removed
         ("180", ["18.0"], WRONG, RIGHT),

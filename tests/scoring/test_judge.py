@@ -77,6 +77,8 @@ def test_equal_answers_to_a_question_are_graded_together_and_each_counts(serve, 
     other = CURIE._replace(question="Who found polonium?")
     assert asking([CURIE, other, CURIE, CURIE]) == [Judgement("correct", "Correct")] * 4
     assert len(asked) == asking.calls == 2 and asking.counts["correct"] == 4
+    asking([CURIE._replace(gold_answers=[name]) for name in ("Pierre Curie", "Becquerel")])
+    assert len(asked) == 4
 
 
 def test_a_graded_answer_is_not_sent_again_even_by_another_judge_of_the_same_cache(serve, tmp_path):

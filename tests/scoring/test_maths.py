@@ -11,6 +11,7 @@ import pytest
 
 from rapo_jax.scoring.maths import (
     GRACE_S,
+    MAX_CHARS,
     MathVerifier,
     math_counts,
     math_equal,
@@ -127,6 +128,14 @@ def test_threads_share_the_processes_and_each_gets_its_verdicts():
     verifier.close()
 
 
+def test_a_process_that_waits_longer_than_the_deadline_still_answers():
+    verifier = MathVerifier(workers=1, deadline_s=3.0, memory_mb=1024)
+    assert verifier.compare("1/2", "0.5") == "equal"
+    time.sleep(3.2)  # the deadline is that of a comparison
+    assert verifier.compare("1/4", "0.25") == "equal"
+    verifier.close()
+
+
 def scripted(tmp_path, body, *, deadline_s=5.0):
     """A verifier whose processes run `body` after their greeting."""
     path = tmp_path / "worker.py"
@@ -180,6 +189,14 @@ def test_a_process_that_cannot_start_is_an_error_with_the_command_to_try(tmp_pat
     verifier = MathVerifier(workers=1, deadline_s=1.0, memory_mb=64, command=missing)
     with pytest.raises(RuntimeError, match="task.metric='math': .*status 2.*try: python"):
         verifier.compare("1", "2")
+
+
+def test_an_answer_longer_than_any_right_one_is_not_sent_to_the_process(tmp_path):
+    verifier = scripted(tmp_path, "for line in sys.stdin: print('true', flush=True)")
+    long = "1" * (MAX_CHARS + 1)
+    assert [verifier.compare(long, "1"), verifier.compare("1", long)] == ["different"] * 2
+    assert verifier.compare(long[1:], "1") == "equal"
+    verifier.close()
 
 
 def test_a_repeated_comparison_is_not_sent_to_the_process(tmp_path):

@@ -32,7 +32,8 @@ def test_the_official_string_rules_know_other_spellings(prediction, gold):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "gold"), [("2/4", "1/2"), ("1.50", "1.5"), ("a=b=c", "c"), ("10%", "10")]
+    ("prediction", "gold"),
+    [("2/4", "1/2"), ("1.50", "1.5"), ("a=b=c", "c"), ("abc=5", "5"), ("10%", "10")],
 )
 def test_the_official_string_rules_know_no_algebra_and_no_bare_percentage(prediction, gold):
     assert not official_math_equal(prediction, gold)

@@ -50,6 +50,14 @@ def test_every_key_finds_itself(kind):
     np.testing.assert_allclose(similarity_B, 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["exact", "brute"])
+def test_keys_that_float32_sums_confuse_are_told_apart(kind):
+    most = 2**24  # and one more are the same number in float32
+    keys = [[most, 0], [most, 1], [0, 1]]
+    assert np.float32(most) + np.float32(1) == np.float32(most)
+    assert make_index(np.array(keys), kind=kind).search([[1, 1]])[0].tolist() == [1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_neighbours_are_ordered_and_the_nearest_is_first(kind):
     index_BC, similarity_BC = INDEXES[kind].search_many(QUERIES, 7)
@@ -101,6 +109,12 @@ def test_few_keys_are_searched_too_and_missing_neighbours_are_marked(kind, count
     index_BC, similarity_BC = index.search_many(KEYS[:2], count + 2)
     assert sorted(index_BC[0, :count].tolist()) == list(range(count))
     assert (index_BC[:, count:] == -1).all() and np.isnan(similarity_BC[:, count:]).all()
+
+
+@pytest.mark.parametrize("kind", ["exact", "brute"])
+def test_zeros_of_both_signs_make_equal_keys(kind):
+    keys = np.array([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.0]])
+    assert make_index(keys, kind=kind).search_many([[1.0, 1.0]], 3)[0].tolist() == [[0, 1, 2]]
 
 
 def test_of_keys_that_tie_the_first_are_the_hits_of_a_zero_query():

@@ -103,6 +103,13 @@ def test_an_empty_or_unknown_text_is_zero_or_a_unit_vector_and_never_nan():
     np.testing.assert_array_equal(bigrams([""]), np.zeros((1, 16), np.float32))
 
 
+def test_words_that_no_fitted_text_has_add_nothing():
+    encoder = NgramEncoder.fit(["aa bb"], width=64, orders=(1,))
+    np.testing.assert_array_equal(encoder(["aa never seen"]), encoder(["aa"]))
+    pairs = NgramEncoder.fit(["aa bb"], width=64, orders=(2,))
+    np.testing.assert_array_equal(pairs(["bb aa"]), np.zeros((1, 64), np.float32))
+
+
 def test_no_texts_give_no_rows():
     assert ENCODER([]).shape == (0, 256)
 

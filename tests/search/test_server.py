@@ -21,7 +21,7 @@ from rapo_jax.config import KEYS
 from rapo_jax.search import server as server_module
 from rapo_jax.search.batches import Document
 from rapo_jax.search.corpus import exact_search
-from rapo_jax.search.server import MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
+from rapo_jax.search.server import IDLE_S, MAX_BODY_BYTES, MAX_QUERIES, SearchServer, main
 
 DOCUMENTS = [
     Document("1", '"Ada"\nAda was born in Dorim'),
@@ -60,6 +60,13 @@ def test_without_scores_hits_are_documents_and_topk_has_a_default(server):
     for k, wanted in ((None, 2), (0, 2), (1, 1), (9, 3)):
         (hits,) = post(server, queries=["flour"], topk=k).json()["result"]
         assert len(hits) == wanted
+
+
+def test_a_connection_is_held_for_a_while_and_not_for_ever():
+    with closing(open_server()) as server, requests.Session() as session:
+        session.get(f"{server.url}/health", timeout=20)
+        (held,) = server._server.open
+        assert held.gettimeout() == IDLE_S > 0
 
 
 def test_no_queries_have_no_results(server):

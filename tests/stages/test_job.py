@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from rapo_jax.config.read import read_settings
 from rapo_jax.stages.job import (
     HELD_OUT,
@@ -35,6 +37,15 @@ def test_suites_that_failed_and_are_then_left_out_leave_the_evaluation_finished(
     run_stages(small_settings({"stages": ("rl", "evaluate")}), tmp_path, fresh=False)
     assert "[evaluate] finished before; skipped" in capsys.readouterr().out
     assert finished(tmp_path) == ["rl", "evaluate"]
+
+
+@pytest.mark.parametrize("there", ["metrics.jsonl", "done.json", "checkpoints", "suites"])
+def test_results_whose_config_is_lost_are_not_continued_with_another(tmp_path, small_config, there):
+    (tmp_path / there).mkdir()
+    with pytest.raises(ValueError, match=rf"its config.json is missing, .* {there} were made; "):
+        prepare_workdir(tmp_path, small_config())
+    assert not (tmp_path / "config.json").exists()
+    assert not prepare_workdir(tmp_path, small_config({"stages": ("plan",)}))  # it only reads
 
 
 def test_more_rl_steps_are_recorded_and_the_stages_from_rl_on_run_again(
@@ -76,3 +87,20 @@ def test_an_evaluation_before_the_training_has_ended_is_made_again_after_it(
     assert _stages_left(settings, tmp_path, asked) == (["evaluate"], False)
     note_finished(tmp_path, "evaluate")
     assert _stages_left(settings, tmp_path, asked) == ([], False)
+
+
+@pytest.mark.parametrize("written", [None, "metrics.jsonl", "suites"])
+def test_a_first_stage_that_refuses_its_input_leaves_the_workdir_to_another_config(
+    tmp_path, small_config, written
+):
+    folder = tmp_path / "no_checkpoint"
+    folder.mkdir()
+    changes = {"rollout.questions": 8, "stages": ("buffer",), "buffer.agent": "checkpoint"}
+    config = small_config(changes | {"buffer.checkpoint": str(folder)})
+    fresh = prepare_workdir(tmp_path, config)
+    if written:
+        (tmp_path / written).mkdir()  # results of this config, of whatever stage
+    with pytest.raises((ValueError, FileNotFoundError), match="no_checkpoint"):
+        run_stages(read_settings(config), tmp_path, fresh=fresh)
+    assert (tmp_path / "config.json").exists() == bool(written)
+    assert (tmp_path / "coldstart" / "tokenizer").exists() == bool(written)

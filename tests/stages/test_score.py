@@ -150,8 +150,10 @@ def test_what_is_missing_is_refused_by_its_key(settings_of, tmp_path, changes, m
         score_file(settings_of([[1, 2]], **changes), tmp_path)
 
 
-def test_the_input_is_never_overwritten(settings_of, tmp_path):
-    settings = settings_of([[1, 2]], score__output=str(tmp_path / "in.jsonl"))
+@pytest.mark.parametrize("name", ["in.jsonl", "folder/../in.jsonl"])
+def test_the_input_is_never_overwritten(settings_of, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    settings = settings_of([[1, 2]], score__output=str(tmp_path / name))
     with pytest.raises(ValueError, match=r"score\.output=.*it is score\.input"):
         score_file(settings, tmp_path)
 

@@ -46,6 +46,7 @@ def test_a_split_and_a_first_part_make_another_suite(tmp_path):
     lines(tmp_path / "gsm8k" / "train.jsonl", [gsm(n) for n in range(5)])
     (suite,) = read("gsm8k:train[:2]", manual_dir=tmp_path)
     assert suite.name == "gsm8k-train-first2" and len(suite.questions) == 2
+    assert suite.metrics == ("math",) * 2
     with pytest.raises(ValueError, match=r"'gsm8k:train\[:6\]': gsm8k:train has 5 questions; take"):
         read("gsm8k:train[:6]", manual_dir=tmp_path)
 

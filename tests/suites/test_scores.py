@@ -63,6 +63,7 @@ def test_a_right_answer_after_a_failed_call_is_right():
         (row(answer("yes"), "yes indeed"), 0.0, 2 / 3),  # yes and no
         (row(answer("0.75"), "3/4", metric="math"), 1.0, 0.0),  # equivalence
         (row(answer(r"\frac34"), r"\frac{3}{4}", metric="math"), 1.0, 1.0),
+        (row(answer("3/4"), "3/4", "1/2", metric="math"), 1.0, 0.0),  # the last one alone
         (row(answer("red fox")), 1.0, 1.0),
     ],
 )

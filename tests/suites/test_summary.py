@@ -83,6 +83,10 @@ def test_the_levels_of_a_suite_are_separate_groups():
     assert found["groups"] == {
         "gaia/1": {"questions": 2, "score": 1.0}, "gaia/2": {"questions": 2, "score": 0.5}
     }  # fmt: skip
+    sampled_twice = summary([1.0, 0.0, 1.0, 1.0], groups=("gaia/1", "gaia/2"), samples=2)
+    assert sampled_twice["groups"] == {
+        "gaia/1": {"questions": 1, "score": 0.5}, "gaia/2": {"questions": 1, "score": 1.0}
+    }  # fmt: skip
     assert summary([1.0])["groups"] == {}
     assert "| gaia | gaia/2 | 2 | 50.0 | – | – |" in table({"gaia": found})
     known = found | {"backbone": "Qwen2.5-7B-Instruct"}

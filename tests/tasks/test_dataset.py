@@ -177,6 +177,15 @@ def test_a_changed_file_is_another_data_set_and_the_manifest_keeps_the_counts(tm
         assert (info["records"], info["malformed"], info["malformed_lines"][0][0]) == (1, 1, 2)
 
 
+def test_a_changed_file_of_held_out_questions_is_another_data_set_too(tmp_path):
+    parameters, _ = make_world(tmp_path)
+    for answer in ("Anna", "Bob"):
+        write(parameters["eval"], [RECORDS[0] | {"answer": answer}])
+        world = TASK.make_world(**parameters)
+        sources = prepare_questions("dataset", parameters, world, data_dir=str(tmp_path / "data"))
+        assert load_questions(sources["eval"])[0].answers == (answer,)
+
+
 def test_held_out_questions_that_are_trained_on_give_a_warning(tmp_path):
     summaries = [source.get("summary", "") for source in TASK.sources(make_world(tmp_path)[1])]
     assert "warning: 2 of the held-out questions are training questions" in summaries

@@ -121,6 +121,18 @@ def test_the_relations_that_commute_lead_to_the_same_entity_in_either_order(worl
         assert world.facts[world.facts[entity, second], first] == there != entity
 
 
+def test_no_error_of_the_teacher_is_the_right_decision_for_a_blind_word(world):
+    act, rng = TASK.expert(world, error=1.0), np.random.default_rng(0)
+    inner = {pair.inner: pair for kind in world.pairs["expert"].values() for pair in kind}
+    blind = [word for word in inner if world.groups[word] == "blind"]
+    assert blind
+    for word in blind:
+        question = f"who is the {inner[word].outer} of the {word} of {world.starts['expert'][0]} ?"
+        taken = {TASK.decision(act(question, "", rng)) for _ in range(100)}
+        assert len(taken) == 3  # two errors and the wasted check
+        assert not taken & {world.procedures[word][0], world.habits[word][0]}
+
+
 def test_a_teacher_without_noise_is_never_right_where_a_word_is_blind_and_always_elsewhere(
     world, tools
 ):

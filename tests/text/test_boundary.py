@@ -6,6 +6,16 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from rapo_jax.text.boundary import boundary_automaton
+
+
+@pytest.mark.parametrize("stops", [("bc", "abc"), ("abc", "bc")])
+def test_of_stops_that_end_together_the_one_named_first_counts(stops):
+    automaton = boundary_automaton([b"abc"], stops)
+    assert automaton.next_state_AV[0, 0] == automaton.first_accept
+
 
 def test_the_automaton_is_the_same_in_every_process():
     """Its table is a constant of the rollout's program, which all processes compile alike."""

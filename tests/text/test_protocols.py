@@ -129,6 +129,7 @@ def test_a_corrective_reply_of_the_environment_is_no_answer_also_where_it_was_cu
     assert answer_of(f"<answer> Paris{told}so be it </answer>", **rule) is None
     assert answer_of(f"<answer> Paris{told}so: <answer> Rome </answer>", **rule) == "Rome"
     assert answer_of(f"it is Rome{told}so: <answer> Rome </answer>{told}", **rule) == "Rome"
+    assert answer_of(f"<answer>Paris</answer>{told}<answer>Rome</answer>", **rule) == "Rome"
 
 
 def test_a_users_rule_reads_the_text_between_the_corrective_replies_of_its_protocol():

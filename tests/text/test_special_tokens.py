@@ -40,6 +40,16 @@ def test_a_token_of_tokenizer_config_alone_is_taken_as_transformers_takes_it(ext
         load_tokens(folder, vocab_size=new)
 
 
+def test_the_id_behind_the_last_token_ends_no_response(extra):
+    new, folder = extra(0)
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": new}))
+    assert new in load_tokens(folder).eos_ids
+    generation.write_text(json.dumps({"eos_token_id": new + 1}))
+    with pytest.raises(ValueError, match=rf"eos_token_id={new + 1}: .* 0 … {new}$"):
+        load_tokens(folder)
+
+
 def test_a_token_with_another_id_than_transformers_gives_it_is_refused_by_name(extra):
     new, folder = extra(5)
     with pytest.raises(ValueError, match=rf"'<\|extra\|>' as id {new + 5}, but .* gives it {new}"):

@@ -271,6 +271,20 @@ def test_a_broken_tokenizer_file_is_named(hub, tmp_path):
         load_tokens(tmp_path)
 
 
+def test_a_folder_that_cuts_and_pads_texts_does_neither_to_ours(hub, tmp_path):
+    tokens, _, folder = hub
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    pad = {"strategy": {"Fixed": 90}, "direction": "Right", "pad_to_multiple_of": None}
+    pad |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
+    text = "The friend of Marbo has 42 coins."
+    assert 4 < len(tokens.encode(text)) < 90
+    for change in ({"truncation": cut}, {"padding": pad}):
+        found = load_tokens(copy_to(folder, tmp_path, tokenizer=spec | change))
+        assert found.encode(text) == tokens.encode(text)
+        assert found.prompt_ids("", text) == tokens.prompt_ids("", text)
+
+
 def test_prompts_follow_tokenizer_json_where_transformers_would_rebuild_it(hub, tmp_path):
     """transformers 5 makes any tokenizer of a qwen2 folder Qwen's, with its rules for numbers."""
     _, tokenizer, folder = hub

@@ -53,7 +53,7 @@ def main(workdir, config_file, report_file):
     distributed.start(settings.distributed)
     process = jax.process_index()
     found = {
-        "other_config": refusal(lambda: distributed.check_same({"seed": process})),
+        "other_config": refusal(lambda: distributed.check_same({"rl": {"m": process, "a": 1}})),
         "refused": refusal(lambda: distributed.on_first(refuse_folder)),
         "stopped": refusal(lambda: distributed.on_first(stop)),
         "shared": distributed.allgather_json({"from": process, "text": "x" * 300 * process}),

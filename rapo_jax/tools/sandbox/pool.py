@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +31,8 @@ GRACE_S = 10.0
 """A worker that does not answer for this long is treated as dead."""
 PACKAGES = ("numpy", "sympy", "mpmath")
 """Packages that a program may import, if they are installed, beside the standard library."""
+MOST_FAILED_STARTS = 3
+"""Starts of a worker in a row that fail and end the run: its observations are not the model's."""
 ENDS = ("ok", "error", "timeout", "crashed")
 """How a worker's child ended; the worker sends the first letter."""
 GOODBYE = b"bye"
@@ -165,9 +168,13 @@ class _Worker:
         self._settings = settings
         self._timeout_s, self._output_chars = settings.timeout_s, settings.output_chars
         self.process: subprocess.Popen | None = None
+        self._folder, self._failed_starts = "", 0
 
     def start(self) -> None:
-        folder = tempfile.mkdtemp(dir=self._parent)
+        if not os.path.isdir(self._parent):  # a cleaner of old temporary files was here
+            os.makedirs(self._parent)
+            os.chmod(self._parent, 0o711)
+        self._folder = folder = tempfile.mkdtemp(dir=self._parent)
         self._socket, theirs = socket.socketpair()
         # -S -s and this environment: nothing of the user's, and sets print in one order.
         keep = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
@@ -195,13 +202,23 @@ class _Worker:
         return json.loads(message)
 
     def call(self, code: str) -> Observation:
+        """Runs a program. Raises RuntimeError if the worker did not start again and again."""
+        if self.process is not None and self.process.poll() is not None:
+            self.stop()  # it died between two programs, and another one takes this program
         try:
             if self.process is None:
+                self._failed_starts += 1
                 self.start()
                 self.greet()
+                self._failed_starts = 0
             return self._converse(code.encode("utf-8", "replace"))
-        except (OSError, ValueError):  # dead, or no answer in time
+        except (OSError, ValueError) as error:  # dead, or no answer in time
             self.stop()
+            if self._failed_starts == MOST_FAILED_STARTS:
+                raise RuntimeError(
+                    f"the python tool's interpreter failed to start {MOST_FAILED_STARTS} times in "
+                    f"a row ({error})"
+                ) from None
             return Observation("error: the interpreter died", "crashed")
 
     def _converse(self, program: bytes) -> Observation:
@@ -259,6 +276,7 @@ class _Worker:
             self.process.kill()
             self.process.wait()
         self.process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def package_folders() -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.io.jsonl import MAX_LINE_BYTES
-from rapo_jax.search.index.build import shard_rows
+from rapo_jax.search.index.build import corpus_identity, shard_rows
 from rapo_jax.search.index.search import open_index
 from rapo_jax.search.index.texts import PassageTexts
 from tests.search.index.corpora import build, ngram_encoder, passages, write_corpus
@@ -23,6 +23,18 @@ def bytes_of(folder):
         for path in files
         if "tree" not in path.parts
     }
+
+
+def test_a_corpus_is_known_by_both_its_ends(tmp_path):
+    identities = []
+    for changed in (None, 0, -1):
+        corpus = bytearray(1 << 18)
+        if changed is not None:
+            corpus[changed] = 1
+        (tmp_path / "c").write_bytes(corpus)
+        identities.append(corpus_identity(str(tmp_path / "c")))
+    assert len({each["ends"] for each in identities}) == 3
+    assert {each["bytes"] for each in identities} == {1 << 18}
 
 
 class Killed(Exception):

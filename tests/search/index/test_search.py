@@ -77,6 +77,15 @@ def test_the_least_share_of_leaves_that_reaches_the_recall_is_kept(exact, trees)
     assert measure(exact, goal=0.5)["recall_queries"] == 0  # nothing to lose
 
 
+def test_the_share_of_leaves_is_the_share_that_is_searched(tmp_path):
+    build(write_corpus(tmp_path / "c.jsonl", passages(600)), tmp_path / "i", rows=600, kind="tree")
+    index = open_index(tmp_path / "i")
+    (shard,), (query_E,) = index.shards, index.encode(QUERIES[:1])
+    assert shard.leaves == 24  # the root of 600
+    least, most, whole = (len(shard.nearest(query_E, 600, share)[0]) for share in (0.0, 0.9, 1.0))
+    assert 0 < least < most < whole == 600
+
+
 def test_few_passages_get_no_trees(exact):
     assert all(shard.leaves == 0 for shard in exact.shards)
 

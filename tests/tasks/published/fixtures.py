@@ -230,6 +230,7 @@ FIXTURES = [
         "gaia", "text", "2023/validation/metadata.jsonl", lines, GAIA, ROWS_WITHOUT_FILE
     ),
     Fixture("gaia", "level1", "2023/validation/metadata.jsonl", lines, GAIA, [GAIA_A, GAIA_D]),
+    Fixture("gaia", "level2", "2023/validation/metadata.jsonl", lines, GAIA, [GAIA_E]),
     Fixture(
         "browsecomp",
         "test",

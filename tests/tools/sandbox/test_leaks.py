@@ -85,3 +85,13 @@ def test_no_state_passes_from_one_call_to_the_next(tool, trace):
     run(tool, leave)
     assert run(tool, look) == before
     assert before.outcome == "ok" and expected in before.text
+
+
+def test_a_call_leaves_no_descriptor_open_here(tool):
+    programs = ["print(1)", "1 / 0", "print('x' * 9999)", "import os\nos.kill(os.getpid(), 9)"]
+    counts = []
+    for _ in range(3):
+        for program in programs:
+            run(tool, program)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1:] == counts[:-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -231,17 +230,6 @@ def test_a_missing_layer_has_advice():
     assert "pyseccomp" in remedy(["seccomp"])
     assert "kernel" in remedy(["landlock"])
     assert "namespaces" in remedy(["pid", "seccomp"])
-
-
-def test_a_dead_worker_is_a_crash_and_the_next_call_starts_a_new_one():
-    tool = python_tool(workers=1, timeout_s=10.0, memory_mb=256, output_chars=OUTPUT_CHARS)
-    (process_id,) = tool.process_ids()
-    os.kill(process_id, signal.SIGKILL)
-    os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOWAIT)
-    assert run(tool, "1") == Observation("error: the interpreter died", "crashed")
-    assert run(tool, "1") == Observation("1", "ok")
-    tool.close()
-    assert run(tool, "1") == Observation("error: the interpreter is closed", "crashed")
 
 
 def test_a_killed_pool_leaves_no_process_and_no_folder(tmp_path):
