@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ from rapo_jax.model.lora import ADAPTERS, identity, trained, with_trained
 from rapo_jax.types import Array, Params, TrainState
 
 GB = 1e9
+CLEANING_S = 60.0
+"""How long the removal of what killed saves left may take."""
 METADATA = "about"
 """Name of the metadata on disk, which older checkpoints have too."""
 PARTS = (f"{METADATA}/metadata", "state/_METADATA", "state/manifest.ocdbt")
@@ -100,7 +103,14 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._manager.wait_until_finished()
+        if keep is not None:
+            on_first(self._wait_for_cleaning)
+
+    def _wait_for_cleaning(self) -> None:
+        """Until killed saves are removed, which Orbax does in a thread: the room is theirs."""
+        deadline = time.monotonic() + CLEANING_S
+        while any(self._folder.glob("*.orbax-checkpoint-tmp*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints that are kept, as the first process sees the folder.
@@ -159,7 +169,6 @@ class Checkpoints:
             metadata |= {"base": base_identity(state.params), "lora": _lora_metadata(self._lora)}
         items = {"state": args.StandardSave(_plain(state)), METADATA: args.JsonSave(metadata)}
         self._manager.save(step, args=args.Composite(**items))
-        self._manager.wait_until_finished()
         folder = self._folder / str(step)
         names = on_first(lambda: files_of(folder))
         found = _shared_digests(folder, names)

@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 # A fake of rapo_jax.main that writes the same files: `seed=7` fails, `seed=8` ends early with
@@ -56,3 +58,10 @@ def dry_run(capsys, *flags):
     lines = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines()]
     read = [dict(flag.removeprefix("--config.").split("=", 1) for flag in line) for line in lines]
     return {Path(flags["--workdir"]).name: flags for flags in read}
+
+
+def refusal(call, capsys):
+    """What a call that ends with status 2 prints to standard error."""
+    with pytest.raises(SystemExit, match="^2$"):
+        call()
+    return capsys.readouterr().err

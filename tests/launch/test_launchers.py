@@ -107,10 +107,10 @@ def test_a_container_shares_runs_and_the_mounted_folders_and_belongs_to_the_call
         ["docker", "build", f"--file={root}/launch/Dockerfile", "--tag=mine", root],
         ["mkdir", "-p", f"{root}/runs"],
         [
-            "docker", "run", "--rm", "--init", "--gpus=2", "--shm-size=8g",
-            f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", "--env=USER=rapo",
-            f"--volume={root}/runs:/rapo_jax/runs", "--volume=/big models:/big models:ro",
-            "mine", *FLAGS,
+            "docker", "run", "--rm", "--init", "--stop-timeout=1800", "--gpus=2",
+            "--shm-size=8g", f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
+            "--env=USER=rapo", f"--volume={root}/runs:/rapo_jax/runs",
+            "--volume=/big models:/big models:ro", "mine", *FLAGS,
         ],
     ]  # fmt: skip
 
