@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from contextlib import closing
+from types import SimpleNamespace
 
 import jax
+import pytest
 
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.policy import load_policy
 from rapo_jax.run.run import open_run
 from rapo_jax.sampling.tapes import segments, text_without_retrieved
-from rapo_jax.stages.gates import follow_rate, followed_share, followed_steps, one_hop_accuracy
+from rapo_jax.stages.gates import (
+    check_cold_start,
+    follow_rate,
+    followed_share,
+    followed_steps,
+    one_hop_accuracy,
+)
 from rapo_jax.tasks import TASKS, answer_of
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
@@ -97,3 +106,17 @@ def test_the_follow_gate_of_few_questions_is_that_of_one_device_on_several(branc
             five = dataclasses.replace(opened, questions={"eval": questions})
             found.append(follow_rate(five, load_policy(opened, opened.cold_start)))
     assert 0 < found[0] < 1 and found[0] == found[1]
+
+
+def test_a_gate_that_is_just_reached_is_passed_and_one_that_is_missed_is_named(
+    tmp_path, small_settings
+):
+    settings = small_settings({"sft.gate_one_hop": 0.5, "sft.gate_follow": 0.75})
+    run = SimpleNamespace(cold_start=tmp_path, settings=settings)
+    reached = {"one_hop": 0.5, "follow": 0.75}
+    (tmp_path / "gates.json").write_text(json.dumps(reached))
+    assert check_cold_start(run) == reached
+    for name, gate in reached.items():
+        (tmp_path / "gates.json").write_text(json.dumps(reached | {name: gate - 1e-6}))
+        with pytest.raises(ValueError, match=rf"^sft\.gate_{name}={gate}: the cold start reached"):
+            check_cold_start(run)

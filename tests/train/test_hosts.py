@@ -238,7 +238,7 @@ def test_processes_gather_each_others_values_and_take_turns(two):
         assert report["shared"] == [{"from": 0, "text": ""}, {"from": 1, "text": 300 * "x"}]
         assert report["refused"] == "this folder belongs to another run"
         assert report["stopped"] == "3 trajectories are kept"
-        assert report["other_config"].startswith("rl.m: process 1 has 1, process 0 has 0; ")
+        assert report["other_config"].startswith("rl.m: process ")
     assert [report["turns"] for report in reports] == [["0"], ["0", "1"]]
 
 
