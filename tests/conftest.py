@@ -93,6 +93,7 @@ SLOW = (
     "test_main.py", "test_notebook.py", "test_package.py", "test_system.py",
     "test_system_chat_tools.py", "test_system_suites.py", "test_usage.py", "test_user_examples.py",
     "tools/sandbox/test_attacks.py", "tools/sandbox/test_sandbox.py",
+    "tools/sandbox/test_workers.py",
 )  # fmt: skip
 """Folders and files of tests that compile models or start jobs: launch/test.sh fast skips them."""
 
