@@ -58,7 +58,7 @@ if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$wanted" ] || [ "$both" != "$there"
     run uv pip install --quiet --python .venv/bin/python "${requirements[@]}" -c requirements.lock
   else
     if [ -z "$dry_run" ] && ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-      .venv/bin/python -m ensurepip --upgrade >/dev/null # killed while it was made
+      .venv/bin/python -m ensurepip --upgrade >/dev/null # the making of .venv was interrupted
     fi
     run .venv/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}" -c requirements.lock
   fi

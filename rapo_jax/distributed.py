@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -90,7 +91,7 @@ def _join(s: DistributedSettings) -> None:
 def _find_coordinator(s: DistributedSettings) -> None:
     """Waits until process 0 listens; on process 0, sees to it that it can.
 
-    JAX itself ends a process by a signal, in the first case after minutes of silence.
+    Without this JAX would end the process by a signal, in the first case after minutes of silence.
 
     Raises:
         ValueError: its port is taken, or nobody listens there after JOIN_S seconds.
@@ -109,7 +110,7 @@ def _find_coordinator(s: DistributedSettings) -> None:
         if s.processes > 1:
             print(f"[hosts] waiting for {s.processes - 1} other processes", file=sys.stderr)
         return
-    started = told = time.monotonic()
+    started, told = time.monotonic(), -math.inf
     while True:
         try:
             return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -121,7 +122,7 @@ def _find_coordinator(s: DistributedSettings) -> None:
                 f"distributed.coordinator={s.coordinator!r}: process 0 does not answer after "
                 f"{JOIN_S:.0f} s ({reason}); start it, or correct the address"
             )
-        if now - told >= TELL_S or told == started:
+        if now - told >= TELL_S:
             told = now
             print(f"[hosts] waiting for process 0 at {s.coordinator} ({reason})", file=sys.stderr)
         time.sleep(0.5)

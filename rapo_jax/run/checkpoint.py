@@ -99,7 +99,8 @@ class Checkpoints:
             max_to_keep=keep,
             create=True,
             cleanup_tmp_directories=keep is not None,  # of killed saves, where this one saves
-            # In a background thread, one process's full disk would not end its wait for the others.
+            # In the background, a process whose disk is full would wait for the others, and they
+            # for it, for 20 minutes.
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -111,6 +112,8 @@ class Checkpoints:
         deadline = time.monotonic() + CLEANING_S
         while any(self._folder.glob("*.orbax-checkpoint-tmp*")) and time.monotonic() < deadline:
             time.sleep(0.02)
+        if left := sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            print(f"[checkpoint] what a killed save left is still there: {left[0]}", flush=True)
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints that are kept, as the first process sees the folder.

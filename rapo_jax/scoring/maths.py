@@ -34,8 +34,9 @@ START_S = 120.0
 GRACE_S = 5.0
 """A worker that has not ended itself this long after the deadline is killed."""
 MAX_CHARS = 1000
-MOST_FAILED = 10_000
 """A longer answer is compared as text only: no right answer is so long."""
+MOST_FAILED = 10_000
+"""Pairs that are remembered to have failed once."""
 CACHED = 65_536
 
 _WORDS = re.compile(r"[^\W\d_]{3,}")

@@ -18,7 +18,8 @@ class Observation(NamedTuple):
 
 
 Tool = Callable[[list[str]], list[Observation]]
-"""A tool never raises: every failure is an observation with its outcome.
+"""A tool never raises: every failure is an observation with its outcome. What one raises all the
+same, as the Python tool does whose interpreter cannot be started, ends the run after the rollout.
 
 Concurrent threads call it, each with one call. A tool with a true attribute `immediate` gets all
 calls there are at once, and the rows wait for it: one that answers in less time than a thread takes

@@ -32,7 +32,7 @@ GRACE_S = 10.0
 PACKAGES = ("numpy", "sympy", "mpmath")
 """Packages that a program may import, if they are installed, beside the standard library."""
 MOST_FAILED_STARTS = 3
-"""Starts of a worker in a row that fail and end the run: its observations are not the model's."""
+"""So many failed starts of a worker in a row end the run: they are no mistakes of the model."""
 ENDS = ("ok", "error", "timeout", "crashed")
 """How a worker's child ended; the worker sends the first letter."""
 GOODBYE = b"bye"
@@ -172,7 +172,7 @@ class _Worker:
 
     def start(self) -> None:
         if not os.path.isdir(self._parent):  # a cleaner of old temporary files was here
-            os.makedirs(self._parent)
+            os.makedirs(self._parent, exist_ok=True)  # another worker may make it now
             os.chmod(self._parent, 0o711)
         self._folder = folder = tempfile.mkdtemp(dir=self._parent)
         self._socket, theirs = socket.socketpair()
@@ -202,7 +202,7 @@ class _Worker:
         return json.loads(message)
 
     def call(self, code: str) -> Observation:
-        """Runs a program. Raises RuntimeError if the worker did not start again and again."""
+        """Runs a program. Raises RuntimeError after MOST_FAILED_STARTS failed starts in a row."""
         if self.process is not None and self.process.poll() is not None:
             self.stop()  # it died between two programs, and another one takes this program
         try:
@@ -214,10 +214,10 @@ class _Worker:
             return self._converse(code.encode("utf-8", "replace"))
         except (OSError, ValueError) as error:  # dead, or no answer in time
             self.stop()
-            if self._failed_starts == MOST_FAILED_STARTS:
+            if self._failed_starts >= MOST_FAILED_STARTS:
                 raise RuntimeError(
-                    f"the python tool's interpreter failed to start {MOST_FAILED_STARTS} times in "
-                    f"a row ({error})"
+                    f"the python tool's interpreter failed to start {self._failed_starts} times "
+                    f"in a row ({error})"
                 ) from None
             return Observation("error: the interpreter died", "crashed")
 

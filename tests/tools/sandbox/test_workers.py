@@ -70,6 +70,7 @@ def test_an_interpreter_that_does_not_start_again_and_again_ends_the_run(one_wor
     kill_worker(tool)
     for _ in range(2):
         assert run(tool, "1") == Observation("error: the interpreter died", "crashed")
-    with pytest.raises(RuntimeError, match=r"interpreter failed to start 3 times in a row \(.*"):
-        run(tool, "1")
+    for number in (3, 4):  # whoever catches the first error does not go on without a word
+        with pytest.raises(RuntimeError, match=rf"interpreter failed to start {number} times in a"):
+            run(tool, "1")
     folder.unlink()
