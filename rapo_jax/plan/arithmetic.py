@@ -117,12 +117,11 @@ def bytes_on(
     positions = padded_positions(tape_positions(s), FORMS[attention.form].page)
     update = partial(_update_bytes, model, shape, split, attention)
     widths = [(rows // split.fsdp, width) for width, rows in micro_shapes(s, split.fsdp).items()]
-    weights = 4 * shape.trained + shape.frozen
     return Bytes(
-        parameters=weights,
+        parameters=4 * shape.trained + shape.frozen,
         optimizer=8 * shape.trained,
         gradients=8 * shape.trained,
-        reference=weights if s.rl.kl else 0,
+        reference=4 * shape.trained if s.rl.kl else 0,  # a frozen base is the policy's own
         copy=shape.sampled,
         cache=split.slots * positions * a_token,
         prompts=r.questions // split.fsdp * r.prompt_tokens * a_token,

@@ -17,6 +17,7 @@ from rapo_jax.config import Settings
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.method.rewards import overlong_penalty
 from rapo_jax.method.tape import response_mask
+from rapo_jax.model.lora import trained, with_trained
 from rapo_jax.run.keys import StageKey, stage_key
 from rapo_jax.run.policy import load_policy, start_state
 from rapo_jax.run.run import Run
@@ -110,7 +111,8 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
     optimizer, schedule = policy_optimizer(s)
     begun = imitation_folder(run) if s.of_method.imitates_first else run.cold_start
     start = load_policy(run, begun)
-    state = start_state(run, jax.tree.map(jnp.copy, start), optimizer)
+    reference = start if s.rl.kl else None
+    state = start_state(run, start if reference is None else _own_copy(start), optimizer)
     loss = method.loss(run.model, s.rl)
     updater = Updater(loss, optimizer, state, mesh=run.mesh, rl=s.rl)
     stream = question_stream(
@@ -120,7 +122,6 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    reference = start if s.rl.kl else None
     agent_tapes = read_agent_tapes(run) if s.of_method.takes_agent_tapes else None
     replay = Replay(s.rl.replay_groups) if s.of_method.replays else None
     training = PolicyTraining(run, state, buffer=buffer, stream=stream, replay=replay)
@@ -136,6 +137,11 @@ def open_rl(run: Run) -> tuple[RlParts, PolicyTraining]:
         reference=reference,
     )
     return parts, training
+
+
+def _own_copy(params: Params) -> Params:
+    """Parameters of which updates may overwrite the trained part; a frozen base is shared."""
+    return with_trained(params, jax.tree.map(jnp.copy, trained(params)))
 
 
 def rl_step(

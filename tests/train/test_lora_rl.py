@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from rapo_jax.run.weights import restore
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.stages.export import export_weights
 from rapo_jax.stages.score import score_file
-from rapo_jax.train.rl import train_rl
+from rapo_jax.train.rl import open_rl, rl_step, train_rl
 
 LORA = {"rank": 3, "alpha": 6.0, "targets": ("q", "v", "down"), "merge": False}
 CHANGES = {f"model.lora.{key}": value for key, value in LORA.items()} | {
@@ -139,3 +140,18 @@ def test_the_exported_folder_scores_as_the_run_does(four_steps, tmp_path):
     np.testing.assert_allclose(scores(alone, tmp_path / "none", "made.jsonl"), of_run, atol=1e-5)
     cold = dataclasses.replace(s, model=dataclasses.replace(s.model, lora=plain))
     assert np.abs(scores(cold, tmp_path / "none", "cold.jsonl") - of_run).max() > 1e-3
+
+
+def test_a_kl_penalty_keeps_the_first_adapters_and_shares_the_base_with_the_policy(adapted):
+    run = adapted({"rl.kl": 0.01, "rl.steps": 2}, name="kl")
+    parts, training = open_rl(run)
+    with closing(training):
+        reference, policy = parts.reference, training.state.params
+        for ours, its in zip(*map(jax.tree.leaves, map(detach, (reference, policy))), strict=True):
+            assert ours is its
+        first = jax.device_get(reference[ADAPTERS])
+        for step in training.steps():
+            training.end_step(step, *rl_step(run, parts, training.state, step.number))
+        identical(jax.device_get(reference[ADAPTERS]), first)  # updates overwrote their own alone
+        moved = jax.device_get(training.state.params[ADAPTERS])
+        assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, moved, first))))
