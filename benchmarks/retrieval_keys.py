@@ -1,6 +1,6 @@
 """Which keys find the right step trace: n-grams of the text, or hidden states of the policy.
 
-    python benchmarks/retrieval_keys.py WORKDIR [--policy FOLDER] [--questions 300]
+    python benchmarks/retrieval_keys.py WORKDIR [--policy FOLDER] [--minilm FOLDER]
 
 WORKDIR is a run of a synthetic task with its cold start and buffer (or their folders in its
 config). States are those of an expert without errors on training questions, of which the buffer
@@ -13,6 +13,9 @@ step and kind of key the share of states whose nearest step trace takes the expe
     hidden state     of the cold start after the last token of the state; and with the mean over the
                      buffer subtracted
 
+    MiniLM           with --minilm: of question and history, as a run searches them with
+                     retrieval.encoder='minilm'; and with names and numbers
+
 --policy takes the hidden states of the present states from other weights than those of the buffer,
 as a run would whose policy has moved on since its buffer was embedded.
 """
@@ -24,7 +27,7 @@ import dataclasses
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +42,7 @@ from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
+from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.model.transformer import forward
 from rapo_jax.run.folders import buffer_folder, cold_start_folder
 from rapo_jax.run.policy import load_policy
@@ -136,18 +140,44 @@ def later_steps(run: Run, trajectory: AgentTrajectory) -> Iterator[tuple[int, st
             yield t, run.task.decision(step) or "", "".join(trajectory.steps[:t])
 
 
+def key_texts(run: Run, states: States, mask: str) -> list[str]:
+    both = zip(states.question, states.history, strict=True)
+    chars = run.settings.retrieval.max_chars
+    return [key_text(question, history, mask=mask, max_chars=chars) for question, history in both]
+
+
 def ngram_keys(run: Run, held: States, asked: States, mask: str) -> tuple[np.ndarray, np.ndarray]:
     """Keys of both by n-grams that are fitted to those of the buffer."""
+    texts, width = key_texts(run, held, mask), run.settings.retrieval.width
+    encoder = NgramEncoder.fit(texts, width=width, orders=KEY_ORDERS)
+    return encoder(texts), encoder(key_texts(run, asked, mask))
 
-    def texts(states: States) -> list[str]:
-        both = zip(states.question, states.history, strict=True)
-        chars = run.settings.retrieval.max_chars
-        return [
-            key_text(question, history, mask=mask, max_chars=chars) for question, history in both
-        ]
 
-    encoder = NgramEncoder.fit(texts(held), width=run.settings.retrieval.width, orders=KEY_ORDERS)
-    return encoder(texts(held)), encoder(texts(asked))
+def minilm_keys(
+    run: Run, folder: Path, held: States, asked: States, mask: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of both by the sentence encoder in `folder`, which reads all of a text."""
+    module, params, tokenizer = load_encoder(folder)
+    program = jax.jit(module.apply)
+
+    def embed(texts: list[str]) -> np.ndarray:
+        longest = max(len(each.ids) for each in tokenizer.encode_batch(texts))
+        width = -(-longest // 16) * 16  # a program for each
+        return np.asarray(program(params, *tokenize_texts(tokenizer, texts, width=width)))
+
+    held_ME, asked_ME = (keys_of(key_texts(run, each, mask), embed) for each in (held, asked))
+    return held_ME, asked_ME
+
+
+def keys_of(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """A key for each text; `embed` gets FORWARD_ROWS texts of similar length, each text once."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    key_of: dict[str, np.ndarray] = {}
+    for start in range(0, len(distinct), FORWARD_ROWS):
+        some = distinct[start : start + FORWARD_ROWS]
+        key_BE = embed(some + [""] * (FORWARD_ROWS - len(some)))
+        key_of.update(zip(some, key_BE, strict=False))
+    return np.stack([key_of[text] for text in texts])
 
 
 def unit(hidden_ME: np.ndarray) -> np.ndarray:
@@ -170,6 +200,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--policy", type=Path, help="weights of the present states")
+    parser.add_argument("--minilm", type=Path, help="the folder of all-MiniLM-L6-v2")
     parser.add_argument("--questions", type=int, default=300)
     flags = parser.parse_args(arguments)
     settings = settings_of(flags.workdir.absolute())
@@ -187,6 +218,9 @@ def main(arguments: Sequence[str]) -> None:
             "hidden state": (unit(held.hidden_ME), unit(asked.hidden_ME)),
             "less the mean": (unit(held.hidden_ME - mean_E), unit(asked.hidden_ME - mean_E)),
         }
+        if flags.minilm:
+            for name, mask in (("MiniLM", settings.retrieval.mask), ("MiniLM without a mask", "")):
+                keys[name] = minilm_keys(run, flags.minilm, held, asked, mask)
         right = {name: shares(held, asked, pair) for name, pair in keys.items()}
         print(f"{len(held.decision)} step traces, {len(asked.decision)} states")
         print("| kind | place | states | " + " | ".join(keys) + " |")

@@ -31,18 +31,22 @@ FILLED_BY = (
 
 
 def text_encoder(encoder: DeviceEncoder) -> TextEncoder:
-    """Key texts -> keys outside a rollout, for an encoder that runs on the device."""
+    """Key texts -> keys outside a rollout, for an encoder that runs on the device.
+
+    Equal texts, of which masked keys have many, are embedded once.
+    """
     tokenize = encoder.tokenize
     assert tokenize is not None
     program = jax.jit(encoder.embed)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        keys = []
-        for start in range(0, len(texts), ENCODE_ROWS):
-            some = list(texts[start : start + ENCODE_ROWS])
+        key_of: dict[str, np.ndarray] = {}
+        distinct = list(dict.fromkeys(texts))
+        for start in range(0, len(distinct), ENCODE_ROWS):
+            some = distinct[start : start + ENCODE_ROWS]
             padded = some + [""] * (ENCODE_ROWS - len(some))
-            keys.append(np.asarray(program(tokenize(padded)))[: len(some)])
-        return np.concatenate(keys)
+            key_of.update(zip(some, np.asarray(program(tokenize(padded))), strict=False))
+        return np.stack([key_of[text] for text in texts])
 
     return encode
 

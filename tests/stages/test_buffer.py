@@ -20,7 +20,13 @@ from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_retrieved
-from rapo_jax.train.buffer import attach_buffer, load_buffer, read_trajectories
+from rapo_jax.train.buffer import (
+    ENCODE_ROWS,
+    attach_buffer,
+    load_buffer,
+    read_trajectories,
+    text_encoder,
+)
 from rapo_jax.types import Source
 
 
@@ -155,6 +161,24 @@ def bert_folder(tmp_path_factory, trunk):
     floats = {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
     save_file(floats, folder / "model.safetensors")
     return folder
+
+
+def test_equal_keys_are_embedded_once_and_each_has_that_of_its_own_text(trunk, bert_folder):
+    changes = {"encoder": "minilm", "encoder_folder": str(bert_folder), "encoder_tokens": 24}
+    encoder = device_encoder(dataclasses.replace(trunk.settings.retrieval, **changes))
+    read = []
+
+    def tokenize(texts):
+        read.extend(text for text in texts if text)
+        return encoder.tokenize(texts)
+
+    words = sorted({w for text in trunk.task.corpus(trunk.world) for w in text.split()})
+    distinct = [f"{words[n % 7]} {words[n]}" for n in range(ENCODE_ROWS + 3)]
+    texts = [*distinct, *reversed(distinct), distinct[5]]
+    key_ME = text_encoder(encoder._replace(tokenize=tokenize))(texts)
+    one_by_one = encoder.embed(encoder.tokenize(texts))
+    np.testing.assert_allclose(key_ME, one_by_one, atol=1e-6)
+    assert read == distinct
 
 
 def test_a_sentence_encoder_embeds_on_the_device_inside_the_rollout(branch, tmp_path, bert_folder):
