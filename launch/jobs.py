@@ -219,7 +219,7 @@ def _start(job: Job, line: list[str]) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def _die_with_parent(parent: int, line: Sequence[str]) -> None:
+def _die_with_parent(parent: int, line: list[str]) -> None:
     """Becomes the program of `line`, which Linux kills when the process `parent` ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)

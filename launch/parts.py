@@ -78,9 +78,9 @@ def make_jobs(
     """
     makers: dict[str, Job] = {}
     folders: dict[str, dict[str, str]] = {name: {} for name in runs}
-    stages = {name: tuple(each["stages"]) for name, each in zip(runs, configs, strict=True)}
+    stages = {name: stages_of(each) for name, each in zip(runs, configs, strict=True)}
     for part in PARTS:
-        if part.stage not in common["stages"]:
+        if part.stage not in stages_of(common):
             continue
         for (name, settings), config in zip(runs.items(), configs, strict=True):
             own = part.settings_in(settings, config, common)
@@ -102,6 +102,12 @@ def make_jobs(
         for name, settings in runs.items()
     ]
     return list(makers.values()), jobs
+
+
+def stages_of(config: Config) -> tuple[str, ...]:
+    stages = config["stages"]
+    assert isinstance(stages, Sequence)
+    return tuple(map(str, stages))
 
 
 def name_of_maker(settings: dict[str, str]) -> str:

@@ -102,8 +102,9 @@ def needs(s: Settings, given: Collection[str] = ()) -> Iterator[Need]:
         tokenizer = [need("tokenizer.folder", folder, check, _hub(folder))]
     if s.task.name == "dataset" and not s.suites_alone:
         questions = list(_questions(s))
-    yield from (*tokenizer, *questions)
-    if tokenizer and questions and not any(each.missing for each in (*tokenizer, *questions)):
+    both = [*tokenizer, *questions]
+    yield from both
+    if task and tokenizer and questions and not any(each.missing for each in both):
         lengths = partial(_check_lengths, folder, s, task, user_tools)
         yield need("rollout.prompt_tokens", str(s.rollout.prompt_tokens), lengths)
     if "evaluate" in s.stages and s.evaluate.suites:
@@ -185,7 +186,7 @@ def _suites(s: Settings) -> Iterator[Need]:
 
 def _search(s: Settings) -> Iterator[Need]:
     search, documents = s.tools.search, s.task.dataset.documents
-    if "search" in dict(s.tools.user_tools):
+    if any(pair[:1] == ("search",) for pair in s.tools.user_tools):
         return
     if search.index:
         yield need("tools.search.index", search.index, partial(open_index, search.index), INDEX)

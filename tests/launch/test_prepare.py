@@ -151,6 +151,11 @@ def test_a_user_task_is_loaded_as_by_the_run(small_config):
     assert "model.folder" in needs_of(small_config(changes))["task.name"].missing
 
 
+def test_a_tool_that_is_no_pair_is_missing_and_no_traceback(small_config):
+    needs = needs_of(small_config({"tools.user_tools": (("alone",),)}))
+    assert "tools.user_tools=('alone',): write pairs" in needs["task.name"].missing
+
+
 def test_a_retrieval_server_must_respond(tmp_path):
     config = qwen7b.get_config().to_dict()
     with search_server(tmp_path) as url:
