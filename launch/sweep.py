@@ -40,7 +40,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from jobs import GRACE_S, ROOT, Job, environment, gpus, run_jobs, say, use_environment
-from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs
+from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs, nested
 from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
@@ -139,7 +139,21 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
                     f"run {name}: {key}={common[key]} is the same for all runs, so that "
                     f"{', '.join(changed)} would change nothing; leave {key} out"
                 )
+    check_baseline(flags.baseline, configs)
     return Sweep(flags, passed, common, folder, *make_jobs(folder, runs, common, configs, per_seed))
+
+
+def check_baseline(name: str | None, configs: Sequence[Config]) -> None:
+    """Refuses the name of a variant that the table of these runs will not have."""
+    from rapo_jax.report.compare import group_runs
+    from rapo_jax.report.runs import RunFiles
+
+    if name is None:  # then it is grpo, if there is one
+        return
+    there = group_runs([RunFiles(Path(), nested(config)) for config in configs])
+    if name not in there:
+        named = ", ".join(map(repr, there))
+        refuse(f"--baseline={name}: no variant of this sweep is called that; give one of {named}")
 
 
 def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
@@ -172,7 +186,8 @@ def run_sweep(sweep: Sweep, program: Sequence[str]) -> int:
     if skipped := len(jobs) - len(todo) if not failed else 0:
         say(f"{skipped} of {len(jobs)} runs are finished already")
     failed += run_jobs(todo, line_of, flags.jobs, flags.grace)
-    _compare([job.workdir for job in jobs if job.workdir.exists()], folder, flags.baseline)
+    workdirs = [job.workdir for job in jobs if job.workdir.exists()]
+    _compare(workdirs, folder, flags.baseline or "grpo")
     for job in failed:
         say(f"FAILED: {job.name}; the last lines of its output ({job.log}):")
         lines = job.log.read_text(errors="replace").splitlines()
@@ -197,7 +212,7 @@ def _read(
     add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
     add("--jobs", type=int, default=1, help=JOBS_HELP)
     add("--grace", type=float, default=GRACE_S, metavar="SECONDS", help=GRACE_HELP)
-    add("--baseline", default="grpo", help="variant to compare the others with")
+    add("--baseline", help="variant to compare the others with, by its name in the table")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     check_passed(passed)
