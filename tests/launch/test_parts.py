@@ -115,9 +115,27 @@ def test_a_run_that_changes_what_the_flags_have_made_already_is_refused(capfd, c
         ("rollout.observation_tokens", ("sft", "buffer")),
         ("rollout.max_tokens", ("sft", "buffer")),
         ("rollout.retrieved_tokens", ()),
+        ("rollout.max_calls", ("sft", "buffer")),
+        ("task.chains.n_train", ("sft", "buffer")),
+        ("tokenizer.folder", ("sft", "buffer")),
+        ("prompt.system", ("sft", "buffer")),
+        ("tools.output_chars", ("sft", "buffer")),
+        ("model.width", ("sft",)),
+        ("optimizer.b1", ("sft",)),
+        ("optimizer.learning_rate", ()),
+        ("buffer.samples", ("buffer",)),
+        ("retrieval.unit", ("buffer",)),
+        ("retrieval.mask", ("buffer",)),
+        ("retrieval.max_chars", ("buffer",)),
+        ("retrieval.encoder", ("buffer",)),
+        ("retrieval.encoder_folder", ("buffer",)),
+        ("retrieval.width", ("buffer",)),
+        ("retrieval.schedule", ()),
+        ("rl.steps", ()),
+        ("method", ()),
     ],
 )
-def test_what_the_token_limits_of_a_run_change_is_made_for_it(changed, makes):
+def test_what_a_key_of_a_run_changes_is_made_for_it_and_all_else_is_shared(changed, makes):
     stages = ("sft", "buffer", "rl")
     common = {"stages": stages, "sft.folder": "", "buffer.folder": "", changed: 64}
     config = common | {changed: 32}
