@@ -212,7 +212,7 @@ def _read(
     add("--per-seed", choices=[*PER_SEED], default="nothing", help=PER_SEED_HELP)
     add("--jobs", type=int, default=1, help=JOBS_HELP)
     add("--grace", type=float, default=GRACE_S, metavar="SECONDS", help=GRACE_HELP)
-    add("--baseline", help="variant to compare the others with, by its name in the table")
+    add("--baseline", help="variant to compare with, as the table names it; grpo unless given")
     add("--dry-run", action="store_true", help="check the configs, print the commands and stop")
     flags, passed = parser.parse_known_args(arguments)
     check_passed(passed)
