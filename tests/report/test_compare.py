@@ -37,6 +37,25 @@ def test_a_setting_without_a_usual_value_is_named_in_every_label(make_run):
     assert list(groups) == ["rapo · rl.m=0.0", "rapo · rl.m=0.1", "rapo · rl.m=0.2"]
 
 
+def test_a_value_of_half_of_several_variants_is_not_the_usual_one(make_run):
+    two_of_four = [make_run(f"{m}-{a}", rl={"m": m, "a": a}) for m, a in
+                   ((0.0, 0.1), (0.0, 0.2), (0.1, 0.1), (0.2, 0.1))]  # fmt: skip
+    assert [label.rpartition(" · ")[2] for label in groups_of(*two_of_four)] == [
+        "rl.m=0.0", "rl.m=0.0", "rl.m=0.1", "rl.m=0.2",
+    ]  # fmt: skip
+
+
+def test_where_data_and_buffers_lie_makes_no_variant(make_run):
+    workdirs = [make_run("a", seed=0), make_run("b", seed=1)]
+    for workdir in workdirs:
+        config = json.loads((workdir / "config.json").read_text())
+        config |= {key: {name: f"/{workdir.name}"} for key, name in
+                   (("task", "data_dir"), ("buffer", "folder"))}  # fmt: skip
+        config["config_file"] = f"/{workdir.name}.py"
+        (workdir / "config.json").write_text(json.dumps(config))
+    assert [(label, len(runs)) for label, runs in groups_of(*workdirs).items()] == [("rapo", 2)]
+
+
 def test_a_key_that_an_older_runs_config_lacks_counts_with_its_default(make_run):
     older, newer = make_run("older"), make_run("newer", seed=1, rl={"retrieved_traces": "read"})
     changed = make_run("changed", rl={"retrieved_traces": "removed"})
