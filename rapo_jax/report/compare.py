@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -224,6 +225,14 @@ def by_seed(runs: Iterable[RunFiles], value: Measure) -> dict[int, float]:
         if run.seed is not None and accuracy(run) is not None and (x := value(run)) is not None:
             values.setdefault(run.seed, []).append(x)
     return {seed: float(np.mean(each)) for seed, each in values.items()}
+
+
+def seed_groups(runs: Iterable[RunFiles]) -> list[list[RunFiles]]:
+    """The runs of each seed, in the order given; a run without a seed is alone."""
+    groups: dict[int | Path, list[RunFiles]] = {}
+    for run in runs:
+        groups.setdefault(run.workdir if run.seed is None else run.seed, []).append(run)
+    return list(groups.values())
 
 
 def repeated_seeds(groups: Mapping[str, Sequence[RunFiles]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rapo_jax.report import charts
+from rapo_jax.report.compare import seed_groups
 from rapo_jax.report.costs import ACCURACY, Points, cpu_curve, token_curve
 from rapo_jax.report.runs import RunFiles, accuracy, series
 
@@ -128,19 +129,31 @@ def heldout_charts(groups: Groups) -> list[Chart]:
 def mean_lines(
     groups: Groups, points_of: Callable[[RunFiles], Points], *, points: bool = False
 ) -> list[charts.Line]:
-    """One line for each variant that has points: the mean over its runs, ± one sample std.
-
-    A run without a final evaluation counts only where no other run of its variant has one.
-    """
+    """One line for each variant that has points: the mean over its seeds, ± one sample std."""
     lines = []
     for colour, runs in enumerate(groups.values()):
-        counted = [run for run in runs if accuracy(run) is not None] or runs
-        curves = [curve for run in counted if (curve := points_of(run))[0].size]
-        x, y = mean_curve(curves)
+        x, y = mean_curve(_seed_curves(runs, points_of))
         if x.size:
             mean, std = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(x.size)
             lines.append(charts.Line(x, mean, mean - std, mean + std, colour, points))
     return lines
+
+
+def _seed_curves(runs: Sequence[RunFiles], points_of: Callable[[RunFiles], Points]) -> list[Points]:
+    """A curve for each seed that has points: the mean of its runs, where it has several."""
+    curves: list[Points] = []
+    for same in seed_groups(_counted(runs)):
+        found = [curve for run in same if (curve := points_of(run))[0].size]
+        if len(found) > 1:
+            x, y = mean_curve(found)
+            found = [(x, y.mean(0))] if x.size else []
+        curves += found
+    return curves
+
+
+def _counted(runs: Sequence[RunFiles]) -> Sequence[RunFiles]:
+    """The runs of a variant that have a final evaluation; all of them where none has one."""
+    return [run for run in runs if accuracy(run) is not None] or runs
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:
@@ -150,7 +163,8 @@ def mean_curve(curves: Sequence[Points]) -> Points:
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.unique(np.concatenate([x for x, _ in curves]))
     places = places[(places >= low) & (places <= high)]
-    places = places[:: max(1, places.size // MAX_POINTS)]
+    if places.size > MAX_POINTS:
+        places = places[np.linspace(0, places.size - 1, MAX_POINTS).round().astype(int)]
     return places, np.stack([np.interp(places, x, y) for x, y in curves])
 
 
@@ -180,9 +194,9 @@ def time_charts(groups: Groups) -> list[Chart]:
 
 
 def _phases(runs: Sequence[RunFiles]) -> Points | None:
-    """Steps [n] and seconds [phases, n], mean over runs."""
+    """Steps [n] and seconds [phases, n], mean over runs; None where no step is of all of them."""
     times = []
-    for run in runs:
+    for run in _counted(runs):
         step, whole = series(run, "time/step")
         if step.size:
             parts = [_time(run, name, step) for name in ("rollout", "host", "update")]
@@ -191,7 +205,8 @@ def _phases(runs: Sequence[RunFiles]) -> Points | None:
     if not times:
         return None
     means = [mean_curve([(step, parts[i]) for step, parts in times]) for i in range(len(PHASES))]
-    return means[0][0], np.stack([y.mean(0) for _, y in means])
+    steps = means[0][0]
+    return (steps, np.stack([y.mean(0) for _, y in means])) if steps.size else None
 
 
 def _time(run: RunFiles, name: str, step: np.ndarray) -> np.ndarray:
