@@ -18,10 +18,12 @@ from rapo_jax.io.jsonl import JsonObject
 from rapo_jax.report import charts, curves
 from rapo_jax.report.compare import (
     BASELINE,
+    Measure,
     Summary,
     by_seed,
     group_runs,
     repeated_seeds,
+    seed_groups,
     settings_of,
     summarise,
 )
@@ -163,9 +165,13 @@ def _kinds(groups: Groups) -> list[dict[str, object]]:
 
 
 def _mean_kind(runs: Sequence[RunFiles], kind: str, when: str) -> float | None:
-    accuracies = [accuracy_by_kind(run, when) for run in runs]
-    values = [by_kind[kind] for by_kind in accuracies if kind in by_kind]
-    return sum(values) / len(values) if values else None
+    """The mean over seeds; of several runs of one seed, their mean."""
+    of_seeds = [
+        [x for run in same if (x := accuracy_by_kind(run, when).get(kind)) is not None]
+        for same in seed_groups(runs)
+    ]
+    means = [sum(each) / len(each) for each in of_seeds if each]
+    return sum(means) / len(means) if means else None
 
 
 def _differing_settings(groups: Groups) -> dict[str, list[str]]:
@@ -182,17 +188,25 @@ def _difference_charts(
     """Paired differences to the baseline, for all questions and for hidden ones."""
     drawn = []
     for title, measure in (("All questions", accuracy), ("Hidden words", hidden_accuracy)):
-        base = by_seed(groups.get(baseline, ()), measure)
-        rows = []
-        for colour, each in enumerate(summaries):
-            gap = each.difference if measure is accuracy else each.hidden_difference
-            if gap is None:
-                continue
-            ours = by_seed(groups[each.label], measure)
-            dots = [100 * (ours[seed] - base[seed]) for seed in sorted(ours.keys() & base.keys())]
-            mean, low, high = (100 * x for x in gap)
-            rows.append(charts.Interval(each.label, mean, low, high, dots, colour))
+        rows = _differences(groups, summaries, baseline, measure)
         if rows:
             svg = charts.interval_chart(rows, xlabel=f"percentage points above {baseline}")
             drawn.append(curves.Chart(title, svg))
     return drawn
+
+
+def _differences(
+    groups: Groups, summaries: Sequence[Summary], baseline: str, measure: Measure
+) -> list[charts.Interval]:
+    """Of `measure`, accuracy or hidden_accuracy: mean, interval and each seed's, in points."""
+    base = by_seed(groups.get(baseline, ()), measure)
+    rows = []
+    for colour, each in enumerate(summaries):
+        gap = each.difference if measure is accuracy else each.hidden_difference
+        if gap is None:
+            continue
+        ours = by_seed(groups[each.label], measure)
+        dots = [100 * (ours[seed] - base[seed]) for seed in sorted(ours.keys() & base.keys())]
+        mean, low, high = (100 * x for x in gap)
+        rows.append(charts.Interval(each.label, mean, low, high, dots, colour))
+    return rows
