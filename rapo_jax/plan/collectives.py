@@ -126,9 +126,8 @@ def _read_operation(here: Computation, line: str, devices: int) -> None:
     kind = code.removesuffix("-start")
     if kind in SENT:
         # -start gives (operand, result, …) or, of an all-reduce, the result alone.
-        sizes = [bytes_of(part) for part in re.findall(r"[a-z]+\d*\w*\[[\d,]*\]", shape)]
         paired = code.endswith("-start") and shape.startswith("(") and kind != "all-reduce"
-        size = (sizes[1] if len(sizes) > 1 else sum(sizes)) if paired else sum(sizes)
+        size = bytes_of(_result(shape) if paired else shape)
         here.sent[kind] += round(SENT[kind](size, _group(line, devices)))
         return
     if code == "while":
@@ -142,6 +141,12 @@ def _read_operation(here: Computation, line: str, devices: int) -> None:
         here.branches.append(names)
         return
     here.calls.extend((name, 1) for name in _CALLED.findall(line))
+
+
+def _result(started: str) -> str:
+    """The result in (operand, result, …); of several arrays, both are tuples."""
+    parts = re.findall(r"\([^()]*\)|\w+\[[\d,]*\]", re.sub(r"\{[^}]*\}", "", started)[1:-1])
+    return parts[1] if len(parts) > 1 else started
 
 
 def _group(line: str, devices: int) -> int:

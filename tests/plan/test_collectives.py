@@ -141,3 +141,72 @@ def test_groups_may_be_named_by_the_axes_of_a_mesh(groups, chips):
     )
     sent = collective_bytes(hlo, devices=64, unknown_trips=1)
     assert sent == {"all-reduce": round(2 * 16 * (chips - 1) / chips)}
+
+
+def sent_by(*lines, before="", devices=4):
+    """Of a program of these lines, after the functions `before`."""
+    body = "".join(f"  {line}\n" for line in lines)
+    hlo = f"HloModule m\n\n{before}ENTRY %main (x: f32[8], y: f32[12]) -> f32[8] {{\n{body}}}\n"
+    return collective_bytes(hlo, devices=devices, unknown_trips=1)
+
+
+def test_a_sum_whose_parts_stay_apart_sends_a_part_to_each_other_chip():
+    line = "ROOT %r = f32[2]{0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, to_apply=%add"
+    assert sent_by(line) == {"reduce-scatter": 2 * 4 * 3}
+
+
+def test_an_exchange_sends_all_but_the_part_that_stays():
+    line = "ROOT %r = f32[8]{0} all-to-all(%x), replica_groups={{0,1,2,3}}, dimensions={0}"
+    assert sent_by(line) == {"all-to-all": 8 * 4 * 3 / 4}
+
+
+def test_a_collective_without_groups_is_one_of_all_chips():
+    line = "ROOT %r = f32[8]{0} all-gather(%x), dimensions={0}"
+    assert sent_by(line, devices=8) == {"all-gather": 8 * 4 * 7 / 8}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "((f32[2]{0}, f32[3]{0}), (f32[8]{0}, f32[12]{0}))",
+        "((f32[2]{0:T(8)}, f32[3]{0:T(8)}), (f32[8]{0:T(8)}, f32[12]{0:T(8)}), u32[]{:S(2)})",
+    ],
+)
+def test_several_arrays_gathered_at_once_without_waiting_all_count(shape):
+    start = (
+        f"%s = {shape} all-gather-start(%x, %y), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+    )
+    done = "ROOT %d = (f32[8]{0}, f32[12]{0}) all-gather-done(%s)"
+    assert sent_by(start, done) == {"all-gather": (8 + 12) * 4 * 3 / 4}
+
+
+def test_the_operands_of_a_started_sum_of_parts_are_not_its_result():
+    start = "%s = ((f32[8]{0}), f32[2]{0}) reduce-scatter-start(%x), replica_groups={{0,1,2,3}}"
+    assert sent_by(start) == {"reduce-scatter": 2 * 4 * 3}
+
+
+def test_several_arrays_summed_at_once_without_waiting_all_count():
+    """The shape of an asynchronous sum is its result alone."""
+    start = "%s = (f32[8]{0}, f32[12]{0}) all-reduce-start(%x, %y), replica_groups={{0,1,2,3}}"
+    assert sent_by(start) == {"all-reduce": 2 * (8 + 12) * 4 * 3 / 4}
+
+
+def test_for_tpus_a_sum_of_which_each_chip_keeps_a_part_is_sent_once():
+    fused = (
+        "%all-reduce-scatter.1 (p: f32[8]) -> f32[2] {\n"
+        "  %r = f32[8]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add\n"
+        "  ROOT %d = f32[2]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={2}\n}\n\n"
+    )
+    call = "ROOT %f = f32[2]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
+    assert sent_by(call, before=fused) == {"reduce-scatter": 8 * 4 * 3 / 4}
+
+
+def test_the_branches_of_a_condition_may_be_named_one_by_one():
+    branches = "".join(
+        f"%{name} (p: f32[{size}]) -> f32[{size}] {{\n"
+        f"  ROOT %q = f32[{size}]{{0}} collective-permute(%p), source_target_pairs={{}}\n}}\n\n"
+        for name, size in (("small", 4), ("large", 8))
+    )
+    choice = "ROOT %c = f32[8]{0} conditional(%i, %x, %y), "
+    choice += "true_computation=%small, false_computation=%large"
+    assert sent_by(choice, before=branches) == {"collective-permute": 8 * 4}
