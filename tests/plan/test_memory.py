@@ -7,6 +7,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from configs import qwen7b
@@ -41,6 +42,59 @@ def test_weights_moments_and_one_gradient_are_counted_on_each_device():
     # In training 4 bytes of weights, 8 of moments, 4 of a gradient, split over eight devices; the
     # sampling weights are bfloat16 and whole on each.
     assert found.weights == pytest.approx(12 * PARAMETERS / 8 + 2 * PARAMETERS, rel=0.01)
+
+
+def held(*, training=True, fsdp=8, rl=None, **rollout):
+    s = dataclasses.replace(
+        SETTINGS,
+        rollout=dataclasses.replace(SETTINGS.rollout, **rollout),
+        rl=dataclasses.replace(SETTINGS.rl, **(rl or {})),
+    )
+    return held_bytes(s, MODEL, make_mesh(jax.devices()[:fsdp], data=1, fsdp=fsdp, tensor=1),
+                      training=training)  # fmt: skip
+
+
+def test_the_rows_of_a_device_hold_their_tapes_and_the_prompts_of_its_questions():
+    r = SETTINGS.rollout
+    tapes = 512 / 8 * (r.max_tokens + 256 + r.max_tokens) * 5 * 4  # written and returned
+    assert held().rows == tapes + 32 / 8 * r.prompt_tokens * A_TOKEN
+
+
+def test_a_step_needs_the_more_of_its_sampling_and_its_update():
+    sampling = held(slots=512)
+    state = sampling.total - sampling.cache - sampling.rows  # with the copy
+    assert state == sampling.weights
+    # on one device the gradients, 4 bytes a weight, are more than the copy, a cache and its rows
+    update = held(fsdp=1, questions=1, group_size=1)
+    assert update.total == update.weights == pytest.approx(16 * PARAMETERS, rel=0.01)
+
+
+def test_no_more_slots_are_held_than_a_device_has_rows():
+    assert held(slots=8 * 64).cache == held(slots=8 * 65).cache == held(slots=0).cache
+    assert held(slots=8 * 32).cache == held(slots=0).cache / 2
+
+
+def test_sampling_alone_holds_no_moments_no_gradients_and_no_first_weights():
+    kl = {"kl": 0.1}
+    weights = 4 * PARAMETERS / 8 + 2 * PARAMETERS
+    assert held(training=False, rl=kl).weights == pytest.approx(weights, rel=0.01)
+    first = held(rl=kl).weights - held().weights
+    assert first == pytest.approx(4 * PARAMETERS / 8, rel=0.01)
+
+
+def test_a_refusal_counts_no_more_slots_than_rows():
+    with pytest.raises(ValueError, match=r"^rollout\.slots=600: .* cache of 512 slots"):
+        check(40e9, slots=600)
+
+
+def test_a_batch_of_evaluation_has_one_row_for_each_question():
+    rows = 256
+    tapes = rows / 8 * 2 * SETTINGS.rollout.max_tokens * 20
+    prompts = rows / 8 * SETTINGS.rollout.prompt_tokens * A_TOKEN
+    cache = SETTINGS.rollout.max_tokens * A_TOKEN  # of a slot on each device
+    weights = 4 * PARAMETERS / 8 + 2 * PARAMETERS
+    most = 1.05 * (weights + cache + prompts + tapes)
+    check(most, training=False, evaluation_rows=rows, slots=8)
 
 
 def test_a_model_too_large_is_refused_with_more_devices_or_adapters_as_the_remedy():
