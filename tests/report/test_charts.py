@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -45,3 +46,67 @@ def test_an_element_name_is_unique_in_a_chart_and_the_same_chart_is_the_same_tex
     names = [node.get("id") for node in ElementTree.fromstring(svg).iter() if node.get("id")]
     assert len(names) == len(set(names))
     assert svg == all_kinds()["area"]
+
+
+def sides_of(svg, colour):
+    """The least and the largest x of the bar in a colour."""
+    (path,) = re.findall(rf'<path d="([^"]*)"[^>]*fill: var\(--c{colour}\)', svg)
+    xs = [float(x) for x, _ in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+    return min(xs), max(xs)
+
+
+def height_of(svg, word):
+    """How far below the top of a chart a text is."""
+    (text,) = re.findall(rf"<text([^>]*)>{word}</text>", svg)
+    return float(re.search(r'(?:translate\([-\d.]+ |y=")([-\d.]+)', text)[1])
+
+
+def test_the_parts_of_a_bar_follow_each_other():
+    svg = charts.bar_chart(["a"], [[1.0], [2.0], [4.0]], xlabel="seconds")
+    first, second, third = (sides_of(svg, colour) for colour in range(3))
+    assert (first[1], second[1]) == (second[0], third[0])
+    widths = [right - left for left, right in (first, second, third)]
+    np.testing.assert_allclose(np.array(widths) / widths[0], [1, 2, 4], rtol=1e-4)
+
+
+def test_the_first_row_is_the_topmost_in_bars_and_in_intervals():
+    rows = [charts.Interval(name, 1.0, 0.5, 1.5, [1.0], 0) for name in ("one", "two")]
+    for svg in (
+        charts.bar_chart(["one", "two"], [[1.0, 2.0]], xlabel="seconds"),
+        charts.interval_chart(rows, xlabel="points"),
+    ):
+        assert height_of(svg, "one") < height_of(svg, "two")
+
+
+class Axes:
+    """Notes what is drawn."""
+
+    def __init__(self):
+        self.plots, self.bands = [], []
+
+    def plot(self, x, y, style="-", **more):
+        self.plots.append((list(x), list(y), style, more))
+
+    def fill_between(self, x, low, high, **more):
+        self.bands.append((list(low), list(high)))
+
+    def set_yticks(self, *_):
+        pass
+
+    set_ylim = set_yticks
+
+
+def test_a_line_has_the_label_of_its_variant_its_band_and_from_the_ninth_on_another_dash():
+    line = charts.Line(X, X, X - 1, X + 2, 2)
+    axes = Axes()
+    charts.draw_lines(axes, [line, line._replace(colour=8)], [f"v{n}" for n in range(9)])
+    assert [more["label"] for *_, more in axes.plots] == ["v2", "v8"]
+    assert axes.bands == [((X - 1).tolist(), (X + 2).tolist())] * 2
+    styles = [style for *_, style, _ in axes.plots]
+    assert styles[0] == "-" != styles[1]
+
+
+def test_a_row_of_intervals_has_its_mean_its_bounds_and_a_dot_for_each_value():
+    axes = Axes()
+    charts.draw_intervals(axes, [charts.Interval("a", 3.0, 1.0, 6.0, [1.0, 2.0, 6.0], 0)])
+    assert [x for x, *_ in axes.plots] == [[1.0, 2.0, 6.0], [1.0, 6.0], [3.0]]

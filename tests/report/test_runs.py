@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from rapo_jax.report.runs import (
     as_number,
     hidden_accuracy,
     load_run,
+    read_lines,
     series,
 )
 
@@ -52,6 +54,30 @@ def test_the_last_row_of_a_step_wins_after_a_resume(make_run):
     assert reward.tolist() == [1, 2, 9, 4]
 
 
+def test_steps_are_in_their_order_whatever_that_of_the_lines(make_run):
+    workdir = make_run("a")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[::-1]))
+    step, reward = series(load_run(workdir), "reward/mean")
+    assert step.tolist() == reward.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("bad", "places"), [(5, "2, 3, 4, 5, 6"), (6, "2, 3, 4, 5, 6 …")])
+def test_unreadable_lines_are_named_as_an_editor_counts_them_the_first_five(tmp_path, bad, places):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "{\n" * bad)
+    notes = []
+    assert read_lines(tmp_path / "metrics.jsonl", notes) == [{"step": 1}]
+    assert notes == [f"metrics.jsonl: {bad} unreadable line(s) left out ({places})"]
+
+
+def test_the_method_is_that_of_the_config_not_of_an_older_result(make_run):
+    workdir = make_run("a", method="grpo")
+    result = json.loads((workdir / "result.json").read_text()) | {"method": "rapo", "seed": 7}
+    (workdir / "result.json").write_text(json.dumps(result))
+    run = load_run(workdir)
+    assert (run.method, run.seed) == ("grpo", 0)
+
+
 def test_a_missing_file_is_a_note_and_a_missing_folder_too(make_run, tmp_path):
     workdir = make_run("a")
     for name in ("config.json", "metrics.jsonl", "result.json"):
@@ -82,7 +108,9 @@ def test_the_runs_hidden_accuracy_comes_before_the_mean_of_types(make_run):
     workdir = make_run("a")
     result = json.loads((workdir / "result.json").read_text())
     (workdir / "result.json").write_text(json.dumps(result | {"hidden_after": 0.123}))
-    assert hidden_accuracy(load_run(workdir)) == 0.123
+    run = load_run(workdir)
+    assert hidden_accuracy(run) == 0.123
+    assert hidden_accuracy(run, "before") == 0.5  # the mean of types: it has none of hidden words
 
 
 @given(st.text())

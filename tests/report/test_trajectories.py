@@ -62,3 +62,25 @@ def test_an_empty_file_holds_nothing(tmp_path):
     path = tmp_path / "t.jsonl"
     path.touch()
     assert choose_trajectories(path, 60) == ([], 0)
+
+
+def test_trajectories_of_rl_come_before_those_of_another_stage(tmp_path):
+    path = tmp_path / "t.jsonl"
+    other = line(1, "q", 0).replace('"stage": "rl"', '"stage": "heldout"')
+    path.write_text(other + line(5, "q", 0))
+    found, _ = choose_trajectories(path, 60)
+    assert [each["stage"] for each in found] == ["rl", "heldout"]
+
+
+def test_questions_are_ranked_by_rows_with_a_retrieval_and_then_by_how_far_rewards_differ(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        line(1, "one row, three times", 0, retrievals=3, reward=1.0)
+        + line(1, "one row, three times", 1)
+        + line(1, "two rows", 0, retrievals=1) + line(1, "two rows", 1, retrievals=1)
+        + line(1, "all right", 0, reward=1.0) + line(1, "all right", 1, reward=1.0)
+        + line(1, "half right", 0, reward=0.5) + line(1, "half right", 1)
+    )  # fmt: skip
+    found, _ = chosen(path, 60)
+    names = [question for _, question, row in found if row == 0]
+    assert names == ["two rows", "one row, three times", "half right", "all right"]
