@@ -69,7 +69,7 @@ def planned(s: Settings, model: ModelSettings, wanted: list[list[Slice]]) -> lis
     lines = [_title(s, model), "", *table.splitlines()]
     known = [each.slice for each in estimates]
     for group in wanted:
-        if len(group) == 1 and group[0] not in known:
+        if not any(each in known for each in group):
             lines += [
                 "",
                 f"{group[0].name}: its {group[0].chips} chips cannot share "

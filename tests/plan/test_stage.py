@@ -66,6 +66,16 @@ def test_chips_that_cannot_share_the_questions_are_reported(tmp_path, capsys):
     assert "v5e:16x16: its 256 chips cannot share rollout.questions=2" in capsys.readouterr().out
 
 
+def test_a_kind_whose_smallest_slice_cannot_share_the_questions_is_reported(tmp_path, capsys):
+    keys = {"rollout__questions": 5, "rl__mini_batches": 1}
+    s = settings_of(plan__topology="v4, v5e", **keys)  # v4 has no slice of less than 4 chips
+    model = dataclasses.replace(s.model, heads=2)  # over 2 chips at most
+    plan(dataclasses.replace(s, model=model), tmp_path)
+    output = capsys.readouterr().out
+    assert "v4:2x2x1: its 4 chips cannot share rollout.questions=5 evenly" in output
+    assert "| v5e:1x1 | yes" in output and output.count("cannot share") == 1
+
+
 @pytest.mark.parametrize("topology", ["", "v5e:3x5", "v9"])
 def test_an_unknown_topology_is_refused(topology, tmp_path):
     with pytest.raises(ValueError, match=f"plan.topology='{topology}'"):
