@@ -32,5 +32,6 @@ def write_figure(workdirs: Sequence[Path], output: Path) -> bool:
             axes.set(title=f"held-out accuracy, {name}", xlabel="CPU-seconds of training")
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g} %")
             axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        fullest = max(plots[::-1], key=lambda axes: len(axes.lines))
+        fullest.legend(fontsize="small")
     return True

@@ -34,6 +34,15 @@ def test_each_panel_has_the_accuracies_of_its_title(make_run, tmp_path):
         assert ticks and low <= min(ticks) and max(ticks) <= high
 
 
+def test_a_variant_without_hidden_words_is_in_the_legend_too(make_run, tmp_path):
+    workdirs = [make_run(method, method=method) for method in ("grpo", "rapo")]
+    text = (workdirs[0] / "metrics.jsonl").read_text().replace("heldout/hidden", "other/hidden")
+    (workdirs[0] / "metrics.jsonl").write_text(text)
+    assert write_figure(workdirs, tmp_path / "a.svg")
+    words = [each.text for each in tree.parse(tmp_path / "a.svg").iter() if each.text]
+    assert words.count("grpo") == words.count("rapo") == 1
+
+
 def test_runs_without_a_curve_make_no_picture(make_run, tmp_path):
     workdir = make_run("a")
     (workdir / "metrics.jsonl").write_text("")
