@@ -1,6 +1,6 @@
 """Published weights through this package and through transformers: do they give the same numbers?
 
-    bash launch/test.sh --co -q > /dev/null   # makes .venv with torch
+    bash launch/test.sh tests/model   # makes .venv with torch
     .venv/bin/python benchmarks/real_models.py --folder=runs/real
 
 Two Python packages (benchmarks/real_models.txt) carry the weights of small published models:

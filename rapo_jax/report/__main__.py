@@ -28,12 +28,14 @@ def main() -> None:
         parser.error(f"--output={flags.output}: there is no folder {flags.output.parent}")
     if flags.output.suffix not in (".html", ".svg"):
         parser.error(f"--output={flags.output}: a report is .html, a picture .svg")
-    if flags.output.suffix == ".svg":
-        if not write_figure(flags.workdirs, flags.output):
+    try:
+        if flags.output.suffix == ".html":
+            write_report(flags.workdirs, flags.output, baseline=flags.baseline)
+        elif not write_figure(flags.workdirs, flags.output):
             parser.error("no run has held-out accuracies of its training (evaluate.every)")
-        print(flags.output)
-        return
-    print(write_report(flags.workdirs, flags.output, baseline=flags.baseline))
+    except OSError as error:  # of the disk: the values are valid
+        parser.exit(1, f"{parser.prog}: error: --output={flags.output}: {error}\n")
+    print(flags.output)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,16 @@ def test_another_form_of_output_is_refused(write_run, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="^2$"):
         main()
     assert "a report is .html, a picture .svg" in capsys.readouterr().err and not output.exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "heldout.svg"])
+def test_an_output_that_cannot_be_written_is_one_line(
+    name, write_run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / name).mkdir()  # where the file should be
+    flags = [str(write_run(tmp_path / "run")), f"--output={tmp_path / name}"]
+    monkeypatch.setattr("sys.argv", ["report", *flags])
+    with pytest.raises(SystemExit, match="^1$"):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: --output={tmp_path / name}: " in line and "directory" in line
