@@ -68,4 +68,7 @@ def test_an_unknown_config_is_one_line_with_those_that_are_there(name, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         smoke.get_config(name)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "name one of default, llama8b, pairs, qwen3b, qwen7b, smollm2, tiny, web7b or the path" in line
+    assert (
+        "name one of default, llama8b, pairs, qwen3b, qwen7b, smollm2, tiny, web7b or the path"
+        in line
+    )
