@@ -1,4 +1,4 @@
-"""A framework in a virtual environment and a process of its own, for benchmarks/peers.py."""
+"""Virtual environments for benchmarks, and a framework in a process of its own (peers.py)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class Answer(TypedDict, total=False):
     error: str
 
 
-def make_environment(folder: Path, requirements: Path) -> Path:
+def make_environment(folder: Path, requirements: Path, *options: str) -> Path:
     """The Python of a virtual environment with `requirements`; made unless it has just these.
+
+    `options` are pip's.
 
     Raises:
         RuntimeError: pip failed; holds its last line.
@@ -35,7 +37,7 @@ def make_environment(folder: Path, requirements: Path) -> Path:
     python, installed = folder / "bin" / "python", folder / requirements.name
     if not (installed.is_file() and installed.read_bytes() == requirements.read_bytes()):
         venv.create(folder, clear=True, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
+        command = [str(python), "-m", "pip", "install", "-q", *options, "-r", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"pip install -r {requirements}: {last_line(done.stderr)}")

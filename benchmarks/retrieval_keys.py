@@ -1,4 +1,4 @@
-"""Which keys find the right step trace: n-grams of the text, or hidden states of the policy.
+"""Which keys find the right step trace: n-grams, MiniLM or hidden states of the policy.
 
     python benchmarks/retrieval_keys.py WORKDIR [--policy FOLDER] [--minilm FOLDER]
 
@@ -12,7 +12,6 @@ step and kind of key the share of states whose nearest step trace takes the expe
     without a mask   the same with names and numbers
     hidden state     of the cold start after the last token of the state; and with the mean over the
                      buffer subtracted
-
     MiniLM           with --minilm: of question and history, as a run searches them with
                      retrieval.encoder='minilm'; and with names and numbers
 
@@ -27,7 +26,7 @@ import dataclasses
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +41,16 @@ from rapo_jax.buffer.trajectories import AgentTrajectory
 from rapo_jax.config import Settings
 from rapo_jax.config.read import read_settings
 from rapo_jax.config.sources import resolve
-from rapo_jax.model.encoder import load_encoder, tokenize_texts
 from rapo_jax.model.transformer import forward
 from rapo_jax.run.folders import buffer_folder, cold_start_folder
 from rapo_jax.run.policy import load_policy
 from rapo_jax.run.run import Run, open_run
+from rapo_jax.sampling.encoders import device_encoder
 from rapo_jax.sampling.tapes import steps_without_retrieved
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer import KEY_ORDERS
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.train.buffer import read_trajectories
+from rapo_jax.train.buffer import read_trajectories, text_encoder
 from rapo_jax.train.sft import as_segments, examples_of
 from rapo_jax.types import Params, Source
 
@@ -156,28 +155,11 @@ def ngram_keys(run: Run, held: States, asked: States, mask: str) -> tuple[np.nda
 def minilm_keys(
     run: Run, folder: Path, held: States, asked: States, mask: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of both by the sentence encoder in `folder`, which reads all of a text."""
-    module, params, tokenizer = load_encoder(folder)
-    program = jax.jit(module.apply)
-
-    def embed(texts: list[str]) -> np.ndarray:
-        longest = max(len(each.ids) for each in tokenizer.encode_batch(texts))
-        width = -(-longest // 16) * 16  # a program for each
-        return np.asarray(program(params, *tokenize_texts(tokenizer, texts, width=width)))
-
-    held_ME, asked_ME = (keys_of(key_texts(run, each, mask), embed) for each in (held, asked))
-    return held_ME, asked_ME
-
-
-def keys_of(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """A key for each text; `embed` gets FORWARD_ROWS texts of similar length, each text once."""
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    key_of: dict[str, np.ndarray] = {}
-    for start in range(0, len(distinct), FORWARD_ROWS):
-        some = distinct[start : start + FORWARD_ROWS]
-        key_BE = embed(some + [""] * (FORWARD_ROWS - len(some)))
-        key_of.update(zip(some, key_BE, strict=False))
-    return np.stack([key_of[text] for text in texts])
+    """Keys of both by the sentence encoder in `folder`."""
+    changes = {"encoder": "minilm", "encoder_folder": str(folder)}
+    settings = dataclasses.replace(run.settings.retrieval, **changes)
+    embed = text_encoder(device_encoder(settings))
+    return embed(key_texts(run, held, mask)), embed(key_texts(run, asked, mask))
 
 
 def unit(hidden_ME: np.ndarray) -> np.ndarray:

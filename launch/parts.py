@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from jobs import Job
 from variants import name_of
@@ -108,18 +108,6 @@ def stages_of(config: Config) -> tuple[str, ...]:
     stages = config["stages"]
     assert isinstance(stages, Sequence)
     return tuple(map(str, stages))
-
-
-def nested(config: Config) -> dict[str, object]:
-    """The config as the config.json of a run holds it."""
-    whole: dict[str, object] = {}
-    for key, value in config.items():
-        *groups, last = key.split(".")
-        place: Any = whole
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-    return whole
 
 
 def name_of_maker(settings: dict[str, str]) -> str:

@@ -40,7 +40,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from jobs import GRACE_S, ROOT, Job, environment, gpus, run_jobs, say, use_environment
-from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs, nested
+from parts import PARTS, PER_SEED, PER_SEED_HELP, Config, make_jobs
 from variants import plan, setting
 
 PROGRAM = ("-m", "rapo_jax.main")
@@ -139,17 +139,17 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
                     f"run {name}: {key}={common[key]} is the same for all runs, so that "
                     f"{', '.join(changed)} would change nothing; leave {key} out"
                 )
-    check_baseline(flags.baseline, configs)
+    if flags.baseline:
+        check_baseline(flags.baseline, configs)
     return Sweep(flags, passed, common, folder, *make_jobs(folder, runs, common, configs, per_seed))
 
 
-def check_baseline(name: str | None, configs: Sequence[Config]) -> None:
+def check_baseline(name: str, configs: Sequence[Config]) -> None:
     """Refuses the name of a variant that the table of these runs will not have."""
+    from rapo_jax.config.sources import nested
     from rapo_jax.report.compare import group_runs
     from rapo_jax.report.runs import RunFiles
 
-    if name is None:  # then it is grpo, if there is one
-        return
     there = group_runs([RunFiles(Path(), nested(config)) for config in configs])
     if name not in there:
         named = ", ".join(map(repr, there))

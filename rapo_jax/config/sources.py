@@ -192,6 +192,14 @@ def flatten(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str,
             yield name, value
 
 
+def nested(values: Mapping[str, object]) -> dict[str, Json]:
+    """The groups of values by dotted key: the inverse of `flatten`."""
+    config: dict[str, Json] = {}
+    for name, value in values.items():
+        _put(config, name, value)
+    return config
+
+
 def _put(config: dict[str, Json], name: str, value: Json) -> None:
     *groups, last = name.split(".")
     for group in groups:

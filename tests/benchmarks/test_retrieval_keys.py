@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.retrieval_keys import FORWARD_ROWS, States, keys_of, shares, step_ends, unit
+from benchmarks.retrieval_keys import States, shares, step_ends, unit
 from rapo_jax.types import Source
 
 PROMPT, POLICY, TOOL = int(Source.PROMPT), int(Source.POLICY), int(Source.TOOL)
@@ -39,17 +39,3 @@ def test_a_state_ends_at_the_token_before_the_step_that_follows():
 
 def test_hidden_states_are_compared_by_their_angle():
     np.testing.assert_allclose(unit(np.array([[3.0, 4.0]])), [[0.6, 0.8]])
-
-
-def test_every_text_has_its_own_key_though_equal_texts_are_embedded_once():
-    asked = []
-
-    def embed(texts):
-        asked.extend(texts)
-        return np.array([[len(text), ord(text[0]) if text else 0] for text in texts])
-
-    texts = ["bb", "a", "bb", *(f"c{'x' * n}" for n in range(FORWARD_ROWS)), "a"]
-    key_ME = keys_of(texts, embed)
-    assert key_ME.tolist() == [[len(text), ord(text[0])] for text in texts]
-    assert len(asked) == 2 * FORWARD_ROWS  # full batches, the last one with empty texts
-    assert sorted(text for text in asked if text) == sorted(set(texts))
