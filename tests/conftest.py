@@ -40,6 +40,7 @@ from rapo_jax.config.read import read_settings
 from rapo_jax.environment import Environment
 from rapo_jax.model.sharding import layout, make_mesh
 from rapo_jax.model.transformer import init_params
+from rapo_jax.sampling.program_cache import keep_programs_with_callbacks
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.sampling.tapes import steps_without_retrieved, text_without_retrieved
 from rapo_jax.search.ngram import NgramEncoder
@@ -51,6 +52,8 @@ from rapo_jax.types import Params, Trajectory
 from tests.loopback import serve  # noqa: F401
 
 pytest_plugins = ["tests.runs"]  # the fixtures of train/ and stages/
+
+keep_programs_with_callbacks()  # what one worker compiles, all have
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("unhurried")

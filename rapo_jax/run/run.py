@@ -24,6 +24,7 @@ from rapo_jax.run.folders import buffer_folder, cold_start_folder, tokenizer_fol
 from rapo_jax.run.metrics import Metrics
 from rapo_jax.sampling.condensing import make_condenser, prompt_room
 from rapo_jax.sampling.encoders import DeviceEncoder, device_encoder
+from rapo_jax.sampling.program_cache import keep_programs_with_callbacks
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.tasks import Task, check_metric, find_reward
@@ -106,6 +107,7 @@ def open_run(
     Raises:
         ValueError: the settings do not fit the devices, the model or the task; names the key.
     """
+    keep_programs_with_callbacks()
     mesh = make_mesh(devices, **dataclasses.asdict(settings.mesh))
     check_devices(settings, mesh)
     check_metric(settings.task.metric)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
 from rapo_jax.config.read import read_settings
@@ -17,6 +16,7 @@ from rapo_jax.plan.devices import slice_mesh
 from rapo_jax.plan.programs import compile_program, lowered_rollout, lowered_update
 from rapo_jax.plan.shapes import Split
 from rapo_jax.plan.stage import plan
+from tests.compiling import cached_in
 
 
 def settings_of(**keys):
@@ -151,28 +151,11 @@ def test_a_program_that_is_too_large_has_the_compiler_s_message():
 
 
 def test_programs_of_chips_that_are_not_here_are_kept_out_of_the_cache(tmp_path):
-    keys = {
-        "jax_compilation_cache_dir": str(tmp_path),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {key: getattr(jax.config, key) for key in keys}
-    try:
-        for key, value in keys.items():
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()
-
-        def names():
-            return {path.name for path in tmp_path.iterdir() if "atime" not in path.name}
-
+    with cached_in(tmp_path) as names:
         jax.jit(lambda x: x + 1).lower(1.0).compile()  # jax opens its cache
         before_it = names()
         compile_program("planned", lambda: jax.jit(lambda x: x * 3).lower(1.0), chips=1)
         assert before_it and names() == before_it
-    finally:
-        for key, value in before.items():
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()
 
 
 def test_other_errors_of_the_compiler_are_raised():

@@ -1,0 +1,80 @@
+"""CPU-seconds and seconds from a command to the end of its first RL step, of several checkouts.
+
+    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/made \
+        --config.stages="('sft','buffer')"
+    git worktree add ../before COMMIT
+    python benchmarks/start_up.py runs/made --config=configs/tiny.py --checkouts=.,../before
+
+The cold start and the Step-Trace Buffer are those of the given workdir. Every checkout has its own
+compilation cache, which a first round fills; the runs of a round follow one another. One line of
+JSON for each checkout, with all rounds. Where Python looks first is the checkout, so that the
+installed packages are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def start(checkout: Path, cache: Path, arguments: list[str]) -> dict[str, float]:
+    """Seconds of one run of one RL step, in a new workdir.
+
+    Raises:
+        RuntimeError: the run failed; holds the end of what it wrote.
+    """
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, "-m", "rapo_jax.main", f"--workdir={workdir}", *arguments]
+        variables = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(checkout)}
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(
+            command, cwd=checkout, env=os.environ | variables, capture_output=True, text=True
+        )
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{checkout}: status {done.returncode}: {done.stderr[-2000:]}")
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": round(used, 1), "s": round(seconds, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("made", type=Path, help="workdir that holds a cold start and a buffer")
+    parser.add_argument("--config", required=True, help="config file, in every checkout")
+    parser.add_argument("--checkouts", default=".", help="folders of this project, with commas")
+    parser.add_argument("--rounds", type=int, default=5, help="after the one that fills the caches")
+    flags, others = parser.parse_known_args()
+    made = flags.made.resolve()
+    arguments = [
+        f"--config={flags.config}",
+        f"--config.sft.folder={made}/coldstart",
+        f"--config.buffer.folder={made}/buffer",
+        "--config.stages=('rl',)",
+        "--config.rl.steps=1",
+        *others,
+    ]
+    checkouts = [Path(each).resolve() for each in flags.checkouts.split(",")]
+    rounds: dict[Path, list[dict[str, float]]] = {each: [] for each in checkouts}
+    with tempfile.TemporaryDirectory() as caches:
+        for turn in range(flags.rounds + 1):
+            for number, checkout in enumerate(checkouts):
+                taken = start(checkout, Path(caches) / str(number), arguments)
+                print(f"round {turn} of {checkout}: {taken}", file=sys.stderr, flush=True)
+                rounds[checkout].append(taken)
+    for checkout, (first, *warm) in rounds.items():
+        medians = {key: statistics.median(each[key] for each in warm) for key in first}
+        print(json.dumps({"checkout": str(checkout), **medians, "filling": first, "warm": warm}))
+
+
+if __name__ == "__main__":
+    main()
