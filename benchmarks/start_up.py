@@ -1,14 +1,14 @@
 """CPU-seconds and seconds from a command to the end of its first RL step, of several checkouts.
 
-    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/made \
-        --config.stages="('sft','buffer')"
     git worktree add ../before COMMIT
+    python -m rapo_jax.main --config=configs/tiny.py --workdir=runs/made \
+        --config.stages="('sft','buffer')"                             # in each of them
     python benchmarks/start_up.py runs/made --config=configs/tiny.py --checkouts=.,../before
 
-The cold start and the Step-Trace Buffer are those of the given workdir. Every checkout has its own
-compilation cache, which a first round fills; the runs of a round follow one another. One line of
-JSON for each checkout, with all rounds. Where Python looks first is the checkout, so that the
-installed packages are the same.
+The cold start and the Step-Trace Buffer are those of the named workdir, in each checkout. Every
+checkout has its own compilation cache, which a first round fills; the runs of a round follow one
+another. One line of JSON for each checkout, with all rounds. The installed packages are the same
+for all: only the project is the checkout's.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("made", type=Path, help="workdir that holds a cold start and a buffer")
+    parser.add_argument("made", help="workdir with a cold start and a buffer, in every checkout")
     parser.add_argument("--config", required=True, help="config file, in every checkout")
     parser.add_argument("--checkouts", default=".", help="folders of this project, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="after the one that fills the caches")
     flags, others = parser.parse_known_args()
-    made = flags.made.resolve()
     arguments = [
         f"--config={flags.config}",
-        f"--config.sft.folder={made}/coldstart",
-        f"--config.buffer.folder={made}/buffer",
+        f"--config.sft.folder={flags.made}/coldstart",
+        f"--config.buffer.folder={flags.made}/buffer",
         "--config.stages=('rl',)",
         "--config.rl.steps=1",
         *others,
