@@ -50,7 +50,7 @@ from rapo_jax.sampling.tapes import steps_without_retrieved
 from rapo_jax.search.ngram import NgramEncoder
 from rapo_jax.stages.buffer import KEY_ORDERS
 from rapo_jax.tasks.stream import load_questions
-from rapo_jax.train.buffer import read_trajectories, text_encoder
+from rapo_jax.train.buffer import each_text_once, read_trajectories, text_encoder
 from rapo_jax.train.sft import as_segments, examples_of
 from rapo_jax.types import Params, Source
 
@@ -158,7 +158,7 @@ def minilm_keys(
     """Keys of both by the sentence encoder in `folder`."""
     changes = {"encoder": "minilm", "encoder_folder": str(folder)}
     settings = dataclasses.replace(run.settings.retrieval, **changes)
-    embed = text_encoder(device_encoder(settings))
+    embed = each_text_once(text_encoder(device_encoder(settings)))
     return embed(key_texts(run, held, mask)), embed(key_texts(run, asked, mask))
 
 

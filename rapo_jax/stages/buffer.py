@@ -11,8 +11,10 @@ import numpy as np
 from rapo_jax.buffer.buffer import Manifest, StepTraceBuffer
 from rapo_jax.buffer.sources import Imported
 from rapo_jax.buffer.trajectories import StepTrace, best_of, filter_counts, split_all
-from rapo_jax.distributed import make_once, on_first
+from rapo_jax.distributed import Stopped, make_once, on_first
+from rapo_jax.io import watchdog
 from rapo_jax.io.files import write_json, write_text
+from rapo_jax.io.signals import stop_requested
 from rapo_jax.run.metrics import Progress
 from rapo_jax.run.run import Run
 from rapo_jax.search.ngram import NgramEncoder
@@ -21,6 +23,7 @@ from rapo_jax.tasks import check_metric
 from rapo_jax.train.buffer import (
     ENCODE_ROWS,
     TextEncoder,
+    each_text_once,
     filled_by,
     key_encoder,
     load_buffer,
@@ -29,8 +32,6 @@ from rapo_jax.train.buffer import (
 
 KEY_ORDERS = (1, 2)
 """n-grams of the built-in encoder of keys."""
-ENCODE_TEXTS = 128 * ENCODE_ROWS
-"""Keys between two lines of progress."""
 
 
 def build_buffer(run: Run) -> Manifest:
@@ -76,7 +77,7 @@ def _build(run: Run, imported: Imported | None, sampled: Sampling, started: floa
     buffer = StepTraceBuffer.build(
         step_traces,
         how,
-        encode=_with_progress(encode),
+        encode=each_text_once(_with_progress(encode)),
         encoder_identity=identity,
         tokenizer_fingerprint=run.tokens.fingerprint,
         count_tokens=lambda text: len(run.tokens.encode_protocol(text)),
@@ -115,15 +116,18 @@ def _summary(buffer: StepTraceBuffer, single: Sequence[StepTrace]) -> str:
 
 
 def _with_progress(encode: TextEncoder) -> TextEncoder:
-    """The same encoder, which prints its progress where there are many texts."""
+    """The same encoder, which prints its progress and stops if a signal asks for it."""
 
     def encode_all(texts: Sequence[str]) -> np.ndarray:
-        if len(texts) <= ENCODE_TEXTS:
-            return encode(texts)
         progress = Progress("buffer: keys", total=len(texts), done=0)
         keys = []
-        for start in range(0, len(texts), ENCODE_TEXTS):
-            keys.append(encode(texts[start : start + ENCODE_TEXTS]))
+        for start in range(0, len(texts), ENCODE_ROWS):
+            if stop_requested():
+                raise Stopped(
+                    f"the {start} keys made so far are not kept; the next start makes all"
+                )
+            keys.append(encode(texts[start : start + ENCODE_ROWS]))
+            watchdog.beat()
             progress.show(start + len(keys[-1]))
         return np.concatenate(keys)
 

@@ -25,7 +25,7 @@ from rapo_jax.tasks import Question
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import Segment
 
-SCRIPTED_AT_A_TIME = 512
+SCRIPTED_AT_A_TIME = 64
 """Questions; a trajectory does not depend on what else is sampled with it."""
 
 
@@ -99,6 +99,9 @@ def _scripted(run: Run, questions: Sequence[Question]) -> Sampling:
     progress = Progress("buffer", total=len(questions), done=0)
     trajectories: list[AgentTrajectory] = []
     for start in range(0, len(questions), SCRIPTED_AT_A_TIME):
+        if stop_requested():
+            raise Stopped("trajectories of the scripted agent are not kept; the next start asks it")
+        watchdog.beat()
         some = questions[start : start + SCRIPTED_AT_A_TIME]
         groups = run_agents(
             expert,

@@ -31,24 +31,30 @@ FILLED_BY = (
 
 
 def text_encoder(encoder: DeviceEncoder) -> TextEncoder:
-    """Key texts -> keys outside a rollout, for an encoder that runs on the device.
-
-    Equal texts, of which masked keys have many, are embedded once.
-    """
+    """Key texts -> keys outside a rollout, for an encoder that runs on the device."""
     tokenize = encoder.tokenize
     assert tokenize is not None
     program = jax.jit(encoder.embed)
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        key_of: dict[str, np.ndarray] = {}
-        distinct = list(dict.fromkeys(texts))
-        for start in range(0, len(distinct), ENCODE_ROWS):
-            some = distinct[start : start + ENCODE_ROWS]
+        parts = []
+        for start in range(0, len(texts), ENCODE_ROWS):
+            some = list(texts[start : start + ENCODE_ROWS])
             padded = some + [""] * (ENCODE_ROWS - len(some))
-            key_of.update(zip(some, np.asarray(program(tokenize(padded))), strict=False))
-        return np.stack([key_of[text] for text in texts])
+            parts.append(np.asarray(program(tokenize(padded)))[: len(some)])
+        return np.concatenate(parts)
 
     return encode
+
+
+def each_text_once(encode: TextEncoder) -> TextEncoder:
+    """The same encoder, which is given equal texts once: masked keys have many."""
+
+    def encode_distinct(texts: Sequence[str]) -> np.ndarray:
+        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        return encode(list(place_of))[[place_of[text] for text in texts]]
+
+    return encode_distinct
 
 
 def load_buffer(run: Run) -> StepTraceBuffer:

@@ -12,17 +12,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rapo_jax.distributed import Stopped
 from rapo_jax.run.policy import load_policy
 from rapo_jax.sampling.encoders import device_encoder
 from rapo_jax.sampling.sampler import Sampler
 from rapo_jax.sampling.tapes import segments
 from rapo_jax.search.ngram import NgramEncoder
+from rapo_jax.stages import buffer, buffer_sources
 from rapo_jax.stages.buffer import build_buffer
 from rapo_jax.tasks.stream import load_questions
 from rapo_jax.text.protocol import render_retrieved
 from rapo_jax.train.buffer import (
     ENCODE_ROWS,
     attach_buffer,
+    each_text_once,
     load_buffer,
     read_trajectories,
     text_encoder,
@@ -163,6 +166,27 @@ def bert_folder(tmp_path_factory, trunk):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("asked_at", "said"), [(1, "scripted agent"), (2, "the 0 keys made so far")]
+)
+def test_a_signal_ends_the_making_of_a_buffer(branch, tmp_path, monkeypatch, asked_at, said):
+    """The agent's 20 questions are one part, and so are the keys: the second look is theirs."""
+    looks = []
+
+    def stop_requested():
+        looks.append(1)
+        return len(looks) >= asked_at
+
+    monkeypatch.setattr(buffer_sources, "stop_requested", stop_requested)
+    monkeypatch.setattr(buffer, "stop_requested", stop_requested)
+    run = branch({"buffer.folder": str(tmp_path / "b")})
+    with pytest.raises(Stopped, match=said):
+        build_buffer(run)
+    assert not (tmp_path / "b" / "done.json").exists()
+    monkeypatch.undo()
+    assert build_buffer(run)["trajectories_sampled"] == 40
+
+
 def test_equal_keys_are_embedded_once_and_each_has_that_of_its_own_text(trunk, bert_folder):
     changes = {"encoder": "minilm", "encoder_folder": str(bert_folder), "encoder_tokens": 24}
     encoder = device_encoder(dataclasses.replace(trunk.settings.retrieval, **changes))
@@ -175,7 +199,7 @@ def test_equal_keys_are_embedded_once_and_each_has_that_of_its_own_text(trunk, b
     words = sorted({w for text in trunk.task.corpus(trunk.world) for w in text.split()})
     distinct = [f"{words[n % 7]} {words[n]}" for n in range(ENCODE_ROWS + 3)]
     texts = [*distinct, *reversed(distinct), distinct[5]]
-    key_ME = text_encoder(encoder._replace(tokenize=tokenize))(texts)
+    key_ME = each_text_once(text_encoder(encoder._replace(tokenize=tokenize)))(texts)
     one_by_one = encoder.embed(encoder.tokenize(texts))
     np.testing.assert_allclose(key_ME, one_by_one, atol=1e-6)
     assert read == distinct
