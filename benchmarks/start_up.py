@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,23 +25,42 @@ from pathlib import Path
 
 
 def start(checkout: Path, cache: Path, arguments: list[str]) -> dict[str, float]:
-    """Seconds of one run of one RL step, in a new workdir.
+    """Seconds of a run in a new workdir until it prints the line of its first RL step.
+
+    The run is ended then. Its CPU-seconds are those of all threads, without those of its tools.
 
     Raises:
-        RuntimeError: the run failed; holds the end of what it wrote.
+        RuntimeError: the run ended before; holds the end of what it wrote.
     """
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, "-m", "rapo_jax.main", f"--workdir={workdir}", *arguments]
         variables = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(checkout)}
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run(
-            command, cwd=checkout, env=os.environ | variables, capture_output=True, text=True
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=checkout,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
-        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{checkout}: status {done.returncode}: {done.stderr[-2000:]}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_s": round(used, 1), "s": round(seconds, 1)}
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("[rl] 1/"):
+                seconds = time.perf_counter() - started
+                used = cpu_seconds(process.pid)
+                process.terminate()
+                process.communicate()
+                return {"cpu_s": round(used, 1), "s": round(seconds, 1)}
+        status = process.wait()
+        errors.seek(0)
+        raise RuntimeError(f"{checkout}: status {status}: {errors.read()[-2000:]}")
+
+
+def cpu_seconds(process: int) -> float:
+    """What all threads of a process have used, as Linux counts it."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -59,7 +77,6 @@ def main() -> None:
         f"--config.sft.folder={flags.made}/coldstart",
         f"--config.buffer.folder={flags.made}/buffer",
         "--config.stages=('rl',)",
-        "--config.rl.steps=1",
         *others,
     ]
     checkouts = [Path(each).resolve() for each in flags.checkouts.split(",")]
