@@ -1,13 +1,13 @@
-"""Keeps programs that call the host in jax's persistent compilation cache.
+"""Keeps programs that call the host in jax's persistent compilation cache, as jax 0.11 does itself.
 
-jax writes no such program to it, so that every start compiled the rollout anew. But since jaxlib
+jax 0.10 writes no such program to it, so that every start compiled the rollout anew. But jaxlib
 names callbacks in a CPU program by their place in a list, and takes that list when it loads a
-program, too, one that another process compiled can be given the callbacks of this one. jax has no
-public way to ask for this: three functions of `jax._src.compiler` are wrapped, or none of them if
-they are not those that are known here.
+program, too: one that another process compiled can be given the callbacks of this one. jax 0.11,
+which needs a newer Python, does so; here three functions of `jax._src.compiler` are wrapped, or
+none of them if they are not those that are known here.
 
-On CPUs alone: a program is loaded on GPUs in the same way, but this was never tried; on TPUs
-callbacks are sent over channels of the program.
+On CPUs alone: that jaxlib 0.10 does the same on GPUs was never tried, and on TPUs callbacks are
+sent over channels of the program.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def keep_programs_with_callbacks() -> bool:
     """From now on, programs that call the host are read from the compilation cache and written.
 
     A program that is read calls the functions of the process that reads it, not those of the one
-    that compiled it. Does nothing the second time. Where no cache is configured, none is used.
+    that compiled it. Does nothing the second time, and from jax 0.11 on, which keeps them itself.
+    Where no cache is configured, none is used.
 
     Returns:
         False, after a line in the log, if this jax works in another way; such programs are then
@@ -67,7 +68,7 @@ def keep_programs_with_callbacks() -> bool:
     """
     before: dict[str, Any] = {name: getattr(compiler, name, None) for name in KNOWN}
     get, read, write = before.values()
-    if getattr(get, "__module__", "") == __name__:
+    if getattr(get, "__module__", "") == __name__ or "host_callbacks" in _parameters(read):
         return True
     if {name: _parameters(function) for name, function in before.items()} != KNOWN:
         _log.warning(

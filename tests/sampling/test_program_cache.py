@@ -17,6 +17,8 @@ from rapo_jax.sampling.program_cache import KNOWN, SUFFIX, keep_programs_with_ca
 from rapo_jax.types import Source
 from tests.compiling import cached_in
 
+ITS_OWN_NAMES = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 11)
+
 
 @pytest.fixture
 def hits():
@@ -88,6 +90,7 @@ def test_what_a_loaded_program_s_callback_raises_is_raised(tmp_path, hits):
         assert "cache_hits" in hits
 
 
+@pytest.mark.skipif(not ITS_OWN_NAMES, reason="jax looks for them itself")
 def test_programs_with_callbacks_have_names_that_no_other_reader_looks_for(tmp_path):
     with cached_in(tmp_path) as names:
         jax.jit(lambda x: x * 5 - 1).lower(1.0).compile()
@@ -101,8 +104,8 @@ def test_programs_with_callbacks_have_names_that_no_other_reader_looks_for(tmp_p
 def test_a_broken_entry_is_compiled_again(tmp_path, recwarn):
     with cached_in(tmp_path) as names:
         jax.jit(lambda x: on_host(x, np.asarray) * 7).lower(1.0).compile()
-        (name,) = (name for name in names() if SUFFIX in name)
-        (tmp_path / name).write_bytes(b"no program")
+        for name in names():
+            (tmp_path / name).write_bytes(b"no program")
         assert jax.jit(lambda x: on_host(x, np.negative) * 7)(1.0) == -7
     assert any("persistent compilation cache" in str(w.message) for w in recwarn)
 
@@ -124,7 +127,7 @@ def test_a_rollout_from_the_cache_gives_the_tape_of_a_compiled_one(
 
     with cached_in(tmp_path) as names:
         compiled = tape()
-        assert any(SUFFIX in name for name in names())
+        assert any("in_program" in name for name in names())
         hits.clear()
         loaded = tape()
         assert "cache_misses" not in hits
@@ -144,6 +147,21 @@ def test_a_jax_that_works_in_another_way_is_left_alone_with_one_line(monkeypatch
     assert [compiler._cache_read, compiler._cache_write] == [another, another]
     (line,) = caplog.messages
     assert f"jax {jax.__version__}" in line and "compiled at every start" in line
+
+
+def test_a_jax_that_keeps_them_itself_is_left_alone(monkeypatch, caplog):
+    def read(module_name, cache_key, options, backend, devices, host_callbacks):
+        raise AssertionError("not called")
+
+    def get(*arguments):
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(compiler, "_cache_read", read)
+    monkeypatch.setattr(compiler, "compile_or_get_cached", get)
+    with caplog.at_level(logging.WARNING):
+        assert keep_programs_with_callbacks()
+    assert (compiler._cache_read, compiler.compile_or_get_cached) == (read, get)
+    assert caplog.messages == []
 
 
 def test_asking_twice_changes_nothing():
