@@ -269,8 +269,6 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    if resolved.file is not None:  # user code may be beside it
-        sys.path.append(str(resolved.file.resolve().parent))
     raise SystemExit(1 if report(list(needs(settings, given=resolved.overridden))) else 0)
 
 

@@ -30,8 +30,6 @@ def read(config: str, flags: Sequence[tuple[str, str]]) -> tuple[dict[str, objec
         settings = read_settings(resolved.config)
         if not set(settings.stages) <= NO_WEIGHTS:
             refuse_contradictions(settings.model, resolved.overridden)
-        if resolved.file is not None:  # user code may be beside it
-            sys.path.append(str(resolved.file.resolve().parent))
         close_tools(load_user_code(settings)[1])
     except (ValueError, FileNotFoundError) as error:
         return values, " ".join(str(error).split())

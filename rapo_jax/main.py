@@ -125,8 +125,6 @@ def main(arguments: Sequence[str]) -> None:
         return
     if line.workdir is None:
         _refuse("--workdir is missing: name a folder that the run writes into; see --help")
-    if resolved.file is not None:  # user code may be next to it; last, so that it hides no module
-        sys.path.append(str(resolved.file.resolve().parent))
     from rapo_jax.stages import job  # jax: seconds, which no refusal above waits for
 
     with job.claimed_workdir(

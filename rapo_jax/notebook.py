@@ -6,7 +6,6 @@ docs/notebook.ipynb shows it. The functions are those of a training; a session a
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -75,8 +74,6 @@ class Session:
         settings, folder = read_settings(resolved.config), Path(workdir)
         refuse_contradictions(settings.model, resolved.overridden)
         file = resolved.file.resolve() if resolved.file else None
-        if file and str(file.parent) not in sys.path:  # user code may be beside it
-            sys.path.append(str(file.parent))
         if not settings.of_method.samples:
             raise ValueError(
                 f"method={settings.method!r}: it samples no rollouts, which a session is made of; "

@@ -12,6 +12,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from configs import default
+from rapo_jax.config.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = ROOT / "rapo_jax" / "method"
@@ -198,6 +199,13 @@ def test_the_architecture_names_tables_that_exist():
     tables = set(re.findall(r"`([A-Z][A-Z_]{4,})`", page.partition("\n## ")[0]))
     assert len(tables) > 5
     assert {name for name in tables if not re.search(rf"^{name}\b", package, re.MULTILINE)} == set()
+
+
+def test_the_table_of_methods_has_them_all_and_says_which_need_the_buffer():
+    table = text_of(ROOT / "docs" / "methods.md").partition("\nNotation: ")[0]
+    cells = [line.split(" | ") for line in table.splitlines()]
+    rows = {row[0].strip("| `"): row[-1].strip("| ") for row in cells if row[0].startswith("| `")}
+    assert rows == {name: "yes" if each.buffer else "no" for name, each in METHODS.items()}
 
 
 def test_the_citation_has_what_its_format_requires():

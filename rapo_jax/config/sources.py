@@ -1,6 +1,7 @@
 """Puts a config together: defaults < method < config file or workdir < override files < flags.
 
-`resolve` is what every command uses that takes `--config`; `read.read_settings` then checks it.
+`resolve` is what every command uses that takes `--config`; `read.read_settings` then checks it. It
+makes modules beside the config file known, which it may import or name as user code.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -219,11 +221,14 @@ def _load(config: str) -> tuple[dict[str, Json], Path | None]:
         file = _read_object(path).get("config_file")
         stored = stored_config(path)
         stored.pop("distributed", None)  # the processes of that call, not of this one
+        if file:
+            _find_modules_beside(Path(file))
         return stored, Path(file) if file else None
     spec = importlib.util.spec_from_file_location("rapo_jax_config", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={name}: a config is a Python file, or JSON")
     module = importlib.util.module_from_spec(spec)
+    _find_modules_beside(path)
     try:
         spec.loader.exec_module(module)
         make = getattr(module, "get_config", None)
@@ -236,6 +241,12 @@ def _load(config: str) -> tuple[dict[str, Json], Path | None]:
         got = "has none" if make is None else f"returned {type(values).__name__}"
         raise ValueError(f"--config={name}: get_config() must return a ConfigDict; it {got}")
     return values, path
+
+
+def _find_modules_beside(path: Path) -> None:
+    """Adds the folder of a config file to those of modules; last, so that it hides none."""
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
 
 
 def config_file(name: str) -> Path:

@@ -37,7 +37,10 @@ def question_task(make: Callable[..., Mapping[str, Sequence[object]]]) -> Task:
             raise ValueError(
                 f"task.user_arguments={arguments!r}: {make.__name__}{signature}: {error}"
             ) from None
-        made = make(**arguments)
+        try:
+            made = make(**arguments)
+        except (ValueError, OSError) as error:  # with its traceback, as any error in a user's code
+            raise RuntimeError(f"task.name: {make.__name__} fails") from error
         if not isinstance(made, Mapping) or not {"train", "eval"} <= set(made) <= set(_LISTS):
             returned = sorted(made) if isinstance(made, Mapping) else type(made).__name__
             raise ValueError(

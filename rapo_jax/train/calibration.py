@@ -13,8 +13,7 @@ from rapo_jax.method.calibrate import Calibration, calibrate
 from rapo_jax.method.clipping import CLIPPINGS
 from rapo_jax.method.objective import share_silenced_above
 from rapo_jax.method.rewards import around_retrievals
-from rapo_jax.train.methods import METHODS, calibrated, of_entropy
-from rapo_jax.train.update import rapo_loss
+from rapo_jax.train.methods import METHODS
 from rapo_jax.types import Array, Trajectory
 
 Calibrator = Callable[[Trajectory, Array], tuple[Calibration, dict[str, Array]]]
@@ -88,14 +87,14 @@ def guards(s: Settings) -> list[str]:
     if s.n_hybrid:
         limit = largest_safe_a(s.rollout.group_size, s.rl.ddof)
         method = METHODS[s.method]
-        if s.rl.a >= limit and method.advantage in (calibrated, of_entropy):
+        if s.rl.a >= limit and method.retrieval_reward:
             lines.append(
                 f"rl.a={s.rl.a}: from {limit:.3f} on, at rollout.group_size="
                 f"{s.rollout.group_size}, the retrieval reward can flip the sign of an advantage"
             )
         share = share_silenced_above(s.rl.m, s.rl.clip_high)
         _, keeps_gradient_above = CLIPPINGS[s.rl.clipping]
-        if share < 1 and method.loss is rapo_loss and not keeps_gradient_above:
+        if share < 1 and method.importance_shaping and not keeps_gradient_above:
             lines.append(
                 f"rl.m={s.rl.m}: a rollout with a share of retrieved tokens above {share:.2f} "
                 "starts beyond 1 + rl.clip_high, so its tokens of positive advantage get zero "

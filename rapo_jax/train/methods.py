@@ -27,10 +27,14 @@ Advantage = Callable[[Settings, Trajectory, Array, Calibration], Array]
 
 
 class Method(NamedTuple):
-    """A method that learns from rollouts."""
+    """A method that learns from rollouts, and what of RAPO's calibration reaches it."""
 
     advantage: Advantage
     loss: Callable[[ModelSettings, RlSettings], LossSums]
+    retrieval_reward: bool = True
+    """Whether the advantage holds the retrieval reward (`rl.a`): that of `calibration` does."""
+    importance_shaping: bool = True
+    """Whether the loss shapes its ratios by the share of retrieved tokens (`rl.m`)."""
 
 
 def calibrated(
@@ -126,12 +130,12 @@ METHODS = {
     "grpo": Method(calibrated, rapo_loss),  # nothing is retrieved: no reward for it, F_ret = 0
     "dapo": Method(calibrated, rapo_loss),
     "gppo": Method(calibrated, rapo_loss),
-    "gigpo": Method(of_steps, rapo_loss),
-    "tree_grpo": Method(of_trees, rapo_loss),
+    "gigpo": Method(of_steps, rapo_loss, retrieval_reward=False),
+    "tree_grpo": Method(of_trees, rapo_loss, retrieval_reward=False),
     "arpo": Method(calibrated, rapo_loss),
     "aepo": Method(of_entropy, rapo_loss),
-    "luffy": Method(centred, luffy_loss),
-    "rollout_replay": Method(calibrated, replay_loss),
+    "luffy": Method(centred, luffy_loss, retrieval_reward=False, importance_shaping=False),
+    "rollout_replay": Method(calibrated, replay_loss, importance_shaping=False),
     "sft_grpo": Method(calibrated, rapo_loss),
 }
 """By `config.method`; `sft` alone samples nothing."""

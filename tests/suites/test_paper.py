@@ -7,6 +7,7 @@ import pytest
 from rapo_jax.config.methods import METHODS as TRAINED
 from rapo_jax.suites.catalogue import SUITES
 from rapo_jax.suites.paper import AVERAGE, AVERAGED, METHODS, paper_scores, reported
+from rapo_jax.text.protocols import PROTOCOLS
 
 QWEN7, QWEN3, LLAMA = "Qwen2.5-7B-Instruct", "Qwen2.5-3B-Instruct", "Llama3-8B-Instruct"
 
@@ -43,7 +44,7 @@ def test_suites_and_methods_of_the_paper_are_ours():
     assert set(paper_scores()[QWEN3]) == set(paper_scores()[LLAMA]) == {*AVERAGED, AVERAGE}
     named = {m for backbone in paper_scores().values() for x in backbone.values() for m in x}
     assert named == set(METHODS.values())
-    assert set(TRAINED) - {"sft_grpo"} <= set(METHODS)
+    assert set(METHODS) <= {*TRAINED, *PROTOCOLS}
 
 
 def test_the_best_other_method_is_never_the_same_one():

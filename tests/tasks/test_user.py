@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -158,3 +160,17 @@ def test_a_reward_that_is_no_finite_number_ends_the_run_with_its_key(name, reaso
 def test_a_reward_that_cannot_be_called_is_refused_before_it_is_needed():
     with pytest.raises(ValueError, match=r"a function of \(text, gold_answers\), and takes"):
         find_reward("tests.user_code:shout", metric="f1", user_tools=())
+
+
+def test_an_error_of_a_user_s_own_task_is_no_refused_value(tmp_path):
+    """A ValueError alone would be one line without a file: 'Expecting value: line 1 column 1'."""
+
+    def questions(path):
+        return json.loads(Path(path).read_text())
+
+    (tmp_path / "bad").write_text("not json")
+    task = question_task(questions)
+    for name, cause in (("bad", "Expecting value"), ("missing", "No such file")):
+        with pytest.raises(RuntimeError, match="^task.name: questions fails$") as raised:
+            task.make_world(path=str(tmp_path / name))
+        assert cause in str(raised.value.__cause__)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rapo_jax.config import RlSettings
 from rapo_jax.method.calibrate import Calibration
 from rapo_jax.train.calibration import diagnostics
+from rapo_jax.train.methods import METHODS
 from rapo_jax.types import Source
 
 
@@ -39,3 +41,20 @@ def test_without_retrievals_no_entropy_floor_decides():
     calibration = Calibration(rows, rows, rows, jnp.zeros((4, 1)), jnp.zeros((4, 1)), source_BS)
     scalars = diagnostics(calibration, rows, RlSettings(entropy_floor=0.2), group_size=4)
     assert scalars["floor/entropy_active"] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_says_whether_the_retrieval_reward_reaches_its_advantages(
+    small_settings, tapes, method
+):
+    s = small_settings({"rollout.tree_rows": 2 if method == "tree_grpo" else 1})
+    reward_B = np.random.default_rng(0).random(len(tapes.length_B)).astype(np.float32)
+    steps_BS = np.zeros((len(reward_B), 8), np.int32)
+
+    def advantage(retrieval_reward):
+        calibrated_B = reward_B - reward_B.mean() + retrieval_reward
+        calibration = Calibration(calibrated_B, *[None] * 4, steps_BS)
+        return np.asarray(METHODS[method].advantage(s, tapes, reward_B, calibration))
+
+    reaches = bool((advantage(0.0) != advantage(0.3)).any())
+    assert reaches == METHODS[method].retrieval_reward
