@@ -119,7 +119,7 @@ def _with_progress(encode: TextEncoder) -> TextEncoder:
     """The same encoder, which prints its progress and stops if a signal asks for it."""
 
     def encode_all(texts: Sequence[str]) -> np.ndarray:
-        progress = Progress("buffer: keys", total=len(texts), done=0)
+        progress = Progress("buffer: distinct keys", total=len(texts), done=0)
         keys = []
         for start in range(0, len(texts), ENCODE_ROWS):
             if stop_requested():
